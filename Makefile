@@ -1,0 +1,47 @@
+# Everything a newcomer needs is one `make` away; each target works as root, as a plain user, and from a path with spaces.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv and install everything into it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Pagemill needs Python 3.11 or newer; try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything
+	@$(BIN)/python -m cli demo
+
+test: $(READY)  ## the ordinary tests (under 10 minutes on two cores)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(READY)  ## the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, import contracts, migrations match models
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m migrations.check
+
+format: $(READY)  ## let ruff write what it can
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+bench: $(READY)  ## the side-by-side benchmarks of docs/benchmarks.md
+	$(BIN)/python -m bench
+
+clean:  ## remove .venv and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
