@@ -1,0 +1,66 @@
+"""What the scheduler hands to a runner for one step, and what a runner is.
+
+This is the seam between *which tokens run* (scheduler, block manager: plain Python, no torch) and *how they run*
+(models, attention, KV cache: torch). Tests put a fake runner on the far side of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """One sequence's share of a step.
+
+    The tokens in `token_ids` stand at positions `start .. start + len(token_ids)`; everything before `start` is already
+    in the KV cache. `block_table[i]` is the physical block of positions `i * block_size .. (i + 1) * block_size` and
+    covers every position up to the last new token.
+    """
+
+    token_ids: Sequence_[int]
+    start: int
+    block_table: Sequence_[int]
+    num_logits: int
+    """Logits are wanted for this many of the last tokens: 0 inside a chunked prefill, 1 where a token is sampled,
+    more where prompt log-probabilities were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything that runs in one step: prefill chunks and decodes mixed, in no particular order."""
+
+    entries: Sequence_[BatchEntry]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(entry.token_ids) for entry in self.entries)
+
+
+class Runner(Protocol):
+    """Runs a batch through a model over the paged KV cache that it owns."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Physical blocks in the KV cache."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions a sequence may have, prompt and output together."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Write the new tokens' keys and values, and return the wanted logits.
+
+        Returns float32 `[sum of num_logits, vocab_size]` on the runner's device, entries in order.
+        """
