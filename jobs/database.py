@@ -1,0 +1,65 @@
+"""Connections to Postgres, the same for every process: bounded pools, and time limits on everything that may hang."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from jobs.settings import Settings
+
+CONNECT_TIMEOUT = 3  # seconds
+STATEMENT_TIMEOUT = 30_000  # milliseconds; the longest statement that we issue moves one chunk of rows
+# A peer that went away without a word is noticed before a worker's lease ends.
+TCP_OPTIONS = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+class DatabaseNotConfigured(RuntimeError):
+    """PAGEMILL_DATABASE_URL is not set, and this command does not start a Postgres of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "PAGEMILL_DATABASE_URL is not set. `pagemill up` brings a Postgres of its own; every other process is told "
+            "where one is, e.g. PAGEMILL_DATABASE_URL=postgresql://user:password@host/pagemill"
+        )
+
+
+def sqlalchemy_url(database_url: str) -> URL:
+    """Accept the usual spellings (`postgres://`, `postgresql://`) and name our driver."""
+    if database_url.startswith("postgres://"):
+        database_url = "postgresql://" + database_url.removeprefix("postgres://")
+    return make_url(database_url).set(drivername="postgresql+psycopg")
+
+
+def _options(settings: Settings, application: str) -> dict[str, object]:
+    return {
+        "pool_size": settings.database_pool_size,
+        "max_overflow": 0,
+        "pool_timeout": 10,
+        "pool_pre_ping": True,
+        "connect_args": {
+            "application_name": application,
+            "connect_timeout": CONNECT_TIMEOUT,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT} -c idle_in_transaction_session_timeout=60000",
+            **TCP_OPTIONS,
+        },
+    }
+
+
+def connect(settings: Settings, application: str) -> Engine:
+    """A pool for threads. `application` shows in pg_stat_activity."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    return create_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))
+
+
+def connect_async(settings: Settings, application: str) -> AsyncEngine:
+    """A pool for asyncio. Queries stay plain functions: `await connection.run_sync(query, ...)`."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    return create_async_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))

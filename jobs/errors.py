@@ -1,0 +1,111 @@
+"""What can go wrong with a job, as one tree. `api/errors.py` is the only map from here to HTTP.
+
+PagemillError
+├── InvalidInput              the caller's document is wrong; names the field, and the line in a file
+│   ├── InvalidJson           not the JSON that we accept: syntax, duplicate keys, NaN, lone surrogates, depth
+│   ├── DuplicateCustomId     two lines of a job share a custom_id
+│   └── TooLarge              over a limit of bytes, lines or depth
+├── ModelNotFound             no worker ever served a model of that name
+├── JobNotFound               no such job for this tenant
+├── JobNotDeletable           a job that still runs is cancelled first
+├── IdempotencyMismatch       the key was used with another body
+├── InvalidKey                no such API key, or it is revoked or expired
+└── LeaseLost                 this worker's lease is gone: what it still computes may not be written
+"""
+
+from __future__ import annotations
+
+
+class PagemillError(Exception):
+    """Root of the tree. `str(error)` is a sentence that the caller may read."""
+
+    code = "internal_error"
+
+
+class InvalidInput(PagemillError):
+    """The caller's document is wrong.
+
+    `param` is the path of the offending field ("prompts[3].params.top_p"), `line` the 1-based line of an NDJSON body.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.line = line
+
+    def __str__(self) -> str:
+        return self.message if self.line is None else f"Line {self.line}: {self.message}"
+
+
+class InvalidJson(InvalidInput):
+    """The bytes are not the JSON that we accept."""
+
+    code = "invalid_json"
+
+
+class DuplicateCustomId(InvalidInput):
+    """Two lines of a job share a custom_id."""
+
+    code = "duplicate_custom_id"
+
+
+class TooLarge(InvalidInput):
+    """Over a limit of bytes, lines or depth."""
+
+    code = "request_too_large"
+
+
+class ModelNotFound(PagemillError):
+    """No worker ever registered a model of that name."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model {model!r} does not exist. GET /v1/models lists those that do.")
+
+
+class JobNotFound(PagemillError):
+    """No such job, or another tenant's."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id!r}.")
+
+
+class JobNotDeletable(PagemillError):
+    """A job that still runs is cancelled first."""
+
+    code = "job_not_terminal"
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(f"The job {job_id} is {state}; cancel it first, then delete it.")
+
+
+class IdempotencyMismatch(PagemillError):
+    """The Idempotency-Key was used before with another body."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was used before with a different request.")
+
+
+class InvalidKey(PagemillError):
+    """No such API key, or it is revoked or expired."""
+
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The API key is missing, wrong, revoked or expired. Send it as 'Authorization: Bearer pm_...'."
+        )
+
+
+class LeaseLost(PagemillError):
+    """The worker's row is gone or marked dead: its requests belong to others now."""
+
+    code = "lease_lost"

@@ -1,0 +1,59 @@
+"""The bell: names and broker options that the API, workers and the courier share. Redis carries nothing else.
+
+A message is `drain(job_id)` on the queue of a model. It only wakes a worker; work is found in Postgres.
+"""
+
+from __future__ import annotations
+
+from jobs.settings import Settings
+
+DRAIN_TASK = "pagemill.drain"
+NUDGE_TASK = "pagemill.nudge"
+COURIER_QUEUE = "courier"
+
+
+def model_queue(model: str) -> str:
+    """The Redis list on which the workers of a model listen."""
+    return f"generate.{model}"
+
+
+class BrokerNotConfigured(RuntimeError):
+    """PAGEMILL_REDIS_URL is not set."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "PAGEMILL_REDIS_URL is not set. `pagemill up` brings a Valkey of its own; every other process is told "
+            "where one is, e.g. PAGEMILL_REDIS_URL=redis://:password@host:6379/0"
+        )
+
+
+def celery_config(settings: Settings) -> dict[str, object]:
+    """Configuration of every Celery app here: JSON only, no results, and no call that can hang on a dead Redis."""
+    if settings.redis_url is None:
+        raise BrokerNotConfigured
+    timeout = settings.redis_timeout
+    return {
+        "broker_url": settings.redis_url,
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": False,  # a message is a wake-up call: losing one costs a poll, not work
+        "task_publish_retry": False,
+        "worker_prefetch_multiplier": 1,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_connection_timeout": timeout,
+        "broker_transport_options": {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": True,
+            "retry_on_timeout": False,
+            "max_retries": 0,
+        },
+        "redis_socket_timeout": timeout,
+        "redis_socket_connect_timeout": timeout,
+        "worker_hijack_root_logger": False,
+        "timezone": "UTC",
+    }

@@ -1,0 +1,109 @@
+"""Every setting of every process, in one place: the only reader of the environment.
+
+Settings are built on call (`Settings()`), never at import, so that a process sees the environment that it was started
+with and tests can shorten every clock. `docs/operations.md` lists them, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Read from `PAGEMILL_*` variables. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="PAGEMILL_", frozen=True, extra="ignore")
+
+    # Where things are
+    data_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".pagemill",
+        description="Embedded services, logs, the key pepper and the first API key.",
+    )
+    database_url: str | None = Field(
+        default=None, description="Postgres, e.g. postgresql://user:password@host/name. Unset: `up` starts one."
+    )
+    redis_url: str | None = Field(default=None, description="Redis or Valkey. Unset: `up` starts one.")
+    url: str = Field(
+        default="http://127.0.0.1:8100", description="Where the command line finds the API when no `up` runs here."
+    )
+
+    # The API
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(default=8100, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(
+        default=None, description="A first key, created for the tenant `default` by `migrate` and `up`."
+    )
+    key_pepper: SecretStr | None = Field(
+        default=None, description="Secret that API keys are hashed with. Unset: a file in the data directory."
+    )
+    database_pool_size: int = Field(default=10, ge=1, description="Connections each process may hold to Postgres.")
+    max_body_bytes: int = Field(default=8192 * MIB, ge=1024, description="Largest NDJSON submission.")
+    max_inline_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest JSON body of any other request.")
+    max_line_bytes: int = Field(default=4 * MIB, ge=64, description="Longest line of an NDJSON submission.")
+    max_lines: int = Field(default=5_000_000, ge=1, description="Most prompts in one job.")
+    max_json_depth: int = Field(default=64, ge=4, description="Deepest nesting of any JSON document.")
+    body_timeout: float = Field(default=60.0, gt=0, description="An upload that sends nothing for this long is cut.")
+    stage_chunk_lines: int = Field(default=1000, ge=1, description="Lines written to Postgres in one transaction.")
+    max_wait: float = Field(default=60.0, gt=0, description="Longest `?wait=` of a long poll.")
+
+    # Models
+    model: str | None = Field(default=None, description="Model that `up` and `worker` serve when none is named.")
+    device: str = Field(default="auto", description="auto, cpu or cuda.")
+    dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
+    max_model_len: int | None = Field(default=None, ge=1, description="Context, if shorter than the model's own.")
+    max_num_seqs: int = Field(default=256, ge=1, description="Requests that run in one step at most.")
+    max_num_batched_tokens: int = Field(default=2048, ge=16, description="Tokens in one step at most.")
+    kv_cache_bytes: int | None = Field(
+        default=None, ge=1, description="Memory for keys and values on a CPU. Unset: a share of what is free."
+    )
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory to use.")
+    share_prefixes: bool = Field(
+        default=False, description="Let tenants hit each other's cached prefixes (observable by timing)."
+    )
+
+    # Workers
+    poll_interval: float = Field(default=1.0, gt=0, description="A claim is tried at least this often.")
+    heartbeat_interval: float = Field(default=5.0, gt=0, description="A worker renews its lease this often.")
+    lease: float = Field(default=30.0, gt=0, description="A worker silent for longer is dead, its requests are freed.")
+    fence_after: float = Field(
+        default=20.0, gt=0, description="A worker writes nothing later than this after its last good heartbeat began."
+    )
+    write_interval: float = Field(default=0.2, gt=0, description="Finished requests wait this long for a group.")
+    claim_limit: int = Field(default=512, ge=1, description="Requests in one claim at most.")
+    drain_deadline: float = Field(
+        default=20.0, ge=0, description="After SIGTERM running requests may finish for this long, then are given back."
+    )
+    watchdog: float = Field(default=60.0, gt=0, description="An engine without a step for this long ends its process.")
+    max_deaths: int = Field(
+        default=3, ge=1, description="A request that was running in this many deaths of a worker is given up."
+    )
+    solo_after_deaths: int = Field(
+        default=2, ge=1, description="A request that was running in this many deaths of a worker runs alone next."
+    )
+
+    # The courier
+    sweep_interval: float = Field(default=5.0, gt=0, description="Dead leases, expiry and lost bells are looked for.")
+    sweep_chunk: int = Field(default=2000, ge=1, description="Requests ended in one transaction by a sweep.")
+    staging_timeout: float = Field(
+        default=900.0, gt=0, description="A submission that stored nothing for this long is collected."
+    )
+    retention: float = Field(default=30 * 86400.0, gt=0, description="Ended jobs are deleted after this long.")
+    webhook_poll_interval: float = Field(default=1.0, gt=0, description="Due webhook deliveries are looked for.")
+    webhook_timeout: float = Field(default=15.0, gt=0, description="One delivery may take this long in all.")
+    webhook_concurrency: int = Field(default=16, ge=1, description="Deliveries under way at once.")
+    webhook_allow_private: bool = Field(default=False, description="Allow webhooks to private and loopback addresses.")
+    webhook_schedule: tuple[float, ...] = Field(
+        default=(0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        description="Seconds to wait before each delivery attempt (a JSON list).",
+    )
+
+    # Redis
+    redis_timeout: float = Field(default=1.5, gt=0, description="Connecting to or asking Redis may take this long.")
+
+    # Logs
+    log_level: str = Field(default="info", description="debug, info, warning or error.")

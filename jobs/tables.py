@@ -1,0 +1,238 @@
+"""The tables. Migrations make them (`make check` compares the two); `jobs.queries` is the only code that uses them.
+
+Hot and cold stand apart: `requests` is narrow and updated two or three times a row; `bodies` and `results` are written
+once. Bodies are bytea, since jsonb and text refuse NUL and a model can generate it. The three have no foreign key to
+`jobs`: it would cost a check a row in every COPY, and a job of a million lines is deleted in chunks, job row last.
+
+    tenants ─┬─ api_keys
+             ├─ jobs ─┬─ requests ── bodies        one row a line, key (job_id, line)
+             │        ├─ results                   one row a settled line, key (job_id, seq)
+             │        └─ events ── deliveries ─┐
+             ├─ webhook_endpoints ─────────────┘
+             └─ idempotency_keys
+    models      what some worker once served
+    workers     one row a process life; the lease stands here, not on the requests
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+NOW = func.clock_timestamp()
+
+
+def _state_in(states: Iterable[JobState] | Iterable[RequestState]) -> str:
+    return "state IN (" + ", ".join(f"'{state}'" for state in sorted(states)) + ")"
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("webhook_secret", Text, nullable=False),  # whsec_…: signs, so it cannot be kept as a hash
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("hint", Text, nullable=False),  # the first characters, to tell keys apart in a list
+    Column("digest", LargeBinary, nullable=False, unique=True),  # HMAC-SHA256 under the server's pepper
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("last_used_at", DateTime(timezone=True)),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("max_model_len", Integer, nullable=False),
+    Column("vocab_size", Integer, nullable=False),
+    Column("registered_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("model", ForeignKey("models.name"), nullable=False, index=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("heartbeat_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("lease_expires_at", DateTime(timezone=True), nullable=False),
+    Column("ended_at", DateTime(timezone=True)),  # set by its own stop or by the reaper; never unset
+    Column("stats", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Index("ix_workers_live", "lease_expires_at", postgresql_where=text("ended_at IS NULL")),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("disabled_at", DateTime(timezone=True)),  # the receiver answered 410
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    UniqueConstraint("tenant_id", "url"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("model", ForeignKey("models.name"), nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("webhook_endpoint_id", ForeignKey("webhook_endpoints.id")),
+    Column("webhook_events", ARRAY(Text)),  # NULL: every event
+    Column("completion_window", Integer),  # seconds; NULL: no deadline
+    # Counters: open + completed + failed + cancelled + expired = total, at every moment.
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("cancelled", Integer, nullable=False, server_default="0"),
+    Column("expired", Integer, nullable=False, server_default="0"),
+    Column("last_seq", Integer, nullable=False, server_default="0"),  # of the newest result
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("staged_at", DateTime(timezone=True), nullable=False, server_default=NOW),  # last line stored
+    Column("in_progress_at", DateTime(timezone=True)),  # published
+    Column("expires_at", DateTime(timezone=True)),
+    Column("cancelling_at", DateTime(timezone=True)),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("deleted_at", DateTime(timezone=True)),  # invisible from now on; the courier removes the rows
+    CheckConstraint(_state_in(JobState), name="state"),
+    CheckConstraint("completed + failed + cancelled + expired <= total", name="counters"),
+    CheckConstraint("last_seq = completed + failed + cancelled + expired", name="last_seq"),
+    Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+    # What claims, sweeps and expiry look through: jobs that are not at their end.
+    Index("ix_jobs_open", "model", "state", postgresql_where=text("ended_at IS NULL")),
+    Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("line", Integer, primary_key=True),  # 1-based
+    Column("state", Text, nullable=False, server_default=RequestState.PENDING),
+    Column("epoch", Integer, nullable=False, server_default="0"),  # rises with each claim: the fence
+    Column("deaths", SmallInteger, nullable=False, server_default="0"),  # of workers that held it
+    Column("prefix", BigInteger, nullable=False, server_default="0"),  # equal where the prompts begin alike
+    Column("worker_id", Uuid),  # set exactly while running
+    CheckConstraint(_state_in(RequestState), name="state"),
+    CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="held"),
+    Index("ix_requests_pending", "job_id", "prefix", "line", postgresql_where=text("state = 'pending'")),
+    Index("ix_requests_running", "worker_id", postgresql_where=text("state = 'running'")),
+    # Rows are updated in place two or three times: leave room on their page.
+    postgresql_with={"fillfactor": "80"},
+)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # JSON: prompt or messages, and the sampling parameters
+    UniqueConstraint("job_id", "custom_id"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("seq", Integer, primary_key=True),  # 1..n in commit order, without a gap
+    Column("line", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # JSON: {"response", "error"} as in a result line
+    UniqueConstraint("job_id", "line"),  # the database's own word that no line is answered twice
+    CheckConstraint(_state_in(TERMINAL_REQUEST_STATES), name="state"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", Text, nullable=False),  # job.completed …
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    UniqueConstraint("job_id", "type"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_id", ForeignKey("events.id", ondelete="CASCADE"), nullable=False),
+    Column("endpoint_id", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),
+    # NULL once delivered or given up. A courier that takes a delivery moves this past its own time limit first.
+    Column("due_at", DateTime(timezone=True), server_default=NOW),
+    Column("delivered_at", DateTime(timezone=True)),
+    Column("given_up", Boolean, nullable=False, server_default=text("false")),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    UniqueConstraint("event_id", "endpoint_id"),
+    Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("body_sha256", LargeBinary),  # NULL while the first request is still uploading
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
