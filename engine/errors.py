@@ -1,0 +1,62 @@
+"""What can go wrong in the engine.
+
+    EngineError
+    ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
+    ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
+    ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
+    ├── RequestFailed                    a running request that cannot go on: NaN logits, no token allowed, out of memory
+    ├── ModelError                       a model that cannot be served
+    │   ├── ModelNotFound                nothing at that path or hub id
+    │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason
+    │   └── InvalidWeights               missing, unknown or misshapen weights
+    └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
+
+The first three reach the caller of `Engine.add`; the fourth becomes the `error` of one `RequestOutput`; the rest end
+loading or the process. `message` is written for the person whose request it was.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of everything the engine raises on purpose."""
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidParams(EngineError, ValueError):
+    """Sampling parameters that contradict themselves or their ranges."""
+
+
+class InvalidPrompt(EngineError, ValueError):
+    """A text or a conversation that does not become tokens."""
+
+
+class RequestRejected(EngineError, ValueError):
+    """A well-formed request that can never run on this engine."""
+
+
+class RequestFailed(EngineError):
+    """One running request cannot go on; its neighbours can."""
+
+
+class ModelError(EngineError):
+    """A model that cannot be served."""
+
+
+class ModelNotFound(ModelError):
+    """Nothing is at that path, or the hub has no such model or cannot be reached."""
+
+
+class UnsupportedModel(ModelError):
+    """An architecture or an option that the engine refuses; the message says why."""
+
+
+class InvalidWeights(ModelError):
+    """Weights that are missing, unknown or of another shape than the architecture says."""
+
+
+class EngineFailed(EngineError):
+    """The runner is broken: no later step can succeed, and the process should end."""
