@@ -1,0 +1,142 @@
+"""What owners see. Every query here needs the tenant: a foreign id is an unknown id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.states import TERMINAL_JOB_STATES, JobState
+
+_JOB = (
+    "id, tenant_id, state, model, priority, metadata, completion_window, total, completed, failed, cancelled, expired, "
+    "last_seq, prompt_tokens, cached_tokens, completion_tokens, created_at, in_progress_at, expires_at, cancelling_at, "
+    "ended_at"
+)
+_VISIBLE = "tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A published job as it stood at one moment."""
+
+    id: UUID
+    tenant_id: UUID
+    state: JobState
+    model: str
+    priority: int
+    metadata: dict[str, str]
+    completion_window: int | None
+    total: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    last_seq: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    created_at: datetime
+    in_progress_at: datetime
+    expires_at: datetime | None
+    cancelling_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def open(self) -> int:
+        """Requests that wait or run."""
+        return self.total - self.completed - self.failed - self.cancelled - self.expired
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A settled line. `body` is the JSON object `{"response": …, "error": …}`."""
+
+    seq: int
+    line: int
+    custom_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    name: str
+    max_model_len: int
+    vocab_size: int
+    registered_at: datetime
+    live_workers: int
+
+
+def _job(row: object) -> Job:
+    columns = dict(row._mapping)  # type: ignore[attr-defined]
+    return Job(**columns | {"state": JobState(columns["state"])})
+
+
+def get_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> Job | None:
+    """One job of this tenant."""
+    row = connection.execute(
+        text(f"SELECT {_JOB} FROM jobs WHERE id = :job_id AND {_VISIBLE}"), {"job_id": job_id, "tenant_id": tenant_id}
+    ).one_or_none()
+    return None if row is None else _job(row)
+
+
+def list_jobs(
+    connection: Connection, tenant_id: UUID, *, after: UUID | None, limit: int, states: Sequence[JobState] | None
+) -> list[Job]:
+    """Newest first; ids are ordered by time, so the id is the cursor."""
+    rows = connection.execute(
+        text(
+            f"SELECT {_JOB} FROM jobs WHERE {_VISIBLE} "
+            "AND (CAST(:after AS uuid) IS NULL OR id < :after) "
+            "AND (CAST(:states AS text[]) IS NULL OR state = ANY(CAST(:states AS text[]))) "
+            "ORDER BY id DESC LIMIT :limit"
+        ),
+        {
+            "tenant_id": tenant_id,
+            "after": after,
+            "limit": limit,
+            "states": None if states is None else [str(state) for state in states],
+        },
+    )
+    return [_job(row) for row in rows]
+
+
+def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int) -> list[StoredResult]:
+    """Results `after < seq`, in commit order. The caller has checked whose job it is.
+
+    A job's row is locked while a group takes its `seq`, so a smaller one never becomes visible later.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT r.seq, r.line, b.custom_id, r.body "
+            "FROM results r JOIN bodies b USING (job_id, line) "
+            "WHERE r.job_id = :job_id AND r.seq > :after ORDER BY r.seq LIMIT :limit"
+        ),
+        {"job_id": job_id, "after": after, "limit": limit},
+    )
+    return [StoredResult(row.seq, row.line, row.custom_id, row.body) for row in rows]
+
+
+def list_models(connection: Connection) -> list[ServedModel]:
+    """Every model that was ever served, and how many workers serve it now."""
+    rows = connection.execute(
+        text(
+            "SELECT m.name, m.max_model_len, m.vocab_size, m.registered_at, count(w.id) AS live_workers "
+            "FROM models m LEFT JOIN workers w ON w.model = m.name AND w.ended_at IS NULL "
+            "     AND w.lease_expires_at > clock_timestamp() "
+            "GROUP BY m.name ORDER BY m.name"
+        )
+    )
+    return [ServedModel(**row._mapping) for row in rows]
+
+
+def is_reachable(connection: Connection) -> bool:
+    """Whether Postgres answers and the schema is there."""
+    return connection.execute(text("SELECT to_regclass('jobs') IS NOT NULL")).scalar_one() is True

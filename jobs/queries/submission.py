@@ -1,0 +1,183 @@
+"""A job comes in: reserve its key, stage its lines out of sight, publish it with one guarded UPDATE, or abandon it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.ids import new_id
+from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook, window_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What an Idempotency-Key stands for. `body_sha256` is None while the request that holds it still uploads."""
+
+    job_id: UUID
+    body_sha256: bytes | None
+    is_ours: bool
+
+
+def find_model(connection: Connection, name: str) -> ModelLimits | None:
+    """A model that some worker has registered, alive or not."""
+    row = connection.execute(
+        text("SELECT name, max_model_len, vocab_size FROM models WHERE name = :name"), {"name": name}
+    ).one_or_none()
+    return None if row is None else ModelLimits(row.name, row.max_model_len, row.vocab_size)
+
+
+def open_job(connection: Connection, tenant_id: UUID, head: JobHead) -> UUID:
+    """A new job in `validating`, invisible until it is published."""
+    job_id = new_id()
+    window = None if head.completion_window is None else window_seconds(head.completion_window)
+    connection.execute(
+        text(
+            "INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, webhook_endpoint_id, webhook_events, "
+            "                  completion_window) "
+            "VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :endpoint_id, "
+            "        CAST(:events AS text[]), :completion_window)"
+        ),
+        {
+            "id": job_id,
+            "tenant_id": tenant_id,
+            "model": head.model,
+            "priority": head.priority,
+            "metadata": json.dumps(head.metadata),
+            "endpoint_id": None if head.webhook is None else _endpoint(connection, tenant_id, head.webhook),
+            "events": None if head.webhook is None else head.webhook.events,
+            "completion_window": window,
+        },
+    )
+    return job_id
+
+
+def _endpoint(connection: Connection, tenant_id: UUID, webhook: Webhook) -> UUID:
+    # One row a tenant and URL, so that a receiver's 410 holds for the jobs that come after; naming it anew enables it.
+    endpoint_id: UUID = connection.execute(
+        text(
+            "INSERT INTO webhook_endpoints (id, tenant_id, url) VALUES (:id, :tenant_id, :url) "
+            "ON CONFLICT (tenant_id, url) DO UPDATE SET disabled_at = NULL RETURNING id"
+        ),
+        {"id": new_id(), "tenant_id": tenant_id, "url": webhook.url},
+    ).scalar_one()
+    return endpoint_id
+
+
+def reserve(connection: Connection, tenant_id: UUID, key: str, job_id: UUID) -> Reservation:
+    """Tie an Idempotency-Key to `job_id`, or learn which job has it."""
+    # Whoever inserts first owns the key until the job is published or abandoned.
+    inserted = connection.execute(
+        text(
+            "INSERT INTO idempotency_keys (tenant_id, key, job_id) VALUES (:tenant_id, :key, :job_id) "
+            "ON CONFLICT (tenant_id, key) DO NOTHING RETURNING job_id"
+        ),
+        {"tenant_id": tenant_id, "key": key, "job_id": job_id},
+    ).scalar()
+    if inserted is not None:
+        return Reservation(job_id, None, is_ours=True)
+    existing = find_reservation(connection, tenant_id, key)
+    # It may have been abandoned between the two statements; then it is free again.
+    return existing if existing is not None else reserve(connection, tenant_id, key, job_id)
+
+
+def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reservation | None:
+    """The job that holds an Idempotency-Key."""
+    row = connection.execute(
+        text("SELECT job_id, body_sha256 FROM idempotency_keys WHERE tenant_id = :tenant_id AND key = :key"),
+        {"tenant_id": tenant_id, "key": key},
+    ).one_or_none()
+    return None if row is None else Reservation(row.job_id, row.body_sha256, is_ours=False)
+
+
+def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> bool:
+    """Store a group of lines. False where the job was collected meanwhile.
+
+    Raises SQLAlchemy's IntegrityError where a custom_id is taken; `duplicate_line` then tells which line to blame.
+    """
+    # Touching the job first makes an upload that was given up fail here, and tells the courier that this one lives.
+    staged = connection.execute(
+        text(
+            "UPDATE jobs SET total = total + :count, staged_at = clock_timestamp() "
+            "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL"
+        ),
+        {"job_id": job_id, "count": len(lines)},
+    )
+    if staged.rowcount == 0:
+        return False
+    columns = {
+        "job_id": job_id,
+        "lines": [line.line for line in lines],
+        "prefixes": [line.prefix for line in lines],
+        "custom_ids": [line.custom_id for line in lines],
+        "bodies": [line.body for line in lines],
+    }
+    # The hot half: one narrow row a line.
+    connection.execute(
+        text(
+            "INSERT INTO requests (job_id, line, prefix) SELECT :job_id, line, prefix "
+            "FROM unnest(CAST(:lines AS int[]), CAST(:prefixes AS bigint[])) AS staged (line, prefix)"
+        ),
+        columns,
+    )
+    # The cold half: written once, read once by a worker.
+    connection.execute(
+        text(
+            "INSERT INTO bodies (job_id, line, custom_id, body) SELECT :job_id, line, custom_id, body "
+            "FROM unnest(CAST(:lines AS int[]), CAST(:custom_ids AS text[]), CAST(:bodies AS bytea[])) "
+            "AS staged (line, custom_id, body)"
+        ),
+        columns,
+    )
+    return True
+
+
+def duplicate_line(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]) -> StagedLine | None:
+    """The first of `lines` whose custom_id an earlier line has, in this group or among those stored."""
+    group = list(lines)
+    # Which of the group's ids are stored already.
+    taken = set(
+        connection.execute(
+            text("SELECT custom_id FROM bodies WHERE job_id = :job_id AND custom_id = ANY(CAST(:ids AS text[]))"),
+            {"job_id": job_id, "ids": [line.custom_id for line in group]},
+        ).scalars()
+    )
+    for line in group:
+        if line.custom_id in taken:
+            return line
+        taken.add(line.custom_id)
+    return None
+
+
+def publish(connection: Connection, job_id: UUID, *, key: str | None = None, body_sha256: bytes | None = None) -> bool:
+    """Make a staged job visible and claimable. False where it was collected meanwhile."""
+    # One guarded UPDATE: the clock of the completion window starts here.
+    published = connection.execute(
+        text(
+            "UPDATE jobs SET state = 'in_progress', in_progress_at = clock_timestamp(), "
+            "       expires_at = clock_timestamp() + make_interval(secs => completion_window) "
+            "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL AND total > 0"
+        ),
+        {"job_id": job_id},
+    )
+    if published.rowcount == 0:
+        return False
+    if key is not None:
+        # Requests that wait on this key learn the outcome in the same instant.
+        connection.execute(
+            text("UPDATE idempotency_keys SET body_sha256 = :sha256 WHERE job_id = :job_id AND key = :key"),
+            {"sha256": body_sha256, "job_id": job_id, "key": key},
+        )
+    return True
+
+
+def abandon(connection: Connection, job_id: UUID) -> None:
+    """Give up a staged job: its key is free at once, its rows go with the next collection."""
+    connection.execute(text("DELETE FROM idempotency_keys WHERE job_id = :job_id"), {"job_id": job_id})
+    connection.execute(
+        text("UPDATE jobs SET deleted_at = clock_timestamp() WHERE id = :job_id AND state = 'validating'"),
+        {"job_id": job_id},
+    )

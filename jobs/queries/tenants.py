@@ -1,0 +1,113 @@
+"""Who asks: tenants and API keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    id: UUID
+    name: str
+    webhook_secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it may be shown again: never the key itself."""
+
+    id: UUID
+    tenant: str
+    name: str
+    hint: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+def ensure_tenant(connection: Connection, name: str, webhook_secret: str) -> Tenant:
+    """The tenant of that name; made, with this secret, where there is none."""
+    # A tenant that exists keeps its secret.
+    connection.execute(
+        text(
+            "INSERT INTO tenants (id, name, webhook_secret) VALUES (:id, :name, :secret) ON CONFLICT (name) DO NOTHING"
+        ),
+        {"id": new_id(), "name": name, "secret": webhook_secret},
+    )
+    row = connection.execute(
+        text("SELECT id, name, webhook_secret FROM tenants WHERE name = :name"), {"name": name}
+    ).one()
+    return Tenant(row.id, row.name, row.webhook_secret)
+
+
+def add_key(
+    connection: Connection, tenant_id: UUID, *, name: str, hint: str, digest: bytes, expires_at: datetime | None = None
+) -> UUID | None:
+    """Store a key's digest. Returns its id, or None where that very key exists already."""
+    # The digest is unique: creating the operator's own first key again, at every start, does nothing.
+    return connection.execute(
+        text(
+            "INSERT INTO api_keys (id, tenant_id, name, hint, digest, expires_at) "
+            "VALUES (:id, :tenant_id, :name, :hint, :digest, :expires_at) "
+            "ON CONFLICT (digest) DO NOTHING RETURNING id"
+        ),
+        {
+            "id": new_id(),
+            "tenant_id": tenant_id,
+            "name": name,
+            "hint": hint,
+            "digest": digest,
+            "expires_at": expires_at,
+        },
+    ).scalar()
+
+
+def find_key(connection: Connection, digest: bytes) -> Tenant | None:
+    """The tenant whose live key has this digest."""
+    # Keys that are revoked or past their time match nothing.
+    row = connection.execute(
+        text(
+            "SELECT t.id, t.name, t.webhook_secret, k.id AS key_id, "
+            "       k.last_used_at < clock_timestamp() - interval '1 minute' OR k.last_used_at IS NULL AS stale "
+            "FROM api_keys k JOIN tenants t ON t.id = k.tenant_id "
+            "WHERE k.digest = :digest AND k.revoked_at IS NULL "
+            "  AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())"
+        ),
+        {"digest": digest},
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.stale:
+        # Last use is noted to the minute: a write a minute, not one a request.
+        connection.execute(
+            text("UPDATE api_keys SET last_used_at = clock_timestamp() WHERE id = :id"), {"id": row.key_id}
+        )
+    return Tenant(row.id, row.name, row.webhook_secret)
+
+
+def list_keys(connection: Connection) -> list[ApiKey]:
+    """Every key of every tenant, newest last: for the operator's command line."""
+    rows = connection.execute(
+        text(
+            "SELECT k.id, t.name AS tenant, k.name, k.hint, k.created_at, k.expires_at, k.revoked_at, k.last_used_at "
+            "FROM api_keys k JOIN tenants t ON t.id = k.tenant_id ORDER BY k.created_at, k.id"
+        )
+    )
+    return [ApiKey(**row._mapping) for row in rows]
+
+
+def revoke_key(connection: Connection, hint: str) -> int:
+    """Revoke the keys whose hint starts so. Returns how many were live."""
+    return connection.execute(
+        text(
+            "UPDATE api_keys SET revoked_at = clock_timestamp() WHERE starts_with(hint, :hint) AND revoked_at IS NULL"
+        ),
+        {"hint": hint},
+    ).rowcount

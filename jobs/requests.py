@@ -1,0 +1,196 @@
+"""What a caller may ask for, checked without a tokenizer: one schema for inline prompts and for lines of a file.
+
+caller's line ──strict_json──▶ dict ──parse_request──▶ StagedLine ──COPY──▶ requests + bodies
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from jobs.errors import InvalidInput
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_CUSTOM_ID = 512
+PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
+DEFAULT_MAX_TOKENS = 256
+
+# A custom_id is stored as text and printed in logs and terminals: no control characters, no NUL.
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=r"^[^\x00-\x1f\x7f]+$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class _Strict(BaseModel):
+    """Unknown fields are refused by name, and "5" is not 5."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Params(_Strict):
+    """Sampling parameters; what is left out is the job's, then the default."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="0: no limit")
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=20, description="how many likely tokens to list beside each")
+
+    @model_validator(mode="after")
+    def _at_least_not_above_at_most(self) -> Params:
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        return self
+
+
+class Message(_Strict):
+    """One turn of a conversation, for the model's chat template."""
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    content: str
+
+
+class PromptLine(Params):
+    """One line of a job: a prompt or messages, and whatever parameters are its own."""
+
+    custom_id: CustomId | None = None
+    prompt: Annotated[str, StringConstraints(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)] | None = (
+        None
+    )
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_input(self) -> PromptLine:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of 'prompt' and 'messages' is needed")
+        return self
+
+
+class Webhook(_Strict):
+    """Whom to call at the job's end."""
+
+    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
+    events: list[Literal["job.completed", "job.cancelled", "job.expired"]] | None = None
+
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")],
+        Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")],
+    ],
+    Field(max_length=16),
+]
+
+_WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
+Window = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[mhd]$")]
+
+
+def window_seconds(window: str) -> int:
+    """'30m', '24h', '7d' in seconds."""
+    return int(window[:-1]) * _WINDOW_UNITS[window[-1]]
+
+
+class JobHead(_Strict):
+    """Everything of a job but its prompts. NDJSON submissions carry it in the query."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+    params: Params = Params()
+    priority: int = Field(default=0, ge=-100, le=100)
+    metadata: Metadata = {}
+    webhook: Webhook | None = None
+    completion_window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What is known of a model without loading it."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedLine:
+    """A checked line, as it is stored."""
+
+    line: int
+    custom_id: str
+    prefix: int
+    body: bytes
+
+
+def parse_request(document: object, line: int, defaults: Params, model: ModelLimits) -> StagedLine:
+    """Check one line. A bare string is a prompt. Raises `InvalidInput` that names the field; `line` is 1-based."""
+    if isinstance(document, str):
+        document = {"prompt": document}
+    request = validate(PromptLine, document)
+    _check_limits(request, defaults, model)
+    body = defaults.model_dump(exclude_none=True) | request.model_dump(exclude_none=True, exclude={"custom_id"})
+    if len(request.model_fields_set & {"min_tokens", "max_tokens"}) == 1:
+        validate(Params, {key: body[key] for key in ("min_tokens", "max_tokens") if key in body})
+    beginning = request.prompt if request.prompt is not None else [m.model_dump() for m in request.messages or ()]
+    return StagedLine(
+        line=line,
+        custom_id=request.custom_id if request.custom_id is not None else f"request-{line}",
+        prefix=_prefix(beginning),
+        body=orjson.dumps(body),
+    )
+
+
+def validate(schema: type[Model], document: object, *, at: str = "") -> Model:
+    """Pydantic's first complaint as `InvalidInput`; `at` is put before the field's path."""
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = at
+        for part in complaint["loc"]:
+            if isinstance(part, int):
+                path += f"[{part}]"
+            elif part.isidentifier():  # pydantic also names the branches of a union: "constrained-str", "list[int]"
+                path += f".{part}" if path else part
+        message = complaint["msg"].removeprefix("Value error, ")
+        if complaint["type"] in ("model_type", "model_attributes_type"):
+            message = "a JSON object is expected here"
+        elif complaint["type"] == "extra_forbidden":
+            message = "no such field"
+        raise InvalidInput(f"{path}: {message}" if path else message, param=path or None) from None
+
+
+def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> None:
+    """Refuse now what is certain without a tokenizer; what a text comes to, only the worker can tell."""
+    max_tokens = request.max_tokens if request.max_tokens is not None else defaults.max_tokens
+    wanted = max_tokens if max_tokens is not None else 1  # an unset limit shrinks to what fits
+    prompt = request.prompt if isinstance(request.prompt, list) else None
+    if prompt is not None and (largest := max(prompt)) >= model.vocab_size:
+        raise InvalidInput(
+            f"prompt: token id {largest} is outside the vocabulary of {model.name} ({model.vocab_size} tokens)",
+            param="prompt",
+        )
+    length = len(prompt) if prompt is not None else 1
+    if length + wanted > model.max_model_len:
+        counted = f"{length} prompt tokens and max_tokens {wanted}" if prompt is not None else f"max_tokens {wanted}"
+        raise InvalidInput(
+            f"{counted} exceed the context of {model.name} ({model.max_model_len} tokens)", param="max_tokens"
+        )
+
+
+def _prefix(beginning: object) -> int:
+    """Equal for prompts that begin alike; spread over a signed 64-bit column otherwise."""
+    raw = beginning.encode() if isinstance(beginning, str) else orjson.dumps(beginning)
+    return int.from_bytes(hashlib.blake2b(raw[:PREFIX_BYTES], digest_size=8).digest(), "big", signed=True)
