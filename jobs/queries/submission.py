@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg
 from sqlalchemy import Connection, text
 
+from jobs.errors import DuplicateCustomId
 from jobs.ids import new_id
+from jobs.queries.copying import copy_rows
 from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook, window_seconds
 
 
@@ -96,7 +99,7 @@ def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reser
 def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> bool:
     """Store a group of lines. False where the job was collected meanwhile.
 
-    Raises SQLAlchemy's IntegrityError where a custom_id is taken; `duplicate_line` then tells which line to blame.
+    Raises `DuplicateCustomId` with the line to blame; nothing of the group is stored then, and the transaction lives.
     """
     # Touching the job first makes an upload that was given up fail here, and tells the courier that this one lives.
     staged = connection.execute(
@@ -108,34 +111,31 @@ def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine
     )
     if staged.rowcount == 0:
         return False
-    columns = {
-        "job_id": job_id,
-        "lines": [line.line for line in lines],
-        "prefixes": [line.prefix for line in lines],
-        "custom_ids": [line.custom_id for line in lines],
-        "bodies": [line.body for line in lines],
-    }
-    # The hot half: one narrow row a line.
-    connection.execute(
-        text(
-            "INSERT INTO requests (job_id, line, prefix) SELECT :job_id, line, prefix "
-            "FROM unnest(CAST(:lines AS int[]), CAST(:prefixes AS bigint[])) AS staged (line, prefix)"
-        ),
-        columns,
-    )
-    # The cold half: written once, read once by a worker.
-    connection.execute(
-        text(
-            "INSERT INTO bodies (job_id, line, custom_id, body) SELECT :job_id, line, custom_id, body "
-            "FROM unnest(CAST(:lines AS int[]), CAST(:custom_ids AS text[]), CAST(:bodies AS bytea[])) "
-            "AS staged (line, custom_id, body)"
-        ),
-        columns,
-    )
+    try:
+        with connection.begin_nested():
+            copy_rows(
+                connection,
+                "requests",
+                {"job_id": "uuid", "line": "int4", "prefix": "int8"},
+                ((job_id, line.line, line.prefix) for line in lines),
+            )
+            copy_rows(
+                connection,
+                "bodies",
+                {"job_id": "uuid", "line": "int4", "custom_id": "text", "body": "bytea"},
+                ((job_id, line.line, line.custom_id, line.body) for line in lines),
+            )
+    except psycopg.errors.UniqueViolation:
+        duplicate = _duplicate(connection, job_id, lines)
+        raise DuplicateCustomId(
+            f"the custom_id {duplicate.custom_id!r} stands on an earlier line too",
+            param="custom_id",
+            line=duplicate.line,
+        ) from None
     return True
 
 
-def duplicate_line(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]) -> StagedLine | None:
+def _duplicate(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]) -> StagedLine:
     """The first of `lines` whose custom_id an earlier line has, in this group or among those stored."""
     group = list(lines)
     # Which of the group's ids are stored already.
@@ -149,7 +149,7 @@ def duplicate_line(connection: Connection, job_id: UUID, lines: Iterable[StagedL
         if line.custom_id in taken:
             return line
         taken.add(line.custom_id)
-    return None
+    raise AssertionError("Postgres saw a duplicate custom_id that is not there")
 
 
 def publish(connection: Connection, job_id: UUID, *, key: str | None = None, body_sha256: bytes | None = None) -> bool:
