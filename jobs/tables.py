@@ -172,6 +172,8 @@ requests = Table(
     CheckConstraint(_state_in(RequestState), name="state"),
     CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="held"),
     Index("ix_requests_pending", "job_id", "prefix", "line", postgresql_where=text("state = 'pending'")),
+    # The few that saw a worker die.
+    Index("ix_requests_suspect", "job_id", postgresql_where=text("state = 'pending' AND deaths > 0")),
     Index("ix_requests_running", "worker_id", postgresql_where=text("state = 'running'")),
     # Rows are updated in place two or three times: leave room on their page.
     postgresql_with={"fillfactor": "80"},

@@ -101,18 +101,18 @@ def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine
 
     Raises `DuplicateCustomId` with the line to blame; nothing of the group is stored then, and the transaction lives.
     """
-    # Touching the job first makes an upload that was given up fail here, and tells the courier that this one lives.
-    staged = connection.execute(
-        text(
-            "UPDATE jobs SET total = total + :count, staged_at = clock_timestamp() "
-            "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL"
-        ),
-        {"job_id": job_id, "count": len(lines)},
-    )
-    if staged.rowcount == 0:
-        return False
     try:
         with connection.begin_nested():
+            # Touching the job first makes an upload that was given up fail here, and tells the courier that this lives.
+            staged = connection.execute(
+                text(
+                    "UPDATE jobs SET total = total + :count, staged_at = clock_timestamp() "
+                    "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL"
+                ),
+                {"job_id": job_id, "count": len(lines)},
+            )
+            if staged.rowcount == 0:
+                return False
             copy_rows(
                 connection,
                 "requests",

@@ -60,6 +60,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'pending'"),
     )
     op.create_index(
+        "ix_requests_suspect",
+        "requests",
+        ["job_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending' AND deaths > 0"),
+    )
+    op.create_index(
         "ix_requests_running", "requests", ["worker_id"], unique=False, postgresql_where=sa.text("state = 'running'")
     )
     op.create_table(
@@ -277,6 +284,9 @@ def downgrade() -> None:
     op.drop_table("api_keys")
     op.drop_table("tenants")
     op.drop_table("results")
+    op.drop_index(
+        "ix_requests_suspect", table_name="requests", postgresql_where=sa.text("state = 'pending' AND deaths > 0")
+    )
     op.drop_index("ix_requests_running", table_name="requests", postgresql_where=sa.text("state = 'running'"))
     op.drop_index("ix_requests_pending", table_name="requests", postgresql_where=sa.text("state = 'pending'"))
     op.drop_table("requests")

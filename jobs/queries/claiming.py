@@ -1,0 +1,217 @@
+"""Workers take requests: jobs are chosen first, by priority, fair share between tenants and age, then rows in them."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.errors import LeaseLost
+from jobs.queries.settling import lock_jobs
+
+# Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
+JOBS_PER_TENANT = 32
+MANY_DEATHS = 2**15 - 1  # more than the column can count
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRequest:
+    """A request that this worker now holds, under `epoch`."""
+
+    job_id: UUID
+    line: int
+    epoch: int
+    tenant_id: UUID
+    priority: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim came to. `wants_idle`: a request waits that must run alone, and this worker is not idle yet."""
+
+    requests: tuple[ClaimedRequest, ...]
+    is_solo: bool = False
+    wants_idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A job with requests that wait: at least `waiting` of them."""
+
+    job_id: UUID
+    tenant_id: UUID
+    priority: int
+    waiting: int
+
+
+def claim(
+    connection: Connection, worker_id: UUID, model: str, *, limit: int, is_idle: bool, solo_after_deaths: int
+) -> Claim:
+    """Take up to `limit` requests of a model. Raises `LeaseLost` where this worker may not claim any more.
+
+    A request that was running in `solo_after_deaths` deaths of a worker is taken alone, by a worker that is idle.
+    """
+    # Held until commit: no reaper can end this worker between the check and the rows, and leave them without an owner.
+    alive = connection.execute(
+        text(
+            "SELECT 1 FROM workers WHERE id = :id AND ended_at IS NULL AND lease_expires_at > clock_timestamp() "
+            "FOR KEY SHARE"
+        ),
+        {"id": worker_id},
+    ).scalar()
+    if alive is None:
+        raise LeaseLost("The worker's lease is over.")
+    suspect = _suspect_job(connection, model, solo_after_deaths)
+    if suspect is not None:
+        if not is_idle:
+            return Claim((), wants_idle=True)
+        alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS))
+        if alone:
+            return Claim(alone, is_solo=True)
+    candidates = _candidates(connection, model, limit, solo_after_deaths)
+    quotas = share(limit, candidates, _running_by_tenant(connection) if candidates else {})
+    return Claim(_take(connection, worker_id, quotas, deaths=(0, solo_after_deaths)))
+
+
+def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, int]) -> dict[UUID, int]:
+    """Divide `limit` places among jobs: `{job_id: places}`.
+
+    A higher priority is served whole before a lower one. Within one, each place goes to the tenant that has the fewest
+    running, those given here included; within a tenant, to its jobs in the order of `candidates`.
+    """
+    places: dict[UUID, int] = defaultdict(int)
+    have = defaultdict(int, running)
+    for priority in sorted({candidate.priority for candidate in candidates}, reverse=True):
+        queues: dict[UUID, deque[Candidate]] = defaultdict(deque)
+        for candidate in candidates:
+            if candidate.priority == priority:
+                queues[candidate.tenant_id].append(candidate)
+        poorest_first = [(have[tenant], turn, tenant) for turn, tenant in enumerate(queues)]
+        heapify(poorest_first)
+        while limit > 0 and poorest_first:
+            _, turn, tenant = heappop(poorest_first)
+            queue = queues[tenant]
+            job = queue[0]
+            places[job.job_id] += 1
+            have[tenant] += 1
+            limit -= 1
+            if places[job.job_id] == job.waiting:
+                queue.popleft()
+            if queue:
+                heappush(poorest_first, (have[tenant], turn, tenant))
+    return dict(places)
+
+
+def still_held(connection: Connection, worker_id: UUID) -> set[tuple[UUID, int]]:
+    """The `(job_id, line)` that a worker holds: whatever else it computes was cancelled, expired or freed."""
+    rows = connection.execute(
+        text("SELECT job_id, line FROM requests WHERE worker_id = :id AND state = 'running'"), {"id": worker_id}
+    )
+    return {(row.job_id, row.line) for row in rows}
+
+
+def give_back(connection: Connection, worker_id: UUID, held: Sequence[tuple[UUID, int, int]]) -> int:
+    """Put `(job_id, line, epoch)` back in line, uncharged: they were claimed but will not be run here."""
+    lock_jobs(connection, {job_id for job_id, _, _ in held})
+    # Only what this worker still holds under that epoch.
+    return connection.execute(
+        text(
+            "UPDATE requests r SET state = 'pending', worker_id = NULL "
+            "FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[])) "
+            "     AS h (job_id, line, epoch) "
+            "WHERE r.job_id = h.job_id AND r.line = h.line AND r.epoch = h.epoch AND r.worker_id = :worker_id "
+            "  AND r.state = 'running'"
+        ),
+        {
+            "worker_id": worker_id,
+            "job_ids": [job_id for job_id, _, _ in held],
+            "lines": [line for _, line, _ in held],
+            "epochs": [epoch for _, _, epoch in held],
+        },
+    ).rowcount
+
+
+_CLAIMABLE = (
+    "j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL "
+    "AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())"
+)
+
+
+def _candidates(connection: Connection, model: str, limit: int, solo_after_deaths: int) -> list[Candidate]:
+    # How much of each job could be taken, counted no further than one claim can go.
+    rows = connection.execute(
+        text(
+            "SELECT j.id, j.tenant_id, j.priority, w.waiting FROM ( "
+            "  SELECT *, row_number() OVER (PARTITION BY tenant_id, priority ORDER BY id) AS place FROM jobs j "
+            f"  WHERE {_CLAIMABLE} AND EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending') "
+            ") j CROSS JOIN LATERAL ( "
+            "  SELECT count(*) AS waiting FROM ( "
+            "    SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending' "
+            "      AND r.deaths < :solo_after_deaths LIMIT :limit) some) w "
+            "WHERE j.place <= :jobs AND w.waiting > 0 ORDER BY j.priority DESC, j.id"
+        ),
+        {"model": model, "limit": limit, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
+    )
+    return [Candidate(row.id, row.tenant_id, row.priority, row.waiting) for row in rows]
+
+
+def _running_by_tenant(connection: Connection) -> dict[UUID, int]:
+    # Few rows run at a time: as many as the engines hold.
+    rows = connection.execute(
+        text(
+            "SELECT j.tenant_id, count(*) AS running FROM requests r JOIN jobs j ON j.id = r.job_id "
+            "WHERE r.state = 'running' GROUP BY j.tenant_id"
+        )
+    )
+    return {row.tenant_id: row.running for row in rows}
+
+
+def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
+    # A partial index holds the few requests that ever saw a worker die.
+    suspect: UUID | None = connection.execute(
+        text(
+            "SELECT r.job_id FROM requests r JOIN jobs j ON j.id = r.job_id "
+            f"WHERE r.state = 'pending' AND r.deaths > 0 AND r.deaths >= :solo_after_deaths AND {_CLAIMABLE} "
+            "ORDER BY r.job_id LIMIT 1"
+        ),
+        {"model": model, "solo_after_deaths": solo_after_deaths},
+    ).scalar()
+    return suspect
+
+
+def _take(
+    connection: Connection, worker_id: UUID, places: Mapping[UUID, int], *, deaths: tuple[int, int]
+) -> tuple[ClaimedRequest, ...]:
+    if not places:
+        return ()
+    # In prefix order, so that prompts which begin alike meet in one engine; rows that another claim holds are skipped.
+    rows = connection.execute(
+        text(
+            "WITH quota AS ( "
+            "  SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[])) AS q (job_id, places) "
+            "), picked AS MATERIALIZED ( "
+            "  SELECT p.job_id, p.line FROM quota q CROSS JOIN LATERAL ( "
+            "    SELECT job_id, line FROM requests r WHERE r.job_id = q.job_id AND r.state = 'pending' "
+            "      AND r.deaths >= :fewest AND r.deaths < :most ORDER BY r.prefix, r.line LIMIT q.places "
+            "    FOR UPDATE SKIP LOCKED) p "
+            "), taken AS ( "
+            "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
+            "  WHERE r.job_id = p.job_id AND r.line = p.line RETURNING r.job_id, r.line, r.epoch, r.prefix "
+            ") SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body "
+            "FROM taken t JOIN jobs j ON j.id = t.job_id JOIN bodies b ON b.job_id = t.job_id AND b.line = t.line "
+            "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"
+        ),
+        {
+            "worker_id": worker_id,
+            "job_ids": list(places),
+            "places": list(places.values()),
+            "fewest": deaths[0],
+            "most": deaths[1],
+        },
+    )
+    return tuple(ClaimedRequest(**row._mapping) for row in rows)

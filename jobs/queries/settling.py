@@ -1,0 +1,281 @@
+"""Requests and jobs end. `settle` is the one way, for the writer, cancel, the reaper and expiry alike.
+
+    lock the job rows in id order → fence → results, seq and counters by the group's size → end jobs with nothing open,
+    and insert their events
+
+READ COMMITTED: two writers that each settle their last rows would both see the other's as open, hence the lock first. A
+group's settling is the last thing its transaction does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Connection, text
+
+from jobs.ids import new_id
+from jobs.states import JobState, RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ends, and who says so.
+
+    The fence: it is written only where the request is still open, in the same `epoch` and held by the same `holder`
+    (None for one that waits) as when the outcome was made. `body` is the JSON object `{"response": …, "error": …}`.
+    """
+
+    job_id: UUID
+    line: int
+    epoch: int
+    holder: UUID | None
+    state: RequestState
+    body: bytes
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a group came to: `written` requests, and the jobs that ended with it."""
+
+    written: int
+    ended_jobs: tuple[UUID, ...]
+
+
+def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
+    """Write a group of outcomes. Those that the fence stops are left out silently: somebody else's word stands."""
+    if not outcomes:
+        return Settled(0, ())
+    job_ids = lock_jobs(connection, {outcome.job_id for outcome in outcomes})
+    # The fence, the results that passed it, and the counters, in one statement: nothing can come between.
+    written: int = connection.execute(
+        text(
+            "WITH outcome AS ( "
+            "  SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), "
+            "    CAST(:holders AS uuid[]), CAST(:states AS text[]), CAST(:bodies AS bytea[]), "
+            "    CAST(:prompt_tokens AS bigint[]), CAST(:cached_tokens AS bigint[]), "
+            "    CAST(:completion_tokens AS bigint[])) "
+            "  AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens) "
+            "), fenced AS ( "
+            "  UPDATE requests r SET state = o.state, worker_id = NULL FROM outcome o "
+            "  WHERE r.job_id = o.job_id AND r.line = o.line AND r.state IN ('pending', 'running') "
+            "    AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder "
+            "  RETURNING r.job_id, r.line "
+            "), numbered AS ( "
+            "  SELECT o.*, j.last_seq + row_number() OVER (PARTITION BY o.job_id ORDER BY o.line) AS seq "
+            "  FROM fenced JOIN outcome o USING (job_id, line) JOIN jobs j ON j.id = o.job_id "
+            "), inserted AS ( "
+            "  INSERT INTO results (job_id, seq, line, state, body) "
+            "  SELECT job_id, seq, line, state, body FROM numbered "
+            "), counted AS ( "
+            "  SELECT job_id, count(*) AS written, "
+            "    count(*) FILTER (WHERE state = 'completed') AS completed, "
+            "    count(*) FILTER (WHERE state = 'failed') AS failed, "
+            "    count(*) FILTER (WHERE state = 'cancelled') AS cancelled, "
+            "    count(*) FILTER (WHERE state = 'expired') AS expired, "
+            "    sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens, "
+            "    sum(completion_tokens) AS completion_tokens "
+            "  FROM numbered GROUP BY job_id "
+            "), advanced AS ( "
+            "  UPDATE jobs j SET last_seq = j.last_seq + c.written, completed = j.completed + c.completed, "
+            "    failed = j.failed + c.failed, cancelled = j.cancelled + c.cancelled, expired = j.expired + c.expired, "
+            "    prompt_tokens = j.prompt_tokens + c.prompt_tokens, cached_tokens = j.cached_tokens + c.cached_tokens, "
+            "    completion_tokens = j.completion_tokens + c.completion_tokens "
+            "  FROM counted c WHERE j.id = c.job_id "
+            ") SELECT coalesce(sum(written), 0)::int FROM counted"
+        ),
+        {
+            "job_ids": [outcome.job_id for outcome in outcomes],
+            "lines": [outcome.line for outcome in outcomes],
+            "epochs": [outcome.epoch for outcome in outcomes],
+            "holders": [outcome.holder for outcome in outcomes],
+            "states": [str(outcome.state) for outcome in outcomes],
+            "bodies": [outcome.body for outcome in outcomes],
+            "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
+            "cached_tokens": [outcome.cached_tokens for outcome in outcomes],
+            "completion_tokens": [outcome.completion_tokens for outcome in outcomes],
+        },
+    ).scalar_one()
+    return Settled(written, _end_jobs(connection, job_ids))
+
+
+def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> list[UUID]:
+    """Lock job rows in id order, so that two groups over the same jobs never wait for each other in a ring."""
+    return list(
+        connection.execute(
+            text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"),
+            {"ids": list(job_ids)},
+        ).scalars()
+    )
+
+
+def _end_jobs(connection: Connection, job_ids: Collection[UUID]) -> tuple[UUID, ...]:
+    # A job with nothing open is at its end; which end, its counters and its owner's wish say.
+    ended = connection.execute(
+        text(
+            "UPDATE jobs SET ended_at = clock_timestamp(), state = CASE "
+            "    WHEN state = 'cancelling' THEN 'cancelled' WHEN expired > 0 THEN 'expired' ELSE 'completed' END "
+            "WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('in_progress', 'cancelling') "
+            "  AND completed + failed + cancelled + expired = total "
+            "RETURNING id, tenant_id, state, webhook_endpoint_id, webhook_events"
+        ),
+        {"ids": list(job_ids)},
+    ).all()
+    for job in ended:
+        event_type = f"job.{job.state}"
+        event_id = new_id()
+        # One event a job and type; the courier finds its deliveries by their time.
+        connection.execute(
+            text("INSERT INTO events (id, tenant_id, job_id, type) VALUES (:id, :tenant_id, :job_id, :type)"),
+            {"id": event_id, "tenant_id": job.tenant_id, "job_id": job.id, "type": event_type},
+        )
+        if job.webhook_endpoint_id is not None and (job.webhook_events is None or event_type in job.webhook_events):
+            connection.execute(
+                text(
+                    "INSERT INTO deliveries (event_id, endpoint_id) "
+                    "SELECT :event_id, id FROM webhook_endpoints WHERE id = :endpoint_id AND disabled_at IS NULL"
+                ),
+                {"event_id": event_id, "endpoint_id": job.webhook_endpoint_id},
+            )
+    return tuple(job.id for job in ended)
+
+
+def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> JobState | None:
+    """Ask a job to stop. Returns its state after that, None where this tenant has no such job.
+
+    A job at its end stays as it is. Its open requests are settled by `settle_open`, a chunk a transaction.
+    """
+    state = connection.execute(
+        text(
+            "SELECT state FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id AND in_progress_at IS NOT NULL "
+            "AND deleted_at IS NULL FOR NO KEY UPDATE"
+        ),
+        {"job_id": job_id, "tenant_id": tenant_id},
+    ).scalar()
+    if state != JobState.IN_PROGRESS:
+        return None if state is None else JobState(state)
+    # From now on no claim chooses this job.
+    connection.execute(
+        text("UPDATE jobs SET state = 'cancelling', cancelling_at = clock_timestamp() WHERE id = :job_id"),
+        {"job_id": job_id},
+    )
+    return JobState.CANCELLING
+
+
+def settle_open(connection: Connection, job_id: UUID, *, limit: int) -> Settled:
+    """Settle up to `limit` open requests of a job that is being cancelled or has run out of time.
+
+    Running ones too: their worker learns of it at its next poll, and what it still writes stops at the fence.
+    """
+    if not lock_jobs(connection, [job_id]):
+        return Settled(0, ())
+    # Why this job's requests may be ended now; a job that is neither cancelled nor out of time keeps them.
+    reason = connection.execute(
+        text(
+            "SELECT CASE WHEN state = 'cancelling' THEN 'cancelled' "
+            "            WHEN state = 'in_progress' AND expires_at < clock_timestamp() THEN 'expired' END "
+            "FROM jobs WHERE id = :job_id"
+        ),
+        {"job_id": job_id},
+    ).scalar_one()
+    if reason is None:
+        return Settled(0, ())
+    # Both halves come from a partial index: a million settled lines are not looked at.
+    rows = connection.execute(
+        text(
+            "(SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'pending' LIMIT :limit) "
+            "UNION ALL "
+            "(SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'running' LIMIT :limit)"
+        ),
+        {"job_id": job_id, "limit": limit},
+    ).all()
+    state = RequestState(reason)
+    body = error_body(f"job_{reason}", _REASONS[state])
+    return settle(connection, [Outcome(job_id, row.line, row.epoch, row.worker_id, state, body) for row in rows])
+
+
+def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
+    """Jobs with requests that `settle_open` may end: being cancelled, or past their window."""
+    return list(
+        connection.execute(
+            text(
+                "SELECT id FROM jobs WHERE ended_at IS NULL AND deleted_at IS NULL "
+                "AND (state = 'cancelling' OR (state = 'in_progress' AND expires_at < clock_timestamp())) "
+                "ORDER BY id LIMIT :limit"
+            ),
+            {"limit": limit},
+        ).scalars()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A dead worker: how many of its requests wait again, and how many are given up."""
+
+    worker_id: UUID
+    freed: int
+    given_up: int
+
+
+def reap_worker(connection: Connection, *, max_deaths: int) -> Reaped | None:
+    """Free what one dead worker held, or None where none is dead.
+
+    The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
+    then on. Each of its requests is charged one death; one with `max_deaths` of them is given up with an error.
+    """
+    # Two reapers take different workers, and never one whose claim is under way.
+    worker_id = connection.execute(
+        text(
+            "UPDATE workers SET ended_at = clock_timestamp() WHERE id = ("
+            "  SELECT id FROM workers WHERE ended_at IS NULL AND lease_expires_at < clock_timestamp() "
+            "  ORDER BY lease_expires_at LIMIT 1 FOR UPDATE SKIP LOCKED) "
+            "RETURNING id"
+        )
+    ).scalar()
+    if worker_id is None:
+        return None
+    lock_held_jobs(connection, worker_id)
+    # Those that may try again go back to the line.
+    freed = connection.execute(
+        text(
+            "UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1 "
+            "WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths"
+        ),
+        {"worker_id": worker_id, "max_deaths": max_deaths},
+    ).rowcount
+    # The rest were there each time a worker died.
+    rows = connection.execute(
+        text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :worker_id AND state = 'running'"),
+        {"worker_id": worker_id},
+    ).all()
+    body = error_body("worker_died", f"The worker died {max_deaths} times while this request was running.")
+    settled = settle(
+        connection,
+        [Outcome(row.job_id, row.line, row.epoch, worker_id, RequestState.FAILED, body) for row in rows],
+    )
+    return Reaped(worker_id, freed, settled.written)
+
+
+def lock_held_jobs(connection: Connection, worker_id: UUID) -> None:
+    """Lock the jobs of what a worker holds: whoever frees requests locks as whoever settles them."""
+    held = connection.execute(
+        text("SELECT DISTINCT job_id FROM requests WHERE worker_id = :worker_id AND state = 'running'"),
+        {"worker_id": worker_id},
+    ).scalars()
+    lock_jobs(connection, set(held))
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The stored body of a request that never came to an answer."""
+    return orjson.dumps({"response": None, "error": {"code": code, "message": message}})
+
+
+_REASONS = {
+    RequestState.CANCELLED: "The job was cancelled before this request finished.",
+    RequestState.EXPIRED: "The job's completion window closed before this request finished.",
+}
