@@ -20,14 +20,20 @@ MANY_DEATHS = 2**15 - 1  # more than the column can count
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRequest:
-    """A request that this worker now holds, under `epoch`."""
+    """A request that the worker `holder` holds, under `epoch`."""
 
     job_id: UUID
     line: int
     epoch: int
+    holder: UUID
     tenant_id: UUID
     priority: int
     body: bytes
+
+    @property
+    def name(self) -> str:
+        """Unlike any other claim's, of this or another request."""
+        return f"{self.job_id.hex}-{self.line}-{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +121,23 @@ def still_held(connection: Connection, worker_id: UUID) -> set[tuple[UUID, int]]
     return {(row.job_id, row.line) for row in rows}
 
 
-def give_back(connection: Connection, worker_id: UUID, held: Sequence[tuple[UUID, int, int]]) -> int:
-    """Put `(job_id, line, epoch)` back in line, uncharged: they were claimed but will not be run here."""
-    lock_jobs(connection, {job_id for job_id, _, _ in held})
-    # Only what this worker still holds under that epoch.
+def give_back(connection: Connection, held: Sequence[ClaimedRequest]) -> int:
+    """Put requests back in line, uncharged: they were claimed but will not be run here. Returns how many still could."""
+    lock_jobs(connection, {request.job_id for request in held})
+    # Only what is still held as it was claimed.
     return connection.execute(
         text(
             "UPDATE requests r SET state = 'pending', worker_id = NULL "
-            "FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[])) "
-            "     AS h (job_id, line, epoch) "
-            "WHERE r.job_id = h.job_id AND r.line = h.line AND r.epoch = h.epoch AND r.worker_id = :worker_id "
+            "FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), "
+            "            CAST(:holders AS uuid[])) AS h (job_id, line, epoch, holder) "
+            "WHERE r.job_id = h.job_id AND r.line = h.line AND r.epoch = h.epoch AND r.worker_id = h.holder "
             "  AND r.state = 'running'"
         ),
         {
-            "worker_id": worker_id,
-            "job_ids": [job_id for job_id, _, _ in held],
-            "lines": [line for _, line, _ in held],
-            "epochs": [epoch for _, _, epoch in held],
+            "job_ids": [request.job_id for request in held],
+            "lines": [request.line for request in held],
+            "epochs": [request.epoch for request in held],
+            "holders": [request.holder for request in held],
         },
     ).rowcount
 
@@ -201,8 +207,8 @@ def _take(
             "    FOR UPDATE SKIP LOCKED) p "
             "), taken AS ( "
             "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
-            "  WHERE r.job_id = p.job_id AND r.line = p.line RETURNING r.job_id, r.line, r.epoch, r.prefix "
-            ") SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body "
+            "  WHERE r.job_id = p.job_id AND r.line = p.line RETURNING r.job_id, r.line, r.epoch, r.worker_id, r.prefix "
+            ") SELECT t.job_id, t.line, t.epoch, t.worker_id AS holder, j.tenant_id, j.priority, b.body "
             "FROM taken t JOIN jobs j ON j.id = t.job_id JOIN bodies b ON b.job_id = t.job_id AND b.line = t.line "
             "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"
         ),

@@ -214,7 +214,7 @@ def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
 
 
 @dataclass(frozen=True, slots=True)
-class Reaped:
+class Buried:
     """A dead worker: how many of its requests wait again, and how many are given up."""
 
     worker_id: UUID
@@ -222,23 +222,27 @@ class Reaped:
     given_up: int
 
 
-def reap_worker(connection: Connection, *, max_deaths: int) -> Reaped | None:
-    """Free what one dead worker held, or None where none is dead.
-
-    The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
-    then on. Each of its requests is charged one death; one with `max_deaths` of them is given up with an error.
-    """
+def reap_worker(connection: Connection, *, max_deaths: int) -> Buried | None:
+    """Bury one worker whose lease is over, or None where there is none."""
     # Two reapers take different workers, and never one whose claim is under way.
     worker_id = connection.execute(
         text(
-            "UPDATE workers SET ended_at = clock_timestamp() WHERE id = ("
-            "  SELECT id FROM workers WHERE ended_at IS NULL AND lease_expires_at < clock_timestamp() "
-            "  ORDER BY lease_expires_at LIMIT 1 FOR UPDATE SKIP LOCKED) "
-            "RETURNING id"
+            "SELECT id FROM workers WHERE ended_at IS NULL AND lease_expires_at < clock_timestamp() "
+            "ORDER BY lease_expires_at LIMIT 1 FOR UPDATE SKIP LOCKED"
         )
     ).scalar()
-    if worker_id is None:
-        return None
+    return None if worker_id is None else bury(connection, worker_id, max_deaths=max_deaths)
+
+
+def bury(connection: Connection, worker_id: UUID, *, max_deaths: int) -> Buried:
+    """End a worker that died, or that is about to: free what it held, and charge each of those requests one death.
+
+    The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
+    then on. A request with `max_deaths` of them is given up with an error.
+    """
+    connection.execute(
+        text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
+    )
     lock_held_jobs(connection, worker_id)
     # Those that may try again go back to the line.
     freed = connection.execute(
@@ -258,7 +262,7 @@ def reap_worker(connection: Connection, *, max_deaths: int) -> Reaped | None:
         connection,
         [Outcome(row.job_id, row.line, row.epoch, worker_id, RequestState.FAILED, body) for row in rows],
     )
-    return Reaped(worker_id, freed, settled.written)
+    return Buried(worker_id, freed, settled.written)
 
 
 def lock_held_jobs(connection: Connection, worker_id: UUID) -> None:
