@@ -1,0 +1,36 @@
+"""Fixtures for everybody: real databases on real servers (see tests/services.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.services import Services, running_services
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """One Postgres and one Redis for the whole run."""
+    with running_services(tmp_path_factory.mktemp("services") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def database_url(services: Services) -> Iterator[str]:
+    """A fresh, migrated database."""
+    with services.database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(services: Services) -> Iterator[str]:
+    """A fresh database without tables."""
+    with services.database(migrated=False) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(services: Services) -> str:
+    """An empty Redis database."""
+    return services.redis_database()
