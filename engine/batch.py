@@ -62,5 +62,9 @@ class Runner(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Write the new tokens' keys and values, and return the wanted logits.
 
-        Returns float32 `[sum of num_logits, vocab_size]` on the runner's device, entries in order.
+        In each layer the whole batch's keys and values are written before any of its tokens attends: an entry's block
+        table may name blocks that another entry fills in the same step, when both share a prefix.
+
+        Returns float32 `[sum of num_logits, vocab_size]` on the runner's device, entries in order. The caller may
+        overwrite it, and neither side keeps the other's arguments beyond the step.
         """

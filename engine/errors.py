@@ -4,7 +4,7 @@
     ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
     ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
     ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
-    ├── RequestFailed                    a running request that cannot go on: NaN logits, no token allowed, out of memory
+    ├── RequestFailed                    a running request that cannot go on: NaN logits, no token allowed
     ├── ModelError                       a model that cannot be served
     │   ├── ModelNotFound                nothing at that path or hub id
     │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason

@@ -45,8 +45,8 @@ def philox(
 def uniform(seeds: torch.Tensor, positions: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """One draw in `[0, 1)` for each (seed, position, completion index).
 
-    Arguments are int64 `[N]`; a seed's 64 bits are read as unsigned. Returns float64 `[N]`, multiples of 2**-24, so that
-    float32 holds them exactly.
+    Arguments are int64 `[N]`; a seed's 64 bits are read as unsigned. Returns float64 `[N]`, multiples of 2**-24, which
+    float32 holds exactly too.
     """
     key = (seeds & _WORD, (seeds >> 32) & _WORD)
     zero = torch.zeros_like(positions)

@@ -1,0 +1,487 @@
+"""The engine: ids in, ids out (and text, where there is a tokenizer)."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.admission import RequestSizes
+from engine.batch import Batch, Runner
+from engine.block_manager import BlockManager
+from engine.config import EngineConfig
+from engine.constraint import Constraint
+from engine.errors import EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
+from engine.isolation import Isolated, filled_blocks, isolate
+from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
+from engine.sampler import Sampled, Sampler, SamplingState
+from engine.sampling_params import SamplingParams
+from engine.scheduler import Limits, Scheduled, Scheduler
+from engine.sequence import Request, Sequence
+from engine.stop_strings import StopScanner
+from engine.stopping import Stop, token_stop
+from engine.throughput import Throughput
+from engine.token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    from engine.text import Text
+
+Prompt = str | Sequence_[int]
+
+# Floats that the prompt log-probabilities of one step may take (256 MiB).
+_MAX_PROMPT_LOGITS = 2**26
+
+# Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
+_TOKENIZE_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one step brought for one sequence."""
+
+    share: Scheduled
+    sampled: Sampled | None
+    prompt_logprobs: Sequence_[TokenLogprobs] = ()
+
+
+class Engine:
+    """Generates completions, batching continuously over one runner.
+
+    `generate` takes prompts and returns when all are finished. A service uses `add`, `step` and `abort` instead, and
+    `room` to know when to add more. One thread owns an engine: no method may run beside another.
+    """
+
+    def __init__(self, runner: Runner, text: Text | None, config: EngineConfig) -> None:
+        self.runner = runner
+        self.text = text
+        """The model's tokenizer; None where it has none, and then prompts must be token ids."""
+        self.config = config
+        blocks = BlockManager(runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(
+            blocks,
+            Limits(
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_prompt_logits=max(1, _MAX_PROMPT_LOGITS // runner.vocab_size),
+            ),
+            RequestSizes(runner.max_model_len),
+        )
+        self.sampler = Sampler(runner.vocab_size)
+        self._requests: dict[str, Request] = {}
+        self._ended: list[RequestOutput] = []
+        """Outputs that the next `step` returns."""
+        self._arrivals = itertools.count()
+        self._generated = itertools.count()
+        self._throughput = Throughput()
+        self._num_steps = 0
+        self._num_output_tokens = 0
+        self._num_computed_tokens = 0
+        self._num_rejected = 0
+        self._finished: Counter[FinishReason] = Counter()
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig | None = None) -> Engine:
+        """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
+        from engine.runner import ModelRunner
+        from engine.text import Text
+
+        config = config or EngineConfig()
+        return cls(ModelRunner.from_pretrained(path_or_id, config), Text.from_pretrained(path_or_id), config)
+
+    # Requests in
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence_[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: bytes | str = b"",
+        constraint: Callable[[], Constraint] | None = None,
+    ) -> None:
+        """Queue a request; it runs in later steps.
+
+        A higher `priority` is served first, equal ones in order of arrival. Prefixes are shared in the KV cache only
+        among requests of one `cache_salt`. `constraint` makes the grammar state of one completion; it is called `n`
+        times. Raises `RequestRejected` for what can never run here, and then nothing is queued.
+        """
+        try:
+            max_tokens = self._check(request_id, prompt_token_ids, params)
+            salt = cache_salt.encode("utf-8", "surrogatepass") if isinstance(cache_salt, str) else cache_salt
+            request = Request(request_id, list(prompt_token_ids), params, max_tokens=max_tokens, salt=salt)
+            arrival = next(self._arrivals)
+            for index in range(params.n):
+                sampling = self._sampling_state(request, index, constraint)
+                scanner = self._stop_scanner(params)
+                request.sequences.append(Sequence(request, sampling, (-priority, arrival, index), scanner))
+        except RequestRejected:
+            self._num_rejected += 1
+            raise
+        self._requests[request_id] = request
+        for sequence in request.sequences:
+            self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End a request now, wherever it is; the next `step` returns what it had. Unknown ids are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request, "abort")
+
+    def _check(self, request_id: str, prompt: Sequence_[int], params: SamplingParams) -> int:
+        """Refuse what can never run; returns the most tokens that the request may generate."""
+        if request_id in self._requests:
+            raise RequestRejected(f"a request with the id {request_id!r} is already here")
+        if not prompt:
+            raise RequestRejected("the prompt is empty")
+        vocab_size = self.runner.vocab_size
+        if not all(type(token) is int and 0 <= token < vocab_size for token in prompt):
+            raise RequestRejected(f"the prompt holds something that is not a token id from 0 to {vocab_size - 1}")
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            if any(token >= vocab_size for token in getattr(params, name) or ()):
+                raise RequestRejected(f"{name} names a token beyond the vocabulary of {vocab_size}")
+        if self.text is None and (params.stop or params.echo):
+            raise RequestRejected("this model has no tokenizer: stop strings and echo need one")
+
+        context = self.runner.max_model_len
+        cache = self.scheduler.blocks.num_blocks * self.config.block_size
+        # The last token is never run through the model, so it needs no place in the cache.
+        most = min(context, cache + 1) - len(prompt)
+        wanted = params.max_tokens
+        if wanted is None:
+            if most < 1:
+                raise RequestRejected(
+                    f"the prompt has {len(prompt)} tokens and leaves none to generate: "
+                    f"the context has {context} positions, the KV cache {cache}"
+                )
+            return most
+        if len(prompt) + wanted > context:
+            raise RequestRejected(
+                f"the prompt's {len(prompt)} tokens and max_tokens of {_shown(wanted)} "
+                f"exceed the context of {context} positions"
+            )
+        if wanted > most or len(prompt) > cache:
+            raise RequestRejected(
+                f"the prompt's {len(prompt)} tokens and max_tokens of {wanted} "
+                f"exceed the whole KV cache of {cache} positions"
+            )
+        return wanted
+
+    def _sampling_state(
+        self, request: Request, index: int, constraint: Callable[[], Constraint] | None
+    ) -> SamplingState:
+        params = request.params
+        held_back = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            held_back |= self.runner.eos_token_ids
+        return SamplingState(
+            params=params,
+            seed=_seed(self.config.seed, request.request_id) if params.seed is None else params.seed % 2**64,
+            index=index,
+            position=len(request.prompt_token_ids),
+            held_back=sorted(held_back),
+            counts=TokenCounts(request.prompt_token_ids) if params.penalized else None,
+            constraint=None if constraint is None else constraint(),
+        )
+
+    def _stop_scanner(self, params: SamplingParams) -> StopScanner | None:
+        text = self.text
+        if text is None or not params.stop:
+            return None
+        return StopScanner(
+            lambda token_ids: text.decode(token_ids, skip_special_tokens=params.skip_special_tokens),
+            params.stop,
+            min_tokens=params.min_tokens,
+            include_stop=params.include_stop_str_in_output,
+        )
+
+    # Steps
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` still has something to do or to return."""
+        return bool(self._requests or self._ended)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step; returns the requests that ended since the last one, in whatever way.
+
+        Raises `EngineFailed` when the runner is broken for all, never for one request's sake.
+        """
+        started = time.perf_counter()
+        step = self.scheduler.schedule()
+        if self._requests and not step.scheduled and not step.preempted:
+            raise EngineFailed("requests are queued, but none can be scheduled")
+        outcome = isolate(
+            step.scheduled, self.config.block_size, lambda shares: self._sample(shares, self._run(shares))
+        )
+        num_output = self._settle(outcome)
+        if step.scheduled:
+            num_computed = sum(share.end - share.start for share in step.scheduled)
+            self._num_steps += 1
+            self._num_output_tokens += num_output
+            self._num_computed_tokens += num_computed
+            self._throughput.record(time.perf_counter() - started, num_output, num_computed)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _run(self, shares: Sequence_[Scheduled]) -> torch.Tensor:
+        try:
+            return self.runner.run(Batch([share.entry() for share in shares]))
+        except torch.AcceleratorError as error:
+            raise EngineFailed(f"the device failed: {error}") from error
+
+    def _sample(self, shares: Sequence_[Scheduled], logits: torch.Tensor) -> list[_Outcome]:
+        """Read the logits; changes nothing, so that a step can be run again."""
+        rows: list[int] = []
+        prompt_logprobs: dict[int, Sequence_[TokenLogprobs]] = {}
+        first = 0
+        for place, share in enumerate(shares):
+            if share.scores_prompt:
+                prompt_logprobs[place] = self._score_prompt(share, logits[first : first + share.num_logits])
+            first += share.num_logits
+            if share.samples:
+                rows.append(first - 1)
+        sampled: list[Sampled] = []
+        if rows:
+            states = [share.sequence.sampling for share in shares if share.samples]
+            sampled = self.sampler.sample(logits if len(rows) == len(logits) else logits[rows], states)
+        next_sampled = iter(sampled)
+        return [
+            _Outcome(share, next(next_sampled) if share.samples else None, prompt_logprobs.get(place, ()))
+            for place, share in enumerate(shares)
+        ]
+
+    def _score_prompt(self, share: Scheduled, logits: torch.Tensor) -> list[TokenLogprobs]:
+        """Log-probabilities of the prompt tokens that follow the share's last `num_logits` tokens."""
+        sequence = share.sequence
+        start = share.end - share.num_logits
+        targets = sequence.token_ids[start + 1 : min(share.end + 1, sequence.num_prompt)]
+        return self.sampler.score(logits[: len(targets)], targets, sequence.request.params.prompt_logprobs or 0)
+
+    def _settle(self, step: Isolated[_Outcome]) -> int:
+        """Take a step's results in; returns how many tokens were generated."""
+        if len(step.failed) > 1 and not step.results:
+            raise EngineFailed(f"every request of a step fails: {step.failed[0][1]}") from step.failed[0][1]
+        for share in step.tainted:
+            self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
+            self.scheduler.preempt(share.sequence)
+        for share, error in step.failed:
+            self._fail(share.sequence, f"the model failed on this request: {error}")
+        num_output = 0
+        for outcome in step.results:
+            sequence = outcome.share.sequence
+            if sequence.finished:  # with its request, for another completion's error
+                continue
+            try:
+                num_output += self._advance(sequence, outcome)
+            except RequestFailed as error:
+                self._fail(sequence, error.message)
+            except Exception as error:  # noqa: BLE001 - one request's error must not end the loop
+                self._fail(sequence, f"the completion could not be read: {error}")
+        return num_output
+
+    def _advance(self, sequence: Sequence, outcome: _Outcome) -> int:
+        """Move a sequence on by what its step brought; returns how many tokens were generated.
+
+        Raises `RequestFailed` where it cannot go on.
+        """
+        request, sampled = sequence.request, outcome.sampled
+        sequence.num_computed = outcome.share.end
+        request.prompt_logprobs.extend(outcome.prompt_logprobs)
+        if not all(math.isfinite(scored.logprob) for scored in outcome.prompt_logprobs):
+            raise RequestFailed("the model's logits are not finite numbers")
+        if sampled is None:
+            if sequence.num_computed == sequence.num_tokens:
+                self._finish(sequence, Stop("length", None))
+            return 0
+        if sampled.error is not None:
+            raise RequestFailed(sampled.error)
+
+        sequence.token_ids.append(sampled.token_id)
+        if sampled.logprobs is not None:
+            sequence.logprobs.append(sampled.logprobs)
+        sequence.sampling.advance(sampled.token_id)
+        stop = token_stop(sequence, self.runner.eos_token_ids)
+        maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sampled.token_id)
+        if stop is not None or maybe:
+            self._finish(sequence, stop)
+        return 1
+
+    # Ends
+
+    def _finish(self, sequence: Sequence, stop: Stop | None) -> None:
+        """End a sequence by a token or the length; without either, only if its text holds a stop string."""
+        text, stop_string = self._read(sequence, stop)
+        if stop_string is not None:
+            stop = Stop("stop", stop_string)
+        if stop is None:
+            return
+        sequence.text = text
+        sequence.finish_reason, sequence.stop_reason = stop
+        self.scheduler.finish(sequence)
+        self.scheduler.sizes.record(sequence.num_prompt, sequence.num_output)
+        if sequence.request.finished:
+            self._deliver(sequence.request)
+
+    def _read(self, sequence: Sequence, stop: Stop | None) -> tuple[str, str | None]:
+        """A sequence's text, cut where it ends, and the stop string that it was cut at."""
+        if self.text is None:
+            return "", None
+        params = sequence.request.params
+        output = sequence.output_token_ids()
+        ended_by_token = stop is not None and stop.finish_reason == "stop"
+        if ended_by_token and not params.include_stop_str_in_output:
+            output.pop()
+        text = self.text.decode(output, skip_special_tokens=params.skip_special_tokens)
+        cut = None if sequence.stop_scanner is None else sequence.stop_scanner.cut(output, text)
+        kept = text if cut is None else cut[0]
+        if params.echo:
+            # Decoded as one, since a space at the seam may belong to either.
+            whole = self.text.decode(
+                [*sequence.request.prompt_token_ids, *output], skip_special_tokens=params.skip_special_tokens
+            )
+            kept = whole[: len(whole) - (len(text) - len(kept))]
+        return kept, None if cut is None else cut[1]
+
+    def _fail(self, sequence: Sequence, error: str) -> None:
+        """End a request, with all its completions, for the error of one."""
+        # What it computed may be what is wrong.
+        self.scheduler.blocks.forget(sequence.table.blocks)
+        sequence.request.error = error
+        self._end(sequence.request, "error")
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        """End whatever of a request is unfinished."""
+        for sequence in request.sequences:
+            if sequence.finished:
+                continue
+            self.scheduler.finish(sequence)
+            sequence.finish_reason = reason
+            try:
+                sequence.text, _ = self._read(sequence, None)
+            except Exception as error:  # noqa: BLE001 - the tokens are there, and the reason too
+                request.error = request.error or f"the completion could not be read: {error}"
+        self._deliver(request)
+
+    def _deliver(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        output = request.output()
+        self._finished[output.finish_reason] += 1
+        self._ended.append(output)
+
+    # The whole thing
+
+    def generate(
+        self, prompts: Sequence_[Prompt], params: SamplingParams | Sequence_[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete all prompts; the outputs are in their order.
+
+        Prompts are texts or token ids; params are one for all, or one each. A prompt that cannot run comes back with
+        the finish reason "error", and the others go on. What `add` had queued runs along; the next `step` returns it.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a list of prompts, not a single text")
+        if params is None:
+            params = SamplingParams()
+        every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(every) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts came with {len(every)} sampling parameters")
+
+        call = next(self._generated)
+        ids = [f"generate-{call}-{place}" for place in range(len(prompts))]
+        places = {request_id: place for place, request_id in enumerate(ids)}
+        outputs: dict[str, RequestOutput] = {}
+        others: list[RequestOutput] = []
+        queue = zip(ids, self._tokens_of(prompts), every, strict=True)
+        try:
+            while len(outputs) < len(ids):
+                for request_id, tokens, its_params in itertools.islice(queue, max(self.room(), not self._requests)):
+                    try:
+                        if isinstance(tokens, InvalidPrompt):
+                            raise tokens
+                        self.add(request_id, tokens, its_params)
+                    except (InvalidPrompt, RequestRejected) as error:
+                        given = () if isinstance(tokens, InvalidPrompt) else tokens
+                        outputs[request_id] = RequestOutput.failed(request_id, given, error.message)
+                for output in self.step():
+                    if output.request_id in places:
+                        outputs[output.request_id] = output
+                    else:
+                        others.append(output)
+        finally:
+            for request_id in ids:
+                self.abort(request_id)
+            self._ended = others + [output for output in self._ended if output.request_id not in places]
+        return [outputs[request_id] for request_id in ids]
+
+    def _tokens_of(self, prompts: Sequence_[Prompt]) -> Iterator[Sequence_[int] | InvalidPrompt]:
+        """Tokens of each prompt, made shortly before they are needed."""
+        for start in range(0, len(prompts), _TOKENIZE_AT_ONCE):
+            part = prompts[start : start + _TOKENIZE_AT_ONCE]
+            texts = [prompt for prompt in part if isinstance(prompt, str)]
+            if texts and self.text is None:
+                encoded: Iterator[list[int] | InvalidPrompt] = itertools.repeat(
+                    InvalidPrompt("this model has no tokenizer: prompts must be token ids"), len(texts)
+                )
+            else:
+                encoded = iter(self.text.encode_batch(texts) if self.text is not None else [])
+            for prompt in part:
+                yield next(encoded) if isinstance(prompt, str) else prompt
+
+    # What it is doing
+
+    def room(self) -> int:
+        """How many more typical requests the engine would like to have queued; 0 when it has enough.
+
+        From the KV blocks that a forecast of the running requests leaves, by the lengths that requests turned out to
+        have, plus some to fill the places of those about to finish, minus what waits already.
+        """
+        return self.scheduler.room()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of this moment."""
+        scheduler = self.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_blocks=scheduler.blocks.num_blocks,
+            kv_blocks_used=scheduler.blocks.num_used,
+            steps=self._num_steps,
+            preemptions=scheduler.num_preemptions,
+            prompt_tokens=scheduler.num_prompt_tokens,
+            cached_prompt_tokens=scheduler.num_cached_prompt_tokens,
+            output_tokens=self._num_output_tokens,
+            computed_tokens=self._num_computed_tokens,
+            output_tokens_per_second=self._throughput.output_per_second,
+            computed_tokens_per_second=self._throughput.computed_per_second,
+            finished=dict(self._finished),
+            rejected=self._num_rejected,
+        )
+
+    def check(self) -> None:
+        """Audit everything between steps; raises AssertionError that says what does not add up."""
+        self.scheduler.check()
+        running = sum(not s.finished for request in self._requests.values() for s in request.sequences)
+        if running != len(self.scheduler.running) + len(self.scheduler.waiting):
+            raise AssertionError("a request's sequence is neither running nor waiting")
+
+
+def _seed(engine_seed: int, request_id: str) -> int:
+    """64 bits for a request that brought no seed: the same for the same id, wherever and whenever it runs."""
+    digest = hashlib.blake2b(
+        request_id.encode("utf-8", "surrogatepass"), digest_size=8, key=str(engine_seed).encode()[:64]
+    )
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _shown(number: int) -> str:
+    return str(number) if number < 10**12 else "over 10**12"

@@ -1,0 +1,71 @@
+"""Finding the request at fault when a step raises, so that its neighbours go on.
+
+A step changes nothing but the KV cache until it is settled, and writing the same keys and values twice is harmless. So
+a step that raises is run again in halves, down to the single request that raises alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from engine.errors import EngineFailed
+from engine.scheduler import Scheduled
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Isolated(Generic[Result]):
+    """What became of a step."""
+
+    results: list[Result] = field(default_factory=list)
+    failed: list[tuple[Scheduled, Exception]] = field(default_factory=list)
+    """Those that raise alone, and what."""
+
+    tainted: list[Scheduled] = field(default_factory=list)
+    """Those that attend to blocks which a failed one should have filled, directly or through another."""
+
+
+def isolate(
+    scheduled: Sequence[Scheduled], block_size: int, run: Callable[[Sequence[Scheduled]], list[Result]]
+) -> Isolated[Result]:
+    """Run a step, in halves where it raises, until each part succeeds or is a single request that raises.
+
+    Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `EngineFailed`
+    passes through.
+    """
+    outcome: Isolated[Result] = Isolated()
+    unfilled: set[int] = set()
+    parts = [list(scheduled)] if scheduled else []
+    while parts:
+        part: list[Scheduled] = []
+        for share in parts.pop():
+            if not unfilled or unfilled.isdisjoint(share.sequence.table.blocks):
+                part.append(share)
+            else:
+                outcome.tainted.append(share)
+                unfilled.update(filled_blocks(share, block_size))
+        if not part:
+            continue
+        try:
+            outcome.results.extend(run(part))
+        except EngineFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
+            # The traceback would keep the step's tensors alive, and memory may be what is missing.
+            failure = error.with_traceback(None)
+        else:
+            continue
+        if len(part) == 1:
+            outcome.failed.append((part[0], failure))
+            unfilled.update(filled_blocks(part[0], block_size))
+        else:
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+    return outcome
+
+
+def filled_blocks(share: Scheduled, block_size: int) -> list[int]:
+    """The blocks that a share writes to."""
+    return share.sequence.table.blocks[share.start // block_size :]

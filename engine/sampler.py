@@ -1,0 +1,392 @@
+"""From logits to tokens, for a whole batch at once.
+
+    logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────────────────────── greedy rows
+                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ softmax ─ draw ─ random rows
+
+Each row is computed from its own logits, parameters and Philox draw alone: what else is in the batch changes nothing.
+A draw inverts the cumulative distribution in order of token id, with one uniform number a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from engine.constraint import Constraint
+from engine.outputs import TokenLogprobs
+from engine.philox import uniform
+from engine.sampling_params import SamplingParams
+from engine.token_counts import TokenCounts
+
+_NEG_INF = float("-inf")
+
+# Elements of the float64 cumulative distribution that may be alive at once (512 MiB).
+_MAX_ELEMENTS = 2**26
+
+# A nucleus is nearly always inside the most likely tokens; only where it is not is a whole row sorted.
+_NUCLEUS_CANDIDATES = 256
+
+
+@dataclass(slots=True, eq=False)
+class SamplingState:
+    """What the sampler knows about one sequence. `position` and `num_output` move on with every token."""
+
+    params: SamplingParams
+    seed: int
+    """64 bits, unsigned."""
+
+    index: int
+    """Which of the request's completions; completions of one seed draw apart."""
+
+    position: int
+    """Where the next token will stand, counted from the prompt's start."""
+
+    num_output: int = 0
+    held_back: Sequence[int] = ()
+    """Tokens banned until `min_tokens` are there: end of sequence and stop tokens."""
+
+    counts: TokenCounts | None = None
+    """Present when the parameters penalize."""
+
+    constraint: Constraint | None = None
+
+    def advance(self, token_id: int) -> None:
+        """Take in a chosen token; raises what the constraint raises."""
+        self.position += 1
+        self.num_output += 1
+        if self.counts is not None:
+            self.counts.add(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The outcome for one row: a token, or the reason why there is none."""
+
+    token_id: int = -1
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+class Sampler:
+    """Chooses the next token of each row."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._settings: _Settings | None = None
+
+    def sample(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
+        """Logits are float32 `[rows, vocab_size]`, one row a state, and are overwritten."""
+        errors: dict[int, str] = {}
+        settings = self._settings_of(states, logits.device)
+        log_probs = _log_probs(logits, settings.logprob_rows)
+
+        # The maximum of a row with a NaN is NaN.
+        sound = torch.isfinite(logits.amax(dim=-1))
+        self._restrict(logits, states, settings, errors)
+        allowed = logits.amax(dim=-1) > _NEG_INF
+        tokens = self._choose(logits, states, settings)
+
+        chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
+        for row in range(len(states)):
+            if not are_sound[row]:
+                errors.setdefault(row, "the model's logits are not finite numbers")
+            elif not are_allowed[row]:
+                errors.setdefault(row, "no token is allowed here by the request's parameters")
+
+        top = _top_logprobs(log_probs, settings, tokens, states)
+        return [
+            Sampled(error=errors[row]) if row in errors else Sampled(token, top.get(row))
+            for row, token in enumerate(chosen)
+        ]
+
+    def score(self, logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of given tokens, for prompt logprobs; logits are float32 `[tokens, vocab_size]`."""
+        log_probs = torch.log_softmax(logits, dim=-1)
+        targets = torch.tensor(token_ids, device=logits.device)
+        return _read_logprobs(log_probs, targets, [num_top] * len(token_ids))
+
+    def _settings_of(self, states: Sequence[SamplingState], device: torch.device) -> _Settings:
+        """In a run of pure decode steps the same sequences come again: keep what does not change."""
+        settings = self._settings
+        if (
+            settings is None
+            or len(settings.states) != len(states)
+            or settings.temperature.device != device
+            or any(old is not new for old, new in zip(settings.states, states, strict=True))
+        ):
+            settings = self._settings = _Settings.of(states, self.vocab_size, device)
+        return settings
+
+    def _restrict(
+        self,
+        logits: torch.Tensor,
+        states: Sequence[SamplingState],
+        settings: _Settings,
+        errors: dict[int, str],
+    ) -> None:
+        """Apply bias, penalties and bans in place."""
+        if settings.bias is not None:
+            rows, ids, values = settings.bias
+            logits[rows, ids] += values
+        if settings.penalized:
+            self._penalize(logits, states, settings.penalized)
+        if settings.allowed is not None:
+            rows, kept_rows, kept_ids = settings.allowed
+            kept = logits[kept_rows, kept_ids]
+            logits[rows] = _NEG_INF
+            logits[kept_rows, kept_ids] = kept
+        if settings.banned is not None:
+            rows, ids = settings.banned
+            logits[rows, ids] = _NEG_INF
+
+        held_back = [
+            (row, token)
+            for row in settings.with_min_tokens
+            if states[row].num_output < states[row].params.min_tokens
+            for token in states[row].held_back
+        ]
+        if held_back:
+            rows, ids = torch.tensor(held_back, device=logits.device).unbind(1)
+            logits[rows, ids] = _NEG_INF
+        for row in settings.constrained:
+            self._constrain(logits, row, states[row], errors)
+
+    def _penalize(self, logits: torch.Tensor, states: Sequence[SamplingState], penalized: Sequence[int]) -> None:
+        counts = [states[row].counts for row in penalized]
+        present = [
+            (row, held) for row, held in zip(penalized, counts, strict=True) if held is not None and len(held.ids)
+        ]
+        if not present:
+            return
+        lengths = [len(held.ids) for _, held in present]
+        params = [states[row].params for row, _ in present]
+
+        def spread(values: Iterable[float], dtype: type[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(np.repeat(np.fromiter(values, dtype=dtype), lengths)).to(logits.device)
+
+        rows = spread((row for row, _ in present), np.int64)
+        ids = torch.from_numpy(np.concatenate([held.ids for _, held in present])).to(logits.device)
+        count = torch.from_numpy(np.concatenate([held.counts for _, held in present])).to(logits.device)
+        repetition = spread((p.repetition_penalty for p in params), np.float32)
+        frequency = spread((p.frequency_penalty for p in params), np.float32)
+        presence = spread((p.presence_penalty for p in params), np.float32)
+
+        values = logits[rows, ids]
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        values -= frequency * count + presence * (count > 0)
+        logits[rows, ids] = values
+
+    def _constrain(self, logits: torch.Tensor, row: int, state: SamplingState, errors: dict[int, str]) -> None:
+        assert state.constraint is not None
+        bitmask = torch.full((-(-self.vocab_size // 32),), -1, dtype=torch.int32)
+        try:
+            state.constraint.fill(bitmask)
+        except Exception as error:  # noqa: BLE001 - whatever a grammar library raises is this request's error
+            errors[row] = f"the output constraint failed: {error}"
+            return
+        bits = torch.arange(32, dtype=torch.int32)
+        allowed = ((bitmask[:, None] >> bits) & 1).bool().flatten()[: self.vocab_size]
+        logits[row].masked_fill_(~allowed.to(logits.device), _NEG_INF)
+
+    def _choose(self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings) -> torch.Tensor:
+        """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
+        if not settings.random:
+            return logits.argmax(dim=-1)
+        if len(settings.random) == len(states):
+            return self._draw(logits, [state.position for state in states], settings)
+        tokens = logits.argmax(dim=-1)
+        rows = torch.tensor(settings.random, device=logits.device)
+        tokens[rows] = self._draw(logits[rows], [states[row].position for row in settings.random], settings)
+        return tokens
+
+    def _draw(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
+        """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
+        draws = uniform(settings.seeds, torch.tensor(positions, device=logits.device), settings.indices)
+        logits.div_(settings.temperature[:, None])
+        tokens = []
+        size = max(1, _MAX_ELEMENTS // self.vocab_size)
+        for start in range(0, len(positions), size):
+            part = slice(start, start + size)
+            kept = filter_logits(
+                logits[part], settings.top_k[part], settings.top_p[part], settings.min_p[part], settings.filters
+            )
+            tokens.append(_invert(torch.softmax(kept, dim=-1), draws[part]))
+        return torch.cat(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which filters any row uses, known without asking the device."""
+
+    top_k: int
+    """The largest k of any row; 0: none filters."""
+
+    top_p: bool
+    min_p: bool
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, filters: Filters
+) -> torch.Tensor:
+    """Set what top-k, then top-p, then min-p remove to -inf, in place.
+
+    Logits are float `[rows, vocab_size]`; the parameters are `[rows]`, with k = vocab_size, p = 1 and min_p = 0 for
+    rows that do not filter. Tokens that tie with the last one kept are kept too.
+    """
+    if filters.top_k:
+        width = min(filters.top_k, logits.shape[-1])
+        best = logits.topk(width, dim=-1).values
+        least = best.gather(-1, (top_k.clamp(max=width) - 1)[:, None])
+        least = torch.where(top_k[:, None] < logits.shape[-1], least, _NEG_INF)
+        logits.masked_fill_(logits < least, _NEG_INF)
+    if filters.top_p:
+        logits.masked_fill_(logits < _nucleus_threshold(logits, top_p)[:, None], _NEG_INF)
+    if filters.min_p:
+        least = logits.amax(dim=-1, keepdim=True) + min_p[:, None].log()
+        logits.masked_fill_(logits < least, _NEG_INF)
+    return logits
+
+
+def _nucleus_threshold(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The least logit in each row's nucleus, `[rows]`: a token is in when those before it hold less than top_p."""
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    width = min(_NUCLEUS_CANDIDATES, logits.shape[-1])
+    best = logits.topk(width, dim=-1).values
+    threshold, covered = _cut(best, total, top_p)
+    # p = 1 keeps everything, and needs no sort to find that out.
+    covered |= top_p >= 1.0
+    threshold = torch.where(top_p < 1.0, threshold, _NEG_INF)
+    if width < logits.shape[-1] and not bool(covered.all()):
+        rows = (~covered).nonzero().squeeze(-1)
+        whole = logits[rows].sort(dim=-1, descending=True).values
+        threshold[rows] = _cut(whole, total[rows], top_p[rows])[0]
+    return threshold
+
+
+def _cut(best: torch.Tensor, total: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The threshold within descending logits `[rows, width]`, and whether the nucleus ends within them."""
+    probs = (best - total).exp()
+    reached = probs.cumsum(dim=-1)
+    inside = (reached - probs) < top_p[:, None]
+    inside[:, 0] = True
+    last = inside.sum(dim=-1, keepdim=True) - 1
+    return best.gather(-1, last).squeeze(-1), reached[:, -1] >= top_p
+
+
+def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The token at which the cumulative distribution passes each draw; int64 `[rows]`."""
+    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
+    targets = draws[:, None] * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return found.clamp_(max=probs.shape[-1] - 1)  # passed only by rows that are not sound
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Parameters of a fixed list of sequences, as tensors on the logits' device."""
+
+    states: Sequence[SamplingState]
+    random: Sequence[int]
+    """Rows that are not greedy; the tensors below hold one element for each."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+    indices: torch.Tensor
+    filters: Filters
+
+    logprob_rows: Sequence[int]
+    penalized: Sequence[int]
+    with_min_tokens: Sequence[int]
+    constrained: Sequence[int]
+    bias: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(repr=False)
+    banned: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
+    allowed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(repr=False)
+    """Rows with a list of allowed tokens, then (row, token) of what they allow."""
+
+    @classmethod
+    def of(cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device) -> _Settings:
+        def tensor(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        def indices(pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+            return tensor([row for row, _ in pairs], torch.int64), tensor([token for _, token in pairs], torch.int64)
+
+        params = [state.params for state in states]
+        random = [row for row, p in enumerate(params) if not p.greedy]
+        top_k = [min(params[row].top_k or vocab_size, vocab_size) for row in random]
+        bias = [(row, token) for row, p in enumerate(params) for token in p.logit_bias]
+        banned = [(row, token) for row, p in enumerate(params) for token in p.banned_token_ids]
+        allowed = [(row, token) for row, p in enumerate(params) for token in p.allowed_token_ids or ()]
+        allowed_rows = [row for row, p in enumerate(params) if p.allowed_token_ids is not None]
+        return cls(
+            states=list(states),
+            random=random,
+            temperature=tensor([params[row].temperature for row in random], torch.float32),
+            top_k=tensor(top_k, torch.int64),
+            top_p=tensor([params[row].top_p for row in random], torch.float32),
+            min_p=tensor([params[row].min_p for row in random], torch.float32),
+            seeds=tensor([_signed(states[row].seed) for row in random], torch.int64),
+            indices=tensor([states[row].index for row in random], torch.int64),
+            filters=Filters(
+                top_k=max((k for k in top_k if k < vocab_size), default=0),
+                top_p=any(params[row].top_p < 1.0 for row in random),
+                min_p=any(params[row].min_p > 0.0 for row in random),
+            ),
+            logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
+            penalized=[row for row, p in enumerate(params) if p.penalized],
+            with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],
+            constrained=[row for row, state in enumerate(states) if state.constraint is not None],
+            bias=(
+                (*indices(bias), tensor([b for p in params for b in p.logit_bias.values()], torch.float32))
+                if bias
+                else None
+            ),
+            banned=indices(banned) if banned else None,
+            allowed=(tensor(allowed_rows, torch.int64), *indices(allowed)) if allowed else None,
+        )
+
+
+def _signed(seed: int) -> int:
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _log_probs(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
+    """Log-softmax of the rows that asked for it, before anything overwrites them."""
+    if not rows:
+        return None
+    wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+    return torch.log_softmax(wanted, dim=-1)
+
+
+def _top_logprobs(
+    log_probs: torch.Tensor | None, settings: _Settings, tokens: torch.Tensor, states: Sequence[SamplingState]
+) -> dict[int, TokenLogprobs]:
+    if log_probs is None:
+        return {}
+    rows = settings.logprob_rows
+    chosen = tokens[torch.tensor(rows, device=tokens.device)]
+    found = _read_logprobs(log_probs, chosen, [states[row].params.logprobs or 0 for row in rows])
+    return dict(zip(rows, found, strict=True))
+
+
+def _read_logprobs(log_probs: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
+    """Bring the wanted log-probabilities to the host, in one copy a tensor."""
+    chosen = log_probs.gather(-1, token_ids[:, None]).squeeze(-1).tolist()
+    width = min(max(num_top, default=0), log_probs.shape[-1])
+    if width == 0:
+        return [TokenLogprobs(t, lp, ()) for t, lp in zip(token_ids.tolist(), chosen, strict=True)]
+    values, ids = log_probs.topk(width, dim=-1)
+    return [
+        TokenLogprobs(token, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
+        for token, logprob, row_ids, row_values, count in zip(
+            token_ids.tolist(), chosen, ids.tolist(), values.tolist(), num_top, strict=True
+        )
+    ]

@@ -1,0 +1,279 @@
+"""Which tokens run in the next step.
+
+    add ──► waiting ──admit──► running ──finish──► gone
+               ▲                  │
+               └─────preempt──────┘
+
+Each step first continues what runs, in order of service: one token where a sequence decodes, a chunk where its prompt
+is still being read. When blocks run out, the last in order gives its blocks up and is computed again later, mostly from
+the prefix cache. What is left of the token budget goes to waiting sequences, as far as the forecast lets them in.
+A step costs O(running), whatever waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.admission import Forecast, RequestSizes
+from engine.batch import BatchEntry
+from engine.block_manager import BlockManager, Hit
+from engine.sequence import Sequence, Status
+from engine.waiting import WaitingQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one step may hold."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_prompt_logits: int
+    """Rows of logits for prompt log-probabilities, which cost `vocab_size` floats each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A sequence's share of a step: its tokens `start .. end`."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    num_logits: int
+    samples: bool
+    """Whether a token is sampled after the last of them."""
+
+    scores_prompt: bool
+    """Whether prompt log-probabilities are read from the logits."""
+
+    def entry(self) -> BatchEntry:
+        sequence = self.sequence
+        return BatchEntry(sequence.token_ids[self.start : self.end], self.start, sequence.table.blocks, self.num_logits)
+
+
+@dataclass(slots=True)
+class Step:
+    """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the queue and the batch, and moves sequences between them."""
+
+    def __init__(self, blocks: BlockManager, limits: Limits, sizes: RequestSizes) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.sizes = sizes
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []
+        """In order of service, so that the last is the one to preempt."""
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_prompt_tokens = 0
+        # A decoding sequence takes a token of the budget each step: more of them than tokens would only starve.
+        self._seats = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.push(sequence)
+
+    def schedule(self) -> Step:
+        """Decide the next step, give its tokens blocks, and index those that it fills."""
+        step = Step()
+        budget = _Budget(
+            self.limits.max_num_batched_tokens,
+            self.limits.max_prompt_logits,
+            decodes=sum(sequence.num_pending == 1 for sequence in self.running),
+        )
+        self._continue(step, budget)
+        if not step.preempted:
+            self._admit(step, budget)
+        return step
+
+    def _continue(self, step: Step, budget: _Budget) -> None:
+        place = 0
+        while place < len(self.running):  # the list's end moves nearer when a sequence is preempted
+            sequence = self.running[place]
+            place += 1
+            wanted = budget.share(sequence, sequence.num_computed)
+            granted = self._make_room(sequence, wanted, step)
+            if granted:
+                self._schedule(sequence, granted, step, budget)
+
+    def _make_room(self, sequence: Sequence, wanted: int, step: Step) -> int:
+        """Preempt from the end until `wanted` more tokens have blocks; returns how many tokens have."""
+        while wanted and not self.blocks.can_grow(sequence.table, sequence.num_computed + wanted):
+            if self.running[-1] is not sequence:
+                self.preempt(self.running[-1], step)
+                continue
+            wanted = min(wanted, self.blocks.growable(sequence.table) - sequence.num_computed)
+            if wanted == 0:
+                self.preempt(sequence, step)
+        return wanted
+
+    def _admit(self, step: Step, budget: _Budget) -> None:
+        forecast: _Admission | None = None
+        while len(self.waiting) and len(self.running) < self._seats and budget.tokens and self.blocks.num_free:
+            sequence = self.waiting.peek()
+            hits = self._cached_prefix(sequence)
+            start = len(hits) * self.blocks.block_size
+            wanted = budget.share(sequence, start)
+            if wanted == 0 or not self.blocks.can_attach(hits, start + wanted):
+                break
+            # With nothing else running, whatever `add` accepted fits.
+            if self.running:
+                forecast = forecast or _Admission(self.running, self.blocks, self.sizes)
+                if not forecast.admit(sequence, hits):
+                    break
+            self._start(sequence, hits)
+            self._schedule(sequence, wanted, step, budget)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[Hit]:
+        # The last token always runs, for its logits; and so does every token whose logits were asked for.
+        limit = sequence.num_tokens - 1
+        if sequence.scores_prompt:
+            limit = min(limit, len(sequence.request.prompt_logprobs))
+        return self.blocks.lookup(sequence.token_ids, sequence.table.salt, limit)
+
+    def _start(self, sequence: Sequence, hits: list[Hit]) -> None:
+        self.waiting.pop()
+        self.blocks.attach(sequence.table, hits)
+        sequence.num_computed = len(hits) * self.blocks.block_size
+        sequence.num_shared = len(hits)
+        sequence.num_started += 1
+        if sequence.num_started == 1:
+            self.num_prompt_tokens += sequence.num_prompt
+            self.num_cached_prompt_tokens += sequence.num_computed
+            if sequence.sampling.index == 0:
+                sequence.request.cached_tokens = sequence.num_computed
+        sequence.status = Status.RUNNING
+        bisect.insort(self.running, sequence, key=lambda s: s.key)
+
+    def _schedule(self, sequence: Sequence, num_tokens: int, step: Step, budget: _Budget) -> None:
+        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        self.blocks.grow(sequence.table, end)
+        self.blocks.index(sequence.table, sequence.token_ids, end)
+        samples = end == sequence.num_tokens and sequence.num_output < sequence.max_output
+        prompt_logits = sequence.prompt_logits(start, end)
+        num_logits = max(int(samples), prompt_logits)
+        budget.spend(num_tokens, prompt_logits, decode=sequence.num_pending == 1)
+        step.scheduled.append(Scheduled(sequence, start, end, num_logits, samples, prompt_logits > 0))
+
+    def preempt(self, sequence: Sequence, step: Step | None = None) -> None:
+        """Take a running sequence's blocks and queue it again where it was; its tokens stay."""
+        self._leave(sequence)
+        sequence.status = Status.WAITING
+        self.waiting.push(sequence)
+        self.num_preemptions += 1
+        if step is not None:
+            step.preempted.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Let go of a sequence, wherever it is; one that is finished stays so."""
+        status = sequence.status
+        if status is Status.RUNNING:
+            self._leave(sequence)
+        sequence.status = Status.FINISHED
+        if status is Status.WAITING:
+            self.waiting.discard(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.table)
+        sequence.num_computed = 0
+        place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
+        del self.running[place]
+
+    def room(self) -> int:
+        """How many more typical sequences the queue could take in.
+
+        What would fit into the batch now, by the forecast, and a quarter more, so that seats which come free
+        meanwhile are filled at once; less what waits already.
+        """
+        free_seats = self._seats - len(self.running)
+        if len(self.waiting) >= self._ahead(free_seats):
+            return 0
+        typical = self.blocks.blocks_for(int(self.sizes.typical_prompt + self.sizes.typical_output) + 1)
+        peak = _Admission(self.running, self.blocks, self.sizes).peak
+        fitting = max(0 if self.running else 1, int(self.blocks.num_blocks - peak) // typical)
+        return max(0, self._ahead(min(free_seats, fitting)) - len(self.waiting))
+
+    def _ahead(self, joining: int) -> int:
+        """How many sequences should be queued when so many could join the batch."""
+        return joining + -(-(len(self.running) + joining) // 4)
+
+    def check(self) -> None:
+        """Audit queue, batch and blocks between steps; raises AssertionError."""
+        self.waiting.check()
+        self.blocks.check(sequence.table for sequence in self.running)
+        if len(self.running) > self._seats:
+            raise AssertionError(f"{len(self.running)} sequences run on {self._seats} seats")
+        keys = [sequence.key for sequence in self.running]
+        if keys != sorted(set(keys)):
+            raise AssertionError("the running sequences are out of order")
+        for sequence in self.running:
+            if sequence.status is not Status.RUNNING:
+                raise AssertionError(f"a {sequence.status.value} sequence is in the batch")
+            if not 0 <= sequence.num_computed <= sequence.num_tokens:
+                raise AssertionError("a sequence has computed more tokens than it has")
+            if len(sequence.table.blocks) < self.blocks.blocks_for(sequence.num_computed):
+                raise AssertionError("computed tokens lie outside the sequence's blocks")
+
+
+class _Budget:
+    """What is left of a step's tokens and prompt logits. Chunks leave a token to each sequence that decodes."""
+
+    def __init__(self, tokens: int, prompt_logits: int, *, decodes: int) -> None:
+        self.tokens = tokens
+        self._prompt_logits = prompt_logits
+        self._decodes = decodes
+
+    def share(self, sequence: Sequence, start: int) -> int:
+        """How many tokens from `start` on the sequence may run in this step."""
+        pending = sequence.num_tokens - start
+        if pending == 1:
+            return min(1, self.tokens)
+        wanted = min(pending, max(0, self.tokens - self._decodes))
+        excess = sequence.prompt_logits(start, start + wanted) - max(0, self._prompt_logits)
+        return max(0, wanted - max(0, excess))
+
+    def spend(self, tokens: int, prompt_logits: int, *, decode: bool) -> None:
+        self.tokens -= tokens
+        if decode:
+            self._decodes = max(0, self._decodes - 1)
+        self._prompt_logits -= prompt_logits
+
+
+class _Admission:
+    """The forecast in terms of sequences."""
+
+    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, sizes: RequestSizes) -> None:
+        self._blocks = blocks
+        self._sizes = sizes
+        running = list(running)
+        size = blocks.block_size
+        held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
+        known = np.array([s.num_tokens / size - s.num_shared for s in running], dtype=np.float64)
+        own = np.maximum(held, known)
+        num_output = np.array([s.num_output for s in running], dtype=np.float64)
+        max_output = np.array([s.max_output for s in running], dtype=np.float64)
+        self._forecast = Forecast(
+            own,
+            sizes.remaining(num_output, max_output),
+            shared_blocks=blocks.num_used - float(held.sum()),
+            block_size=size,
+        )
+
+    @property
+    def peak(self) -> float:
+        return self._forecast.peak
+
+    def admit(self, sequence: Sequence, hits: list[Hit]) -> bool:
+        remaining = self._sizes.remaining(
+            np.array([sequence.num_output], dtype=np.float64), np.array([sequence.max_output], dtype=np.float64)
+        )
+        own = self._blocks.blocks_for(sequence.num_tokens) - len(hits)
+        return self._forecast.admit(own, float(remaining[0]), self._blocks.num_revived(hits), self._blocks.num_blocks)

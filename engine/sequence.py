@@ -1,0 +1,170 @@
+"""A request, and the sequences that it becomes in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequence_
+from enum import Enum
+
+from engine.block_manager import BlockTable
+from engine.outputs import Completion, FinishReason, RequestOutput, TokenLogprobs
+from engine.sampler import SamplingState
+from engine.sampling_params import SamplingParams
+from engine.stop_strings import StopScanner
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    """In the queue, without blocks. The scheduler admits it; an abort finishes it."""
+
+    RUNNING = "running"
+    """In the batch, with blocks. The scheduler may preempt it to WAITING; a stop, an abort or an error finishes it."""
+
+    FINISHED = "finished"
+    """Without blocks; nobody moves it out."""
+
+
+class Sequence:
+    """One completion on its way: the tokens so far, and how many of them are in the KV cache.
+
+    token_ids   [ prompt ................ | output ........ ]
+    positions   0 .... num_computed ..... num_prompt ...... num_tokens
+                in the KV cache | still to run through the model
+    """
+
+    __slots__ = (
+        "finish_reason",
+        "key",
+        "logprobs",
+        "num_computed",
+        "num_prompt",
+        "num_shared",
+        "num_started",
+        "request",
+        "sampling",
+        "status",
+        "stop_reason",
+        "stop_scanner",
+        "table",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(
+        self, request: Request, sampling: SamplingState, key: tuple[int, int, int], stop_scanner: StopScanner | None
+    ) -> None:
+        self.request = request
+        self.sampling = sampling
+        self.key = key
+        """Order of service, smallest first: (-priority, arrival, index). Unique."""
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt = len(request.prompt_token_ids)
+        self.num_computed = 0
+        self.num_shared = 0
+        """Blocks that it took from the prefix cache when it was last admitted."""
+        self.num_started = 0
+        """How often it was admitted; above 1 after a preemption."""
+        self.table = BlockTable(salt=request.salt)
+        self.status = Status.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.logprobs: list[TokenLogprobs] = []
+        self.text = ""
+        """The output's text, known once it is finished."""
+        self.stop_scanner = stop_scanner
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens to run before the next one can be sampled: 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def max_output(self) -> int:
+        return self.request.max_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether logits of prompt tokens are still wanted. One sequence collects them for its request."""
+        request = self.request
+        return (
+            request.params.prompt_logprobs is not None
+            and self.sampling.index == 0
+            and len(request.prompt_logprobs) < self.num_prompt - 1
+        )
+
+    def prompt_logits(self, start: int, end: int) -> int:
+        """How many of the last tokens among `start .. end` must yield logits for prompt log-probabilities."""
+        if not self.scores_prompt:
+            return 0
+        return max(0, end - max(start, len(self.request.prompt_logprobs)))
+
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt :]
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None
+        return Completion(
+            index=self.sampling.index,
+            token_ids=self.output_token_ids(),
+            text=self.text,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            logprobs=self.logprobs if self.request.params.logprobs is not None else None,
+        )
+
+
+class Request:
+    """A prompt with its parameters, and its `n` sequences."""
+
+    __slots__ = (
+        "cached_tokens",
+        "error",
+        "max_tokens",
+        "params",
+        "prompt_logprobs",
+        "prompt_token_ids",
+        "request_id",
+        "salt",
+        "sequences",
+    )
+
+    def __init__(
+        self, request_id: str, prompt_token_ids: Sequence_[int], params: SamplingParams, *, max_tokens: int, salt: bytes
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self.params = params
+        self.max_tokens = max_tokens
+        """What `params.max_tokens` comes to within context and cache."""
+        self.salt = salt
+        self.sequences: list[Sequence] = []
+        self.cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of the prompt's tokens from the second on, as far as they are known. The first sequence collects them."""
+        self.error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finished for sequence in self.sequences)
+
+    def output(self) -> RequestOutput:
+        """The outcome of a finished request."""
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt_token_ids=self.prompt_token_ids,
+            completions=tuple(sequence.completion() for sequence in self.sequences),
+            prompt_logprobs=(None, *self.prompt_logprobs) if self.params.prompt_logprobs is not None else None,
+            cached_tokens=self.cached_tokens,
+            error=self.error,
+        )

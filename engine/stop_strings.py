@@ -1,0 +1,63 @@
+"""Where a stop string ends an output, also when it lies across tokens or inside one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+# A character of UTF-8 has at most four bytes, and a token at least one of them: what is still open after that is no
+# character on its way, and is taken as it stands.
+_MAX_OPEN_TOKENS = 4
+
+
+class StopScanner:
+    """Watches one output for its stop strings.
+
+    `feed` is cheap: it decodes a few tokens and looks at the text's end. `cut` is exact: it looks at the whole text as
+    the tokenizer decodes it, and has the last word.
+    """
+
+    def __init__(self, decode: Decode, stop: Sequence[str], *, min_tokens: int, include_stop: bool) -> None:
+        self._decode = decode
+        self._stop = stop
+        self._min_tokens = min_tokens
+        self._include_stop = include_stop
+        self._num_kept = max(len(text) for text in stop) - 1
+        self._num_tokens = 0
+        # The last tokens: those whose text is in the tail already, then those that are new. The old ones are decoded
+        # with the new, since some decoders treat a text's first token apart (SentencePiece strips its space).
+        self._window: list[int] = []
+        self._num_old = 0
+        self._old_text = ""
+        self._tail = ""
+
+    def feed(self, token_id: int) -> bool:
+        """Take in the output's next token; returns whether a stop string may be complete."""
+        self._num_tokens += 1
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        seen = self._tail + (text[len(self._old_text) :] if text.startswith(self._old_text) else text)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._window) - self._num_old >= _MAX_OPEN_TOKENS:
+            self._tail = seen[-self._num_kept :] if self._num_kept else ""
+            del self._window[: self._num_old]
+            self._num_old = len(self._window)
+            self._old_text = self._decode(self._window)
+        return self._num_tokens >= self._min_tokens and any(stop in seen for stop in self._stop)
+
+    def cut(self, token_ids: Sequence[int], text: str) -> tuple[str, str] | None:
+        """The text up to its first stop string, and that string; None where there is none.
+
+        `text` is what `token_ids`, the output, decode to. A stop string that was complete before `min_tokens` does not
+        count.
+        """
+        ignored = len(self._decode(token_ids[: self._min_tokens - 1])) if self._min_tokens > 1 else 0
+        first: tuple[int, str] | None = None
+        for stop in self._stop:
+            found = text.find(stop, max(0, ignored - len(stop) + 1))
+            if found >= 0 and (first is None or found < first[0]):
+                first = (found, stop)
+        if first is None:
+            return None
+        start, stop = first
+        return text[: start + len(stop) if self._include_stop else start], stop

@@ -1,0 +1,121 @@
+"""Between text and tokens, exactly as the model's own tokenizer does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidPrompt, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+
+
+class Text:
+    """A model's tokenizer and chat template.
+
+    The batch methods never raise for one bad item: its place in the result holds the `InvalidPrompt` instead.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path) -> Text | None:
+        """Load from a directory or the hub; None for a directory that holds no tokenizer.
+
+        Raises `ModelError` when there is one that does not load. No code from the model's directory runs.
+        """
+        directory = Path(path_or_id)
+        if directory.is_dir() and not any((directory / name).exists() for name in _TOKENIZER_FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False))
+        except Exception as error:
+            raise ModelError(f"the tokenizer of {path_or_id} does not load: {error}") from error
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.tokenizer.chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokens of one text; raises `InvalidPrompt`."""
+        try:
+            token_ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)[
+                "input_ids"
+            ]
+        except Exception as error:
+            raise InvalidPrompt(f"the prompt does not become tokens: {error}") from error
+        return token_ids
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int] | InvalidPrompt]:
+        """Tokens of many texts; a fast tokenizer uses all cores."""
+        if not texts:
+            return []
+        try:
+            encoded = self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
+            return list(encoded["input_ids"])
+        except Exception:  # noqa: BLE001 - one of them is at fault; each says for itself which
+            return [self._encode_or_error(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    def _encode_or_error(self, text: str, *, add_special_tokens: bool) -> list[int] | InvalidPrompt:
+        try:
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        except InvalidPrompt as error:
+            return error
+
+    def render_chat(self, messages: Sequence[Message], **template_options: Any) -> str:
+        """The conversation as the model's chat template writes it, ready for the assistant's turn.
+
+        `template_options` reach the template (`tools`, `enable_thinking` ...). Raises `InvalidPrompt`.
+        """
+        if not self.has_chat_template:
+            raise InvalidPrompt("this model has no chat template: send a prompt instead of messages")
+        options = {"add_generation_prompt": True, **template_options}
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, **options
+            )
+        except Exception as error:
+            raise InvalidPrompt(f"the chat template cannot render these messages: {error}") from error
+        return text
+
+    def encode_chat(self, messages: Sequence[Message], **template_options: Any) -> list[int]:
+        """Tokens of one conversation; the template writes its own special tokens. Raises `InvalidPrompt`."""
+        return self.encode(self.render_chat(messages, **template_options), add_special_tokens=False)
+
+    def encode_chat_batch(self, conversations: Sequence[Sequence[Message]]) -> list[list[int] | InvalidPrompt]:
+        """Tokens of many conversations."""
+        rendered: list[str] = []
+        places: list[int] = []
+        results: list[list[int] | InvalidPrompt] = []
+        for place, messages in enumerate(conversations):
+            try:
+                rendered.append(self.render_chat(messages))
+            except InvalidPrompt as error:
+                results.append(error)
+            else:
+                places.append(place)
+                results.append([])
+        for place, encoded in zip(places, self.encode_batch(rendered, add_special_tokens=False), strict=True):
+            results[place] = encoded
+        return results
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """What transformers' `decode` makes of the tokens. Incomplete UTF-8 becomes U+FFFD."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text

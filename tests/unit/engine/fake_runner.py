@@ -1,0 +1,88 @@
+"""A model that is a function of the token history, over a KV cache that is really paged.
+
+Each slot of the cache holds the token that was written there. A history is read back through the block table, so that
+a wrong table, a block reused too early or a wrongly shared prefix changes what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.batch import Batch, BatchEntry
+
+_STATES = 1009
+
+
+class FakeRunner:
+    """`logits_after(history)` is the whole model; the rest is the cache."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        vocab_size: int = 50,
+        max_model_len: int = 128,
+        eos_token_ids: frozenset[int] = frozenset({0}),
+        raises_on: int | None = None,
+        nan_on: int | None = None,
+        max_tokens_at_once: int | None = None,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.eos_token_ids = eos_token_ids
+        self.raises_on = raises_on
+        """A token that makes a step raise which has it among its new ones."""
+        self.nan_on = nan_on
+        """A token after which, anywhere in the history, logits are NaN."""
+        self.max_tokens_at_once = max_tokens_at_once
+        """A larger batch runs out of memory."""
+        self.batches: list[Batch] = []
+        self._cache = [[-1] * block_size for _ in range(num_blocks)]
+        generator = torch.Generator().manual_seed(7)
+        self._table = torch.randn(_STATES, vocab_size, generator=generator) * 3
+
+    def logits_after(self, history: Sequence[int]) -> torch.Tensor:
+        if self.nan_on is not None and self.nan_on in history:
+            return torch.full((self.vocab_size,), float("nan"))
+        state = 1
+        for token in history:
+            state = (state * 31 + token * 7 + 3) % _STATES
+        return self._table[state]
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(batch)
+        if self.max_tokens_at_once is not None and batch.num_tokens > self.max_tokens_at_once:
+            raise torch.OutOfMemoryError("fake memory is full")
+        for entry in batch.entries:
+            assert len(entry.token_ids) > 0
+            if self.raises_on in entry.token_ids:
+                raise RuntimeError("fake kernel failure")
+            for offset, token in enumerate(entry.token_ids):
+                block, slot = self._slot(entry, entry.start + offset)
+                self._cache[block][slot] = token
+        rows = [torch.zeros(0, self.vocab_size)]
+        for entry in batch.entries:
+            end = entry.start + len(entry.token_ids)
+            history = []
+            for position in range(end):
+                block, slot = self._slot(entry, position)
+                history.append(self._cache[block][slot])
+            rows += [self.logits_after(history[: p + 1])[None] for p in range(end - entry.num_logits, end)]
+        return torch.cat(rows)
+
+    def _slot(self, entry: BatchEntry, position: int) -> tuple[int, int]:
+        return entry.block_table[position // self.block_size], position % self.block_size
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int, *, ignore_eos: bool = False) -> list[int]:
+        """What greedy decoding must give."""
+        history = list(prompt)
+        while len(history) < len(prompt) + max_tokens:
+            history.append(int(self.logits_after(history).argmax()))
+            if history[-1] in self.eos_token_ids and not ignore_eos:
+                break
+        return history[len(prompt) :]
