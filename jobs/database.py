@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from jobs.settings import Settings
@@ -38,6 +39,7 @@ def sqlalchemy_url(database_url: str) -> URL:
 
 def _options(settings: Settings, application: str) -> dict[str, object]:
     return {
+        "hide_parameters": True,  # prompts and results stay out of every error and log
         "pool_size": settings.database_pool_size,
         "max_overflow": 0,
         "pool_timeout": 10,
@@ -63,3 +65,9 @@ def connect_async(settings: Settings, application: str) -> AsyncEngine:
     if settings.database_url is None:
         raise DatabaseNotConfigured
     return create_async_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))
+
+
+def brief(error: SQLAlchemyError) -> str:
+    """The database's own words in one line, without the statement and its parameters, which hold prompts."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no message'}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from celery import Celery
+import socket
+import uuid
+
+from celery import Celery, signals
 
 from jobs.queues import celery_config
 from jobs.settings import Settings
@@ -16,3 +19,27 @@ def make_app(settings: Settings, name: str) -> Celery:
     app = Celery(name, set_as_current=False)
     app.conf.update(celery_config(settings))
     return app
+
+
+def run_solo(app: Celery, *, queue: str, name: str) -> None:
+    """Run a Celery worker in this process until a signal, or `celery.worker.state.should_stop`, ends it.
+
+    `solo` runs tasks in this very process, where the events that they set mean something. Gossip, mingle and event
+    heartbeats would only make Redis matter more than it should.
+    """
+    signals.setup_logging.connect(_leave_logging_alone)
+    worker = app.Worker(
+        hostname=f"{name}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}",
+        queues=[queue],
+        pool="solo",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        redirect_stdouts=False,
+        quiet=True,
+    )
+    worker.start()
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """A receiver of `setup_logging` keeps Celery from configuring the process's logging its own way."""

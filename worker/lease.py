@@ -10,8 +10,8 @@ from uuid import UUID
 class Lease:
     """The worker's id in Postgres, and since when it was last known to be good.
 
-    The lease itself is Postgres' word (`workers.lease_expires_at`). This is the cautious copy: measured on the monotonic
-    clock from before the heartbeat was sent, and over `fence_after` seconds later, well ahead of the lease's own end.
+    The lease itself is Postgres' word (`workers.lease_expires_at`). This is the cautious copy: measured on the
+    monotonic clock from before the heartbeat was sent, and over `fence_after` seconds later, well ahead of the lease.
     """
 
     def __init__(self, *, fence_after: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,7 +93,7 @@ def _failed(request: ClaimedRequest, status: int, message: str, *, kind: str, co
     )
 
 
-def _response(request: ClaimedRequest, status: int, body: dict[str, object]) -> bytes:
+def _response(request: ClaimedRequest, status: int, body: Mapping[str, object]) -> bytes:
     response = {"status_code": status, "request_id": f"req_{request.name}", "body": body}
     return orjson.dumps({"response": response, "error": None})
 

@@ -1,0 +1,274 @@
+"""The engine's owner: the one thread that steps the engine, and the only module here that knows it.
+
+    submit ──▶ inbox ──▶ engine.add ──▶ engine.step ──▶ outcomes ──▶ on_outcome (the writer)
+    abort  ──▶ inbox ──▶ engine.abort
+
+Everything that touches the engine happens on this thread; the claim loop only fills the inbox. Turning text into tokens
+happens on the claim loop's side of it, so that it runs beside a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from engine import Engine, RequestOutput, SamplingParams
+from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestRejected
+from jobs.queries.claiming import ClaimedRequest
+from jobs.queries.settling import Outcome
+from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
+from worker import responses
+
+CLOSE_TIMEOUT = 10.0  # seconds for the step that is under way
+
+
+LoadEngine = Callable[[], Engine]
+
+
+class Broken(Protocol):
+    """The model did not load, or the engine cannot go on; `is_understood` where the error's message says it all."""
+
+    def __call__(self, error: BaseException, *, is_understood: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as the engine takes it."""
+
+    request: ClaimedRequest
+    token_ids: list[int]
+    params: SamplingParams
+    is_chat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Whom the owner tells, each from the engine thread unless said otherwise."""
+
+    loaded: Callable[[ModelLimits], None]
+    """The model is there."""
+    outcome: Callable[[Outcome], None]
+    """A request came to its end; from the submitting thread too, where it was refused."""
+    room: Callable[[], None]
+    """Requests finished and the engine wants more."""
+    broken: Broken
+    """Nothing follows this."""
+
+
+class EngineOwner:
+    """Loads an engine and steps it until it is closed or breaks."""
+
+    def __init__(self, load: LoadEngine, listeners: Listeners, *, model: str, share_prefixes: bool) -> None:
+        self._load = load
+        self._listeners = listeners
+        self._model = model
+        self._share_prefixes = share_prefixes
+        self._engine: Engine | None = None
+        self._changed = threading.Condition()
+        # Guarded by _changed: what other threads put in and read off.
+        self._inbox: list[Prepared] = []
+        self._aborts: list[str] = []
+        self._held: dict[str, Prepared] = {}
+        self._room = 0
+        self._closing = False
+        self._step_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the model. Returns at once."""
+        self._thread.start()
+
+    # What other threads call
+
+    def room(self) -> int:
+        """How many more requests the engine wants queued now."""
+        with self._changed:
+            return max(0, self._room - len(self._inbox))
+
+    def held(self) -> list[ClaimedRequest]:
+        """The requests that are in the engine or on their way to it."""
+        with self._changed:
+            return [prepared.request for prepared in self._held.values()]
+
+    def submit(self, requests: Sequence[ClaimedRequest]) -> None:
+        """Turn requests into tokens, on the caller's thread, and queue them. Those that cannot be are refused."""
+        prepared = self._prepare(requests)
+        with self._changed:
+            self._held.update({item.request.name: item for item in prepared})
+            self._inbox.extend(prepared)
+            self._changed.notify_all()
+
+    def abort(self, requests: Sequence[ClaimedRequest]) -> None:
+        """Forget requests: their outcome is somebody else's now."""
+        names = {request.name for request in requests}
+        with self._changed:
+            self._inbox = [prepared for prepared in self._inbox if prepared.request.name not in names]
+            self._aborts.extend(name for name in names if self._held.pop(name, None) is not None)
+            self._changed.notify_all()
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing is held. False where that took longer than `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._held, timeout)
+
+    def close(self) -> None:
+        """Step no more. What is held stays unfinished."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=CLOSE_TIMEOUT)
+
+    def stalled_for(self) -> float:
+        """Seconds since the step that is under way began; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def not_started(self) -> list[ClaimedRequest]:
+        """Held requests that the engine has not begun to compute: whatever breaks it, it was not they."""
+        engine = self._engine
+        started = set() if engine is None else set(engine.running_request_ids())
+        with self._changed:
+            return [item.request for name, item in self._held.items() if name not in started]
+
+    def stats(self) -> dict[str, object]:
+        """The engine's counters, for the worker's row."""
+        return {} if self._engine is None else asdict(self._engine.stats())
+
+    # The engine thread
+
+    def _run(self) -> None:
+        try:
+            engine = self._engine = self._load()
+            self._publish_room(engine)
+            self._listeners.loaded(ModelLimits(self._model, engine.max_model_len, engine.vocab_size))
+            while self._wait_for_work(engine):
+                self._take_in(engine)
+                self._step(engine)
+                self._publish_room(engine)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody steps the engine any more
+            self._listeners.broken(error, is_understood=isinstance(error, EngineError))
+
+    def _wait_for_work(self, engine: Engine) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._inbox or self._aborts or engine.has_unfinished)
+            return not self._closing
+
+    def _take_in(self, engine: Engine) -> None:
+        with self._changed:
+            inbox, self._inbox = self._inbox, []
+            aborts, self._aborts = self._aborts, []
+        for prepared in inbox:
+            request = prepared.request
+            try:
+                engine.add(
+                    request.name,
+                    prepared.token_ids,
+                    prepared.params,
+                    priority=request.priority,
+                    cache_salt="" if self._share_prefixes else request.tenant_id.hex,
+                )
+            except (RequestRejected, InvalidParams) as error:
+                self._settle(request.name, responses.refused(request, error.message, code="invalid_request"))
+        for name in aborts:
+            engine.abort(name)
+
+    def _step(self, engine: Engine) -> None:
+        if not engine.has_unfinished:
+            return
+        self._step_began = time.monotonic()
+        outputs = engine.step()
+        self._step_began = None
+        for output in outputs:
+            with self._changed:
+                prepared = self._held.get(output.request_id)
+            if prepared is not None and output.finish_reason != "abort":
+                self._settle(output.request_id, self._outcome(prepared, output))
+
+    def _settle(self, name: str, outcome: Outcome) -> None:
+        # To the writer first: a worker that looks idle has nothing left to hand over.
+        self._listeners.outcome(outcome)
+        with self._changed:
+            self._held.pop(name, None)
+            self._changed.notify_all()
+
+    def _outcome(self, prepared: Prepared, output: RequestOutput) -> Outcome:
+        if output.error is not None:
+            return responses.broken(prepared.request, output.error)
+        answer = responses.Answer(
+            text=output.text,
+            finish_reason=output.finish_reason,
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.cached_tokens,
+            completion_tokens=len(output.token_ids),
+            logprobs=output.logprobs,
+        )
+        return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
+
+    def _publish_room(self, engine: Engine) -> None:
+        room = engine.room()
+        with self._changed:
+            self._room = room
+        if room > 0:
+            self._listeners.room()
+
+    # From stored lines to tokens, on the claim loop's thread
+
+    def _prepare(self, requests: Sequence[ClaimedRequest]) -> list[Prepared]:
+        bodies = [orjson.loads(request.body) for request in requests]
+        prepared = []
+        for request, body, token_ids in zip(requests, bodies, self._tokens(bodies), strict=True):
+            try:
+                if isinstance(token_ids, InvalidPrompt):
+                    raise token_ids
+                params = self._params(request, body, len(token_ids))
+            except (InvalidPrompt, InvalidParams) as error:
+                self._listeners.outcome(responses.refused(request, error.message, code="invalid_request"))
+            except ContextExceeded as error:
+                self._listeners.outcome(responses.refused(request, str(error), code="context_length_exceeded"))
+            else:
+                prepared.append(Prepared(request, token_ids, params, is_chat="messages" in body))
+        return prepared
+
+    def _tokens(self, bodies: Sequence[dict[str, Any]]) -> list[list[int] | InvalidPrompt]:
+        assert self._engine is not None
+        text = self._engine.text
+        tokens: dict[int, list[int] | InvalidPrompt] = {
+            place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), list)
+        }
+        prompts = {place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), str)}
+        chats = {place: body["messages"] for place, body in enumerate(bodies) if "messages" in body}
+        if text is None:
+            refusal = InvalidPrompt(f"{self._model} has no tokenizer: send token ids as the prompt")
+            tokens |= dict.fromkeys([*prompts, *chats], refusal)
+        else:
+            tokens |= zip(prompts, text.encode_batch(list(prompts.values())), strict=True)
+            tokens |= zip(chats, text.encode_chat_batch(list(chats.values())), strict=True)
+        return [tokens[place] for place in range(len(bodies))]
+
+    def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
+        assert self._engine is not None
+        options = {name: value for name, value in body.items() if name not in ("prompt", "messages")}
+        context = self._engine.max_model_len
+        wanted = options.get("max_tokens", 1)
+        if prompt_tokens + wanted > context:
+            asked = f" and max_tokens {wanted}" if "max_tokens" in options else " leave no place for an answer and"
+            raise ContextExceeded(f"{prompt_tokens} prompt tokens{asked} exceed the context of {context} tokens")
+        options.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, context - prompt_tokens))
+        # A request that runs again, after a crash or elsewhere, draws the same tokens again.
+        options.setdefault("seed", _seed(request))
+        return SamplingParams(**options)
+
+
+class ContextExceeded(Exception):
+    """A prompt and its answer are longer than the model's context."""
+
+
+def _seed(request: ClaimedRequest) -> int:
+    source = request.job_id.bytes + request.line.to_bytes(8, "big")
+    return int.from_bytes(hashlib.blake2b(source, digest_size=8).digest(), "big") >> 1

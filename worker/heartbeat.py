@@ -1,0 +1,93 @@
+"""The heartbeat: keeps this worker's lease, and starts a new life where it was lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Engine as Database
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.database import brief
+from jobs.errors import LeaseLost
+from jobs.ids import new_id
+from jobs.queries import workers
+from jobs.queries.workers import WorkerIdentity
+from jobs.requests import ModelLimits
+from jobs.settings import Settings
+from worker.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Registers the worker and renews its lease from a thread of its own, whatever the engine and the broker do.
+
+    A heartbeat that matches no row means that a reaper has given everything away: the worker registers anew under
+    another id, and `on_change` lets the claim loop drop what the old one held.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        settings: Settings,
+        *,
+        device: str,
+        stats: Callable[[], dict[str, object]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._settings = settings
+        self._device = device
+        self._stats = stats
+        self._on_change = on_change
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, model: ModelLimits) -> None:
+        """Register as a worker of `model`, as soon as Postgres answers, and keep the lease from then on."""
+        self._thread = threading.Thread(target=self._run, args=(model,), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop_beating(self) -> None:
+        """Send no more heartbeats. The lease runs out by itself, unless the worker's row is ended."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """Stop, and wait for a heartbeat that is under way."""
+        self.stop_beating()
+        if self._thread is not None:
+            self._thread.join(timeout=self._settings.lease)
+
+    def _run(self, model: ModelLimits) -> None:
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._beat(model, began)
+            except LeaseLost:
+                logger.warning("this worker was given up by a reaper; it starts anew")
+                self._lease.lose()
+                continue
+            except SQLAlchemyError as error:
+                logger.warning("no heartbeat: %s", brief(error))
+            self._closing.wait(max(0.0, self._settings.heartbeat_interval - (time.monotonic() - began)))
+
+    def _beat(self, model: ModelLimits, began: float) -> None:
+        worker_id = self._lease.worker_id
+        with self._database.begin() as connection:
+            if worker_id is not None:
+                workers.heartbeat(connection, worker_id, lease=self._settings.lease, stats=self._stats())
+            else:
+                worker_id = new_id()
+                identity = WorkerIdentity(worker_id, socket.gethostname(), os.getpid(), self._device)
+                workers.register(connection, identity, model, lease=self._settings.lease)
+        is_new = self._lease.worker_id != worker_id
+        self._lease.take(worker_id, began)
+        if is_new:
+            self._on_change()

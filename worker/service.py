@@ -1,0 +1,177 @@
+"""A worker: one engine, the threads around it, and the Celery worker that hears the bell.
+
+    Celery (main thread)  drain(job_id) ─▶ ring
+    claims                Postgres ─▶ tokens ─▶ engine's inbox
+    engine                inbox ─▶ step ─▶ outcomes
+    writer                outcomes ─▶ Postgres, in groups
+    heartbeat             lease, watchdog
+
+Everything is started by a bootstep of Celery's *Worker* blueprint: that of the Consumer restarts at every loss of the
+broker, and work does not depend on the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from celery import bootsteps
+from celery.worker import state as celery_state
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.database import brief, connect
+from jobs.queries import workers
+from jobs.queries.claiming import give_back
+from jobs.queries.settling import bury
+from jobs.queues import DRAIN_TASK, model_queue
+from jobs.requests import ModelLimits
+from jobs.settings import Settings
+from worker.app import make_app, run_solo
+from worker.claims import ClaimLoop
+from worker.engine_owner import EngineOwner, Listeners, LoadEngine
+from worker.heartbeat import Heartbeat
+from worker.lease import Lease
+from worker.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_BROKEN = 1
+WATCH_INTERVAL = 1.0  # seconds
+WRITE_TIMEOUT = 10.0  # seconds for the last results, once the engine has stopped
+
+
+class GenerationService:
+    """The threads of a worker, and how they start and end together."""
+
+    def __init__(self, settings: Settings, load: LoadEngine, *, model: str, device: str) -> None:
+        self._settings = settings
+        self._database = connect(settings, f"pagemill worker {model}")
+        self._lease = Lease(fence_after=settings.fence_after)
+        self._writer = Writer(self._database, self._lease, interval=settings.write_interval)
+        self._owner = EngineOwner(
+            load,
+            Listeners(loaded=self._on_loaded, outcome=self._writer.put, room=self._on_room, broken=self._on_broken),
+            model=model,
+            share_prefixes=settings.share_prefixes,
+        )
+        self._claims = ClaimLoop(self._database, self._lease, settings, model=model, consumer=self._owner)
+        self._heartbeat = Heartbeat(
+            self._database, self._lease, settings, device=device, stats=self._owner.stats, on_change=self._claims.ring
+        )
+        self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._stop_lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._broken = threading.Event()
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should end with."""
+        return EXIT_BROKEN if self._broken.is_set() else EXIT_OK
+
+    def start(self) -> None:
+        """Begin to load the model, and return at once: Celery only stops what has started in full."""
+        self._writer.start()
+        self._owner.start()
+        self._watchdog.start()
+
+    def ring(self) -> None:
+        """Work may be waiting."""
+        self._claims.ring()
+
+    def stop(self, *, drain: float) -> None:
+        """Claim nothing more, let what runs finish for `drain` seconds, write it, give the rest back, and end.
+
+        What is given back is not charged a death. Safe to call twice.
+        """
+        with self._stop_lock:
+            if self._stopped.is_set():
+                return
+            self._claims.close()
+            if not self._broken.is_set() and not self._owner.drain(drain):
+                logger.info("%d requests did not finish in time; they go back", len(self._owner.held()))
+            self._owner.close()
+            self._writer.close(WRITE_TIMEOUT)
+            self._heartbeat.close()
+            self._sign_off()
+            self._stopped.set()
+
+    def _sign_off(self) -> None:
+        worker_id = self._lease.worker_id
+        if worker_id is None:
+            return
+        try:
+            with self._database.begin() as connection:
+                given_back = workers.end(connection, worker_id)
+        except SQLAlchemyError as error:
+            logger.warning("could not sign off, the lease will run out instead: %s", brief(error))
+        else:
+            logger.info("signed off; %d requests went back", given_back)
+
+    def _on_loaded(self, model: ModelLimits) -> None:
+        logger.info("%s is loaded: context %d, vocabulary %d", model.name, model.max_model_len, model.vocab_size)
+        self._heartbeat.start(model)
+        self._claims.start()
+
+    def _on_room(self) -> None:
+        self._claims.refill()
+
+    def _on_broken(self, error: BaseException, *, is_understood: bool) -> None:
+        logger.critical("the engine ends: %s", error, exc_info=None if is_understood else error)
+        self._broken.set()
+        self._give_up()
+        # Read by Celery's main loop, which then stops everything in order.
+        celery_state.should_stop = EXIT_BROKEN
+
+    def _give_up(self) -> None:
+        """Free what this worker holds. Those that were being computed are charged, for one of them may be to blame."""
+        worker_id = self._lease.worker_id
+        if worker_id is None:
+            return
+        try:
+            with self._database.begin() as connection:
+                give_back(connection, self._owner.not_started())
+                bury(connection, worker_id, max_deaths=self._settings.max_deaths)
+        except SQLAlchemyError as error:
+            logger.warning("could not free what is held, the lease will run out instead: %s", brief(error))
+        self._lease.lose()
+
+    def _watch(self) -> None:
+        # Liveness means progress: a heartbeat proves nothing about an engine that hangs in a driver call.
+        while not self._stopped.wait(WATCH_INTERVAL):
+            if self._owner.stalled_for() > self._settings.watchdog:
+                logger.critical("the engine made no step for %.0f s; this process ends", self._settings.watchdog)
+                self._heartbeat.stop_beating()
+                self._give_up()
+                os._exit(EXIT_BROKEN)
+
+
+def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str) -> int:
+    """Serve a model under the name `model` until a signal comes or the engine breaks. Returns the exit code.
+
+    SIGTERM lets what runs finish for `settings.drain_deadline` seconds; SIGINT and SIGQUIT give it back at once.
+    """
+    service = GenerationService(settings, load, model=model, device=device)
+
+    class Generation(bootsteps.StartStopStep):  # type: ignore[misc]
+        def start(self, worker: object) -> None:
+            service.start()
+
+        def stop(self, worker: object) -> None:
+            service.stop(drain=settings.drain_deadline)
+
+        def terminate(self, worker: object) -> None:
+            service.stop(drain=0)
+
+    app = make_app(settings, "pagemill.worker")
+    app.steps["worker"].add(Generation)
+
+    @app.task(name=DRAIN_TASK)  # type: ignore[untyped-decorator]
+    def drain(job_id: str) -> None:
+        service.ring()
+
+    run_solo(app, queue=model_queue(model), name=model)
+    # Where Celery could not start in full it stops nothing.
+    service.stop(drain=0)
+    return service.exit_code

@@ -1,0 +1,95 @@
+"""The writer: settles outcomes in groups, one fenced transaction each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+from sqlalchemy import Engine as Database
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.database import brief
+from jobs.queries.settling import Outcome, settle
+from worker.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+GROUP = 1000  # outcomes in one transaction at most
+RETRY_AFTER = 1.0  # seconds
+
+
+class Writer:
+    """Takes outcomes from the engine thread and puts them into Postgres from a thread of its own.
+
+    An outcome waits at most `interval` seconds for others to share its transaction. While Postgres is away outcomes
+    are kept; they are bounded by what this worker holds, since nothing is claimed meanwhile. A repeat after a reply
+    that was lost writes nothing twice: the fence of `settle` sees to it.
+    """
+
+    def __init__(self, database: Database, lease: Lease, *, interval: float) -> None:
+        self._database = database
+        self._lease = lease
+        self._interval = interval
+        self._outcomes: deque[Outcome] = deque()
+        self._arrived = threading.Condition()
+        self._closing = threading.Event()
+        self._in_flight = 0
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, outcome: Outcome) -> None:
+        """Hand over an outcome. Never blocks on the database."""
+        with self._arrived:
+            self._outcomes.append(outcome)
+            self._arrived.notify()
+
+    @property
+    def backlog(self) -> int:
+        """Outcomes that are not in Postgres yet."""
+        with self._arrived:
+            return len(self._outcomes) + self._in_flight
+
+    def close(self, timeout: float) -> bool:
+        """Write what is left and end. False where that took longer than `timeout` seconds; the rest is not written."""
+        self._closing.set()
+        with self._arrived:
+            self._arrived.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._outcomes or self._closing.is_set())
+                if not self._outcomes:
+                    return
+            # Others that finish in the next moments share the transaction.
+            self._closing.wait(self._interval)
+            with self._arrived:
+                group = [self._outcomes.popleft() for _ in range(min(GROUP, len(self._outcomes)))]
+                self._in_flight = len(group)
+            self._write(group)
+            with self._arrived:
+                self._in_flight = 0
+
+    def _write(self, group: list[Outcome]) -> None:
+        while True:
+            # Without a good lease nothing is written. A worker that lost it for good finds the fence closed afterwards.
+            if self._lease.is_good:
+                try:
+                    with self._database.begin() as connection:
+                        settled = settle(connection, group)
+                except SQLAlchemyError as error:
+                    logger.warning("%d results wait, Postgres does not take them: %s", len(group), brief(error))
+                else:
+                    if settled.written < len(group):
+                        logger.info("%d results were not wanted any more", len(group) - settled.written)
+                    return
+            elif self._closing.is_set():
+                logger.warning("%d results are left to other workers: the lease is over", len(group))
+                return
+            time.sleep(RETRY_AFTER)
