@@ -132,7 +132,7 @@ class EngineOwner:
     def not_started(self) -> list[ClaimedRequest]:
         """Held requests that the engine has not begun to compute: whatever breaks it, it was not they."""
         engine = self._engine
-        started = set() if engine is None else set(engine.running_request_ids())
+        started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}
         with self._changed:
             return [item.request for name, item in self._held.items() if name not in started]
 
@@ -146,7 +146,7 @@ class EngineOwner:
         try:
             engine = self._engine = self._load()
             self._publish_room(engine)
-            self._listeners.loaded(ModelLimits(self._model, engine.max_model_len, engine.vocab_size))
+            self._listeners.loaded(ModelLimits(self._model, engine.runner.max_model_len, engine.runner.vocab_size))
             while self._wait_for_work(engine):
                 self._take_in(engine)
                 self._step(engine)
@@ -254,7 +254,7 @@ class EngineOwner:
     def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
         assert self._engine is not None
         options = {name: value for name, value in body.items() if name not in ("prompt", "messages")}
-        context = self._engine.max_model_len
+        context = self._engine.runner.max_model_len
         wanted = options.get("max_tokens", 1)
         if prompt_tokens + wanted > context:
             asked = f" and max_tokens {wanted}" if "max_tokens" in options else " leave no place for an answer and"
