@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -15,6 +16,8 @@ class DueDelivery:
 
     id: int
     attempt: int
+    taken_at: datetime
+    endpoint_id: UUID
     url: str
     webhook_secret: str
     event_id: UUID
@@ -31,27 +34,46 @@ class DueDelivery:
     expired: int
 
 
-def take_due(connection: Connection, *, limit: int, hold: float) -> list[DueDelivery]:
+def take_due(
+    connection: Connection, *, limit: int, per_endpoint: int, under_way: Sequence[UUID], hold: float
+) -> list[DueDelivery]:
     """Deliveries that are due, put off by `hold` seconds so that no other courier makes the same attempt meanwhile.
+
+    `under_way` names the endpoint of each attempt that this courier has in hand. No endpoint gets more than
+    `per_endpoint` of them, and a place goes to the tenant that has the fewest: receivers that hang hold up their own.
 
     A courier that dies with one in hand costs that delay; the receiver sees at most one repeat, under the same id.
     """
     rows = connection.execute(
         text(
-            "WITH due AS ( "
-            "  SELECT id FROM deliveries WHERE due_at <= clock_timestamp() ORDER BY due_at LIMIT :limit "
-            "  FOR UPDATE SKIP LOCKED "
+            "WITH busy AS ( "
+            "  SELECT w.id, w.tenant_id, count(*) AS attempts "
+            "  FROM unnest(CAST(:under_way AS uuid[])) AS u (id) JOIN webhook_endpoints w USING (id) "
+            "  GROUP BY w.id "
+            "), waiting AS ( "
+            "  SELECT d.id, d.due_at, w.tenant_id, coalesce(b.attempts, 0) "
+            "      + row_number() OVER (PARTITION BY d.endpoint_id ORDER BY d.due_at, d.id) AS place "
+            "  FROM deliveries d JOIN webhook_endpoints w ON w.id = d.endpoint_id LEFT JOIN busy b ON b.id = w.id "
+            "  WHERE d.due_at <= clock_timestamp() "
+            "), chosen AS ( "
+            "  SELECT id, due_at, coalesce((SELECT sum(attempts) FROM busy b WHERE b.tenant_id = w.tenant_id), 0) "
+            "      + row_number() OVER (PARTITION BY tenant_id ORDER BY due_at, id) AS turn "
+            "  FROM waiting w WHERE place <= :per_endpoint ORDER BY turn, due_at, id LIMIT :limit "
+            "), due AS ( "
+            "  SELECT d.id FROM deliveries d JOIN chosen USING (id) WHERE d.due_at <= clock_timestamp() "
+            "  FOR UPDATE OF d SKIP LOCKED "
             "), taken AS ( "
             "  UPDATE deliveries d SET attempts = d.attempts + 1, "
             "    due_at = clock_timestamp() + make_interval(secs => :hold) "
             "  FROM due WHERE d.id = due.id RETURNING d.id, d.attempts, d.event_id, d.endpoint_id "
-            ") SELECT t.id, t.attempts AS attempt, w.url, n.webhook_secret, e.id AS event_id, e.type AS event_type, "
-            "    e.created_at AS event_created_at, j.id AS job_id, j.state AS job_state, j.model, j.metadata, "
+            ") SELECT t.id, t.attempts AS attempt, clock_timestamp() AS taken_at, t.endpoint_id, w.url, "
+            "    n.webhook_secret, e.id AS event_id, e.type AS event_type, e.created_at AS event_created_at, "
+            "    j.id AS job_id, j.state AS job_state, j.model, j.metadata, "
             "    j.total, j.completed, j.failed, j.cancelled, j.expired "
             "FROM taken t JOIN events e ON e.id = t.event_id JOIN webhook_endpoints w ON w.id = t.endpoint_id "
             "     JOIN tenants n ON n.id = e.tenant_id JOIN jobs j ON j.id = e.job_id ORDER BY t.id"
         ),
-        {"limit": limit, "hold": hold},
+        {"limit": limit, "per_endpoint": per_endpoint, "under_way": list(under_way), "hold": hold},
     )
     return [DueDelivery(**row._mapping) for row in rows]
 
@@ -60,35 +82,36 @@ def mark_delivered(connection: Connection, delivery_id: int, *, status: int) -> 
     """The receiver answered 2xx."""
     connection.execute(
         text(
-            "UPDATE deliveries SET delivered_at = clock_timestamp(), due_at = NULL, last_status = :status, "
-            "last_error = NULL WHERE id = :id"
+            "UPDATE deliveries SET delivered_at = clock_timestamp(), due_at = NULL, given_up = false, "
+            "last_status = :status, last_error = NULL WHERE id = :id"
         ),
         {"id": delivery_id, "status": status},
     )
 
 
-def put_off(connection: Connection, delivery_id: int, *, delay: float, status: int | None, error: str) -> None:
-    """The attempt failed: the next is due in `delay` seconds."""
+def put_off(
+    connection: Connection, delivery_id: int, *, attempt: int, delay: float, status: int | None, error: str
+) -> None:
+    """Attempt number `attempt` failed: the next is due in `delay` seconds. A later attempt's word stands over it."""
     connection.execute(
         text(
             "UPDATE deliveries SET due_at = clock_timestamp() + make_interval(secs => :delay), last_status = :status, "
-            "last_error = :error WHERE id = :id AND delivered_at IS NULL"
+            "last_error = :error WHERE id = :id AND attempts = :attempt AND due_at IS NOT NULL"
         ),
-        {"id": delivery_id, "delay": delay, "status": status, "error": error},
+        {"id": delivery_id, "attempt": attempt, "delay": delay, "status": status, "error": error},
     )
 
 
-def give_up(connection: Connection, delivery_id: int, *, status: int | None, error: str, disable: bool) -> None:
-    """No attempt follows. `disable`: the receiver is gone for good, and its other deliveries end with this one."""
-    connection.execute(
-        text(
-            "UPDATE deliveries SET given_up = true, due_at = NULL, last_status = :status, last_error = :error "
-            "WHERE id = :id AND delivered_at IS NULL"
-        ),
-        {"id": delivery_id, "status": status, "error": error},
-    )
+def give_up(
+    connection: Connection, delivery_id: int, *, attempt: int, status: int | None, error: str, disable: bool
+) -> None:
+    """No attempt follows number `attempt`, unless a later one is under way already.
+
+    `disable`: the receiver is gone for good, and its other deliveries end with this one.
+    """
     if disable:
-        # Jobs that name this URL later enable it again; what is under way now ends.
+        # The endpoint's row first: two attempts that learn it at once take turns, and neither holds what the other
+        # needs. Jobs that name this URL later enable it again; what is under way now ends.
         connection.execute(
             text(
                 "WITH gone AS ( "
@@ -99,3 +122,10 @@ def give_up(connection: Connection, delivery_id: int, *, status: int | None, err
             ),
             {"id": delivery_id, "error": error},
         )
+    connection.execute(
+        text(
+            "UPDATE deliveries SET given_up = true, due_at = NULL, last_status = :status, last_error = :error "
+            "WHERE id = :id AND attempts = :attempt AND due_at IS NOT NULL"
+        ),
+        {"id": delivery_id, "attempt": attempt, "status": status, "error": error},
+    )

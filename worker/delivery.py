@@ -1,0 +1,246 @@
+"""One attempt to deliver one webhook, as Standard Webhooks 1.0 has it: signed afresh each time, under the same id.
+
+    resolve once, check every address → connect to exactly those → TLS by the host's name → POST → status
+
+httpcore, not httpx: it follows no redirect, reads no proxy or credentials from the environment, and lets us bring the
+sockets. One deadline covers everything from name resolution to the last byte that is read, however slowly those drip.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import ipaddress
+import ssl
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpcore
+import httpx
+import orjson
+from standardwebhooks.webhooks import Webhook
+
+from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
+from jobs.queries.webhooks import DueDelivery
+from worker.addresses import AddressPolicy, AddressRefused, ResolutionFailed
+
+BODY_CAP = 16 * 1024  # bytes of an answer's body that are read; the status alone decides
+LONGEST_RETRY_AFTER = 86400.0  # seconds; a receiver may ask for a day's rest, not for a year's
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an attempt came to. Delivered where `error` is None."""
+
+    status: int | None = None  # None: there was no answer
+    error: str | None = None
+    is_final: bool = False  # no retry can mend it
+    is_gone: bool = False  # 410: the receiver wants nothing more, ever
+    retry_after: float | None = None  # seconds, where the receiver asked to be left alone for a while
+
+
+def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls: ssl.SSLContext) -> Answer:
+    """POST the event; returns within about `timeout` seconds. Network faults are answers, not exceptions.
+
+    An address that may not be reached is final where the URL spells it out. Where a name led to it, DNS may have
+    changed by the next attempt, and every attempt is checked anew.
+    """
+    deadline = _Deadline(timeout)
+    try:
+        url = httpx.URL(delivery.url)
+    except httpx.InvalidURL as error:
+        return Answer(error=f"the URL is not valid: {error}", is_final=True)
+    host = url.raw_host.decode("ascii")
+    port = url.port if url.port is not None else {"http": 80, "https": 443}.get(url.scheme, 0)
+    if not host or not 0 < port < 65536:
+        return Answer(error="the URL is not valid: it needs http or https, a host and a possible port", is_final=True)
+    try:
+        addresses = policy.addresses(host, port, timeout=deadline.remaining())
+        return _post(delivery, url, _PinnedBackend(addresses, deadline), tls)
+    except AddressRefused as error:
+        return Answer(error=str(error), is_final=_is_address(host))
+    except ResolutionFailed as error:
+        return Answer(error=str(error))
+    except httpcore.TimeoutException:
+        return Answer(error=f"no complete answer within {timeout:g} s")
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        return Answer(error=f"{type(error).__name__}: {error}")
+
+
+def payload(delivery: DueDelivery) -> bytes:
+    """The event as JSON: the same bytes on every attempt, since a job at its end does not change."""
+    return orjson.dumps(
+        {
+            "id": public_id(EVENT_PREFIX, delivery.event_id),
+            "object": "event",
+            "type": delivery.event_type,
+            "created_at": int(delivery.event_created_at.timestamp()),
+            "data": {
+                "id": public_id(JOB_PREFIX, delivery.job_id),
+                "object": "job",
+                "status": delivery.job_state,
+                "model": delivery.model,
+                "metadata": delivery.metadata,
+                "request_counts": {
+                    "total": delivery.total,
+                    "completed": delivery.completed,
+                    "failed": delivery.failed,
+                    "cancelled": delivery.cancelled,
+                    "expired": delivery.expired,
+                },
+            },
+        }
+    )
+
+
+def signed_headers(delivery: DueDelivery, body: bytes) -> dict[str, str]:
+    """The three headers of Standard Webhooks. The timestamp is Postgres' clock at the moment this attempt was taken."""
+    message_id = public_id(EVENT_PREFIX, delivery.event_id)
+    # In UTC: the library replaces the time zone instead of converting.
+    timestamp = delivery.taken_at.astimezone(UTC)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(timestamp.timestamp())),
+        "webhook-signature": Webhook(delivery.webhook_secret).sign(message_id, timestamp, body.decode()),
+    }
+
+
+def retry_after(value: bytes | None, now: datetime) -> float | None:
+    """`Retry-After` (RFC 9110: seconds or a date) in seconds from `now`, a day at most; None where it says nothing."""
+    if value is None:
+        return None
+    text = value.decode("latin-1").strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:12])
+    else:
+        try:
+            date = email.utils.parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _post(delivery: DueDelivery, url: httpx.URL, backend: httpcore.NetworkBackend, tls: ssl.SSLContext) -> Answer:
+    body = payload(delivery)
+    headers = {
+        "host": url.netloc.decode("ascii"),
+        "user-agent": "Pagemill",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **signed_headers(delivery, body),
+    }
+    if url.username or url.password:
+        credentials = base64.b64encode(f"{url.username}:{url.password}".encode())
+        headers["authorization"] = f"Basic {credentials.decode('ascii')}"
+    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+    with (
+        httpcore.HTTPConnection(origin=target.origin, ssl_context=tls, network_backend=backend) as connection,
+        connection.stream("POST", target, headers=list(headers.items()), content=body) as response,
+    ):
+        answer = _judge(response, delivery.taken_at)
+        # The status is the receiver's word. What comes after is read a little, for receivers that cannot bear to be
+        # cut off, and a fault in it changes nothing.
+        with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
+            _read_some(response)
+        return answer
+
+
+def _judge(response: httpcore.Response, now: datetime) -> Answer:
+    status = response.status
+    if 200 <= status < 300:
+        return Answer(status)
+    if status == 410:
+        return Answer(status, "the receiver is gone (410)", is_final=True, is_gone=True)
+    if 300 <= status < 400:
+        return Answer(status, f"the receiver answered {status}; redirects are not followed")
+    wait = dict(response.headers).get(b"retry-after") if status in (429, 503) else None
+    return Answer(status, f"the receiver answered {status}", retry_after=retry_after(wait, now))
+
+
+def _read_some(response: httpcore.Response) -> None:
+    received = 0
+    for chunk in response.iter_stream():
+        received += len(chunk)
+        if received >= BODY_CAP:
+            return
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class _Deadline:
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds that are left. Raises `httpcore.TimeoutException` where there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout("the deadline is over")
+        return left
+
+
+class _PinnedBackend(httpcore.NetworkBackend):
+    """Connects to the addresses that were checked, whatever name it is told: nobody asks DNS a second time."""
+
+    def __init__(self, addresses: Sequence[str], deadline: _Deadline) -> None:
+        self._addresses = addresses
+        self._deadline = deadline
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for tried, address in enumerate(self._addresses):
+            # One that is silent leaves time for the others.
+            share = self._deadline.remaining() / (len(self._addresses) - tried)
+            try:
+                stream = self._sockets.connect_tcp(address, port, share, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+            else:
+                return _DeadlineStream(stream, self._deadline)
+        raise failure
+
+
+class _DeadlineStream(httpcore.NetworkStream):
+    """A socket on which no single wait outlasts the attempt."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(min(max_bytes, BODY_CAP), self._deadline.remaining())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._deadline.remaining())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _DeadlineStream(
+            self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining()), self._deadline
+        )
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
