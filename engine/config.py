@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "torch")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine; they hold for its life."""
+    """Settings of one engine; they hold for its life. Raises ValueError for what cannot be honoured."""
 
     dtype: str = "auto"
+    """Of weights, activations and KV cache. "auto": as the checkpoint was saved."""
+
     device: str = "auto"
+    """"auto": a CUDA GPU where there is one, else the CPU."""
+
     max_model_len: int | None = None
     """Positions a sequence may have, prompt and output together. None: as many as the model was made for."""
 
@@ -23,10 +31,52 @@ class EngineConfig:
     block_size: int = 16
     """Positions in one block of the KV cache."""
 
+    num_kv_blocks: int | None = None
+    """Blocks in the KV cache. None: as many as memory allows, but no more than `max_num_seqs` full sequences fill."""
+
     gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that weights, activations and KV cache may take together."""
+
+    cpu_kv_cache_bytes: int | None = None
+    """Memory for the KV cache on the CPU. None: half of what is free once the weights are loaded."""
+
     enable_prefix_caching: bool = True
+    """Keep the KV cache of finished prompts for others that begin alike."""
+
     seed: int = 0
-    """From which requests without a seed of their own get one."""
+    """From which requests without a seed of their own get one, and random weights their values."""
 
     deterministic: bool = False
+    """Make a request's tokens independent of the batch that it runs in."""
+
+    quantization: str | None = None
+    """How weights are stored; None: as `dtype` says."""
+
     attention: str = "auto"
+    """Which implementation of attention over the paged cache runs."""
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        _one_of("attention", self.attention, ATTENTION_BACKENDS)
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _positive(name, getattr(self, name))
+        for name in ("max_model_len", "num_kv_blocks", "cpu_kv_cache_bytes"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}")
+        if self.deterministic:
+            raise ValueError("deterministic=True is not available: results may differ by rounding with the batch")
+        if self.quantization is not None:
+            raise ValueError(f"quantization {self.quantization!r} is not available: only None")
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
