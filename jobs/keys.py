@@ -8,6 +8,7 @@ import hmac
 import os
 import secrets
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs.settings import Settings
@@ -53,17 +54,17 @@ def load_pepper(settings: Settings) -> bytes:
     """PAGEMILL_KEY_PEPPER, or the file `pepper` in the data directory, made on first use and readable by its owner."""
     if settings.key_pepper is not None:
         return settings.key_pepper.get_secret_value().encode()
-    return read_or_create_secret(settings.data_dir / "pepper").encode()
+    return read_or_create_secret(settings.data_dir / "pepper", secrets.token_urlsafe).encode()
 
 
-def read_or_create_secret(path: Path) -> str:
+def read_or_create_secret(path: Path, make: Callable[[], str]) -> str:
     """A secret that lives in a file of mode 0600. Two processes that start at once agree on one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         # Written beside and linked into place: nobody ever reads half a secret, and the first writer wins.
         draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(32))
+        draft.write_text(make())
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -1,0 +1,5 @@
+"""`python -m cli` is `pagemill`."""
+
+from cli.main import app
+
+app()

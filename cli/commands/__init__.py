@@ -1,0 +1,1 @@
+"""What each command does; `cli.main` says how they are called. Each returns an exit code."""

@@ -1,0 +1,39 @@
+"""The bare engine: prompts in, completions out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cli import logs, models
+from cli.commands.terminal import err, out
+from cli.engines import engine_config
+from engine import Engine, SamplingParams
+from engine.errors import EngineError
+from jobs.settings import Settings
+
+
+def generate(
+    prompts: Sequence[str], model: str | None, *, options: Mapping[str, Any], device: str | None, dtype: str | None
+) -> int:
+    """Print each completion after its prompt. A prompt that fails makes the exit code 1; the others are printed."""
+    update = {key: value for key, value in {"device": device, "dtype": dtype}.items() if value is not None}
+    settings = Settings().model_copy(update=update)
+    logs.configure("warning")
+    source = models.resolve(model or settings.model or models.DEMO)
+    try:
+        engine = Engine.from_pretrained(source.location, engine_config(settings))
+        outputs = engine.generate(list(prompts), SamplingParams(**options))
+    except EngineError as error:
+        err.print(error.message, style="red", markup=False)
+        return 1
+    for prompt, output in zip(prompts, outputs, strict=True):
+        if output.error is not None:
+            err.print(f"{prompt}: {output.error}", style="red", markup=False)
+        else:
+            out.print(f"[bold]{_escaped(prompt)}[/bold]{_escaped(output.text)}")
+    return 0 if all(output.error is None for output in outputs) else 1
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

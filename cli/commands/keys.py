@@ -1,0 +1,46 @@
+"""Keys, straight in the database: who may run this may do anything anyway."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from cli.commands.terminal import err, explained, out
+from cli.first_key import store_key
+from cli.running import with_running
+from jobs import keys
+from jobs.database import DatabaseNotConfigured, connect
+from jobs.queries import tenants
+from jobs.settings import Settings
+
+
+@explained
+def create(*, tenant: str, name: str) -> int:
+    settings = with_running(Settings())
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    key = keys.new_key()
+    store_key(settings, settings.database_url, key, tenant=tenant, name=name)
+    out.print(key)
+    err.print("It is shown only now; the database has no more than a hash of it.", style="dim")
+    return 0
+
+
+@explained
+def list_all() -> int:
+    with connect(with_running(Settings()), "pagemill keys").begin() as connection:
+        listed = tenants.list_keys(connection)
+    table = Table("key", "tenant", "name", "created", "last used", "state")
+    for key in listed:
+        used = "-" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
+        state = "live" if key.revoked_at is None else f"revoked {key.revoked_at:%F}"
+        table.add_row(key.hint + "…", key.tenant, key.name, f"{key.created_at:%F %R}", used, state)
+    out.print(table)
+    return 0
+
+
+@explained
+def revoke(hint: str) -> int:
+    with connect(with_running(Settings()), "pagemill keys").begin() as connection:
+        revoked = tenants.revoke_key(connection, hint.rstrip("…"))
+    out.print(f"{revoked} revoked")
+    return 0 if revoked else 1

@@ -1,0 +1,81 @@
+"""The processes of a service, each in the foreground until a signal comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import logs, models
+from cli.commands.terminal import err, explained, out
+from cli.first_key import store_key
+from jobs.database import DatabaseNotConfigured
+from jobs.settings import Settings
+
+
+@explained
+def up(model_names: Sequence[str], *, data_dir: Path | None, host: str | None, port: int | None) -> int:
+    from cli.up import up as run
+
+    options = {"data_dir": data_dir, "host": host, "port": port}
+    settings = Settings().model_copy(update={key: value for key, value in options.items() if value is not None})
+    return run(settings, list(model_names))
+
+
+@explained
+def api() -> int:
+    from api.server import serve
+
+    settings = Settings()
+    logs.configure(settings.log_level)
+    serve(settings)
+    return 0
+
+
+@explained
+def worker(model: str | None, *, served_name: str | None, device: str | None) -> int:
+    settings = Settings()
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
+    name = model or settings.model
+    if name is None:
+        err.print("Name a model with --model: demo, a directory, or the id of a model on the hub.", style="red")
+        return 2
+    logs.configure(settings.log_level)
+
+    from cli.engines import engine_config
+    from engine import Engine
+    from worker.service import run_worker
+
+    source = models.resolve(name, served_name)
+    config = engine_config(settings)
+    return run_worker(
+        settings,
+        lambda: Engine.from_pretrained(source.location, config),
+        model=source.served_name,
+        device=settings.device,
+    )
+
+
+@explained
+def courier() -> int:
+    from worker.courier import run_courier
+
+    settings = Settings()
+    logs.configure(settings.log_level)
+    return run_courier(settings)
+
+
+@explained
+def migrate() -> int:
+    from migrations.run import upgrade
+
+    settings = Settings()
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    upgrade(settings.database_url)
+    out.print("The schema is the newest.")
+    if settings.api_key is not None:
+        key = settings.api_key.get_secret_value()
+        added = store_key(settings, settings.database_url, key, name="PAGEMILL_API_KEY")
+        out.print("PAGEMILL_API_KEY was " + ("added." if added else "there already."))
+    return 0

@@ -1,0 +1,36 @@
+"""How commands speak to the person at the terminal: answers on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from cli.client import ServiceError
+from cli.data_dir import DataDirError
+from jobs.database import DatabaseNotConfigured, brief
+from jobs.queues import BrokerNotConfigured
+
+P = ParamSpec("P")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def explained(command: Callable[P, int]) -> Callable[P, int]:
+    """Turn the errors that a person can mend into one red line and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except (ServiceError, DatabaseNotConfigured, BrokerNotConfigured, DataDirError) as error:
+            err.print(str(error), style="red", markup=False)
+        except SQLAlchemyError as error:
+            err.print(f"Postgres: {brief(error)}", style="red", markup=False)
+        return 1
+
+    return run

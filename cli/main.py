@@ -1,0 +1,199 @@
+"""The `pagemill` command. Each command imports what it needs inside, so that each process loads only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="pagemill",
+    help="A self-hosted batch generation service for language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+MODEL_HELP = "demo, a directory, or the id of a model on the Hugging Face hub."
+ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submit` printed it.")]
+
+
+# Processes
+
+
+@app.command()
+def up(
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help=MODEL_HELP + " Repeatable.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address that the API listens on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port that the API listens on; 0: any.")] = None,
+) -> None:
+    """Start everything: API, workers, courier, and a Postgres and a Valkey where no URL names others."""
+    from cli.commands import processes
+
+    raise typer.Exit(processes.up(model or [], data_dir=data_dir, host=host, port=port))
+
+
+@app.command()
+def api() -> None:
+    """Serve the REST API."""
+    from cli.commands import processes
+
+    raise typer.Exit(processes.api())
+
+
+@app.command()
+def worker(
+    model: ModelName = None,
+    served_name: Annotated[str | None, typer.Option(help="The name that clients ask for it by.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+) -> None:
+    """Load a model and work through its jobs."""
+    from cli.commands import processes
+
+    raise typer.Exit(processes.worker(model, served_name=served_name, device=device))
+
+
+@app.command()
+def courier() -> None:
+    """Deliver webhooks, free what dead workers held, expire and tidy up."""
+    from cli.commands import processes
+
+    raise typer.Exit(processes.courier())
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema, and create PAGEMILL_API_KEY's key."""
+    from cli.commands import processes
+
+    raise typer.Exit(processes.migrate())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is missing on this machine, and how to mend it."""
+    from cli.commands.doctor import doctor as run
+
+    raise typer.Exit(run())
+
+
+@app.command()
+def demo() -> None:
+    """Start everything, run a real batch through it, show what came back, and stop everything."""
+    from cli.commands.demo import demo as run
+
+    raise typer.Exit(run())
+
+
+# Jobs
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", exists=True, dir_okay=False, readable=True)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Needed where the service serves several.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Show progress until the job has ended.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results here; implies --wait.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="Call this URL at the job's end.")] = None,
+) -> None:
+    """Submit a file of prompts, one JSON object a line: {"prompt": "...", "custom_id": "...", "max_tokens": 64}."""
+    from cli.commands import jobs
+
+    raise typer.Exit(jobs.submit(file, model=model, wait=wait or output is not None, output=output, webhook=webhook))
+
+
+@app.command()
+def status(job: JobId) -> None:
+    """Show a job as it stands."""
+    from cli.commands import jobs
+
+    raise typer.Exit(jobs.status(job))
+
+
+@app.command()
+def watch(job: JobId) -> None:
+    """Show a job's progress until it has ended."""
+    from cli.commands import jobs
+
+    raise typer.Exit(jobs.watch(job))
+
+
+@app.command()
+def results(
+    job: JobId,
+    after: Annotated[int, typer.Option(min=0, help="Only those with a `seq` above this.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write them here instead of printing.")] = None,
+) -> None:
+    """Print a job's results, one JSON object a line; while it runs, those that are there."""
+    from cli.commands import jobs
+
+    raise typer.Exit(jobs.results(job, after=after, output=output))
+
+
+@app.command()
+def cancel(job: JobId) -> None:
+    """Stop a job; what is finished stays."""
+    from cli.commands import jobs
+
+    raise typer.Exit(jobs.cancel(job))
+
+
+# The engine by itself
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Repeat for a batch.")],
+    model: ModelName = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: no limit.")] = 0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+) -> None:
+    """Complete prompts with the bare engine: no service, no database."""
+    from cli.commands.generate import generate as run
+
+    options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    raise typer.Exit(run(prompt, model, options=options, device=device, dtype=dtype))
+
+
+# Keys
+
+
+@keys.command("create")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Whose key; a new tenant is made.")] = "default",
+    name: Annotated[str, typer.Option(help="To tell keys apart later.")] = "",
+) -> None:
+    """Create a key and show it, once."""
+    from cli.commands import keys as commands
+
+    raise typer.Exit(commands.create(tenant=tenant, name=name))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List all keys, without the keys themselves."""
+    from cli.commands import keys as commands
+
+    raise typer.Exit(commands.list_all())
+
+
+@keys.command("revoke")
+def revoke_key(hint: Annotated[str, typer.Argument(help="The key's beginning, as `keys list` shows it.")]) -> None:
+    """Revoke a key: it is refused from now on."""
+    from cli.commands import keys as commands
+
+    raise typer.Exit(commands.revoke(hint))
+
+
+if __name__ == "__main__":
+    app()
