@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import uuid
 
 from celery import Celery, signals
@@ -21,13 +22,21 @@ def make_app(settings: Settings, name: str) -> Celery:
     return app
 
 
-def run_solo(app: Celery, *, queue: str, name: str) -> None:
+def run_solo(app: Celery, *, queue: str, name: str) -> int:
     """Run a Celery worker in this process until a signal, or `celery.worker.state.should_stop`, ends it.
+
+    Returns the exit code: 0 after a signal, for Ctrl-C is no failure; `should_stop` itself; 1 where Celery gave up.
 
     `solo` runs tasks in this very process, where the events that they set mean something. Gossip, mingle and event
     heartbeats would only make Redis matter more than it should.
     """
     signals.setup_logging.connect(_leave_logging_alone)
+    was_asked = threading.Event()
+
+    def note(**_: object) -> None:
+        was_asked.set()
+
+    signals.worker_shutting_down.connect(note)
     worker = app.Worker(
         hostname=f"{name}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}",
         queues=[queue],
@@ -39,6 +48,7 @@ def run_solo(app: Celery, *, queue: str, name: str) -> None:
         quiet=True,
     )
     worker.start()
+    return 0 if was_asked.is_set() else int(worker.exitcode or 0)
 
 
 def _leave_logging_alone(**_: object) -> None:

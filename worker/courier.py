@@ -1,0 +1,94 @@
+"""The courier: delivers webhooks, and sweeps up after everybody. It needs no torch and no engine.
+
+A Celery worker process whose timers are threads of their own, started by a bootstep of the *Worker* blueprint: that of
+the Consumer restarts at every loss of the broker, and the courier's work does not depend on the broker. All of it is
+found in Postgres; the `nudge` task only makes it sooner. Two couriers may run at once: rows that one has in hand, the
+other skips.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from celery import Celery, bootsteps
+
+from jobs.database import connect
+from jobs.queues import COURIER_QUEUE, NUDGE_TASK
+from jobs.settings import Settings
+from worker.addresses import AddressPolicy
+from worker.app import make_app, run_solo
+from worker.dispatch import Dispatcher
+from worker.periodic import Periodic
+from worker.sweeps import Sweeps
+
+logger = logging.getLogger(__name__)
+
+STOP_GRACE = 1.0  # seconds for transactions and deliveries under way; whatever is cut off is found again
+
+
+class Courier:
+    """The timers, and how they start and end together."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        database = connect(settings, "pagemill courier")
+        sweeps = Sweeps(database, settings, app)
+        self._dispatcher = Dispatcher(
+            database,
+            settings,
+            AddressPolicy(allow_private=settings.webhook_allow_private),
+            on_free=lambda: self._webhooks.wake(),
+        )
+        self._webhooks = Periodic("webhooks", self._dispatcher.turn, interval=settings.webhook_poll_interval)
+        self._timers = [
+            self._webhooks,
+            Periodic("reap", sweeps.reap, interval=settings.sweep_interval),
+            Periodic("end", sweeps.end, interval=settings.sweep_interval),
+            Periodic("collect", sweeps.collect, interval=settings.sweep_interval),
+            Periodic("ring", sweeps.ring, interval=settings.sweep_interval),
+        ]
+
+    def start(self) -> None:
+        """Start every timer and return."""
+        for timer in self._timers:
+            timer.start()
+        logger.info("the courier is at work")
+
+    def nudge(self) -> None:
+        """Something may be due: look now."""
+        for timer in self._timers:
+            timer.wake()
+
+    def stop(self) -> None:
+        """Take up nothing more, and let what is under way end within moments. Safe to call twice."""
+        for timer in self._timers:
+            timer.stop()
+        self._dispatcher.wait(STOP_GRACE)
+        for timer in self._timers:
+            timer.join(STOP_GRACE / len(self._timers))
+
+
+def run_courier(settings: Settings) -> int:
+    """Run until a signal comes, then stop at once. Returns the exit code.
+
+    Raises `DatabaseNotConfigured` or `BrokerNotConfigured`; servers that are away now are waited for.
+    """
+    app = make_app(settings, "pagemill.courier")
+    courier = Courier(settings, app)
+
+    class Timers(bootsteps.StartStopStep):  # type: ignore[misc]
+        def start(self, worker: object) -> None:
+            courier.start()
+
+        def stop(self, worker: object) -> None:
+            courier.stop()
+
+        def terminate(self, worker: object) -> None:
+            courier.stop()
+
+    app.steps["worker"].add(Timers)
+
+    @app.task(name=NUDGE_TASK)  # type: ignore[untyped-decorator]
+    def nudge() -> None:
+        courier.nudge()
+
+    return run_solo(app, queue=COURIER_QUEUE, name="courier")

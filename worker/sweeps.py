@@ -1,0 +1,134 @@
+"""Sweeps: what must happen although nobody asks for it. Each is a loop of small transactions, found in Postgres.
+
+    reap      workers whose lease is over: their requests wait again, or are given up
+    end       jobs that are being cancelled or are out of time: their open requests are settled, a chunk at a time
+    collect   uploads that were cut, jobs past their retention, rows of deleted jobs, workers of long ago
+    ring      models with requests that wait: their workers may have missed the bell
+
+Every sweep has a thread of its own (`worker.courier`): a million lines to be cancelled must not keep a dead worker's
+requests waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+
+from celery import Celery
+from kombu import Connection as Broker
+from kombu.exceptions import ChannelError, OperationalError
+from sqlalchemy import Engine as Database
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.queries import settling, upkeep
+from jobs.queues import DRAIN_TASK, model_queue
+from jobs.settings import Settings
+from worker.periodic import is_away
+
+logger = logging.getLogger(__name__)
+
+JOBS_A_ROUND = 100  # jobs that are ended side by side, a chunk each
+MODELS_A_ROUND = 1000
+PATIENCE = 3  # heartbeats that a worker may take to be heard again after an outage of Postgres
+WORKERS_KEPT = 7 * 86400.0  # seconds that a worker's row outlives it, for whoever looks into what happened
+
+
+class Sweeps:
+    """Each public method is one sweep, and ends when nothing is left to do or `stopping` is set. Errors are raised."""
+
+    def __init__(self, database: Database, settings: Settings, app: Celery) -> None:
+        self._database = database
+        self._settings = settings
+        self._app = app
+        self._is_broker_away = False
+        self._is_postgres_away = True  # as far as a courier that just started can tell
+        self._reap_from = 0.0
+
+    def reap(self, stopping: threading.Event) -> None:
+        """Free what dead workers held, one worker a transaction.
+
+        While Postgres was away nobody could renew a lease, and the living are not to be charged with that: they get
+        `PATIENCE` heartbeats to be heard before the first is reaped.
+        """
+        while not stopping.is_set():
+            try:
+                with self._database.begin() as connection:
+                    if self._is_postgres_away:
+                        self._is_postgres_away = False
+                        self._reap_from = time.monotonic() + PATIENCE * self._settings.heartbeat_interval
+                    if time.monotonic() < self._reap_from:
+                        return
+                    buried = settling.reap_worker(connection, max_deaths=self._settings.max_deaths)
+            except SQLAlchemyError as error:
+                self._is_postgres_away = is_away(error)
+                raise
+            if buried is None:
+                return
+            logger.warning(
+                "worker %s died: %d requests wait again, %d are given up",
+                buried.worker_id,
+                buried.freed,
+                buried.given_up,
+            )
+
+    def end(self, stopping: threading.Event) -> None:
+        """Settle what is open in jobs that are cancelled or out of time; they take turns, so that none waits long."""
+        while not stopping.is_set():
+            with self._database.begin() as connection:
+                job_ids = settling.jobs_to_settle(connection, limit=JOBS_A_ROUND)
+            written = 0
+            for job_id in job_ids:
+                if stopping.is_set():
+                    return
+                with self._database.begin() as connection:
+                    settled = settling.settle_open(connection, job_id, limit=self._settings.sweep_chunk)
+                written += settled.written
+                if settled.ended_jobs:
+                    logger.info("job %s was ended, its last open requests settled", job_id)
+            if written == 0:
+                return
+
+    def collect(self, stopping: threading.Event) -> None:
+        """Hide what is abandoned or old, then remove the rows of what is hidden."""
+        with self._database.begin() as connection:
+            abandoned = upkeep.collect_abandoned(connection, staging_timeout=self._settings.staging_timeout)
+        with self._database.begin() as connection:
+            retired = upkeep.retire_old(connection, retention=self._settings.retention)
+        with self._database.begin() as connection:
+            upkeep.forget_workers(connection, retention=WORKERS_KEPT)
+        if abandoned or retired:
+            logger.info("%d uploads that were cut and %d old jobs are removed", abandoned, retired)
+        while not stopping.is_set():
+            with self._database.begin() as connection:
+                if not upkeep.remove_deleted(connection, limit=self._settings.sweep_chunk):
+                    return
+
+    def ring(self, stopping: threading.Event) -> None:
+        """Ring for each model with requests that wait. A broker that is away costs its workers a poll, no more."""
+        with self._database.begin() as connection:
+            waiting = upkeep.waiting_jobs(connection, limit=MODELS_A_ROUND)
+        if not waiting:
+            return
+        broker = self._app.connection_for_write()  # lazy: nothing is asked of it yet
+        try:
+            with broker:
+                for job_id, model in waiting:
+                    if stopping.is_set():
+                        return
+                    if not _is_ringing(broker, model_queue(model)):
+                        self._app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(model), connection=broker)
+        except (OperationalError, *broker.connection_errors) as error:
+            if not self._is_broker_away:
+                logger.warning("the bell cannot be rung, workers find their work by polling: %s", error)
+            self._is_broker_away = True
+        else:
+            self._is_broker_away = False
+
+
+def _is_ringing(broker: Broker, queue: str) -> bool:
+    """Whether a message lies in the queue: a model without workers must not pile them up."""
+    with contextlib.suppress(ChannelError):  # no such list: nothing lies there
+        return bool(broker.default_channel.queue_declare(queue=queue, passive=True).message_count)
+    return False
