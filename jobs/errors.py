@@ -9,6 +9,8 @@ PagemillError
 ├── JobNotFound               no such job for this tenant
 ├── JobNotDeletable           a job that still runs is cancelled first
 ├── IdempotencyMismatch       the key was used with another body
+├── IdempotencyBusy           the first request with this key is still coming in
+├── SubmissionCollected       an upload stored nothing for too long and was given up
 ├── InvalidKey                no such API key, or it is revoked or expired
 └── LeaseLost                 this worker's lease is gone: what it still computes may not be written
 """
@@ -25,7 +27,8 @@ class PagemillError(Exception):
 class InvalidInput(PagemillError):
     """The caller's document is wrong.
 
-    `param` is the path of the offending field ("prompts[3].params.top_p"), `line` the 1-based line of an NDJSON body.
+    `param` is the path of the offending field ("prompts[3].top_p"), `line` the 1-based line of an NDJSON body. Both are
+    part of the sentence that `str` gives, so `message` itself names neither.
     """
 
     code = "invalid_request"
@@ -37,7 +40,8 @@ class InvalidInput(PagemillError):
         self.line = line
 
     def __str__(self) -> str:
-        return self.message if self.line is None else f"Line {self.line}: {self.message}"
+        sentence = self.message if self.param is None else f"{self.param}: {self.message}"
+        return sentence if self.line is None else f"Line {self.line}: {sentence}"
 
 
 class InvalidJson(InvalidInput):
@@ -92,6 +96,24 @@ class IdempotencyMismatch(PagemillError):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used before with a different request.")
+
+
+class IdempotencyBusy(PagemillError):
+    """The first request with this Idempotency-Key is still coming in."""
+
+    code = "idempotency_key_in_use"
+
+    def __init__(self) -> None:
+        super().__init__("A request with this Idempotency-Key is still being received. Try again in a moment.")
+
+
+class SubmissionCollected(PagemillError):
+    """An upload stored nothing for so long that it was given up; nothing of it is kept."""
+
+    code = "upload_timed_out"
+
+    def __init__(self) -> None:
+        super().__init__("The upload stored nothing for too long and was given up. Send it again.")
 
 
 class InvalidKey(PagemillError):

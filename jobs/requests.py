@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from jobs.errors import InvalidInput
 
@@ -19,6 +21,8 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_CUSTOM_ID = 512
 PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
 DEFAULT_MAX_TOKENS = 256
+_NAME_SHOWN = 100  # characters of an unknown field's name
+_PATH_SHOWN = 300  # characters of a field's path
 
 # A custom_id is stored as text and printed in logs and terminals: no control characters, no NUL.
 CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -86,6 +90,18 @@ class Webhook(_Strict):
     url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
     events: list[Literal["job.completed", "job.cancelled", "job.expired"]] | None = None
 
+    @field_validator("url")
+    @classmethod
+    def _has_a_host(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port or an IPv6 address that is none
+            usable = False
+        if not usable:
+            raise ValueError("not an absolute http:// or https:// URL")
+        return url
+
 
 Metadata = Annotated[
     dict[
@@ -152,24 +168,36 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
     )
 
 
-def validate(schema: type[Model], document: object, *, at: str = "") -> Model:
-    """Pydantic's first complaint as `InvalidInput`; `at` is put before the field's path."""
+def validate(schema: type[Model], document: object) -> Model:
+    """Pydantic's word on a document; its most telling complaint as `InvalidInput`."""
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = at
-        for part in complaint["loc"]:
-            if isinstance(part, int):
-                path += f"[{part}]"
-            elif part.isidentifier():  # pydantic also names the branches of a union: "constrained-str", "list[int]"
-                path += f".{part}" if path else part
-        message = complaint["msg"].removeprefix("Value error, ")
-        if complaint["type"] in ("model_type", "model_attributes_type"):
-            message = "a JSON object is expected here"
-        elif complaint["type"] == "extra_forbidden":
-            message = "no such field"
-        raise InvalidInput(f"{path}: {message}" if path else message, param=path or None) from None
+        complaints = error.errors(include_url=False, include_context=False, include_input=False)
+        raise _invalid(max(complaints, key=_telling)) from None
+
+
+def _telling(complaint: ErrorDetails) -> tuple[int, bool]:
+    """A union complains once a branch; the branch that was meant got furthest."""
+    return len(complaint["loc"]), not complaint["type"].endswith("_type")
+
+
+def _invalid(complaint: ErrorDetails) -> InvalidInput:
+    kind, where = complaint["type"], complaint["loc"]
+    path = ""
+    for depth, part in enumerate(where):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier():  # pydantic also names the branches of a union: "constrained-str", "list[int]"
+            path += f".{part}" if path else part
+        elif kind == "extra_forbidden" and depth == len(where) - 1:
+            path += f"[{part[:_NAME_SHOWN]!r}]"
+    message = complaint["msg"].removeprefix("Value error, ")
+    if kind in ("model_type", "model_attributes_type"):
+        message = "a JSON object is expected here"
+    elif kind == "extra_forbidden":
+        message = "no such field"
+    return InvalidInput(message, param=path[:_PATH_SHOWN] or None)
 
 
 def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> None:
@@ -179,7 +207,7 @@ def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> 
     prompt = request.prompt if isinstance(request.prompt, list) else None
     if prompt is not None and (largest := max(prompt)) >= model.vocab_size:
         raise InvalidInput(
-            f"prompt: token id {largest} is outside the vocabulary of {model.name} ({model.vocab_size} tokens)",
+            f"token id {largest} is outside the vocabulary of {model.name} ({model.vocab_size} tokens)",
             param="prompt",
         )
     length = len(prompt) if prompt is not None else 1

@@ -1,8 +1,8 @@
-"""What owners see. Every query here needs the tenant: a foreign id is an unknown id."""
+"""What owners see. A foreign id is an unknown id: jobs are found by tenant and id, the rest by a job that was found."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -85,6 +85,17 @@ def get_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> Job | None
         text(f"SELECT {_JOB} FROM jobs WHERE id = :job_id AND {_VISIBLE}"), {"job_id": job_id, "tenant_id": tenant_id}
     ).one_or_none()
     return None if row is None else _job(row)
+
+
+def no_longer_running(connection: Connection, job_ids: Collection[UUID]) -> set[UUID]:
+    """Those of `job_ids` that are at their end, or gone. The caller has checked whose jobs they are."""
+    running = connection.execute(
+        text(
+            "SELECT id FROM jobs WHERE id = ANY(CAST(:job_ids AS uuid[])) AND ended_at IS NULL AND deleted_at IS NULL"
+        ),
+        {"job_ids": list(job_ids)},
+    ).scalars()
+    return set(job_ids).difference(running)
 
 
 def list_jobs(

@@ -71,7 +71,14 @@ def _endpoint(connection: Connection, tenant_id: UUID, webhook: Webhook) -> UUID
 
 
 def reserve(connection: Connection, tenant_id: UUID, key: str, job_id: UUID) -> Reservation:
-    """Tie an Idempotency-Key to `job_id`, or learn which job has it."""
+    """Tie an Idempotency-Key to `job_id`, or learn which job has it. A deleted job's key is free."""
+    connection.execute(
+        text(
+            "DELETE FROM idempotency_keys k USING jobs j "
+            "WHERE k.tenant_id = :tenant_id AND k.key = :key AND j.id = k.job_id AND j.deleted_at IS NOT NULL"
+        ),
+        {"tenant_id": tenant_id, "key": key},
+    )
     # Whoever inserts first owns the key until the job is published or abandoned.
     inserted = connection.execute(
         text(
@@ -128,7 +135,7 @@ def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine
     except psycopg.errors.UniqueViolation:
         duplicate = _duplicate(connection, job_id, lines)
         raise DuplicateCustomId(
-            f"the custom_id {duplicate.custom_id!r} stands on an earlier line too",
+            f"{duplicate.custom_id!r} stands on an earlier line too",
             param="custom_id",
             line=duplicate.line,
         ) from None
@@ -175,9 +182,16 @@ def publish(connection: Connection, job_id: UUID, *, key: str | None = None, bod
 
 
 def abandon(connection: Connection, job_id: UUID) -> None:
-    """Give up a staged job: its key is free at once, its rows go with the next collection."""
-    connection.execute(text("DELETE FROM idempotency_keys WHERE job_id = :job_id"), {"job_id": job_id})
+    """Give up a staged job: its key is free at once, its rows go with the next collection.
+
+    A job that was published after all keeps its key: a commit can succeed and its answer be lost.
+    """
     connection.execute(
-        text("UPDATE jobs SET deleted_at = clock_timestamp() WHERE id = :job_id AND state = 'validating'"),
+        text(
+            "WITH abandoned AS ( "
+            "  UPDATE jobs SET deleted_at = clock_timestamp() "
+            "  WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL RETURNING id "
+            ") DELETE FROM idempotency_keys k USING abandoned a WHERE k.job_id = a.id"
+        ),
         {"job_id": job_id},
     )
