@@ -1,0 +1,54 @@
+"""The application: routes, and the services that live as long as the process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from fastapi import FastAPI
+
+from api import errors
+from api.bell import Bell
+from api.deps import Services
+from api.envelope import Envelope
+from api.routes import health, jobs, models
+from api.schemas import ErrorAnswer
+from api.watch import JobWatch
+from jobs.database import connect_async
+from jobs.keys import load_pepper
+from jobs.queries import reading
+from jobs.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An application that serves from Postgres and rings on Redis. Neither has to be up yet."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = connect_async(settings, "pagemill-api")
+        bell = Bell(settings)
+
+        async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:
+            async with database.begin() as connection:
+                return await connection.run_sync(reading.no_longer_running, job_ids)
+
+        app.state.services = Services(settings, database, load_pepper(settings), bell, JobWatch(find_ended))
+        try:
+            yield
+        finally:
+            await bell.close()
+            await database.dispose()
+
+    app = FastAPI(
+        title="Pagemill",
+        description="Batch generation: hand in prompts, poll or wait, read results.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect of an upload makes the client send it twice
+        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+    )
+    errors.install(app)
+    app.add_middleware(Envelope)
+    for router in (jobs.router, models.router, health.router):
+        app.include_router(router)
+    return app

@@ -1,0 +1,97 @@
+"""The bell: after a commit, a message on Redis wakes the model's workers.
+
+It never makes a request wait or fail. A bell that was not heard costs the job one poll of a worker, so whatever goes
+wrong here is counted and logged, and that is all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from jobs.ids import JOB_PREFIX, public_id
+from jobs.queues import DRAIN_TASK, celery_config, model_queue
+from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 30.0  # seconds between two complaints about the same dead Redis
+
+
+class Bell:
+    """A Celery producer on a thread of its own. Make it, use it and close it inside one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = Celery("pagemill-api", set_as_current=False)
+        self._app.conf.update(celery_config(settings))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bell")
+        # The newest job of each model that waits to be announced: a slow Redis gathers rings instead of a backlog.
+        self._waiting: dict[str, UUID] = {}
+        self._ringer: asyncio.Task[None] | None = None
+        self._complained_at = float("-inf")
+        self.sent = 0
+        self.failed = 0
+
+    def ring(self, model: str, job_id: UUID) -> None:
+        """Wake the workers of `model`, soon. Returns at once."""
+        self._waiting[model] = job_id
+        if self._ringer is None or self._ringer.done():
+            self._ringer = asyncio.get_running_loop().create_task(self._ring_all())
+
+    async def _ring_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            model, job_id = self._waiting.popitem()
+            try:
+                await loop.run_in_executor(self._thread, self._send, model, job_id)
+            except Exception as error:  # noqa: BLE001  whatever a broker may throw: the job is stored, and will be found
+                self.failed += 1
+                self._complain(error)
+            else:
+                self.sent += 1
+
+    def _send(self, model: str, job_id: UUID) -> None:
+        self._app.send_task(
+            DRAIN_TASK,
+            args=[public_id(JOB_PREFIX, job_id)],
+            queue=model_queue(model),
+            ignore_result=True,
+            retry=False,
+        )
+
+    def _complain(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._complained_at >= LOG_INTERVAL:
+            self._complained_at = now
+            logger.warning(
+                "Redis does not answer (%s, %d bells lost so far): jobs start at the workers' next poll instead",
+                type(error).__name__,
+                self.failed,
+            )
+
+    async def is_reachable(self) -> bool:
+        """Whether Redis answers within the timeouts of the broker's configuration."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._connect)
+        except (OperationalError, RedisError, OSError):
+            return False
+        return True
+
+    def _connect(self) -> None:
+        with self._app.connection_for_write() as connection:
+            connection.connect()
+
+    async def close(self) -> None:
+        """Ring what still waits, then let the thread go. A dead Redis holds this up for one timeout."""
+        if self._ringer is not None:
+            await self._ringer
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._app.close)
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,69 @@
+"""What routes are handed: the process's services, and who is asking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Concatenate, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.bell import Bell
+from api.watch import JobWatch
+from jobs import keys
+from jobs.errors import InvalidKey
+from jobs.queries import tenants
+from jobs.queries.tenants import Tenant
+from jobs.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What lives as long as the process."""
+
+    settings: Settings
+    database: AsyncEngine
+    pepper: bytes
+    bell: Bell
+    watch: JobWatch
+
+    async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one query in a transaction of its own. It is committed when this returns."""
+        async with self.database.begin() as connection:
+            return await connection.run_sync(query, *args, **kwargs)
+
+
+def services(request: Request) -> Services:
+    """The services that the lifespan of `api.app` made."""
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found
+
+
+InjectedServices = Annotated[Services, Depends(services)]
+
+_bearer = HTTPBearer(auto_error=False, bearerFormat="pm_…", description="An API key: `pagemill keys create`.")
+
+
+async def authenticate(
+    services: InjectedServices, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Tenant:
+    """The tenant whose key came with the request. Raises `InvalidKey`."""
+    if credentials is None:
+        raise InvalidKey
+    key = credentials.credentials
+    if key.startswith(keys.PREFIX) and not keys.is_well_formed(key):
+        raise InvalidKey
+    tenant = await services.transaction(tenants.find_key, keys.digest(key, services.pepper))
+    if tenant is None:
+        raise InvalidKey
+    return tenant
+
+
+Caller = Annotated[Tenant, Depends(authenticate)]

@@ -1,0 +1,97 @@
+"""What holds for every request, whatever its route: a request id, one line in the log, an answer even to a fault of
+ours, and an answer that arrives although the caller is still sending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import unexpected
+from jobs.ids import new_id
+
+logger = logging.getLogger("pagemill.api")
+
+LINGER = 2.0  # seconds that a refused upload is read on, and thrown away
+
+
+class Envelope:
+    """ASGI middleware, outside of everything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        began = time.monotonic()
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an answer and the log gets the frames
+            # Frames and kind, not the message: it can quote prompts.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s %s\n%s", exchange.request_id, type(error).__name__, frames)
+            if exchange.status is None:
+                await unexpected().response()(scope, exchange.receive, exchange.send)
+            # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
+        finally:
+            # The path and never the query: submissions carry metadata there.
+            logger.info(
+                "%s %s %s %s %.0f ms",
+                exchange.request_id,
+                scope["method"],
+                ascii(scope["path"])[1:-1],
+                exchange.status,
+                (time.monotonic() - began) * 1000,
+            )
+
+
+class _Exchange:
+    """One request and its answer, watched from outside."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self.request_id = f"req_{new_id().hex}"
+        self.status: int | None = None
+        self._receive = receive
+        self._send = send
+        self._is_body_read = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._is_body_read = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            if self._is_cut_short:
+                headers["connection"] = "close"
+        elif is_last and self._is_cut_short:
+            # A server that closes while data still comes in resets the connection, and the caller may never read why.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    @property
+    def _is_cut_short(self) -> bool:
+        return self.status is not None and self.status >= 400 and not self._is_body_read
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER):
+                while not self._is_body_read:
+                    await self.receive()
+        except TimeoutError:
+            return

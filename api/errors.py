@@ -1,0 +1,199 @@
+"""The one map from what can go wrong to what callers see.
+
+Every failure leaves as `{"error": {"message", "type", "param", "code"}}`, with `line` where a line of a file is to
+blame. What nobody foresaw is a 500 that says nothing of its cause; the log has it under the same `x-request-id`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psycopg
+import sqlalchemy.exc
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from jobs import errors
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = {"retry-after": "2"}
+
+# The first of these that an error is an instance of decides its status.
+STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
+    (errors.TooLarge, 413),
+    (errors.InvalidInput, 400),
+    (errors.InvalidKey, 401),
+    (errors.ModelNotFound, 404),
+    (errors.JobNotFound, 404),
+    (errors.JobNotDeletable, 409),
+    (errors.IdempotencyBusy, 409),
+    (errors.SubmissionCollected, 409),
+    (errors.IdempotencyMismatch, 422),
+)
+HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
+    errors.InvalidKey: {"www-authenticate": "Bearer"},
+    errors.IdempotencyBusy: {"retry-after": "1"},
+    # Sent again it would be refused again; the official OpenAI clients obey this header.
+    errors.IdempotencyMismatch: {"x-should-retry": "false"},
+    errors.JobNotDeletable: {"x-should-retry": "false"},
+}
+PARAM: dict[type[errors.PagemillError], str] = {errors.ModelNotFound: "model"}
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+DISK_FULL = "53100"
+UNDEFINED_TABLE = "42P01"
+PASSING_CLASSES = ("08", "40", "53", "55", "57", "58")  # connections, rollbacks, resources, locks, operators, system
+READ_ONLY_TRANSACTION = "25006"  # a standby after a failover
+
+
+class UnsupportedMediaType(Exception):
+    """The body has a type or an encoding that is not understood."""
+
+
+class BodyTimeout(Exception):
+    """The caller stopped sending in the middle of a body."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The body stopped arriving for {seconds:g} seconds.")
+
+
+class Unavailable(Exception):
+    """Something that the API needs is away for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An answer that is not a success."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    line: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        if self.status == 401:
+            return "authentication_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def response(self) -> Response:
+        body: dict[str, object] = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.line is not None:
+            body["line"] = self.line
+        # A message may quote what was sent. Python escapes what UTF-8 cannot hold in the form that JSON has for it.
+        content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        return Response(content, self.status, dict(self.headers), media_type="application/json")
+
+
+def problem(error: Exception) -> Problem | None:
+    """What callers see of an error, or None where it is a fault of ours that was never meant to happen."""
+    match error:
+        case errors.PagemillError():
+            return _of_pagemill(error)
+        case RequestValidationError():
+            return _of_validation(error)
+        case HTTPException():
+            return _of_http(error)
+        case UnsupportedMediaType():
+            return Problem(415, str(error), "unsupported_media_type")
+        case BodyTimeout():
+            return Problem(408, str(error), "request_timeout")
+        case ClientDisconnect():
+            return Problem(499, "The client hung up.", "client_closed_request")
+        case Unavailable():
+            return Problem(503, str(error), "unavailable", headers=RETRY_AFTER)
+        case sqlalchemy.exc.TimeoutError():
+            return Problem(503, "Every connection to the database is busy.", "overloaded", headers=RETRY_AFTER)
+        case sqlalchemy.exc.DBAPIError():
+            return _of_database(error.orig) if isinstance(error.orig, Exception) else None
+        case psycopg.Error():
+            return _of_database(error)
+        case _:
+            return None
+
+
+def _of_pagemill(error: errors.PagemillError) -> Problem | None:
+    for kind, status in STATUS:
+        if isinstance(error, kind):
+            param = error.param if isinstance(error, errors.InvalidInput) else PARAM.get(kind)
+            line = error.line if isinstance(error, errors.InvalidInput) else None
+            return Problem(status, str(error), error.code, param, line, HEADERS.get(kind, {}))
+    return None
+
+
+def _of_validation(error: RequestValidationError) -> Problem:
+    complaint = error.errors()[0]
+    # The first part says where it was looked for: query, path, header.
+    param = ".".join(str(part) for part in complaint["loc"][1:])[:100] or None
+    message = "no such parameter" if complaint["type"] == "extra_forbidden" else complaint["msg"]
+    return Problem(400, f"{param}: {message}" if param else message, errors.InvalidInput.code, param)
+
+
+def _of_http(error: HTTPException) -> Problem:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return Problem(404, "There is nothing at this address.", "not_found", headers=headers)
+    if error.status_code == 405:
+        return Problem(405, "This address does not understand that method.", "method_not_allowed", headers=headers)
+    return Problem(error.status_code, str(error.detail), headers=headers)
+
+
+def _of_database(error: Exception) -> Problem | None:
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state == DISK_FULL:
+        return Problem(507, "The database's disk is full. Nothing was stored.", "insufficient_storage")
+    if state == UNDEFINED_TABLE:
+        return Problem(
+            503, "The database has no tables yet: run `pagemill migrate`.", "unavailable", headers=RETRY_AFTER
+        )
+    if state == READ_ONLY_TRANSACTION or (state is not None and state.startswith(PASSING_CLASSES)):
+        return Problem(503, "The database is not available just now.", "unavailable", headers=RETRY_AFTER)
+    # A connection that broke or never came about has no SQLSTATE of the server's.
+    if state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return Problem(503, "The database is not available just now.", "unavailable", headers=RETRY_AFTER)
+    return None
+
+
+def unexpected() -> Problem:
+    """A fault of ours."""
+    return Problem(500, "Something went wrong on our side. The log has it under this x-request-id.", "internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every foreseen failure of `app` in the one shape. `api.envelope` answers the others."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        foreseen = problem(error)
+        if foreseen is None:
+            raise error
+        if foreseen.status >= 500:
+            # Only the kind: a driver's message can quote the data.
+            logger.warning("%s: %s", type(error).__name__, getattr(error, "sqlstate", None) or foreseen.code)
+        return foreseen.response()
+
+    for kind in (
+        errors.PagemillError,
+        RequestValidationError,
+        HTTPException,
+        UnsupportedMediaType,
+        BodyTimeout,
+        ClientDisconnect,
+        Unavailable,
+        sqlalchemy.exc.SQLAlchemyError,
+        psycopg.Error,
+    ):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,242 @@
+"""`/v1/jobs`: hand in, look, read results, cancel, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from api import submission
+from api.deps import Caller, InjectedServices, Services
+from api.errors import UnsupportedMediaType
+from api.schemas import JobDeleted, JobList, JobObject
+from jobs.errors import InvalidInput, JobNotDeletable, JobNotFound
+from jobs.ids import JOB_PREFIX, parse_id, public_id
+from jobs.queries import reading, settling, upkeep
+from jobs.queries.reading import Job, StoredResult
+from jobs.queries.tenants import Tenant
+from jobs.requests import JobHead, Params, PromptLine
+from jobs.states import JobState
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+NDJSON = "application/x-ndjson"
+JSON = "application/json"
+PAGE_ROWS = 500
+PAGE_BYTES = 1024 * 1024
+MAX_SEQ = 2**31 - 1  # what the column holds
+
+
+class _Query(BaseModel):
+    """A misspelt parameter is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ListQuery(_Query):
+    after: str | None = Field(default=None, description="`last_id` of the page before")
+    limit: int = Field(default=20, ge=1, le=100)
+    status: list[JobState] | None = Field(default=None, description="may stand several times")
+
+
+class PollQuery(_Query):
+    wait: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds to wait for the job's end; the server cuts it at PAGEMILL_MAX_WAIT, 60 unless set",
+    )
+
+
+class ResultsQuery(_Query):
+    after: int = Field(default=0, ge=0, le=MAX_SEQ, description="`seq` of the last line that you have")
+    limit: int | None = Field(default=None, ge=1, le=MAX_SEQ, description="lines at most")
+
+
+class InlineJob(JobHead):
+    """An inline submission."""
+
+    prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
+
+
+def _submission_schema() -> dict[str, Any]:
+    """What OpenAPI cannot learn from a function that reads the body as a stream."""
+    inline = InlineJob.model_json_schema(ref_template="#/components/schemas/{model}")
+    inline.pop("$defs")
+    fields = Params.model_json_schema()["properties"] | {
+        name: schema for name, schema in JobHead.model_json_schema()["properties"].items() if "$ref" not in str(schema)
+    }
+    fields |= {"webhook_url": {"type": "string"}, "webhook_events": {"type": "array", "items": {"type": "string"}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": inline},
+                NDJSON: {
+                    "schema": {
+                        "type": "string",
+                        "description": "One object a line: custom_id, prompt or messages, and parameters of its own.",
+                    }
+                },
+            },
+        },
+        "parameters": [
+            {
+                "in": "query",
+                "name": name,
+                "schema": schema,
+                "description": "for application/x-ndjson" + (" (a JSON object)" if name == "metadata" else ""),
+            }
+            for name, schema in sorted(fields.items())
+        ],
+    }
+
+
+@router.post("", status_code=202, openapi_extra=_submission_schema())
+async def submit(
+    request: Request,
+    response: Response,
+    caller: Caller,
+    services: InjectedServices,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")] = None,
+) -> JobObject:
+    """Hand in a batch: inline as `application/json`, or as a stream of lines with `application/x-ndjson`.
+
+    The answer comes when every line is stored. With an `Idempotency-Key` the same request can be sent again safely.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == JSON:
+        if request.scope["query_string"]:
+            raise InvalidInput("An inline submission carries everything in its body and takes no query.")
+        job = await submission.submit_document(services, caller, request, idempotency_key)
+    elif media_type == NDJSON:
+        job = await submission.submit_lines(services, caller, request, idempotency_key)
+    else:
+        raise UnsupportedMediaType(f"The Content-Type is {media_type[:100]!r}; send {JSON} or {NDJSON}.")
+    answer = JobObject.of(job)
+    response.headers["location"] = f"/v1/jobs/{answer.id}"
+    return answer
+
+
+@router.get("")
+async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated[ListQuery, Query()]) -> JobList:
+    """Your jobs, newest first."""
+    after = None
+    if query.after is not None and (after := parse_id(JOB_PREFIX, query.after)) is None:
+        raise InvalidInput("not a job's id", param="after")
+    found = await services.transaction(
+        reading.list_jobs, caller.id, after=after, limit=query.limit + 1, states=query.status
+    )
+    page = [JobObject.of(job) for job in found[: query.limit]]
+    return JobList(
+        data=page,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(found) > query.limit,
+    )
+
+
+@router.get("/{job_id}")
+async def get_job(
+    job_id: str, caller: Caller, services: InjectedServices, query: Annotated[PollQuery, Query()]
+) -> JobObject:
+    """A job as it stands; with `wait`, as it stands at its end or when the wait is over."""
+    job = await _find(services, caller, job_id)
+    if query.wait > 0 and not job.is_terminal:
+        await services.watch.wait(job.id, min(query.wait, services.settings.max_wait))
+        job = await _find(services, caller, job_id)
+    return JobObject.of(job)
+
+
+@router.get(
+    "/{job_id}/results",
+    response_class=StreamingResponse,
+    responses={200: {"content": {NDJSON: {}}, "description": "Result lines in the order of `seq`."}},
+)
+async def read_results(
+    job_id: str, caller: Caller, services: InjectedServices, query: Annotated[ResultsQuery, Query()]
+) -> StreamingResponse:
+    """Result lines `{"id", "custom_id", "seq", "response", "error"}` after `after`, up to the newest at this moment.
+
+    `seq` has no gaps, so a reader that comes back with the last one it saw misses nothing and gets nothing twice. The
+    header `x-last-seq` says where this answer ends, `x-job-status` whether more will come.
+    """
+    job = await _find(services, caller, job_id)
+    last = job.last_seq if query.limit is None else min(job.last_seq, query.after + query.limit)
+    last = max(last, query.after)
+    pages = _pages(services, job.id, after=query.after, last=last)
+    # The first page comes before the status: what is wrong with the database by now is still a proper answer.
+    first = await anext(pages, b"")
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield first
+        async for page in pages:
+            yield page
+
+    headers = {"x-last-seq": str(last), "x-job-status": job.state}
+    return StreamingResponse(lines(), headers=headers, media_type=NDJSON)
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
+    """Stop a job. What is finished is kept; a job at its end stays as it is."""
+    identity = _parse(job_id)
+    state = await services.transaction(settling.cancel_job, caller.id, identity)
+    if state == JobState.CANCELLING:
+        # The rest of a large job is the courier's.
+        await services.transaction(settling.settle_open, identity, limit=services.settings.sweep_chunk)
+    return JobObject.of(await _find(services, caller, job_id))
+
+
+@router.delete("/{job_id}")
+async def delete(job_id: str, caller: Caller, services: InjectedServices) -> JobDeleted:
+    """Forget a job that is at its end, with its prompts and results."""
+    if not await services.transaction(upkeep.delete_job, caller.id, _parse(job_id)):
+        job = await _find(services, caller, job_id)
+        raise JobNotDeletable(job_id, job.state)
+    return JobDeleted(id=job_id)
+
+
+def _parse(job_id: str) -> UUID:
+    identity = parse_id(JOB_PREFIX, job_id)
+    if identity is None:
+        raise JobNotFound(job_id[:100])
+    return identity
+
+
+async def _find(services: Services, caller: Tenant, job_id: str) -> Job:
+    job = await services.transaction(reading.get_job, caller.id, _parse(job_id))
+    if job is None:
+        raise JobNotFound(job_id)
+    return job
+
+
+class _ResultsGone(Exception):
+    """The job was deleted while its results were being read."""
+
+
+async def _pages(services: Services, job_id: UUID, *, after: int, last: int) -> AsyncIterator[bytes]:
+    """Lines `after < seq <= last`, a page a transaction."""
+    rows = PAGE_ROWS // 10
+    while after < last:
+        results = await services.transaction(reading.read_results, job_id, after=after, limit=min(rows, last - after))
+        if not results:
+            raise _ResultsGone
+        page = b"".join(_line(job_id, result) for result in results)
+        after = results[-1].seq
+        # Results may be bytes or megabytes each: the next page is as large as this one says it may be.
+        rows = max(1, min(PAGE_ROWS, PAGE_BYTES * len(results) // len(page)))
+        yield page
+
+
+def _line(job_id: UUID, result: StoredResult) -> bytes:
+    # What is stored is the rest of the object: {"response": …, "error": …}.
+    head = orjson.dumps(
+        {"id": f"{public_id('req_', job_id)}_{result.line}", "custom_id": result.custom_id, "seq": result.seq}
+    )
+    return head[:-1] + b"," + result.body[1:] + b"\n"

@@ -1,0 +1,167 @@
+"""What goes out. What may come in is `jobs.requests`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from jobs.ids import JOB_PREFIX, public_id
+from jobs.queries.reading import Job, ServedModel
+from jobs.states import JobState
+
+
+class RequestCounts(BaseModel):
+    """open + completed + failed + cancelled + expired = total, at every moment."""
+
+    total: int
+    open: int = Field(description="waiting or running")
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    cached_tokens: int = Field(description="of the prompt tokens, those found in the prefix cache")
+    completion_tokens: int
+    total_tokens: int
+
+
+class JobObject(BaseModel):
+    """A job as it stood when it was asked for. Times are Unix seconds."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: JobState
+    model: str
+    priority: int
+    metadata: dict[str, str]
+    completion_window: str | None = Field(description="as `24h` or `90m`")
+    request_counts: RequestCounts
+    last_seq: int = Field(description="`seq` of the newest result line")
+    usage: Usage
+    created_at: int
+    in_progress_at: int
+    expires_at: int | None
+    cancelling_at: int | None
+    ended_at: int | None
+
+    @classmethod
+    def of(cls, job: Job) -> JobObject:
+        return cls(
+            id=public_id(JOB_PREFIX, job.id),
+            status=job.state,
+            model=job.model,
+            priority=job.priority,
+            metadata=job.metadata,
+            completion_window=None if job.completion_window is None else _window(job.completion_window),
+            request_counts=RequestCounts(
+                total=job.total,
+                open=job.open,
+                completed=job.completed,
+                failed=job.failed,
+                cancelled=job.cancelled,
+                expired=job.expired,
+            ),
+            last_seq=job.last_seq,
+            usage=Usage(
+                prompt_tokens=job.prompt_tokens,
+                cached_tokens=job.cached_tokens,
+                completion_tokens=job.completion_tokens,
+                total_tokens=job.prompt_tokens + job.completion_tokens,
+            ),
+            created_at=int(job.created_at.timestamp()),
+            in_progress_at=int(job.in_progress_at.timestamp()),
+            expires_at=_seconds(job.expires_at),
+            cancelling_at=_seconds(job.cancelling_at),
+            ended_at=_seconds(job.ended_at),
+        )
+
+
+class JobList(BaseModel):
+    """Newest first. The next page is `?after=<last_id>`."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class JobDeleted(BaseModel):
+    id: str
+    object: Literal["job"] = "job"
+    deleted: Literal[True] = True
+
+
+class ModelObject(BaseModel):
+    """A model that some worker has served; jobs for one without a live worker wait for it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["pagemill"] = "pagemill"
+    max_model_len: int = Field(description="context in tokens")
+    vocab_size: int
+    live_workers: int
+
+    @classmethod
+    def of(cls, model: ServedModel) -> ModelObject:
+        return cls(
+            id=model.name,
+            created=int(model.registered_at.timestamp()),
+            max_model_len=model.max_model_len,
+            vocab_size=model.vocab_size,
+            live_workers=model.live_workers,
+        )
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class WebhookSecret(BaseModel):
+    """What this tenant's webhooks are signed with (https://www.standardwebhooks.com)."""
+
+    object: Literal["webhook_secret"] = "webhook_secret"
+    secret: str
+
+
+class Alive(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Postgres is needed; without Redis jobs start a poll interval later."""
+
+    status: Literal["ok"] = "ok"
+    postgres: Literal["ok"] = "ok"
+    redis: Literal["ok", "unreachable"]
+    bells_sent: int
+    bells_lost: int
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "authentication_error", "server_error"]
+    param: str | None = Field(description="the field to blame")
+    code: str | None
+    line: int | None = Field(default=None, description="the line of an NDJSON body to blame, from 1")
+
+
+class ErrorAnswer(BaseModel):
+    """Every failure looks like this; `x-request-id` names it in the log."""
+
+    error: ErrorDetail
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+def _window(seconds: int) -> str:
+    return f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds // 60}m"

@@ -1,0 +1,58 @@
+"""The API as a process: uvicorn, its limits, and a stop that does not wait for long polls."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from jobs.settings import Settings
+
+MAX_HEADER_BYTES = 64 * 1024
+SHUTDOWN_TIMEOUT = 15  # seconds that running requests have to finish
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which wakes the long polls first when it stops."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                # h11, since httptools bounds neither a header's size nor their number.
+                http="h11",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                ws="none",
+                lifespan="on",
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+                access_log=False,  # it would log queries; `api.envelope` logs paths
+                log_config=None,
+                log_level=settings.log_level,
+                server_header=False,
+            )
+        )
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.services.watch.close()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `SystemExit` where the address is taken."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Uvicorn takes these over, and when it has stopped raises them once more for whoever had them before.
+        signal.signal(number, _stopped)
+    Server(create_app(settings), settings).run()
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    """A stop that was asked for and is done ends with status 0."""

@@ -1,0 +1,231 @@
+"""A batch comes in.
+
+    reserve the Idempotency-Key → stage in groups, each its own short transaction → publish with one guarded UPDATE →
+    ring the bell
+
+Nothing of it is visible before it is published; whatever goes wrong before that abandons it and frees its key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Connection
+from starlette.requests import Request
+
+from api import heads
+from api.bodies import LineSplitter, NumberedLine, read_body, read_whole
+from api.deps import Services
+from jobs import strict_json
+from jobs.errors import (
+    IdempotencyBusy,
+    IdempotencyMismatch,
+    InvalidInput,
+    JobNotFound,
+    ModelNotFound,
+    SubmissionCollected,
+    TooLarge,
+)
+from jobs.ids import JOB_PREFIX, public_id
+from jobs.queries import reading, submission
+from jobs.queries.reading import Job
+from jobs.queries.submission import Reservation
+from jobs.queries.tenants import Tenant
+from jobs.requests import JobHead, ModelLimits, Params, StagedLine, parse_request
+
+GROUP_BYTES = 4 * 1024 * 1024  # of raw lines: a group of long lines is cut short, so that memory stays flat
+GROUP_SECONDS = 1.0  # a slow upload is checked and stored at least this often
+KEY_POLL = 0.1  # seconds between two looks at a key that another request holds
+
+
+async def submit_document(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
+    """Take an inline JSON submission."""
+    settings = services.settings
+    raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
+    document = await asyncio.to_thread(strict_json.parse, raw, max_depth=settings.max_json_depth)
+    head, prompts = heads.from_document(document)
+    if len(prompts) > settings.max_lines:
+        raise TooLarge(f"More than {settings.max_lines} prompts in one job.", param="prompts")
+    model = await _find_model(services, head)
+    fingerprint = hashlib.sha256(b"application/json\n" + raw)
+    reservation = await _reserve(services, tenant, head, key)
+    if not reservation.is_ours:
+        return await _replay(services, tenant, reservation, fingerprint.digest())
+    groups = _groups_of_prompts(prompts, head.params, model, settings.stage_chunk_lines)
+    return await _store(services, tenant, head, reservation.job_id, key, groups, fingerprint.digest)
+
+
+async def submit_lines(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
+    """Take an NDJSON upload, storing it while it still comes in."""
+    settings = services.settings
+    head = heads.from_query(request.scope["query_string"], max_depth=settings.max_json_depth)
+    model = await _find_model(services, head)
+    reservation = await _reserve(services, tenant, head, key)
+    # The query is as much of the request as the body is.
+    fingerprint = hashlib.sha256(orjson.dumps(head.model_dump(), option=orjson.OPT_SORT_KEYS) + b"\n")
+    pieces = read_body(request, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+    if not reservation.is_ours:
+        async for piece in pieces:
+            fingerprint.update(piece)
+        return await _replay(services, tenant, reservation, fingerprint.digest())
+
+    async def groups() -> AsyncIterator[list[StagedLine]]:
+        splitter = LineSplitter(max_line_bytes=settings.max_line_bytes, max_lines=settings.max_lines)
+        async for group in _groups_of_lines(pieces, fingerprint.update, splitter, settings.stage_chunk_lines):
+            yield await asyncio.to_thread(_parse_lines, group, head.params, model, settings.max_json_depth)
+
+    return await _store(services, tenant, head, reservation.job_id, key, groups(), fingerprint.digest)
+
+
+async def _find_model(services: Services, head: JobHead) -> ModelLimits:
+    model = await services.transaction(submission.find_model, head.model)
+    if model is None:
+        raise ModelNotFound(head.model)
+    return model
+
+
+async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str | None) -> Reservation:
+    """Open a job, or find the published one that has the key. Waits while another request uploads under the key."""
+    patience = time.monotonic() + services.settings.max_wait
+    while True:
+        reservation = await services.transaction(_open, tenant.id, head, key)
+        while not reservation.is_ours and reservation.body_sha256 is None:
+            if time.monotonic() > patience:
+                raise IdempotencyBusy
+            await asyncio.sleep(KEY_POLL)
+            assert key is not None
+            found = await services.transaction(submission.find_reservation, tenant.id, key)
+            if found is None:
+                break  # abandoned: the key is free again
+            reservation = found
+        else:
+            return reservation
+
+
+def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str | None) -> Reservation:
+    with connection.begin_nested() as savepoint:
+        job_id = submission.open_job(connection, tenant_id, head)
+        if key is None:
+            return Reservation(job_id, None, is_ours=True)
+        reservation = submission.reserve(connection, tenant_id, key, job_id)
+        if not reservation.is_ours:
+            savepoint.rollback()
+        return reservation
+
+
+async def _replay(services: Services, tenant: Tenant, reservation: Reservation, fingerprint: bytes) -> Job:
+    if reservation.body_sha256 != fingerprint:
+        raise IdempotencyMismatch
+    job = await services.transaction(reading.get_job, tenant.id, reservation.job_id)
+    if job is None:
+        raise JobNotFound(public_id(JOB_PREFIX, reservation.job_id))
+    return job
+
+
+async def _store(
+    services: Services,
+    tenant: Tenant,
+    head: JobHead,
+    job_id: UUID,
+    key: str | None,
+    groups: AsyncIterator[list[StagedLine]],
+    fingerprint: Callable[[], bytes],
+) -> Job:
+    """Stage every group, then publish. `fingerprint` is asked when the body has been read."""
+    try:
+        is_empty = True
+        async with aclosing(_one_ahead(groups)) as ready:
+            async for group in ready:
+                if not await services.transaction(submission.stage_lines, job_id, group):
+                    raise SubmissionCollected
+                is_empty = False
+        if is_empty:
+            raise InvalidInput("The body has no lines: a job needs at least one prompt.")
+        job = await services.transaction(_publish, tenant.id, job_id, key, fingerprint())
+    except BaseException:  # cancelled, too
+        # Where this fails, the courier does it later.
+        await asyncio.shield(services.transaction(submission.abandon, job_id))
+        raise
+    services.bell.ring(head.model, job_id)
+    return job
+
+
+def _publish(connection: Connection, tenant_id: UUID, job_id: UUID, key: str | None, fingerprint: bytes) -> Job:
+    if not submission.publish(connection, job_id, key=key, body_sha256=fingerprint):
+        raise SubmissionCollected
+    job = reading.get_job(connection, tenant_id, job_id)
+    assert job is not None
+    return job
+
+
+async def _one_ahead(groups: AsyncIterator[list[StagedLine]]) -> AsyncGenerator[list[StagedLine]]:
+    """Receive and check the next group while Postgres stores this one."""
+
+    async def advance() -> list[StagedLine] | None:
+        return await anext(groups, None)
+
+    coming = asyncio.create_task(advance())
+    try:
+        while (group := await coming) is not None:
+            coming = asyncio.create_task(advance())
+            yield group
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _groups_of_lines(
+    pieces: AsyncIterator[bytes], note: Callable[[bytes], None], splitter: LineSplitter, limit: int
+) -> AsyncIterator[list[NumberedLine]]:
+    """Lines in groups of at most `limit`. `note` sees every piece of the body."""
+    group: list[NumberedLine] = []
+    size = 0
+    began = time.monotonic()
+    async for piece in pieces:
+        note(piece)
+        for line in splitter.feed(piece):
+            group.append(line)
+            size += len(line.raw)
+            if len(group) >= limit or size >= GROUP_BYTES or time.monotonic() - began >= GROUP_SECONDS:
+                yield group
+                group, size, began = [], 0, time.monotonic()
+    group += splitter.close()
+    if group:
+        yield group
+
+
+def _parse_lines(lines: list[NumberedLine], defaults: Params, model: ModelLimits, max_depth: int) -> list[StagedLine]:
+    staged = []
+    for line in lines:
+        try:
+            document = strict_json.parse(line.raw, max_depth=max_depth)
+            staged.append(parse_request(document, line.number, defaults, model))
+        except InvalidInput as error:
+            error.line = line.number
+            raise
+    return staged
+
+
+async def _groups_of_prompts(
+    prompts: list[object], defaults: Params, model: ModelLimits, limit: int
+) -> AsyncIterator[list[StagedLine]]:
+    for start in range(0, len(prompts), limit):
+        yield await asyncio.to_thread(_parse_prompts, prompts[start : start + limit], start, defaults, model)
+
+
+def _parse_prompts(prompts: list[object], start: int, defaults: Params, model: ModelLimits) -> list[StagedLine]:
+    staged = []
+    for index, prompt in enumerate(prompts, start):
+        try:
+            staged.append(parse_request(prompt, index + 1, defaults, model))
+        except InvalidInput as error:
+            at = f"prompts[{index}]"
+            error.param = f"{at}.{error.param}" if error.param is not None else at
+            raise
+    return staged
