@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import uuid
+import warnings
 
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
 
 from jobs.queues import celery_config
 from jobs.settings import Settings
@@ -31,6 +33,8 @@ def run_solo(app: Celery, *, queue: str, name: str) -> int:
     heartbeats would only make Redis matter more than it should.
     """
     signals.setup_logging.connect(_leave_logging_alone)
+    # Celery warns of running as root, where pickled messages would be code: we accept JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     was_asked = threading.Event()
 
     def note(**_: object) -> None:

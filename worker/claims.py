@@ -81,7 +81,6 @@ class ClaimLoop:
             except SQLAlchemyError as error:
                 logger.warning("no claim: %s", brief(error))
                 took = 0
-                self._closing.wait(self._settings.poll_interval)
             if took == 0:
                 self._bell.wait(self._settings.poll_interval)
 
