@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rows import Rows, rows_in
 from tests.services import Services, running_services
 
 
@@ -21,6 +22,13 @@ def database_url(services: Services) -> Iterator[str]:
     """A fresh, migrated database."""
     with services.database() as url:
         yield url
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Rows]:
+    """What puts real rows into `database_url`, and acts as a worker does."""
+    with rows_in(database_url) as rows:
+        yield rows
 
 
 @pytest.fixture

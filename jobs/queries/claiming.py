@@ -122,7 +122,7 @@ def still_held(connection: Connection, worker_id: UUID) -> set[tuple[UUID, int]]
 
 
 def give_back(connection: Connection, held: Sequence[ClaimedRequest]) -> int:
-    """Put requests back in line, uncharged: they were claimed but will not be run here. Returns how many still could."""
+    """Put requests back in line, uncharged: claimed, but not to be run here. Returns how many still were ours."""
     lock_jobs(connection, {request.job_id for request in held})
     # Only what is still held as it was claimed.
     return connection.execute(
@@ -158,7 +158,7 @@ def _candidates(connection: Connection, model: str, limit: int, solo_after_death
             ") j CROSS JOIN LATERAL ( "
             "  SELECT count(*) AS waiting FROM ( "
             "    SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending' "
-            "      AND r.deaths < :solo_after_deaths LIMIT :limit) some) w "
+            "      AND r.deaths < :solo_after_deaths LIMIT :limit) AS enough) w "
             "WHERE j.place <= :jobs AND w.waiting > 0 ORDER BY j.priority DESC, j.id"
         ),
         {"model": model, "limit": limit, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
@@ -207,7 +207,8 @@ def _take(
             "    FOR UPDATE SKIP LOCKED) p "
             "), taken AS ( "
             "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
-            "  WHERE r.job_id = p.job_id AND r.line = p.line RETURNING r.job_id, r.line, r.epoch, r.worker_id, r.prefix "
+            "  WHERE r.job_id = p.job_id AND r.line = p.line "
+            "  RETURNING r.job_id, r.line, r.epoch, r.worker_id, r.prefix "
             ") SELECT t.job_id, t.line, t.epoch, t.worker_id AS holder, j.tenant_id, j.priority, b.body "
             "FROM taken t JOIN jobs j ON j.id = t.job_id JOIN bodies b ON b.job_id = t.job_id AND b.line = t.line "
             "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"

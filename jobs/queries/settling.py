@@ -65,10 +65,10 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "  UPDATE requests r SET state = o.state, worker_id = NULL FROM outcome o "
             "  WHERE r.job_id = o.job_id AND r.line = o.line AND r.state IN ('pending', 'running') "
             "    AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder "
-            "  RETURNING r.job_id, r.line "
+            "  RETURNING o.* "
             "), numbered AS ( "
-            "  SELECT o.*, j.last_seq + row_number() OVER (PARTITION BY o.job_id ORDER BY o.line) AS seq "
-            "  FROM fenced JOIN outcome o USING (job_id, line) JOIN jobs j ON j.id = o.job_id "
+            "  SELECT f.*, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq "
+            "  FROM fenced f JOIN jobs j ON j.id = f.job_id "
             "), inserted AS ( "
             "  INSERT INTO results (job_id, seq, line, state, body) "
             "  SELECT job_id, seq, line, state, body FROM numbered "
@@ -240,6 +240,8 @@ def bury(connection: Connection, worker_id: UUID, *, max_deaths: int) -> Buried:
     The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
     then on. A request with `max_deaths` of them is given up with an error.
     """
+    # A claim under way holds the worker's row against this lock; a plain UPDATE would pass it by, and miss its rows.
+    connection.execute(text("SELECT 1 FROM workers WHERE id = :id FOR UPDATE"), {"id": worker_id})
     connection.execute(
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )

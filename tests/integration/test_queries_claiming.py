@@ -1,0 +1,149 @@
+"""Claims against the real Postgres: who gets which requests, and that nobody gets another's."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import pytest
+
+from jobs.errors import LeaseLost
+from jobs.queries.claiming import ClaimedRequest, give_back, still_held
+from tests import oracle
+from tests.rows import Rows
+
+
+def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:
+    job_id, worker_id = rows.job(1, priority=5), rows.worker()
+    (request,) = rows.claim(worker_id).requests
+    assert request == ClaimedRequest(
+        job_id,
+        line=1,
+        epoch=1,
+        holder=worker_id,
+        tenant_id=rows.tenant().id,
+        priority=5,
+        body=b'{"prompt":"1+1="}',
+    )
+    assert rows.states(job_id) == ["running"]
+    assert rows.claim(worker_id).requests == ()
+
+
+def test_a_job_that_is_not_published_is_out_of_reach(rows: Rows) -> None:
+    rows.job(2, published=False)
+    assert rows.claim(rows.worker()).requests == ()
+
+
+def test_another_models_requests_are_out_of_reach(rows: Rows) -> None:
+    rows.job(2)
+    rows.execute("INSERT INTO models (name, max_model_len, vocab_size) VALUES ('other', 1, 1)")
+    rows.execute("UPDATE jobs SET model = 'other'")
+    assert rows.claim(rows.worker()).requests == ()
+
+
+def test_a_job_past_its_window_is_out_of_reach(rows: Rows) -> None:
+    job_id = rows.job(2, window="1h")
+    rows.execute("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=job_id)
+    assert rows.claim(rows.worker()).requests == ()
+
+
+def test_priority_first_then_age(rows: Rows) -> None:
+    old, urgent, new = rows.job(2), rows.job(2, priority=1), rows.job(2)
+    worker_id = rows.worker()
+    taken = [(request.job_id, request.line) for request in rows.claim(worker_id, limit=3).requests]
+    assert taken == [(urgent, 1), (urgent, 2), (old, 1)]
+    taken = [(request.job_id, request.line) for request in rows.claim(worker_id).requests]
+    assert taken == [(old, 2), (new, 1), (new, 2)]
+
+
+def test_tenants_share_whatever_the_size_of_their_jobs(rows: Rows) -> None:
+    large, small = rows.job(100, tenant="large"), rows.job(4, tenant="small")
+    worker_id = rows.worker()
+    assert _by_job(rows.claim(worker_id, limit=6).requests) == {large: 3, small: 3}
+    # What already runs counts: the tenant with less of it is next.
+    rows.settle([request for request in _held(rows, worker_id) if request.job_id == small])
+    assert _by_job(rows.claim(worker_id, limit=2).requests) == {large: 1, small: 1}
+
+
+def test_shared_prefixes_come_together(rows: Rows) -> None:
+    rows.job(6, prefixes=[7, -3, 7, 5, -3, 7])
+    worker_id = rows.worker()
+    assert [request.line for request in rows.claim(worker_id, limit=4).requests] == [2, 5, 4, 1]
+    assert [request.line for request in rows.claim(worker_id).requests] == [3, 6]
+
+
+@pytest.mark.parametrize("lease_is_over_by", ["time", "reaper", "itself"])
+def test_a_worker_without_a_lease_gets_nothing(rows: Rows, lease_is_over_by: str) -> None:
+    rows.job(1)
+    worker_id = rows.worker()
+    if lease_is_over_by == "time":
+        rows.lapse(worker_id)
+    else:
+        rows.execute("UPDATE workers SET ended_at = clock_timestamp()")
+    with pytest.raises(LeaseLost):
+        rows.claim(worker_id)
+
+
+def test_an_unknown_worker_gets_nothing(rows: Rows) -> None:
+    rows.job(1)
+    with pytest.raises(LeaseLost):
+        rows.claim(UUID(int=1))
+
+
+def test_ten_workers_never_hold_one_request_twice(rows: Rows, database_url: str) -> None:
+    jobs = [rows.job(200, tenant=f"tenant {number}") for number in range(3)]
+    start = threading.Barrier(10)
+
+    def drain() -> list[ClaimedRequest]:
+        worker_id, mine = rows.worker(), []
+        start.wait()
+        # SKIP LOCKED may hand out nothing although rows wait: others have them under their eyes at this moment.
+        while "pending" in {state for job_id in jobs for state in rows.states(job_id)}:
+            mine += rows.claim(worker_id, limit=7).requests
+        return mine
+
+    with ThreadPoolExecutor(10) as pool:
+        claimed = [request for mine in pool.map(lambda _: drain(), range(10)) for request in mine]
+    assert Counter((request.job_id, request.line) for request in claimed) == Counter(
+        (job_id, line) for job_id in jobs for line in range(1, 201)
+    )
+    assert {request.epoch for request in claimed} == {1}
+    oracle.check(database_url)
+
+
+def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
+    job_id, worker_id = rows.job(3), rows.worker()
+    with rows.database.begin() as other:
+        other.exec_driver_sql(f"SELECT 1 FROM requests WHERE job_id = '{job_id}' AND line = 2 FOR UPDATE")
+        assert [request.line for request in rows.claim(worker_id).requests] == [1, 3]
+    assert [request.line for request in rows.claim(worker_id).requests] == [2]
+
+
+def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows, database_url: str) -> None:
+    job_id, first, second = rows.job(3), rows.worker(), rows.worker()
+    held = rows.claim(first).requests
+    with rows.database.begin() as connection:
+        assert give_back(connection, held[:2]) == 2
+        assert still_held(connection, first) == {(job_id, 3)}
+    again = rows.claim(second).requests
+    assert [(request.line, request.epoch, request.holder) for request in again] == [(1, 2, second), (2, 2, second)]
+    assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
+    # Too late: they are another's now, and stay there.
+    with rows.database.begin() as connection:
+        assert give_back(connection, held[:2]) == 0
+    oracle.check(database_url)
+
+
+def _by_job(claimed: tuple[ClaimedRequest, ...]) -> dict[UUID, int]:
+    return dict(Counter(request.job_id for request in claimed))
+
+
+def _held(rows: Rows, worker_id: UUID) -> list[ClaimedRequest]:
+    held = rows.query(
+        "SELECT r.job_id, r.line, r.epoch, j.tenant_id, j.priority FROM requests r JOIN jobs j ON j.id = r.job_id "
+        "WHERE r.worker_id = :id",
+        id=worker_id,
+    )
+    return [ClaimedRequest(**row._mapping, holder=worker_id, body=b"") for row in held]
