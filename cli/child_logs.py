@@ -24,14 +24,13 @@ class ChildLog:
         self._labels: dict[str, str] = {}
         self._files: dict[str, logging.handlers.RotatingFileHandler] = {}
         self._lock = threading.Lock()
-        if directory is not None:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, name: str, line: str) -> None:
         """Write one line, given without its newline."""
         with self._lock:
             if self._directory is not None:
                 if name not in self._files:
+                    self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                     self._files[name] = logging.handlers.RotatingFileHandler(
                         self._directory / f"{name}.log", maxBytes=FILE_BYTES, backupCount=1, encoding="utf-8"
                     )

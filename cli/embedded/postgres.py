@@ -38,6 +38,7 @@ RUN_DIRECTORY_PREFIX = "pagemill-pg-"
 SOCKET_PATH_LIMIT = 107  # bytes, unix(7)
 # Postgres opens its own working directory by this name, at any depth and behind any parents.
 HERE = "/proc/self/cwd"
+PID_FILE_LINES = 8  # of postmaster.pid; the first is the pid, the last the status (utils/pidfile.h)
 RECOVERY_TIMEOUT = 600.0  # seconds; after a crash the log is replayed before anyone may connect
 
 SERVER_SETTINGS = {
@@ -123,7 +124,8 @@ class EmbeddedPostgres:
     def create_database(self) -> None:
         """Create our database, the first time."""
         with self._connect() as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone():
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+            if found is None:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
     # --- how it is kept
@@ -147,6 +149,10 @@ class EmbeddedPostgres:
     def _run(self) -> Path:
         assert self._run_directory is not None, "entered first"
         return self._run_directory
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._cluster / "postmaster.pid"
 
     @property
     def _run_record(self) -> Path:
@@ -229,23 +235,24 @@ class EmbeddedPostgres:
         )
 
     def _accepts_connections(self, pid: int) -> bool:
+        """What `pg_ctl start` waits for: the pid file is the server's own and says so. Asking by connecting would fill
+        the log with refusals as long as a crash is recovered from."""
         try:
-            with self._connect() as connection:
-                connection.execute("SELECT 1")
-        except psycopg.OperationalError:  # not listening yet, or recovering from a crash
+            lines = self._pid_file.read_text().splitlines()
+        except FileNotFoundError:
             return False
-        return True
+        return len(lines) >= PID_FILE_LINES and lines[0] == str(pid) and lines[PID_FILE_LINES - 1].strip() == "ready"
 
     def _remove_stale_pid_file(self) -> None:
         """Postgres believes a pid file whose pid lives. After kill -9 and a reboot, or in the next container, that pid
         may be anybody's. We hold the data directory's lock, so no server of ours runs; a foreign one is recognised
         by its working directory."""
-        path = self._cluster / "postmaster.pid"
         try:
-            pid = int(path.read_text().split("\n", 1)[0])
-        except (FileNotFoundError, ValueError):
-            path.unlink(missing_ok=True)
+            pid = int(self._pid_file.read_text().split("\n", 1)[0])
+        except FileNotFoundError:
             return
+        except ValueError:  # killed while it wrote the file
+            pid = 0
         try:
             inside = os.path.samefile(f"/proc/{pid}/cwd", self._cluster)
         except OSError:  # no such process, or not one that we may look at
@@ -254,7 +261,7 @@ class EmbeddedPostgres:
             raise EmbeddedServiceError(
                 f"A Postgres that we did not start runs on {self._cluster}. Stop it with: kill -INT {pid}"
             )
-        path.unlink()
+        self._pid_file.unlink()
 
 
 def _is_running(pid: int) -> bool:
