@@ -331,7 +331,7 @@ class Supervisor:
         if life.deaths >= self._restart.deaths:
             life.pump.join(timeout=1.0)
             self._failure = ChildFailed(
-                life.child.name, f"{what}, the {life.deaths}th time in a row, and is given up", life.last_lines
+                life.child.name, f"{what}, {life.deaths} times in a row, and is given up", life.last_lines
             )
             life.ending = True
             self._stop(hurry=False)

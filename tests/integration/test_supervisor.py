@@ -1,0 +1,285 @@
+"""The supervisor, with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.child_logs import ChildLog
+from cli.launcher import CANNOT_LAUNCH, OURSELVES, Identity, launch_command
+from cli.supervisor import Child, ChildFailed, RestartPolicy, StopRequested, Supervisor
+from tests.processes import await_condition, await_gone, family
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = RestartPolicy(first_delay=0.01, longest_delay=0.05, deaths=3, steady_after=60.0)
+NOBODY = (65534, 65534)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def lines() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def supervisor(lines: io.StringIO) -> Iterator[Supervisor]:
+    with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
+        yield supervisor
+
+
+def shell(name: str, script: str, *, ready: Callable[[int], bool] = lambda pid: True, grace: float = 10.0) -> Child:
+    """A child that runs a shell script, started in an instant."""
+    return Child(name, ["/bin/sh", "-c", script], ready, grace=grace)
+
+
+def is_there(path: Path) -> Callable[[int], bool]:
+    return lambda pid: path.exists()
+
+
+def test_the_next_group_starts_once_the_last_is_ready(supervisor: Supervisor, tmp_path: Path) -> None:
+    supervisor.start(
+        shell("first", f"sleep 0.2; touch {tmp_path}/ready; exec sleep 60", ready=is_there(tmp_path / "ready"))
+    )
+    supervisor.start(
+        shell("second", f"ls {tmp_path} > {tmp_path}/seen; exec sleep 60", ready=is_there(tmp_path / "seen")),
+    )
+    await_condition(lambda: "ready" in (tmp_path / "seen").read_text(), "second saw first ready")
+    assert list(supervisor.pids()) == ["first", "second"]
+
+
+def test_groups_stop_in_reverse_order(lines: io.StringIO, tmp_path: Path) -> None:
+    order = tmp_path / "order"
+
+    def child(name: str) -> Child:
+        ready = tmp_path / name
+        script = f"trap 'echo {name} >> {order}; exit 0' TERM; touch {ready}; while :; do sleep 0.01; done"
+        return shell(name, script, ready=is_there(ready))
+
+    with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
+        supervisor.start(child("database"))
+        supervisor.start(child("api"), child("worker"))
+        supervisor.start(child("extra"))
+        processes = family(supervisor.pids().values())
+    await_gone(processes, timeout=1)
+    stopped = order.read_text().split()
+    assert (stopped[0], {*stopped[1:3]}, stopped[3]) == ("extra", {"api", "worker"}, "database")
+
+
+def test_a_child_that_dies_is_started_again(supervisor: Supervisor, lines: io.StringIO) -> None:
+    supervisor.start(shell("worker", "exec sleep 60"))
+    first = supervisor.pids()["worker"]
+    os.kill(first, signal.SIGKILL)
+    await_condition(lambda: supervisor.pids().get("worker", first) != first, "a new process")
+    assert "was ended by SIGKILL; it is started again in 0.01 s" in lines.getvalue()
+    assert supervisor.wait(timeout=0) is False
+
+
+def test_what_a_dead_child_left_behind_is_ended(supervisor: Supervisor, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    supervisor.start(
+        shell(
+            "worker",
+            f"sleep 60 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait",
+            ready=is_there(pid_file),
+        )
+    )
+    orphan = psutil.Process(int(pid_file.read_text()))
+    os.kill(supervisor.pids()["worker"], signal.SIGKILL)
+    await_gone([orphan])
+
+
+def test_a_child_that_keeps_dying_is_given_up(supervisor: Supervisor, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    supervisor.start(shell("other", f"touch {other}; exec sleep 60", ready=is_there(other)))
+    remaining = family(supervisor.pids().values())
+    supervisor.start(shell("worker", "echo no model here; sleep 0.05; exit 7"))
+    with pytest.raises(ChildFailed) as failure:
+        supervisor.wait(timeout=20)
+    assert "worker ended with status 7, 3 times in a row, and is given up" in str(failure.value)
+    assert "no model here" in str(failure.value)
+    await_gone(remaining)
+    with pytest.raises(StopRequested):
+        supervisor.start(shell("late", "exec sleep 60"))
+
+
+def test_a_steady_life_ends_the_row_of_deaths(lines: io.StringIO) -> None:
+    policy = RestartPolicy(first_delay=0.01, longest_delay=0.01, deaths=2, steady_after=0.0)
+    with Supervisor(ChildLog(None, lines), policy) as supervisor:
+        supervisor.start(shell("worker", "exec sleep 60"))
+        for _ in range(4):
+            pid = supervisor.pids()["worker"]
+            os.kill(pid, signal.SIGKILL)
+            await_condition(lambda pid=pid: supervisor.pids().get("worker", pid) != pid, "a new process")  # type: ignore[misc]
+        assert supervisor.wait(timeout=0) is False
+
+
+def test_the_delay_doubles_up_to_a_limit() -> None:
+    policy = RestartPolicy(first_delay=0.25, longest_delay=3.0)
+    assert [policy.delay(deaths) for deaths in range(1, 7)] == [0.25, 0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+def test_a_death_before_readiness_is_reported_at_once(supervisor: Supervisor) -> None:
+    with pytest.raises(ChildFailed) as failure:
+        supervisor.start(
+            shell("bad", "echo cannot read it >&2; exit 5", ready=lambda pid: False),
+            shell("good", "exec sleep 60", ready=lambda pid: True),
+        )
+    assert str(failure.value) == "bad ended with status 5 before it was ready. Its last lines:\n  cannot read it"
+    assert supervisor.pids() == {}
+    supervisor.start(shell("another", "exec sleep 60"))
+
+
+def test_a_child_that_is_not_ready_in_time(supervisor: Supervisor) -> None:
+    slow = Child("slow", ["/bin/sleep", "60"], lambda pid: False, ready_timeout=0.1)
+    with pytest.raises(ChildFailed, match=r"slow was not ready within 0.1 s and wrote nothing"):
+        supervisor.start(slow)
+    assert supervisor.pids() == {}
+
+
+def test_a_program_that_does_not_exist(supervisor: Supervisor) -> None:
+    with pytest.raises(ChildFailed, match="cannot execute /nowhere/program"):
+        supervisor.start(Child("lost", ["/nowhere/program"], lambda pid: False))
+
+
+def test_a_failing_hook_is_raised_where_the_child_was_started(supervisor: Supervisor) -> None:
+    def refuse() -> None:
+        raise RuntimeError("in use by another")
+
+    with pytest.raises(RuntimeError, match="in use by another"):
+        supervisor.start(Child("child", ["/bin/true"], lambda pid: True, before_start=refuse))
+
+
+def test_a_child_that_ignores_the_signal_is_killed_after_its_grace(lines: io.StringIO, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
+        script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
+        supervisor.start(shell("stubborn", script, ready=is_there(ready), grace=0.2))
+        processes = family(supervisor.pids().values())
+    await_gone(processes, timeout=1)
+    assert "did not end within 0.2 s and is killed" in lines.getvalue()
+
+
+def test_a_hurried_stop_waits_for_nobody(lines: io.StringIO, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
+        script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
+        supervisor.start(shell("stubborn", script, ready=is_there(ready), grace=600))
+        supervisor.request_stop()
+        assert supervisor.wait(timeout=10)
+        supervisor.request_stop(hurry=True)
+
+
+def test_a_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> None:
+    threading.Timer(0.1, supervisor.request_stop).start()
+    with pytest.raises(StopRequested):
+        supervisor.start(Child("slow", ["/bin/sleep", "60"], lambda pid: False))
+    assert supervisor.wait(timeout=0) is True
+
+
+def test_environment_and_directory(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
+    child = Child(
+        "child",
+        ["/bin/sh", "-c", 'echo "$PWD $COLOUR"; exec sleep 60'],
+        lambda pid: "blue" in lines.getvalue(),
+        environment={"COLOUR": "blue"},
+        directory=tmp_path,
+    )
+    supervisor.start(child)
+    assert f"{tmp_path} blue" in lines.getvalue()
+
+
+def test_lines_are_labelled_and_kept(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log = ChildLog(tmp_path / "logs", stream, colour=True)
+    with Supervisor(log, QUICK) as supervisor:
+        supervisor.start(shell("api", "echo hello; printf 'bad byte \\377' >&2; exec sleep 60"))
+        await_condition(lambda: "hello" in stream.getvalue(), "a line")
+    log.close()
+    assert "\x1b[36mapi       | \x1b[0mhello\n" in stream.getvalue()
+    assert (tmp_path / "logs" / "api.log").read_text() == "hello\nbad byte �\n"
+
+
+def test_logging_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), open(writer, "w") as stream:
+        log = ChildLog(tmp_path, stream)
+        log.write("api", "one")
+        log.write("api", "two")
+        log.close()
+    assert (tmp_path / "api.log").read_text() == "one\ntwo\n"
+
+
+SUPERVISE = """
+import sys
+from cli.child_logs import ChildLog
+from cli.launcher import Identity
+from cli.supervisor import Child, Supervisor
+
+stubborn = "trap '' TERM INT HUP; echo started; while :; do sleep 0.05; done"
+with Supervisor(ChildLog(None, sys.stdout)) as supervisor, supervisor.stop_on_signals():
+    supervisor.start(
+        Child("polite", ["/bin/sleep", "600"], lambda pid: True),
+        Child("stubborn", ["/bin/sh", "-c", stubborn], lambda pid: True, identity={identity!r}, grace=0.2),
+    )
+    print("ready", flush=True)
+    supervisor.wait()
+    print("stopping", flush=True)
+"""
+
+
+@pytest.fixture(
+    params=[
+        OURSELVES,
+        pytest.param(Identity(namespace=NOBODY), marks=needs_root),
+        pytest.param(Identity(user=NOBODY), marks=needs_root),
+    ],
+    ids=["ourselves", "namespace", "another-user"],
+)
+def supervising(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A supervisor process with two children; one refuses to end. For each identity that a child may have."""
+    code = SUPERVISE.format(identity=request.param)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = set[str]()
+        while not {"ready", "stubborn  | started"} <= seen:
+            line = process.stdout.readline()
+            assert line, "the supervisor ended"
+            seen.add(line.rstrip())
+        yield process
+        process.kill()
+
+
+def test_kill_9_of_the_supervisor_ends_every_child(supervising: subprocess.Popen[str]) -> None:
+    children = psutil.Process(supervising.pid).children()
+    assert len(children) == 2
+    supervising.kill()
+    await_gone(children, timeout=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_everything(supervising: subprocess.Popen[str], number: signal.Signals) -> None:
+    processes = family([supervising.pid])
+    supervising.send_signal(number)
+    output, _ = supervising.communicate(timeout=20)
+    assert supervising.returncode == 0
+    assert "stopping" in output
+    await_gone(processes, timeout=1)
+
+
+def test_a_child_whose_parent_died_first_does_not_start() -> None:
+    """The launcher looks for its parent after it asked for the signal: no moment lies between the two."""
+    command = launch_command(["/bin/sleep", "60"])
+    orphaned = [f"--parent={os.getppid()}" if word.startswith("--parent=") else word for word in command]
+    assert subprocess.run(orphaned, timeout=30).returncode == CANNOT_LAUNCH
+    assert subprocess.run(launch_command(["/bin/true"]), timeout=30).returncode == 0
