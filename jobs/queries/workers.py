@@ -77,3 +77,17 @@ def end(connection: Connection, worker_id: UUID) -> int:
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )
     return released
+
+
+def is_live(connection: Connection, host: str, pid: int) -> bool:
+    """Whether this very process has loaded its model, registered, and holds its lease."""
+    # For a supervisor, which knows its children by their pids.
+    return bool(
+        connection.execute(
+            text(
+                "SELECT EXISTS (SELECT FROM workers WHERE host = :host AND pid = :pid "
+                "               AND ended_at IS NULL AND lease_expires_at > clock_timestamp())"
+            ),
+            {"host": host, "pid": pid},
+        ).scalar()
+    )

@@ -1,0 +1,212 @@
+"""The whole service on one machine: services, schema, key, and our three kinds of process under one supervisor.
+
+`pagemill up`, the demo and the acceptance tests all run it:
+
+    with running_stack(settings, ["demo"]) as stack:
+        stack.base_url, stack.api_key, stack.pids()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import SecretStr
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from cli import models
+from cli.child_logs import ChildLog
+from cli.data_dir import DataDir
+from cli.embedded import embedded_services
+from cli.first_key import first_key, store_key
+from cli.running import Running
+from cli.supervisor import Child, Supervisor
+from jobs.database import sqlalchemy_url
+from jobs.queries import workers
+from jobs.settings import Settings
+from migrations.run import upgrade
+
+IMPORT_ROOT = Path(__file__).parent.parent
+MODEL_TIMEOUT = 3600.0  # seconds; a large model may have to be downloaded first
+STOP_MARGIN = 15.0  # seconds that a process has to end, beyond the work that it may finish
+
+
+class PortTaken(RuntimeError):
+    """Something else listens where the API should. The message says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running service."""
+
+    base_url: str
+    api_key: str
+    database_url: str
+    redis_url: str
+    logs: Path  # a file for each process
+    supervisor: Supervisor
+
+    def pids(self) -> dict[str, int]:
+        """The present process of each child: postgres, valkey, api, courier, worker, worker-2 ..."""
+        return self.supervisor.pids()
+
+
+@contextlib.contextmanager
+def running_stack(
+    settings: Settings,
+    model_names: Sequence[str] = (),
+    *,
+    stream: TextIO | None = None,
+    colour: bool = False,
+    stop_on_signals: bool = False,
+) -> Iterator[Stack]:
+    """Start everything on `settings.data_dir` and wait until it serves; stop it all on leaving.
+
+    A Postgres and a Valkey are started where `settings` names none. One worker runs for each of `model_names`
+    (PAGEMILL_MODEL, or the demo model, where there are none). `stream` gets the labelled lines of all processes.
+
+    Raises DataDirError, EmbeddedServiceError, PortTaken, ChildFailed, and StopRequested if a signal came meanwhile.
+    """
+    data_dir = DataDir(settings.data_dir)
+    settings = settings.model_copy(update={"data_dir": data_dir.path, "port": _free_port(settings.host, settings.port)})
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(ChildLog(data_dir.logs, stream, colour=colour)))
+        services = stack.enter_context(
+            embedded_services(
+                data_dir,
+                log,
+                postgres=settings.database_url is None,
+                valkey=settings.redis_url is None,
+                stop_on_signals=stop_on_signals,
+            )
+        )
+        database_url = settings.database_url or services.database_url
+        redis_url = settings.redis_url or services.redis_url
+        assert database_url is not None
+        assert redis_url is not None
+        settings = settings.model_copy(update={"database_url": database_url, "redis_url": redis_url})
+
+        upgrade(database_url)
+        api_key = first_key(settings)
+        store_key(settings, database_url, api_key, name="first")
+        base_url = f"http://{_reachable(settings.host)}:{settings.port}"
+        stack.callback(Running.remove, data_dir.path)
+        Running(base_url, database_url, redis_url).write(data_dir.path)
+
+        names = list(model_names) or [settings.model or models.DEMO]
+        log.write("pagemill", f"starting on {base_url}, with {', '.join(names)}")
+        services.supervisor.start(*_children(settings, names))
+        yield Stack(base_url, api_key, database_url, redis_url, data_dir.logs, services.supervisor)
+
+
+def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
+    environment = child_environment(settings)
+
+    def child(name: str, arguments: Sequence[str], ready: Callable[[int], bool], grace: float, timeout: float) -> Child:
+        return Child(
+            name,
+            # `-m` looks into the working directory first: what a user keeps there is not ours to import.
+            [sys.executable, "-m", "cli", *arguments],
+            ready,
+            environment=environment,
+            directory=IMPORT_ROOT,
+            grace=grace,
+            ready_timeout=timeout,
+        )
+
+    assert settings.database_url is not None
+    database = create_engine(sqlalchemy_url(settings.database_url), poolclass=NullPool)
+    children = [
+        child("api", ["api"], _api_is_ready(settings), STOP_MARGIN + 5.0, 60.0),
+        # Nobody waits for the courier: all that it does is found in Postgres, whenever it comes up.
+        child("courier", ["courier"], lambda pid: True, STOP_MARGIN, 60.0),
+    ]
+    for number, model in enumerate(model_names, start=1):
+        source = models.resolve(model)
+        location = str(Path(source.location).absolute()) if Path(source.location).is_dir() else source.location
+        children.append(
+            child(
+                "worker" if number == 1 else f"worker-{number}",
+                ["worker", "--model", location, "--served-name", source.served_name],
+                _worker_is_ready(database),
+                settings.drain_deadline + STOP_MARGIN,
+                MODEL_TIMEOUT,
+            )
+        )
+    return children
+
+
+def _api_is_ready(settings: Settings) -> Callable[[int], bool]:
+    def ready(pid: int) -> bool:
+        connection = http.client.HTTPConnection(_reachable(settings.host).strip("[]"), settings.port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return ready
+
+
+def _worker_is_ready(database: Engine) -> Callable[[int], bool]:
+    def ready(pid: int) -> bool:
+        try:
+            with database.connect() as connection:
+                return workers.is_live(connection, socket.gethostname(), pid)
+        except OperationalError:
+            return False
+
+    return ready
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Our environment, with exactly these settings in it: what was set in the shell and what the caller changed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEMILL_")}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is not None:
+            environment[f"PAGEMILL_{name.upper()}"] = _written(value)
+    return environment
+
+
+def _written(value: object) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case bool() | tuple() | list():
+            return json.dumps(value)
+        case _:
+            return str(value)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or one that the kernel chooses where it is 0."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise PortTaken(
+                f"The API cannot listen on {host}:{port}: {error.strerror}. "
+                "Choose another port with --port, or let the system choose one with --port 0."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _reachable(host: str) -> str:
+    """Where a server that listens on `host` is found from this machine, as it stands in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
