@@ -24,11 +24,20 @@ def database_url(services: Services) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    """What puts real rows into `database_url`, and acts as a worker does."""
-    with rows_in(database_url) as rows:
+@pytest.fixture(scope="session")
+def _rows(services: Services) -> Iterator[Rows]:
+    with services.database() as url, rows_in(url) as rows:
         yield rows
+
+
+@pytest.fixture
+def rows(_rows: Rows) -> Rows:
+    """Puts real rows into a database that is empty but for a model, and acts as a worker does.
+
+    The database is emptied for each test, not made anew: that is ten times as fast.
+    """
+    _rows.clear()
+    return _rows
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from jobs.queries.workers import WorkerIdentity
 from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook
 from jobs.settings import Settings
 from jobs.states import RequestState
+from jobs.tables import metadata
+from tests import oracle
 
 MODEL = ModelLimits("demo", max_model_len=128, vocab_size=100)
 ANSWER = b'{"response":{"status_code":200},"error":null}'
@@ -28,13 +30,23 @@ ANSWER = b'{"response":{"status_code":200},"error":null}'
 class Rows:
     """Makes tenants, jobs and workers, and acts as a worker does. Each method is a transaction of its own."""
 
-    def __init__(self, database: Engine) -> None:
+    def __init__(self, database_url: str, database: Engine) -> None:
+        self.database_url = database_url
         self.database = database
-        with database.begin() as connection:
+
+    def clear(self) -> None:
+        """Leave nothing but a model that is known."""
+        with self.database.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
             connection.execute(
                 text("INSERT INTO models (name, max_model_len, vocab_size) VALUES (:name, 128, 100)"),
                 {"name": MODEL.name},
             )
+
+    def check(self) -> None:
+        """Hold the rows against the oracle."""
+        oracle.check(self.database_url)
 
     def tenant(self, name: str = "default") -> Tenant:
         with self.database.begin() as connection:
@@ -137,6 +149,6 @@ def rows_in(database_url: str) -> Iterator[Rows]:
     """Rows over a pool that is closed afterwards."""
     database = connect(Settings(database_url=database_url, database_pool_size=24), "pagemill tests")
     try:
-        yield Rows(database)
+        yield Rows(database_url, database)
     finally:
         database.dispose()

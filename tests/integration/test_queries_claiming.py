@@ -11,7 +11,6 @@ import pytest
 
 from jobs.errors import LeaseLost
 from jobs.queries.claiming import ClaimedRequest, give_back, still_held
-from tests import oracle
 from tests.rows import Rows
 
 
@@ -92,7 +91,7 @@ def test_an_unknown_worker_gets_nothing(rows: Rows) -> None:
         rows.claim(UUID(int=1))
 
 
-def test_ten_workers_never_hold_one_request_twice(rows: Rows, database_url: str) -> None:
+def test_ten_workers_never_hold_one_request_twice(rows: Rows) -> None:
     jobs = [rows.job(200, tenant=f"tenant {number}") for number in range(3)]
     start = threading.Barrier(10)
 
@@ -110,7 +109,7 @@ def test_ten_workers_never_hold_one_request_twice(rows: Rows, database_url: str)
         (job_id, line) for job_id in jobs for line in range(1, 201)
     )
     assert {request.epoch for request in claimed} == {1}
-    oracle.check(database_url)
+    rows.check()
 
 
 def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
@@ -121,7 +120,7 @@ def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
     assert [request.line for request in rows.claim(worker_id).requests] == [2]
 
 
-def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows, database_url: str) -> None:
+def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows) -> None:
     job_id, first, second = rows.job(3), rows.worker(), rows.worker()
     held = rows.claim(first).requests
     with rows.database.begin() as connection:
@@ -133,7 +132,7 @@ def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows, database_url: str
     # Too late: they are another's now, and stay there.
     with rows.database.begin() as connection:
         assert give_back(connection, held[:2]) == 0
-    oracle.check(database_url)
+    rows.check()
 
 
 def _by_job(claimed: tuple[ClaimedRequest, ...]) -> dict[UUID, int]:
