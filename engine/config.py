@@ -44,10 +44,13 @@ class EngineConfig:
     """Keep the KV cache of finished prompts for others that begin alike."""
 
     seed: int = 0
-    """From which requests without a seed of their own get one, and random weights their values."""
+    """From which requests without a seed of their own get one, and `random_weights` their values."""
 
     deterministic: bool = False
     """Make a request's tokens independent of the batch that it runs in."""
+
+    random_weights: bool = False
+    """Make up the weights from the seed instead of loading them: for benchmarks and tests."""
 
     quantization: str | None = None
     """How weights are stored; None: as `dtype` says."""

@@ -1,0 +1,119 @@
+"""Storage of keys and values: one tensor of blocks each, per layer.
+
+    layers[i] = (keys [N, B, KH, D], values [N, B, KH, Dv])        N blocks of B positions
+
+Which block belongs to whom is the block manager's business; here is only how many there are room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from engine.attention import AttentionLayer
+
+# Share of the CPU's free memory that is left to activations and to everything else.
+_CPU_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Keys and values of all layers."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    block_size: int
+
+    @classmethod
+    def allocate(
+        cls,
+        layers: Sequence[AttentionLayer],
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        """An empty cache. On the CPU, memory is taken as blocks are first used."""
+        return cls(
+            [
+                (
+                    # Zeros, since a value that is weighted with zero must still be a number.
+                    torch.zeros(num_blocks, block_size, layer.num_kv_heads, layer.head_dim, dtype=dtype, device=device),
+                    torch.zeros(
+                        num_blocks, block_size, layer.num_kv_heads, layer.value_dim, dtype=dtype, device=device
+                    ),
+                )
+                for layer in layers
+            ],
+            block_size,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.layers[0][0])
+
+
+def block_bytes(layers: Sequence[AttentionLayer], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes over all layers."""
+    numbers = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) for layer in layers)
+    return numbers * block_size * dtype.itemsize
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    layers: Sequence[AttentionLayer],
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    activation_bytes: int,
+) -> int:
+    """How many blocks the cache gets; the weights are loaded already.
+
+    As many as memory allows (`gpu_memory_utilization` of the GPU, or half of the CPU's free memory), but no more than
+    `max_num_seqs` sequences of full length could fill. `activation_bytes` are kept free for a step. Raises `ModelError`
+    when not even one block fits.
+    """
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch has reserved and not used is free for us, too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = int(free - (1 - config.gpu_memory_utilization) * total) - activation_bytes
+    elif config.cpu_kv_cache_bytes is not None:
+        budget = config.cpu_kv_cache_bytes
+    else:
+        budget = int(_CPU_SHARE * free_memory())
+    each = block_bytes(layers, config.block_size, dtype)
+    most = config.max_num_seqs * -(-max_model_len // config.block_size)
+    num_blocks = min(most, budget // each)
+    if num_blocks < 1:
+        raise ModelError(
+            f"no memory is left for the KV cache: a block takes {each / 2**20:.1f} MiB, "
+            f"and {max(0, budget) / 2**20:.1f} MiB may be used"
+        )
+    return num_blocks
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process could still take: of the machine, or of its control group."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        reclaimable = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    except (OSError, KeyError):
+        return available  # no version 2 control group with a memory controller here
+    return available if limit == "max" else min(available, int(limit) - used + int(reclaimable))

@@ -1,0 +1,120 @@
+"""Weights into a model, one tensor at a time, so that memory never holds more than the model and one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from engine.errors import InvalidWeights
+from engine.models.decoder import Decoder, Weights
+from engine.models.registry import build_model
+
+_SHOWN = 5
+_DEFAULT_STD = 0.02
+
+
+def empty_model(config: Any, *, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The model for transformers' configuration with memory for its weights, but nothing in it."""
+    with torch.device("meta"):
+        model = build_model(config)
+    _materialize(model, dtype=dtype, device=device)
+    return model.requires_grad_(False).eval()
+
+
+def load_weights(model: Decoder, files: Sequence[Path]) -> None:
+    """Fill the model from safetensors files.
+
+    Raises `InvalidWeights` when the files lack a tensor, hold one that the model does not know, hold one twice or in
+    another shape, or are damaged.
+    """
+    weights = model.weights()
+    seen: dict[str, Path] = {}
+    unknown: list[str] = []
+    with torch.no_grad():
+        for path, found, tensor in _tensors(files):
+            name = weights.resolve(found)
+            if name in seen:
+                raise InvalidWeights(f"{found} is both in {seen[name].name} and in {path.name}")
+            if name in weights.targets:
+                _fill(weights, name, tensor)
+                seen[name] = path
+            elif name in weights.copies:
+                seen[name] = path
+            elif not any(pattern.fullmatch(found) for pattern in weights.ignored):
+                unknown.append(found)
+    missing = [name for name in weights.targets if name not in seen]
+    if missing:
+        raise InvalidWeights(f"the checkpoint lacks {_listed(missing)}")
+    if unknown:
+        raise InvalidWeights(f"the checkpoint holds weights that the model does not know: {_listed(unknown)}")
+    _check_copies(weights, seen)
+
+
+def randomize_weights(model: Decoder, *, seed: int, std: float = _DEFAULT_STD) -> None:
+    """Fill the model with random numbers: matrices normal with deviation `std`, norms around one, biases around zero.
+
+    The same seed gives the same weights on the same kind of device.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator(parameter.device).manual_seed(seed)
+            seed += 1
+            parameter.normal_(0.0, std, generator=generator)
+            if parameter.dim() == 1 and name.endswith(".weight"):
+                parameter.add_(1.0)
+
+
+def _materialize(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Give each parameter memory; tied ones stay one. Buffers were computed already and only move."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False
+                )
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    yield path, name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
+
+
+def _fill(weights: Weights, name: str, tensor: Tensor) -> None:
+    target = weights.targets[name]
+    if tuple(tensor.shape) != target.shape:
+        raise InvalidWeights(f"{name} has the shape {list(tensor.shape)} instead of {list(target.shape)}")
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+        raise InvalidWeights(f"{name} holds {tensor.dtype}: only plain floating-point weights are loaded")
+    target.fill(tensor)
+
+
+def _check_copies(weights: Weights, seen: dict[str, Path]) -> None:
+    """A tied weight that was saved twice must be the same twice, or the checkpoint is not what its config says."""
+    for name, original in weights.copies.items():
+        if name not in seen:
+            continue
+        target = weights.targets[original]
+        for _, found, tensor in _tensors([seen[name]]):
+            if weights.resolve(found) == name and not torch.equal(
+                tensor.to(target.tensor.device, target.tensor.dtype), target.tensor
+            ):
+                raise InvalidWeights(f"config.json ties {name} to {original}, but the checkpoint holds two that differ")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,106 @@
+"""What a decoder model is to the runner, and where the tensors of a checkpoint go in it."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from engine.attention import AttentionLayer, StepAttention
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """The tokens of a step, of all its sequences one after another; `[T]` int64 each."""
+
+    token_ids: Tensor
+    positions: Tensor
+    lengths: Tensor
+    """Length of the token's sequence, for rotary embeddings that depend on it."""
+
+
+class Decoder(nn.Module):
+    """A causal language model over flat tokens: no batch dimension, no padding, no cache of its own."""
+
+    attention_layers: Sequence[AttentionLayer]
+    vocab_size: int
+    """Columns of the logits."""
+
+    max_positions: int
+    """Positions that the model was made for."""
+
+    @abstractmethod
+    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
+        """Final hidden states `[T, hidden]`."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[R, vocab]` of some rows of `forward`'s result."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """Where each tensor of a checkpoint goes. The parameters must exist, not be on the meta device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one tensor of a checkpoint goes."""
+
+    tensor: Tensor
+    """A parameter, or a part of one."""
+
+    transposed: bool = False
+    """The checkpoint holds it the other way round."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the checkpoint."""
+        shape = tuple(self.tensor.shape)
+        return shape[::-1] if self.transposed else shape
+
+    def fill(self, tensor: Tensor) -> None:
+        self.tensor.copy_(tensor.t() if self.transposed else tensor)
+
+
+@dataclass(slots=True)
+class Weights:
+    """The names of a checkpoint that a model takes.
+
+    Every name in `targets` must be in the checkpoint, and no other may be, except those in `copies` (a tied weight that
+    was saved a second time) and those that `ignored` matches (buffers which older versions saved).
+    """
+
+    prefix: str = ""
+    """What checkpoints of the bare model, without its head, lack in front of each name."""
+
+    targets: dict[str, Target] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    ignored: Sequence[re.Pattern[str]] = ()
+
+    def add(self, name: str, parameter: Tensor, *, transposed: bool = False) -> None:
+        """One tensor that is one parameter."""
+        self.targets[name] = Target(parameter.detach(), transposed)
+
+    def add_linear(self, name: str, linear: nn.Linear | nn.LayerNorm, *, transposed: bool = False) -> None:
+        """`name.weight`, and `name.bias` if the layer has one."""
+        self.add(f"{name}.weight", linear.weight, transposed=transposed)
+        if linear.bias is not None:
+            self.add(f"{name}.bias", linear.bias)
+
+    def add_fused(self, names: Sequence[str], sizes: Sequence[int], linear: nn.Linear) -> None:
+        """Several linear layers whose outputs are computed as one, `sizes[i]` rows each."""
+        for attribute in ("weight", "bias"):
+            parameter = getattr(linear, attribute)
+            if parameter is not None:
+                for name, part in zip(names, parameter.detach().split(list(sizes)), strict=True):
+                    self.targets[f"{name}.{attribute}"] = Target(part)
+
+    def resolve(self, name: str) -> str:
+        """The full name of a tensor from a checkpoint of the bare model."""
+        known = self.targets.keys() | self.copies.keys()
+        return self.prefix + name if name not in known and self.prefix + name in known else name

@@ -1,0 +1,54 @@
+"""Parts that several models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Generic, TypeVar, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import UnsupportedModel
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of that name in transformers' configurations; raises `UnsupportedModel`."""
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModel(f"the activation function {name!r} is not known")
+    return _ACTIVATIONS[name]
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Stack(nn.ModuleList, Generic[Layer]):
+    """A `ModuleList` that knows the type of its layers."""
+
+    def __iter__(self) -> Iterator[Layer]:
+        return cast(Iterator[Layer], super().__iter__())
+
+
+class GatedMLP(nn.Module):
+    """down( act(gate(x)) * up(x) ), gate and up in one product."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self._act = activation(act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[T, hidden]` to `[T, hidden]`."""
+        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        result: Tensor = self.down(self._act(gate) * up)
+        return result

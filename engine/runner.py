@@ -1,0 +1,166 @@
+"""Runs batches through a model over a paged KV cache: the torch side of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.attention import StepLayout, make_backend
+from engine.batch import Batch, BatchEntry
+from engine.config import EngineConfig
+from engine.errors import ModelError
+from engine.hub import eos_token_ids, load_config, resolve_model, weight_files
+from engine.kv_cache import KVCache, choose_num_blocks
+from engine.loader import empty_model, load_weights, randomize_weights
+from engine.models.decoder import Decoder, TokenInputs
+
+
+class ModelRunner:
+    """A model, its KV cache and its attention; implements `Runner`."""
+
+    def __init__(self, model: Decoder, config: EngineConfig, *, eos_token_ids: frozenset[int] = frozenset()) -> None:
+        """Take a loaded model and allocate its KV cache; raises `ModelError` when neither context nor memory fit."""
+        self.model = model
+        self.eos_token_ids = eos_token_ids
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.max_model_len = _max_model_len(model, config)
+        self.backend = make_backend(config, self.device)
+        self.cache = KVCache.allocate(
+            model.attention_layers,
+            choose_num_blocks(
+                config,
+                model.attention_layers,
+                max_model_len=self.max_model_len,
+                dtype=self.dtype,
+                device=self.device,
+                activation_bytes=self._activation_bytes(config) if self.device.type == "cuda" else 0,
+            ),
+            config.block_size,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
+        """Load from a directory or a hub id; raises `ModelError`."""
+        directory = resolve_model(path_or_id)
+        model_config = load_config(directory)
+        files = [] if config.random_weights else weight_files(directory)
+        device = _device(config)
+        model = empty_model(model_config, dtype=_dtype(config, model_config), device=device)
+        if config.random_weights:
+            randomize_weights(model, seed=config.seed)
+        else:
+            load_weights(model, files)
+        return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config))
+
+    @property
+    def num_blocks(self) -> int:
+        return self.cache.num_blocks
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def run(self, batch: Batch) -> Tensor:
+        """See `Runner.run`."""
+        return self._run(batch, self.cache)
+
+    @torch.inference_mode()
+    def _run(self, batch: Batch, cache: KVCache) -> Tensor:
+        inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
+        hidden = self.model(inputs, self.backend.begin(layout, cache))
+        rows = _logit_rows(batch.entries)
+        if len(rows) < len(hidden):
+            hidden = hidden.index_select(0, torch.from_numpy(rows).to(self.device, non_blocking=True))
+        return self.model.logits(hidden).float()
+
+    def _activation_bytes(self, config: EngineConfig) -> int:
+        """What the largest step takes on the GPU besides weights and cache, by running one."""
+        num_tokens = config.max_num_batched_tokens
+        lengths = [self.max_model_len] * (num_tokens // self.max_model_len)
+        lengths += [rest] if (rest := num_tokens % self.max_model_len) else []
+        blocks_each = -(-max(lengths) // config.block_size)
+        cache = KVCache.allocate(
+            self.model.attention_layers, blocks_each, config.block_size, dtype=self.dtype, device=self.device
+        )
+        # Its sequences overwrite each other's blocks: only the memory matters.
+        wanted = -(-min(config.max_num_seqs, num_tokens) // len(lengths))
+        entries = [BatchEntry([0] * length, 0, range(blocks_each), min(length, wanted)) for length in lengths]
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self._run(Batch(entries), cache)
+        torch.cuda.synchronize(self.device)
+        taken = torch.cuda.max_memory_allocated(self.device) - before
+        del cache
+        torch.cuda.empty_cache()
+        return taken
+
+
+def prepare_inputs(
+    entries: Sequence[BatchEntry], block_size: int, device: torch.device
+) -> tuple[TokenInputs, StepLayout]:
+    """A step's entries as flat tensors."""
+    query_lens = np.fromiter((len(entry.token_ids) for entry in entries), np.int64, len(entries))
+    starts = np.fromiter((entry.start for entry in entries), np.int64, len(entries))
+    block_tables = np.zeros((len(entries), max(len(entry.block_table) for entry in entries)), np.int64)
+    for row, entry in zip(block_tables, entries, strict=True):
+        row[: len(entry.block_table)] = entry.block_table
+
+    num_tokens = int(query_lens.sum())
+    sequence = np.repeat(np.arange(len(entries)), query_lens)
+    first_rows = np.cumsum(query_lens) - query_lens
+    positions = np.arange(num_tokens) - first_rows[sequence] + starts[sequence]
+    slots = block_tables[sequence, positions // block_size] * block_size + positions % block_size
+    token_ids = np.fromiter(chain.from_iterable(entry.token_ids for entry in entries), np.int64, num_tokens)
+
+    # One transfer for all.
+    rows = torch.from_numpy(np.stack((token_ids, positions, slots, (starts + query_lens)[sequence])))
+    on_device = rows.to(device, non_blocking=True)
+    return (
+        TokenInputs(token_ids=on_device[0], positions=on_device[1], lengths=on_device[3]),
+        StepLayout(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
+    )
+
+
+def _logit_rows(entries: Sequence[BatchEntry]) -> npt.NDArray[np.int64]:
+    """Rows of the last `num_logits` tokens of each entry."""
+    ends = np.cumsum([len(entry.token_ids) for entry in entries])
+    wanted = np.array([entry.num_logits for entry in entries])
+    offsets = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+    rows: npt.NDArray[np.int64] = np.repeat(ends - wanted, wanted) + offsets
+    return rows
+
+
+def _max_model_len(model: Decoder, config: EngineConfig) -> int:
+    if config.max_model_len is None:
+        return model.max_positions
+    if config.max_model_len > model.max_positions:
+        raise ModelError(
+            f"max_model_len is {config.max_model_len}, but the model was made for {model.max_positions} positions"
+        )
+    return config.max_model_len
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device is 'cuda', but torch finds no CUDA GPU here")
+    return torch.device(config.device)
+
+
+def _dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
+    name = config.dtype if config.dtype != "auto" else getattr(model_config, "dtype", None) or "float32"
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."))
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"the checkpoint's type {dtype} cannot be computed with: set dtype")
+    return dtype
