@@ -1,0 +1,105 @@
+"""Registration, heartbeats and the end of a worker: the lease is Postgres' word, by Postgres' clock."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from jobs.errors import LeaseLost
+from jobs.ids import new_id
+from jobs.queries import reading, workers
+from jobs.queries.claiming import still_held
+from jobs.queries.settling import reap_worker
+from jobs.queries.workers import WorkerIdentity
+from jobs.requests import ModelLimits
+from tests.processes import await_condition
+from tests.rows import MODEL, Rows
+
+
+def test_registering_makes_the_model_known(rows: Rows) -> None:
+    identity = WorkerIdentity(new_id(), "host", 7, "cpu")
+    with rows.database.begin() as connection:
+        workers.register(connection, identity, ModelLimits("new", 64, 50), lease=30)
+        served = {model.name: model for model in reading.list_models(connection)}
+    assert (served["new"].max_model_len, served["new"].vocab_size, served["new"].live_workers) == (64, 50, 1)
+    assert served[MODEL.name].live_workers == 0
+
+
+def test_a_model_is_what_its_last_worker_said(rows: Rows) -> None:
+    job_id = rows.job(1)
+    identity = WorkerIdentity(new_id(), "host", 7, "cpu")
+    with rows.database.begin() as connection:
+        workers.register(connection, identity, ModelLimits(MODEL.name, 4096, 32000), lease=30)
+    (model,) = rows.query("SELECT max_model_len, vocab_size, updated_at > registered_at AS updated FROM models")
+    assert tuple(model) == (4096, 32000, True)
+    assert rows.states(job_id) == ["pending"]
+
+
+def test_a_heartbeat_renews_the_lease_by_postgres_clock(rows: Rows) -> None:
+    worker_id = rows.worker(lease=1)
+    _beat(rows, worker_id, lease=50)
+    (row,) = rows.query("SELECT lease_expires_at - heartbeat_at AS lease, stats FROM workers")
+    assert timedelta(seconds=49) < row.lease < timedelta(seconds=51)
+    assert row.stats == {"running": 3}
+
+
+def test_a_late_heartbeat_saves_a_worker_that_nobody_reaped(rows: Rows) -> None:
+    worker_id = rows.worker()
+    rows.lapse(worker_id)
+    _beat(rows, worker_id)
+    assert _reap(rows) is None
+
+
+def test_a_heartbeat_after_the_reaper_is_too_late(rows: Rows) -> None:
+    rows.job(1)
+    worker_id = rows.worker()
+    rows.claim(worker_id)
+    rows.lapse(worker_id)
+    assert _reap(rows) == worker_id
+    with pytest.raises(LeaseLost):
+        _beat(rows, worker_id)
+    (row,) = rows.query(
+        "SELECT ended_at IS NOT NULL AS ended, lease_expires_at < clock_timestamp() AS over FROM workers"
+    )
+    assert tuple(row) == (True, True)
+
+
+def test_a_lease_runs_out_by_itself(rows: Rows) -> None:
+    worker_id = rows.worker(lease=0.1)
+    await_condition(lambda: _reap(rows) == worker_id, "reaping of a silent worker")
+
+
+def test_a_worker_that_ends_gives_back_what_it_holds_uncharged(rows: Rows) -> None:
+    job_id, worker_id, other = rows.job(5), rows.worker(), rows.worker()
+    rows.claim(worker_id, limit=3)
+    rows.claim(other, limit=1)
+    with rows.database.begin() as connection:
+        assert workers.end(connection, worker_id) == 3
+        assert still_held(connection, worker_id) == set()
+        assert still_held(connection, other) == {(job_id, 4)}
+        assert workers.end(connection, worker_id) == 0
+    assert rows.states(job_id) == ["pending", "pending", "pending", "running", "pending"]
+    assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
+    rows.check()
+
+
+def test_a_dead_worker_serves_no_model(rows: Rows) -> None:
+    alive, lapsed, ended = rows.worker(), rows.worker(), rows.worker()
+    rows.lapse(lapsed)
+    with rows.database.begin() as connection:
+        workers.end(connection, ended)
+        (model,) = reading.list_models(connection)
+    assert model.live_workers == 1
+    assert alive not in (lapsed, ended)
+
+
+def _beat(rows: Rows, worker_id: object, lease: float = 30) -> None:
+    with rows.database.begin() as connection:
+        workers.heartbeat(connection, worker_id, lease=lease, stats={"running": 3})  # type: ignore[arg-type]
+
+
+def _reap(rows: Rows) -> object:
+    with rows.database.begin() as connection:
+        buried = reap_worker(connection, max_deaths=3)
+    return None if buried is None else buried.worker_id
