@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.admission import RequestSizes
-from engine.batch import Batch, Runner
+from engine.batch import Batch, BatchEntry, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.constraint import Constraint
@@ -234,8 +234,11 @@ class Engine:
         return ended
 
     def _run(self, shares: Sequence_[Scheduled]) -> torch.Tensor:
+        return self._run_batch(Batch([share.entry() for share in shares]))
+
+    def _run_batch(self, batch: Batch) -> torch.Tensor:
         try:
-            return self.runner.run(Batch([share.entry() for share in shares]))
+            return self.runner.run(batch)
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
@@ -269,13 +272,13 @@ class Engine:
 
     def _settle(self, step: Isolated[_Outcome]) -> int:
         """Take a step's results in; returns how many tokens were generated."""
-        if len(step.failed) > 1 and not step.results:
-            raise EngineFailed(f"every request of a step fails: {step.failed[0][1]}") from step.failed[0][1]
+        if step.failed and not step.results:
+            self._probe(*step.failed[0])
         for share in step.tainted:
             self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
             self.scheduler.preempt(share.sequence)
         for share, error in step.failed:
-            self._fail(share.sequence, f"the model failed on this request: {error}")
+            self._fail(share.sequence.request, f"the model failed on this request: {error}")
         num_output = 0
         for outcome in step.results:
             sequence = outcome.share.sequence
@@ -284,10 +287,21 @@ class Engine:
             try:
                 num_output += self._advance(sequence, outcome)
             except RequestFailed as error:
-                self._fail(sequence, error.message)
+                self._fail(sequence.request, error.message)
             except Exception as error:  # noqa: BLE001 - one request's error must not end the loop
-                self._fail(sequence, f"the completion could not be read: {error}")
+                self._fail(sequence.request, f"the completion could not be read: {error}")
         return num_output
+
+    def _probe(self, share: Scheduled, error: Exception) -> None:
+        """When all of a step fails, find out whether the requests are at fault or the runner is broken.
+
+        A single token runs in the last block that the failed request was to fill, which nobody else relies on.
+        """
+        block = share.sequence.table.blocks[-1]
+        try:
+            self._run_batch(Batch([BatchEntry([0], 0, [block], 1)]))
+        except Exception as probe_error:
+            raise EngineFailed(f"the model runs no request any more: {probe_error}") from error
 
     def _advance(self, sequence: Sequence, outcome: _Outcome) -> int:
         """Move a sequence on by what its step brought; returns how many tokens were generated.
@@ -352,12 +366,15 @@ class Engine:
             kept = whole[: len(whole) - (len(text) - len(kept))]
         return kept, None if cut is None else cut[1]
 
-    def _fail(self, sequence: Sequence, error: str) -> None:
+    def _fail(self, request: Request, error: str) -> None:
         """End a request, with all its completions, for the error of one."""
-        # What it computed may be what is wrong.
-        self.scheduler.blocks.forget(sequence.table.blocks)
-        sequence.request.error = error
-        self._end(sequence.request, "error")
+        if request.finished:
+            return
+        for sequence in request.sequences:
+            # What it computed may be what is wrong.
+            self.scheduler.blocks.forget(sequence.table.blocks)
+        request.error = error
+        self._end(request, "error")
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         """End whatever of a request is unfinished."""

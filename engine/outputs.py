@@ -69,7 +69,11 @@ class RequestOutput:
 
     @property
     def finish_reason(self) -> FinishReason:
-        return "error" if self.error is not None else self.completions[0].finish_reason
+        """The first completion's, unless the request as a whole ended otherwise."""
+        if self.error is not None:
+            return "error"
+        aborted = any(completion.finish_reason == "abort" for completion in self.completions)
+        return "abort" if aborted else self.completions[0].finish_reason
 
     @property
     def stop_reason(self) -> int | str | None:

@@ -45,6 +45,9 @@ class FakeRunner:
         self._cache = [[-1] * block_size for _ in range(num_blocks)]
         generator = torch.Generator().manual_seed(7)
         self._table = torch.randn(_STATES, vocab_size, generator=generator) * 3
+        for token in (raises_on, nan_on):
+            if token is not None:
+                self._table[:, token] = -1e4  # only prompts bring it in
 
     def logits_after(self, history: Sequence[int]) -> torch.Tensor:
         if self.nan_on is not None and self.nan_on in history:

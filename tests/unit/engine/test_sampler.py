@@ -1,0 +1,340 @@
+"""The sampler against transformers' logits processors, and its draws against the distribution they should follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from transformers.generation import logits_process as hf
+
+from engine import SamplingParams
+from engine.sampler import Filters, Sampler, SamplingState, filter_logits
+from engine.token_counts import TokenCounts
+
+VOCAB = 1003
+
+
+def fixed_logits(rows: int, vocab: int = VOCAB, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def state(
+    params: SamplingParams,
+    *,
+    position: int = 0,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    held_back: Sequence[int] = (),
+    index: int = 0,
+) -> SamplingState:
+    counts = TokenCounts(prompt) if params.penalized else None
+    for token in output:
+        if counts is not None:
+            counts.add(token)
+    seed = params.seed or 0
+    return SamplingState(params, seed, index, position, num_output=len(output), held_back=held_back, counts=counts)
+
+
+def filtered(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
+    rows, vocab = logits.shape
+    return filter_logits(
+        logits.clone(),
+        torch.full((rows,), top_k or vocab),
+        torch.full((rows,), top_p),
+        torch.full((rows,), min_p),
+        Filters(top_k=top_k, top_p=top_p < 1.0, min_p=min_p > 0.0),
+    )
+
+
+NO_IDS = torch.zeros((1, 0), dtype=torch.int64)
+
+
+class TestFiltersAgreeWithTransformers:
+    """The same logits are -inf, and the rest is untouched."""
+
+    @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
+    @pytest.mark.parametrize("top_k", [1, 2, 50, 1002, 1003])
+    def test_top_k(self, top_k: int, scale: float) -> None:
+        logits = fixed_logits(8, scale=scale)
+        assert torch.equal(filtered(logits, top_k=top_k), hf.TopKLogitsWarper(top_k)(NO_IDS, logits))
+
+    @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
+    @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
+    def test_top_p(self, top_p: float, scale: float) -> None:
+        """At scale 0.1 the nucleus is wider than the candidates that are looked at first."""
+        logits = fixed_logits(8, scale=scale)
+        assert torch.equal(filtered(logits, top_p=top_p), hf.TopPLogitsWarper(top_p)(NO_IDS, logits))
+
+    @pytest.mark.parametrize("scale", [0.1, 3.0])
+    @pytest.mark.parametrize("min_p", [0.001, 0.1, 0.5, 1.0])
+    def test_min_p(self, min_p: float, scale: float) -> None:
+        logits = fixed_logits(8, scale=scale)
+        assert torch.equal(filtered(logits, min_p=min_p), hf.MinPLogitsWarper(min_p)(NO_IDS, logits))
+
+    def test_all_in_order(self) -> None:
+        logits = fixed_logits(8)
+        expected = hf.TemperatureLogitsWarper(1.7)(NO_IDS, logits)
+        for warper in (hf.TopKLogitsWarper(40), hf.TopPLogitsWarper(0.9), hf.MinPLogitsWarper(0.05)):
+            expected = warper(NO_IDS, expected)
+        assert torch.equal(filtered(logits / 1.7, top_k=40, top_p=0.9, min_p=0.05), expected)
+
+    def test_rows_filter_each_in_their_own_way(self) -> None:
+        logits = fixed_logits(5)
+        top_k, top_p, min_p = [3, VOCAB, VOCAB, 10, VOCAB], [1.0, 0.7, 1.0, 0.5, 1.0], [0.0, 0.0, 0.2, 0.0, 0.0]
+        together = filter_logits(
+            logits.clone(), torch.tensor(top_k), torch.tensor(top_p), torch.tensor(min_p), Filters(10, True, True)
+        )
+        for row in range(5):
+            alone = filtered(logits[row : row + 1], top_k[row] % VOCAB, top_p[row], min_p[row])
+            assert torch.equal(together[row : row + 1], alone)
+
+    def test_tokens_that_tie_are_kept_together(self) -> None:
+        logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+        assert filtered(logits, top_k=2).isfinite().tolist() == [[True, True, True, False]]
+        assert filtered(logits, top_p=0.6).isfinite().tolist() == [[True, True, True, False]]
+
+
+class SpySampler(Sampler):
+    """Keeps the logits that the tokens are chosen from."""
+
+    def _choose(self, logits: torch.Tensor, *args: object) -> torch.Tensor:
+        self.seen = logits.clone()
+        return super()._choose(logits, *args)  # type: ignore[arg-type]
+
+
+def restricted(logits: torch.Tensor, *states: SamplingState) -> torch.Tensor:
+    sampler = SpySampler(logits.shape[-1])
+    sampler.sample(logits.clone(), states)
+    return sampler.seen
+
+
+class TestRestrictions:
+    PROMPT, OUTPUT = [5, 6, 7, 6], [7, 8, 8, 8, 9]
+
+    def test_repetition_penalty_agrees_with_transformers(self) -> None:
+        logits = fixed_logits(1)
+        got = restricted(logits, state(SamplingParams(repetition_penalty=1.3), prompt=self.PROMPT, output=self.OUTPUT))
+        ids = torch.tensor([self.PROMPT + self.OUTPUT])
+        assert torch.equal(got, hf.RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone()))
+
+    def test_frequency_and_presence_count_the_output_only(self) -> None:
+        logits = fixed_logits(1)
+        params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25)
+        got = restricted(logits, state(params, prompt=self.PROMPT, output=self.OUTPUT))
+        expected = logits.clone()
+        for token in set(self.OUTPUT):
+            expected[0, token] -= 0.5 * self.OUTPUT.count(token) + 0.25
+        torch.testing.assert_close(got, expected)
+        assert torch.equal(got[0, 5], logits[0, 5])
+
+    def test_counts_grow_with_the_output(self) -> None:
+        """Past the first allocation, where arrays are copied."""
+        counts = TokenCounts([1, 2, 1])
+        for token in range(300):
+            counts.add(token % 150)
+        expected = dict.fromkeys(range(150), 2.0)
+        assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == expected
+
+    def test_sequence_bias_agrees_with_transformers(self) -> None:
+        logits = fixed_logits(1)
+        bias = {3: 5.0, 900: -2.5}
+        processor = hf.SequenceBiasLogitsProcessor([[[token], value] for token, value in bias.items()])
+        got = restricted(logits, state(SamplingParams(logit_bias=bias)))
+        torch.testing.assert_close(got, processor(torch.tensor([[1, 2]]), logits.clone()))
+
+    def test_banned_tokens_agree_with_transformers(self) -> None:
+        logits = fixed_logits(1)
+        got = restricted(logits, state(SamplingParams(banned_token_ids=[0, 7, 1002])))
+        assert torch.equal(got, hf.SuppressTokensLogitsProcessor([0, 7, 1002])(NO_IDS, logits.clone()))
+
+    def test_only_allowed_tokens(self) -> None:
+        logits = fixed_logits(2)
+        got = restricted(logits, state(SamplingParams(allowed_token_ids=[4, 9])), state(SamplingParams()))
+        assert got[0].isfinite().nonzero().flatten().tolist() == [4, 9]
+        assert torch.equal(got[0, [4, 9]], logits[0, [4, 9]])
+        assert torch.equal(got[1], logits[1])
+
+    @pytest.mark.parametrize(("num_output", "held"), [(0, True), (2, True), (3, False), (4, False)])
+    def test_min_tokens_agrees_with_transformers(self, num_output: int, held: bool) -> None:
+        logits = fixed_logits(1)
+        got = restricted(logits, state(SamplingParams(min_tokens=3), output=[1] * num_output, held_back=[2, 60]))
+        processor = hf.MinNewTokensLengthLogitsProcessor(2, 3, [2, 60])
+        ids = torch.ones((1, 2 + num_output), dtype=torch.int64)
+        assert torch.equal(got, processor(ids, logits.clone()))
+        assert bool(got[0, 2].isinf()) is held
+
+    def test_settings_are_kept_while_the_batch_is_the_same(self) -> None:
+        """min_tokens and penalties must still follow the output."""
+        logits, sampler = fixed_logits(1), SpySampler(VOCAB)
+        only = state(SamplingParams(min_tokens=1, presence_penalty=1.0), held_back=[3])
+        sampler.sample(logits.clone(), [only])
+        assert bool(sampler.seen[0, 3].isinf())
+        only.advance(8)
+        sampler.sample(logits.clone(), [only])
+        assert sampler.seen[0, 3] == logits[0, 3]
+        assert sampler.seen[0, 8] == logits[0, 8] - 1.0
+
+
+class TestConstraint:
+    class Only:
+        """Allows one token, the next one each time."""
+
+        def __init__(self, token: int) -> None:
+            self.token = token
+
+        def fill(self, bitmask: torch.Tensor) -> None:
+            bitmask.zero_()
+            word, bit = divmod(self.token, 32)
+            bitmask[word] = 1 << bit if bit < 31 else -(1 << 31)
+
+        def accept(self, token_id: int) -> None:
+            assert token_id == self.token
+            self.token += 1
+
+    def test_bitmask_decides(self) -> None:
+        sampler = Sampler(VOCAB)
+        constrained, free = state(SamplingParams()), state(SamplingParams(temperature=0))
+        constrained.constraint = self.Only(30)
+        logits = fixed_logits(2)
+        for expected in (30, 31, 32, 33):
+            first, second = sampler.sample(logits.clone(), [constrained, free])
+            assert first.token_id == expected
+            assert second.token_id == logits[1].argmax()
+            constrained.advance(first.token_id)
+
+    def test_its_exception_is_its_request_s(self) -> None:
+        class Broken(TestConstraint.Only):
+            def fill(self, bitmask: torch.Tensor) -> None:
+                raise ValueError("bad grammar")
+
+        constrained, free = state(SamplingParams()), state(SamplingParams())
+        constrained.constraint = Broken(1)
+        first, second = Sampler(VOCAB).sample(fixed_logits(2), [constrained, free])
+        assert first.error is not None
+        assert "bad grammar" in first.error
+        assert second.error is None
+
+
+class TestUnsoundRows:
+    @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(top_p=0.5, top_k=5, min_p=0.1)])
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_row_that_is_not_finite_is_an_error_and_its_neighbours_are_not(
+        self, params: SamplingParams, value: float
+    ) -> None:
+        logits = fixed_logits(3)
+        expected = [row.token_id for row in Sampler(VOCAB).sample(logits.clone(), [state(params)] * 3)]
+        logits[1, 77] = value
+        first, second, third = Sampler(VOCAB).sample(logits, [state(params)] * 3)
+        assert [first.token_id, third.token_id] == [expected[0], expected[2]]
+        assert second.error == "the model's logits are not finite numbers"
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_nothing_allowed_is_an_error(self, temperature: float) -> None:
+        params = SamplingParams(temperature=temperature, allowed_token_ids=[4], banned_token_ids=[4], top_p=0.9)
+        (only,) = Sampler(VOCAB).sample(fixed_logits(1), [state(params)])
+        assert only.error == "no token is allowed here by the request's parameters"
+
+
+DISTRIBUTIONS: list[tuple[SamplingParams, Callable[[torch.Tensor], torch.Tensor]]] = [
+    (SamplingParams(), lambda logits: logits),
+    (SamplingParams(temperature=0.5), lambda logits: hf.TemperatureLogitsWarper(0.5)(NO_IDS, logits)),
+    (SamplingParams(temperature=2.0), lambda logits: hf.TemperatureLogitsWarper(2.0)(NO_IDS, logits)),
+    (SamplingParams(top_k=5), lambda logits: hf.TopKLogitsWarper(5)(NO_IDS, logits)),
+    (SamplingParams(top_p=0.8), lambda logits: hf.TopPLogitsWarper(0.8)(NO_IDS, logits)),
+    (SamplingParams(min_p=0.1), lambda logits: hf.MinPLogitsWarper(0.1)(NO_IDS, logits)),
+]
+
+
+class TestDraws:
+    @pytest.mark.parametrize("by", ["seed", "position", "index"])
+    @pytest.mark.parametrize(("params", "warp"), DISTRIBUTIONS)
+    def test_chi_square(self, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor], by: str) -> None:
+        """20,000 draws over 32 tokens follow the distribution, whatever is counted up between them."""
+        draws, vocab = 20_000, 32
+        logits = fixed_logits(1, vocab, seed=5, scale=1.5)
+        states = [
+            SamplingState(
+                params,
+                seed=n if by == "seed" else 12345,
+                position=n if by == "position" else 10,
+                index=n if by == "index" else 0,
+            )
+            for n in range(draws)
+        ]
+        sampled = Sampler(vocab).sample(logits.expand(draws, vocab).clone(), states)
+        observed = torch.bincount(torch.tensor([row.token_id for row in sampled]), minlength=vocab).double()
+        expected = torch.softmax(warp(logits).double(), dim=-1)[0] * draws
+        assert observed[expected == 0].sum() == 0
+
+        # Tokens expected less than ten times are counted as one.
+        rare = expected < 10
+        bins = [(observed[~rare], expected[~rare])]
+        if expected[rare].sum() >= 10:
+            bins.append((observed[rare].sum()[None], expected[rare].sum()[None]))
+        o, e = torch.cat([o for o, _ in bins]), torch.cat([e for _, e in bins])
+        chi_square = ((o - e) ** 2 / e).sum().item()
+        freedom = len(e) - 1
+        # Wilson and Hilferty's approximation of the quantile at p = 0.0001.
+        critical = freedom * (1 - 2 / (9 * freedom) + 3.719 * math.sqrt(2 / (9 * freedom))) ** 3
+        assert chi_square < critical
+
+    def test_a_row_does_not_depend_on_its_neighbours(self) -> None:
+        every = [
+            SamplingParams(seed=1),
+            SamplingParams(temperature=0),
+            SamplingParams(seed=2, top_k=7),
+            SamplingParams(seed=3, top_p=0.9),
+            SamplingParams(seed=4, temperature=1.5, min_p=0.02, repetition_penalty=1.2),
+            SamplingParams(seed=5, top_k=90, top_p=0.5, logit_bias={3: 4.0}, logprobs=3),
+            SamplingParams(seed=6, temperature=40.0, top_p=0.999),
+            SamplingParams(seed=7, allowed_token_ids=[1, 2, 3], logprobs=0),
+        ]
+        logits = fixed_logits(len(every))
+        states = [state(params, position=n, prompt=[1, 2], output=[3]) for n, params in enumerate(every)]
+        together = Sampler(VOCAB).sample(logits.clone(), states)
+        reverse = Sampler(VOCAB).sample(logits.flip(0), states[::-1])[::-1]
+        alone = [Sampler(VOCAB).sample(logits[n : n + 1].clone(), [only])[0] for n, only in enumerate(states)]
+        assert together == reverse == alone
+
+    def test_completions_of_one_seed_draw_apart(self) -> None:
+        logits = fixed_logits(1, scale=0.1).expand(16, VOCAB)
+        states = [state(SamplingParams(seed=9), index=index) for index in range(16)]
+        assert len({row.token_id for row in Sampler(VOCAB).sample(logits.clone(), states)}) > 8
+
+    def test_large_batches_are_drawn_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        logits = fixed_logits(10)
+        states = [state(SamplingParams(seed=n, top_p=0.9)) for n in range(10)]
+        whole = Sampler(VOCAB).sample(logits.clone(), states)
+        monkeypatch.setattr("engine.sampler._MAX_ELEMENTS", 3 * VOCAB)
+        assert Sampler(VOCAB).sample(logits.clone(), states) == whole
+
+
+class TestLogprobs:
+    def test_they_are_the_model_s_own(self) -> None:
+        """Before temperature, penalties and filters."""
+        logits = fixed_logits(3)
+        expected = torch.log_softmax(logits, dim=-1)
+        params = SamplingParams(logprobs=3, temperature=0.3, top_k=2, presence_penalty=2.0, banned_token_ids=[5])
+        rows = Sampler(VOCAB).sample(
+            logits.clone(), [state(params), state(SamplingParams()), state(SamplingParams(logprobs=0))]
+        )
+        first = rows[0].logprobs
+        assert first is not None
+        assert first.logprob == pytest.approx(expected[0, first.token_id].item())
+        values, ids = expected[0].topk(3)
+        assert first.top == tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        assert rows[1].logprobs is None
+        assert rows[2].logprobs is not None
+        assert rows[2].logprobs.top == ()
+        assert rows[2].logprobs.token_id == rows[2].token_id
+
+    def test_score(self) -> None:
+        logits = fixed_logits(4)
+        scored = Sampler(VOCAB).score(logits, [9, 8, 7, 6], 2)
+        expected = torch.log_softmax(logits, dim=-1)
+        for row, token in enumerate([9, 8, 7, 6]):
+            assert scored[row].token_id == token
+            assert scored[row].logprob == pytest.approx(expected[row, token].item())
+            assert [t for t, _ in scored[row].top] == expected[row].topk(2).indices.tolist()
