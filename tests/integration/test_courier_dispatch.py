@@ -1,0 +1,199 @@
+"""From rows to receivers and back: retries, endings, and that nobody waits for somebody else's receiver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Row
+from standardwebhooks.webhooks import Webhook
+
+from jobs.database import connect
+from jobs.settings import Settings
+from tests.processes import await_condition
+from tests.proxies import proxied
+from tests.receivers import black_hole, raw_receiver, receiver
+from tests.rows import Rows
+from worker import dispatch
+from worker.addresses import AddressPolicy
+from worker.dispatch import Dispatcher
+from worker.periodic import Periodic
+
+
+@contextmanager
+def dispatching(database_url: str, *, allow_private: bool = True, **settings: object) -> Iterator[Dispatcher]:
+    """A courier's deliveries, with a quick schedule unless told otherwise."""
+    options = {"webhook_schedule": (0, 0.05, 0.05), "webhook_timeout": 5.0, "database_url": database_url}
+    chosen = Settings.model_validate(options | settings)
+    database = connect(chosen, "pagemill tests")
+    dispatcher = Dispatcher(database, chosen, AddressPolicy(allow_private=allow_private), on_free=lambda: timer.wake())
+    timer = Periodic("webhooks", dispatcher.turn, interval=0.05)
+    timer.start()
+    try:
+        yield dispatcher
+    finally:
+        timer.stop()
+        timer.join(5)
+        dispatcher.wait(5)
+        database.dispose()
+
+
+def end_jobs(rows: Rows, url: str, number: int = 1, tenant: str = "default") -> None:
+    for _ in range(number):
+        rows.finish(rows.job(1, webhook=url, tenant=tenant))
+
+
+def delivery(rows: Rows) -> Row[tuple[object, ...]]:
+    (row,) = rows.query("SELECT * FROM deliveries")
+    return row
+
+
+def await_end(rows: Rows, number: int = 1) -> None:
+    """Until so many deliveries are delivered or given up."""
+    statement = "SELECT 1 FROM deliveries WHERE due_at IS NULL"
+    await_condition(lambda: len(rows.query(statement)) >= number, f"end of {number} deliveries")
+
+
+def test_an_event_arrives_and_says_so(rows: Rows) -> None:
+    with receiver() as server, dispatching(rows.database_url):
+        end_jobs(rows, server.url)
+        await_end(rows)
+    (request,) = server.received
+    event = Webhook(rows.tenant().webhook_secret).verify(request.body, request.headers)
+    assert event["type"] == "job.completed"
+    row = delivery(rows)
+    assert (row.attempts, row.last_status, row.last_error, row.given_up) == (1, 204, None, False)
+    rows.check()
+
+
+def test_a_failure_is_tried_again_under_the_same_id(rows: Rows) -> None:
+    with receiver((500, {}), (302, {"location": "http://169.254.169.254/"}), (200, {})) as server:
+        end_jobs(rows, server.url)
+        with dispatching(rows.database_url):
+            await_end(rows)
+    assert len(server.received) == 3
+    assert len({request.headers["webhook-id"] for request in server.received}) == 1
+    assert len({request.body for request in server.received}) == 1
+    secret = Webhook(rows.tenant().webhook_secret)
+    for request in server.received:
+        secret.verify(request.body, request.headers)
+    assert delivery(rows).attempts == 3
+    rows.check()
+
+
+def test_after_the_last_attempt_a_delivery_is_given_up(rows: Rows) -> None:
+    with receiver((500, {})) as server:
+        end_jobs(rows, server.url)
+        with dispatching(rows.database_url):
+            await_end(rows)
+    assert len(server.received) == 3
+    row = delivery(rows)
+    assert (row.given_up, row.attempts, row.last_status) == (True, 3, 500)
+    assert row.last_error == "the receiver answered 500"
+    rows.check()
+
+
+def test_retry_after_moves_the_next_attempt(rows: Rows) -> None:
+    with receiver((429, {"retry-after": "3600"})) as server:
+        end_jobs(rows, server.url)
+        with dispatching(rows.database_url):
+            await_condition(lambda: delivery(rows).last_status == 429, "the answer in the row")
+    (row,) = rows.query("SELECT extract(epoch FROM due_at - clock_timestamp()) AS delay FROM deliveries")
+    assert 3500 < row.delay <= 3600
+
+
+def test_gone_ends_all_that_waits_for_the_endpoint(rows: Rows) -> None:
+    with receiver((410, {})) as gone, receiver() as other:
+        end_jobs(rows, gone.url, 12)
+        end_jobs(rows, other.url)
+        with dispatching(rows.database_url, webhook_concurrency=8):
+            await_end(rows, 13)
+    # At most as many as were under way at once.
+    assert 1 <= len(gone.received) <= 2
+    assert len(other.received) == 1
+    assert len(rows.query("SELECT 1 FROM deliveries WHERE given_up")) == 12
+    assert len(rows.query("SELECT 1 FROM webhook_endpoints WHERE disabled_at IS NOT NULL")) == 1
+    rows.check()
+
+
+def test_a_private_address_is_refused_at_once_and_says_why(rows: Rows) -> None:
+    with receiver() as server:
+        end_jobs(rows, server.url)
+        with dispatching(rows.database_url, allow_private=False):
+            await_end(rows)
+    assert server.received == []
+    row = delivery(rows)
+    assert (row.given_up, row.attempts) == (True, 1)
+    assert row.last_error == "webhooks may not reach 127.0.0.1: loopback address"
+
+
+def test_a_black_hole_holds_up_nobody_else(rows: Rows) -> None:
+    with raw_receiver(black_hole) as hole, receiver() as good:
+        end_jobs(rows, hole.url, 10)
+        with dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=3.0):
+            await_condition(lambda: hole.accepted == 1, "the black hole's only place")
+            began = time.monotonic()
+            end_jobs(rows, good.url, 10)
+            good.await_requests(10)
+            assert time.monotonic() - began < 2.5
+            assert hole.accepted == 1
+
+
+def test_many_black_holes_of_one_tenant_hold_up_no_other_for_longer_than_one_attempt(rows: Rows) -> None:
+    with raw_receiver(black_hole) as hole, receiver() as good:
+        for number in range(8):
+            end_jobs(rows, f"{hole.url}/{number}", 2, tenant="hanging")
+        with dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=1.0):
+            await_condition(lambda: hole.accepted == 4, "every place taken")
+            end_jobs(rows, good.url, 3, tenant="other")
+            began = time.monotonic()
+            good.await_requests(3)
+            assert time.monotonic() - began < 2.5
+
+
+def test_attempts_are_bounded(rows: Rows) -> None:
+    with raw_receiver(black_hole) as hole:
+        for number in range(6):
+            end_jobs(rows, f"{hole.url}/{number}")
+        with dispatching(rows.database_url, webhook_concurrency=2, webhook_timeout=2.0):
+            await_condition(lambda: hole.accepted == 2, "two attempts")
+            time.sleep(0.2)
+            assert hole.accepted == 2
+
+
+def test_an_outcome_is_written_once_postgres_is_back(rows: Rows) -> None:
+    with proxied(rows.database_url) as (proxy, url), receiver((200, {})) as server:
+        reply = server.reply
+
+        def lose_postgres() -> tuple[int, dict[str, str]]:
+            proxy.down()
+            threading.Timer(0.3, proxy.up).start()
+            return reply()
+
+        server.reply = lose_postgres  # type: ignore[method-assign]
+        end_jobs(rows, server.url)
+        with dispatching(url):
+            await_end(rows)
+    assert len(server.received) == 1
+    assert delivery(rows).last_status == 200
+
+
+def test_a_bug_in_an_attempt_costs_that_attempt(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., object] = dispatch.attempt
+    calls: list[int] = []
+
+    def broken_once(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("a bug")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dispatch, "attempt", broken_once)
+    with receiver() as server:
+        end_jobs(rows, server.url)
+        with dispatching(rows.database_url):
+            await_end(rows)
+    assert delivery(rows).attempts == 2
