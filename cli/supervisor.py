@@ -125,6 +125,11 @@ class _Stop:
     hurry: bool
 
 
+@dataclass
+class _Close:
+    """The owner leaves: nothing is asked for after this."""
+
+
 class Supervisor:
     """See the module. Serves one `with` block."""
 
@@ -134,8 +139,9 @@ class Supervisor:
         self._restart = restart or RestartPolicy()
         self._pass_fds = tuple(pass_fds)
         # SimpleQueue.put may be called in a signal handler, where a lock could be held by the interrupted code.
-        self._inbox: queue.SimpleQueue[_Start | _Adopt | _End | _Exited | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Start | _Adopt | _End | _Exited | _Stop | _Close] = queue.SimpleQueue()
         self._groups: list[_Group] = []
+        self._closing = False
         self._stopping = False
         self._hurry = False
         self._failure: ChildFailed | None = None
@@ -149,7 +155,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.request_stop()
+        self._inbox.put(_Close())
         self._monitor.join()
 
     # --- the owner's side
@@ -229,7 +235,7 @@ class Supervisor:
     # --- the monitor's side
 
     def _run(self) -> None:
-        while not self._stopping or self._groups:
+        while not self._closing or self._groups:
             try:
                 message = self._inbox.get(timeout=self._seconds_to_deadline())
             except queue.Empty:
@@ -242,7 +248,7 @@ class Supervisor:
                 for life in self._groups[-1]:
                     self._end(life)
 
-    def _handle(self, message: _Start | _Adopt | _End | _Exited | _Stop) -> None:
+    def _handle(self, message: _Start | _Adopt | _End | _Exited | _Stop | _Close) -> None:
         match message:
             case _Start(children, reply):
                 self._start_group(children, reply)
@@ -260,6 +266,9 @@ class Supervisor:
                     self._mend(life, _ending(life.process.returncode))
             case _Stop(hurry):
                 self._stop(hurry)
+            case _Close():
+                self._closing = True
+                self._stop(hurry=False)
 
     def _start_group(self, children: Sequence[Child], reply: Future[_Group]) -> None:
         if self._stopping:

@@ -108,6 +108,7 @@ def test_a_child_that_keeps_dying_is_given_up(supervisor: Supervisor, tmp_path: 
     assert "worker ended with status 7, 3 times in a row, and is given up" in str(failure.value)
     assert "no model here" in str(failure.value)
     await_gone(remaining)
+    await_condition(lambda: not supervisor.pids(), "the last child is reaped")
     with pytest.raises(StopRequested):
         supervisor.start(shell("late", "exec sleep 60"))
 
