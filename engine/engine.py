@@ -91,11 +91,13 @@ class Engine:
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig | None = None) -> Engine:
         """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
+        from engine.hub import resolve_model
         from engine.runner import ModelRunner
         from engine.text import Text
 
         config = config or EngineConfig()
-        return cls(ModelRunner.from_pretrained(path_or_id, config), Text.from_pretrained(path_or_id), config)
+        directory = resolve_model(path_or_id)
+        return cls(ModelRunner.from_pretrained(directory, config), Text.from_pretrained(directory), config)
 
     # Requests in
 
@@ -242,6 +244,7 @@ class Engine:
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
+    @torch.inference_mode()
     def _sample(self, shares: Sequence_[Scheduled], logits: torch.Tensor) -> list[_Outcome]:
         """Read the logits; changes nothing, so that a step can be run again."""
         rows: list[int] = []

@@ -79,6 +79,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self._settings: _Settings | None = None
 
+    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
         """Logits are float32 `[rows, vocab_size]`, one row a state, and are overwritten."""
         errors: dict[int, str] = {}
@@ -104,6 +105,7 @@ class Sampler:
             for row, token in enumerate(chosen)
         ]
 
+    @torch.inference_mode()
     def score(self, logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
         """Log-probabilities of given tokens, for prompt logprobs; logits are float32 `[tokens, vocab_size]`."""
         log_probs = torch.log_softmax(logits, dim=-1)

@@ -33,20 +33,19 @@ class Text:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path) -> Text | None:
-        """Load from a directory or the hub; None for a directory that holds no tokenizer.
+    def from_pretrained(cls, directory: Path) -> Text | None:
+        """Load from a model's directory; None where it holds no tokenizer.
 
-        Raises `ModelError` when there is one that does not load. No code from the model's directory runs.
+        Raises `ModelError` when there is one that does not load. No code from the directory runs.
         """
-        directory = Path(path_or_id)
-        if directory.is_dir() and not any((directory / name).exists() for name in _TOKENIZER_FILES):
+        if not any((directory / name).exists() for name in _TOKENIZER_FILES):
             return None
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(path_or_id), trust_remote_code=False))
+            return cls(AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False))
         except Exception as error:
-            raise ModelError(f"the tokenizer of {path_or_id} does not load: {error}") from error
+            raise ModelError(f"the tokenizer in {directory} does not load: {error}") from error
 
     @property
     def has_chat_template(self) -> bool:
