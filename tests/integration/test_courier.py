@@ -1,0 +1,244 @@
+"""The courier as the process that it is: `pagemill courier` against real servers, and without them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from standardwebhooks.webhooks import Webhook
+
+from jobs.database import DatabaseNotConfigured
+from jobs.queries import settling, upkeep
+from jobs.queues import COURIER_QUEUE, DRAIN_TASK, NUDGE_TASK, BrokerNotConfigured, model_queue
+from jobs.settings import Settings
+from tests.processes import await_condition
+from tests.proxies import proxied
+from tests.receivers import receiver
+from tests.rows import MODEL, Rows
+from worker.app import make_app
+from worker.courier import run_courier
+from worker.sweeps import PATIENCE
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = {"sweep_interval": 0.1, "webhook_poll_interval": 0.1, "heartbeat_interval": 0.05, "webhook_allow_private": True}
+
+
+@dataclass
+class Courier:
+    """A running courier and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def says(self, words: str) -> bool:
+        return words in self.log.read_text()
+
+    def await_words(self, words: str) -> None:
+        def found() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return self.says(words)
+
+        await_condition(found, f"{words!r} in the courier's log", timeout=30)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> float:
+        """End it; returns the seconds that took."""
+        began = time.monotonic()
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=30)
+        assert code == (-signal.SIGKILL if how is signal.SIGKILL else 0), self.log.read_text()
+        return time.monotonic() - began
+
+
+@contextmanager
+def courier(tmp_path: Path, database_url: str, redis_url: str, **settings: object) -> Iterator[Courier]:
+    """Start `pagemill courier`; it is at work once this yields."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEMILL_")}
+    chosen = {"database_url": database_url, "redis_url": redis_url} | QUICK | settings
+    environment |= {f"PAGEMILL_{name.upper()}": str(value) for name, value in chosen.items()}
+    log = tmp_path / f"courier-{time.monotonic_ns()}.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "courier"],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    running = Courier(process, log)
+    try:
+        running.await_words("the courier is at work")
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_everything_that_nobody_waits_for(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    dying, cut_off, late, waiting = rows.job(2), rows.job(30), rows.job(2, window="1h"), rows.job(2)
+    upload, deleted = rows.job(2, published=False), rows.job(1)
+    rows.execute("UPDATE jobs SET priority = 1 WHERE id = :id", id=deleted)
+    finisher = rows.worker()
+    rows.settle(rows.claim(finisher, limit=1).requests)
+    worker_id = rows.worker()
+    rows.claim(worker_id, limit=2)
+    tenant_id = rows.tenant().id
+    with rows.database.begin() as connection:
+        assert settling.cancel_job(connection, tenant_id, cut_off) is not None
+        assert upkeep.delete_job(connection, tenant_id, deleted)
+    rows.execute("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=late)
+    rows.execute("UPDATE jobs SET staged_at = clock_timestamp() - interval '1 day' WHERE id = :id", id=upload)
+    rows.lapse(worker_id)
+
+    with courier(tmp_path, rows.database_url, redis_url, sweep_chunk=4) as running:
+        await_condition(lambda: rows.job_row(cut_off).state == "cancelled", "the cancelled job's end")
+        await_condition(lambda: rows.job_row(late).state == "expired", "the late job's end")
+        await_condition(lambda: rows.states(dying) == ["pending", "pending"], "the dead worker's requests")
+        await_condition(
+            lambda: {row.id for row in rows.query("SELECT id FROM jobs")} == {dying, cut_off, late, waiting},
+            "removal of the upload and of the deleted job",
+        )
+        # One bell lies there, however many sweeps go by.
+        with closing(redis.Redis.from_url(redis_url)) as client:
+            await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell")
+            time.sleep(0.5)
+            assert client.llen(model_queue(MODEL.name)) == 1
+            (message,) = client.lrange(model_queue(MODEL.name), 0, -1)
+            assert DRAIN_TASK.encode() in message
+        assert running.stop() < 3
+    rows.check()
+
+
+def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    with (
+        receiver() as server,
+        courier(tmp_path, rows.database_url, redis_url, webhook_poll_interval=60, sweep_interval=60) as running,
+    ):
+        job_id = rows.job(1, webhook=server.url)
+        rows.finish(job_id)
+        time.sleep(0.3)
+        assert server.received == []
+        app = make_app(Settings(redis_url=redis_url), "test")
+        # The Worker listens a moment after its timers have started.
+        app.send_task(NUDGE_TASK, queue=COURIER_QUEUE)
+        (request,) = server.await_requests(1)
+        event = Webhook(rows.tenant().webhook_secret).verify(request.body, request.headers)
+        assert event["data"]["id"] == f"job_{job_id.hex}"
+        await_condition(lambda: not rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL"), "the outcome")
+        assert running.stop() < 3
+        log = running.log.read_text()
+    # Neither what is sent nor what it is signed with is anybody's to read in a log.
+    assert rows.tenant().webhook_secret not in log
+    assert request.headers["webhook-signature"] not in log
+    assert "made" not in log
+    assert "for a test" not in log
+
+
+def test_killed_between_200_and_commit(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    with receiver((200, {})) as server:
+        reply = server.reply
+        killed = threading.Event()
+
+        def kill_then_reply() -> tuple[int, dict[str, str]]:
+            if not killed.is_set():
+                killed.set()
+                first.stop(signal.SIGKILL)
+            return reply()
+
+        server.reply = kill_then_reply  # type: ignore[method-assign]
+        rows.finish(rows.job(1, webhook=server.url))
+        with courier(tmp_path, rows.database_url, redis_url) as first:
+            server.await_requests(1)
+            first.process.wait(10)
+        (row,) = rows.query("SELECT attempts, delivered_at, due_at > clock_timestamp() AS held FROM deliveries")
+        assert tuple(row) == (1, None, True)
+        # Its hold runs out.
+        rows.execute("UPDATE deliveries SET due_at = clock_timestamp()")
+        with courier(tmp_path, rows.database_url, redis_url) as second:
+            server.await_requests(2)
+            await_condition(lambda: bool(rows.query("SELECT 1 FROM deliveries WHERE due_at IS NULL")), "the outcome")
+            second.stop()
+    one, again = server.received
+    assert one.headers["webhook-id"] == again.headers["webhook-id"]
+    assert one.body == again.body
+    rows.check()
+
+
+def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    with proxied(redis_url) as (proxy, url), receiver() as server:
+        proxy.down()
+        with courier(tmp_path, rows.database_url, url, redis_timeout=0.3) as running:
+            # Never there at all.
+            rows.finish(rows.job(1, webhook=server.url))
+            server.await_requests(1)
+            # It comes, and is used.
+            proxy.up()
+            waiting = rows.job(1)
+            with closing(redis.Redis.from_url(redis_url)) as client:
+                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell", timeout=30)
+                client.flushdb()
+                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell after FLUSHALL")
+                # It hangs, then dies.
+                proxy.hang()
+                rows.finish(waiting)
+                rows.finish(rows.job(1, webhook=server.url))
+                server.await_requests(2)
+                proxy.down()
+                _worker_dies(rows)
+            assert running.stop() < 5
+
+
+def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    with proxied(rows.database_url) as (postgres, database_url), proxied(redis_url) as (broker, broker_url):
+        postgres.down()
+        with courier(tmp_path, database_url, broker_url, redis_timeout=0.3) as running:
+            running.await_words("Postgres is away")
+            postgres.up()
+            _worker_dies(rows)
+            running.await_words("reap: works again")
+            heard = running.log.read_text().count("Postgres is away")
+            postgres.down()
+            broker.down()
+            await_condition(lambda: running.log.read_text().count("Postgres is away") > heard, "the second outage")
+            # Both servers are away now: it stops at once all the same.
+            assert running.stop() < 5
+            assert "Traceback" not in running.log.read_text()
+
+
+def test_after_an_outage_the_living_get_time_to_be_heard(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+    # Nobody could renew a lease while Postgres was away: a courier that is there first must not bury them all.
+    job_id, worker_id = rows.job(1), rows.worker()
+    rows.claim(worker_id)
+    rows.lapse(worker_id)
+    with courier(tmp_path, rows.database_url, redis_url, heartbeat_interval=0.7) as running:
+        began = time.monotonic()
+        await_condition(lambda: rows.states(job_id) == ["pending"], "the reaper")
+        assert time.monotonic() - began > 0.7 * PATIENCE - 1
+        assert running.stop(signal.SIGINT) < 5  # Ctrl-C is no failure
+
+
+@pytest.mark.parametrize(
+    ("missing", "error"), [("database_url", DatabaseNotConfigured), ("redis_url", BrokerNotConfigured)]
+)
+def test_it_says_what_it_needs(rows: Rows, redis_url: str, missing: str, error: type[Exception]) -> None:
+    urls = {"database_url": rows.database_url, "redis_url": redis_url, missing: None}
+    with pytest.raises(error, match=f"PAGEMILL_{missing.upper()}"):
+        run_courier(Settings.model_validate(urls))
+
+
+def _worker_dies(rows: Rows) -> None:
+    """A worker falls silent; the courier notices."""
+    worker_id = rows.worker()
+    rows.lapse(worker_id)
+    statement = "SELECT 1 FROM workers WHERE id = :id AND ended_at IS NOT NULL"
+    await_condition(lambda: bool(rows.query(statement, id=worker_id)), "reaping of a dead worker", timeout=30)
