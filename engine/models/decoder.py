@@ -81,6 +81,8 @@ class Weights:
     targets: dict[str, Target] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     ignored: Sequence[re.Pattern[str]] = ()
+    renames: Sequence[tuple[re.Pattern[str], str]] = ()
+    """Replacements in names, for checkpoints in which the model is a part of a larger one."""
 
     def add(self, name: str, parameter: Tensor, *, transposed: bool = False) -> None:
         """One tensor that is one parameter."""
@@ -101,6 +103,8 @@ class Weights:
                     self.targets[f"{name}.{attribute}"] = Target(part)
 
     def resolve(self, name: str) -> str:
-        """The full name of a tensor from a checkpoint of the bare model."""
+        """The name in `targets` of a tensor in a checkpoint; any other name stays as it is."""
+        for pattern, replacement in self.renames:
+            name = pattern.sub(replacement, name)
         known = self.targets.keys() | self.copies.keys()
         return self.prefix + name if name not in known and self.prefix + name in known else name

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedModel
+from engine.models.decoder import Weights
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -38,6 +40,19 @@ class Stack(nn.ModuleList, Generic[Layer]):
         return cast(Iterator[Layer], super().__iter__())
 
 
+class OffsetRMSNorm(nn.Module):
+    """RMS norm that scales by 1 + weight, in float32 throughout."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self._eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Over the last dimension."""
+        return F.rms_norm(hidden.float(), self.weight.shape, 1.0 + self.weight.float(), self._eps).type_as(hidden)
+
+
 class GatedMLP(nn.Module):
     """down( act(gate(x)) * up(x) ), gate and up in one product."""
 
@@ -52,3 +67,11 @@ class GatedMLP(nn.Module):
         gate, up = self.gate_up(hidden).chunk(2, dim=-1)
         result: Tensor = self.down(self._act(gate) * up)
         return result
+
+    def add_weights(self, weights: Weights, name: str, *, saved_fused: bool = False) -> None:
+        inner = self.down.in_features
+        if saved_fused:
+            weights.add_linear(f"{name}.gate_up_proj", self.gate_up)
+        else:
+            weights.add_fused([f"{name}.gate_proj", f"{name}.up_proj"], [inner, inner], self.gate_up)
+        weights.add_linear(f"{name}.down_proj", self.down)

@@ -1,19 +1,15 @@
-"""The Llama line: Llama, Mistral, Qwen2 and Qwen3, which differ by what their configurations say.
+"""The Llama line: pre-norm decoders with rotary positions, grouped queries and a gated MLP.
 
-    x = x + out( attention( rotate( norm( qkv( norm(x) ) ) ) ) )        head norms in Qwen3 only
-    x = x + down( silu(gate(norm(x))) * up(norm(x)) )
+    x = x + out( attention( rotate( norm( qkv( norm(x) ) ) ) ) )        norms of single heads in Qwen3 only
+    x = x + mlp( norm(x) )                                              down( silu(gate(x)) * up(x) ), or experts
 
-|         | qkv bias       | out bias       | head norms | sliding window                     |
-|---------|----------------|----------------|------------|------------------------------------|
-| Llama   | attention_bias | attention_bias | no         | no                                 |
-| Mistral | no             | no             | no         | all layers, if there is one        |
-| Qwen2   | yes            | no             | no         | "sliding_attention" of layer_types |
-| Qwen3   | attention_bias | attention_bias | yes        | "sliding_attention" of layer_types |
+One file runs all of it; `FAMILIES` says where they differ, and the configuration says the rest.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -21,10 +17,52 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.models.decoder import Decoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, Stack
+from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family differs from Llama."""
+
+    qkv_bias: bool | None = None
+    """None: as `attention_bias` of the configuration says."""
+
+    out_bias: bool | None = None
+    head_norms: bool = False
+    """Queries and keys are normalized, each head by itself, before they turn."""
+
+    window_everywhere: bool = False
+    """A sliding window holds for all layers, not for those that `layer_types` names."""
+
+    saved_fused: bool = False
+    """Checkpoints hold query, key and value as one, and gate and up as one."""
+
+    experts: ExpertNames | None = None
+    """What a mixture of experts calls its weights."""
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(qkv_bias=False, out_bias=False, window_everywhere=True),
+    "qwen2": Family(qkv_bias=True, out_bias=False),
+    "qwen3": Family(head_norms=True),
+    "phi3": Family(qkv_bias=False, out_bias=False, window_everywhere=True, saved_fused=True),
+    "mixtral": Family(
+        qkv_bias=False,
+        out_bias=False,
+        window_everywhere=True,
+        experts=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2"),
+    ),
+    "qwen3_moe": Family(
+        head_norms=True,
+        window_everywhere=True,
+        experts=ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj"),
+    ),
+}
 
 
 class Llama(Decoder):
@@ -34,7 +72,7 @@ class Llama(Decoder):
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config.rope_parameters, _head_dim(config), config.max_position_embeddings)
+        self.rotary = Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings)
         self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -71,21 +109,25 @@ class Llama(Decoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
-        hidden, eps, family = config.hidden_size, config.rms_norm_eps, config.model_type
-        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, _head_dim(config)
-        qkv_bias = family == "qwen2" or getattr(config, "attention_bias", False)
-        out_bias = family != "qwen2" and getattr(config, "attention_bias", False)
+        self._family = family = FAMILIES[config.model_type]
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
+        bias = getattr(config, "attention_bias", False)
         self.attention = AttentionLayer(
-            index, heads, kv_heads, head_dim, head_dim, head_dim**-0.5, _sliding_window(config, index)
+            index, heads, kv_heads, dim, dim, dim**-0.5, _sliding_window(config, family, index)
         )
         self.norm_1 = nn.RMSNorm(hidden, eps=eps)
-        self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * head_dim, bias=qkv_bias)
-        self.query_norm = nn.RMSNorm(head_dim, eps=eps) if family == "qwen3" else None
-        self.key_norm = nn.RMSNorm(head_dim, eps=eps) if family == "qwen3" else None
-        self.out = nn.Linear(heads * head_dim, hidden, bias=out_bias)
+        self.qkv = nn.Linear(
+            hidden, (heads + 2 * kv_heads) * dim, bias=bias if family.qkv_bias is None else family.qkv_bias
+        )
+        self.query_norm = nn.RMSNorm(dim, eps=eps) if family.head_norms else None
+        self.key_norm = nn.RMSNorm(dim, eps=eps) if family.head_norms else None
+        self.out = nn.Linear(heads * dim, hidden, bias=bias if family.out_bias is None else family.out_bias)
         self.norm_2 = nn.RMSNorm(hidden, eps=eps)
-        self.mlp = GatedMLP(
-            hidden, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False)
+        self.mlp = (
+            SparseMLP(config)
+            if family.experts is not None and _is_sparse(config, index)
+            else GatedMLP(hidden, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False))
         )
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
@@ -104,28 +146,41 @@ class _Layer(nn.Module):
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
-        layer = self.attention
-        sizes = [layer.num_heads * layer.head_dim, *[layer.num_kv_heads * layer.head_dim] * 2]
+        family, layer = self._family, self.attention
         weights.add(f"{name}.input_layernorm.weight", self.norm_1.weight)
-        weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
+        if family.saved_fused:
+            weights.add_linear(f"{name}.self_attn.qkv_proj", self.qkv)
+        else:
+            sizes = [layer.num_heads * layer.head_dim, *[layer.num_kv_heads * layer.head_dim] * 2]
+            weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
         if self.query_norm is not None and self.key_norm is not None:
             weights.add(f"{name}.self_attn.q_norm.weight", self.query_norm.weight)
             weights.add(f"{name}.self_attn.k_norm.weight", self.key_norm.weight)
         weights.add_linear(f"{name}.self_attn.o_proj", self.out)
         weights.add(f"{name}.post_attention_layernorm.weight", self.norm_2.weight)
-        inner = self.mlp.down.in_features
-        weights.add_fused([f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"], [inner, inner], self.mlp.gate_up)
-        weights.add_linear(f"{name}.mlp.down_proj", self.mlp.down)
+        if isinstance(self.mlp, SparseMLP):
+            assert family.experts is not None
+            self.mlp.add_weights(weights, name, family.experts)
+        else:
+            self.mlp.add_weights(weights, f"{name}.mlp", saved_fused=family.saved_fused)
 
 
-def _head_dim(config: Any) -> int:
-    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head_dim
+def head_dim(config: Any) -> int:
+    """Of a transformers configuration that may leave it to be derived."""
+    dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return dim
 
 
-def _sliding_window(config: Any, index: int) -> int | None:
+def _sliding_window(config: Any, family: Family, index: int) -> int | None:
     window: int | None = getattr(config, "sliding_window", None)
-    if config.model_type == "mistral":
+    if family.window_everywhere:
         return window
     layer_types = getattr(config, "layer_types", None)
     return window if layer_types is not None and layer_types[index] == "sliding_attention" else None
+
+
+def _is_sparse(config: Any, index: int) -> bool:
+    """Whether a layer has experts: in some models only every so many do."""
+    return index not in getattr(config, "mlp_only_layers", ()) and (
+        (index + 1) % getattr(config, "decoder_sparse_step", 1) == 0
+    )

@@ -21,12 +21,24 @@ def _llama(config: Any) -> Decoder:
     return Llama(config)
 
 
+def _gemma(config: Any) -> Decoder:
+    from engine.models.gemma import Gemma
+
+    return Gemma(config)
+
+
 NATIVE: dict[str, Callable[[Any], Decoder]] = {
+    "gemma2": _gemma,
+    "gemma3": _gemma,
+    "gemma3_text": _gemma,
     "gpt2": _gpt2,
     "llama": _llama,
     "mistral": _llama,
+    "mixtral": _llama,
+    "phi3": _llama,
     "qwen2": _llama,
     "qwen3": _llama,
+    "qwen3_moe": _llama,
 }
 
 

@@ -1,0 +1,143 @@
+"""Gemma 2 and Gemma 3 (arXiv 2408.00118, 2503.19786).
+
+    x = x + norm( out( attention( rotate( qkv( norm(x) ) ) ) ) )        head norms in Gemma 3 only
+    x = x + norm( down( gelu(gate(norm(x))) * up(norm(x)) ) )
+
+Norms scale by 1 + weight, embeddings by the root of their size. Layers with a sliding window alternate with full ones
+(`layer_types`); in Gemma 3 the two kinds turn at different frequencies. Gemma 2 caps attention scores and logits.
+Of a multimodal Gemma 3, the text part runs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention import AttentionLayer
+from engine.errors import UnsupportedModel
+from engine.models.decoder import Decoder, TokenInputs, Weights
+from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
+from engine.models.rotary import Rotary, rotate
+
+if TYPE_CHECKING:
+    from engine.attention import StepAttention
+
+_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
+_TEXT_OF_MULTIMODAL = (
+    (re.compile(r"^(model\.language_model|language_model\.model)\."), "model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+)
+
+
+class Gemma(Decoder):
+    def __init__(self, config: Any) -> None:
+        """From transformers' configuration; raises `UnsupportedModel`."""
+        super().__init__()
+        text = getattr(config, "text_config", None) or config
+        if getattr(text, "use_bidirectional_attention", None):
+            raise UnsupportedModel("Gemma with bidirectional attention does not generate text")
+        self.vocab_size = text.vocab_size
+        self.max_positions = text.max_position_embeddings
+        self.embedding = nn.Embedding(text.vocab_size, text.hidden_size)
+        self._scale = text.hidden_size**0.5
+        self._kinds = tuple(dict.fromkeys(text.layer_types))
+        self.rotaries = nn.ModuleDict(
+            {kind: Rotary(_rope(text, kind), text.head_dim, text.max_position_embeddings) for kind in self._kinds}
+        )
+        self.layers: Stack[_Layer] = Stack(_Layer(text, index) for index in range(text.num_hidden_layers))
+        self.norm = OffsetRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self._tied = text.tie_word_embeddings
+        if self._tied:
+            self.head.weight = self.embedding.weight
+        self._logit_cap = text.final_logit_softcapping
+        self.attention_layers = [layer.attention for layer in self.layers]
+
+    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
+        hidden = self.embedding(inputs.token_ids)
+        # Rounded to the model's type, as it was in training.
+        hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device="cpu")
+        turns = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
+        for layer in self.layers:
+            hidden = layer(hidden, *turns[layer.kind], attention)
+        result: Tensor = self.norm(hidden)
+        return result
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        if self._logit_cap is not None:
+            logits = self._logit_cap * torch.tanh(logits / self._logit_cap)
+        return logits
+
+    def weights(self) -> Weights:
+        weights = Weights(prefix="model.", ignored=[_VISION], renames=_TEXT_OF_MULTIMODAL)
+        weights.add("model.embed_tokens.weight", self.embedding.weight)
+        for index, layer in enumerate(self.layers):
+            layer.add_weights(weights, f"model.layers.{index}")
+        weights.add("model.norm.weight", self.norm.weight)
+        if self._tied:
+            weights.copies["lm_head.weight"] = "model.embed_tokens.weight"
+        else:
+            weights.add_linear("lm_head", self.head)
+        return weights
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: Any, index: int) -> None:
+        super().__init__()
+        hidden, eps, dim = config.hidden_size, config.rms_norm_eps, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        is_gemma_2 = config.model_type == "gemma2"
+        self.kind: str = config.layer_types[index]
+        self.attention = AttentionLayer(
+            index,
+            heads,
+            kv_heads,
+            dim,
+            dim,
+            config.query_pre_attn_scalar**-0.5,
+            config.sliding_window if self.kind == "sliding_attention" else None,
+            config.attn_logit_softcapping if is_gemma_2 else None,
+        )
+        self.norm_1 = OffsetRMSNorm(hidden, eps=eps)
+        self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.attention_bias)
+        self.query_norm = None if is_gemma_2 else OffsetRMSNorm(dim, eps=eps)
+        self.key_norm = None if is_gemma_2 else OffsetRMSNorm(dim, eps=eps)
+        self.out = nn.Linear(heads * dim, hidden, bias=config.attention_bias)
+        self.norm_2 = OffsetRMSNorm(hidden, eps=eps)
+        self.norm_3 = OffsetRMSNorm(hidden, eps=eps)
+        self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation)
+        self.norm_4 = OffsetRMSNorm(hidden, eps=eps)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+        heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
+        qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
+        query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        attended = attention(self.attention, rotate(query, cos, sin), rotate(key, cos, sin), value)
+        hidden = hidden + self.norm_2(self.out(attended.flatten(1)))
+        result: Tensor = hidden + self.norm_4(self.mlp(self.norm_3(hidden)))
+        return result
+
+    def add_weights(self, weights: Weights, name: str) -> None:
+        layer = self.attention
+        sizes = [layer.num_heads * layer.head_dim, *[layer.num_kv_heads * layer.head_dim] * 2]
+        weights.add(f"{name}.input_layernorm.weight", self.norm_1.weight)
+        weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
+        if self.query_norm is not None and self.key_norm is not None:
+            weights.add(f"{name}.self_attn.q_norm.weight", self.query_norm.weight)
+            weights.add(f"{name}.self_attn.k_norm.weight", self.key_norm.weight)
+        weights.add_linear(f"{name}.self_attn.o_proj", self.out)
+        weights.add(f"{name}.post_attention_layernorm.weight", self.norm_2.weight)
+        weights.add(f"{name}.pre_feedforward_layernorm.weight", self.norm_3.weight)
+        self.mlp.add_weights(weights, f"{name}.mlp")
+        weights.add(f"{name}.post_feedforward_layernorm.weight", self.norm_4.weight)
+
+
+def _rope(config: Any, kind: str) -> Any:
+    """Gemma 3 has one set of parameters for each kind of layer, Gemma 2 one for all."""
+    return config.rope_parameters.get(kind, config.rope_parameters)
