@@ -1,0 +1,159 @@
+"""`pagemill up`: everything at once, on servers of its own, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from cli.client import Client, Submission
+from cli.running import FILE, Running, with_running
+from cli.stack import Stack, running_stack
+from jobs.settings import Settings
+from tests.processes import await_condition, await_gone, family
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL = "tiny"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a Llama of a few thousand weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    directory = tmp_path_factory.mktemp("models") / MODEL
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    data_dir = tmp_path_factory.mktemp("stack") / "with a space"
+    return Settings(data_dir=data_dir, port=0, drain_deadline=0.5, poll_interval=0.2)
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings, model: Path) -> Iterator[Stack]:
+    with running_stack(settings, [str(model)]) as stack:
+        yield stack
+        processes = family(stack.pids().values())
+    await_gone(processes, timeout=1)
+
+
+def _run_a_job(stack: Stack, directory: Path) -> None:
+    lines = directory / "lines.jsonl"
+    lines.write_text('{"prompt": [5, 6, 7], "max_tokens": 4}\n' * 10)
+    with closing(Client(stack.base_url, stack.api_key)) as client:
+        job = client.submit(lines, Submission(model=MODEL))
+        job = client.job(job["id"], wait=60)
+        assert job["status"] == "completed"
+        assert job["request_counts"]["completed"] == 10
+        assert len(list(client.results(job["id"]))) == 10
+
+
+def test_a_job_runs_through_every_process(stack: Stack, tmp_path: Path) -> None:
+    assert {"postgres", "valkey", "api", "courier", "worker"} == set(stack.pids())
+    _run_a_job(stack, tmp_path)
+
+
+def test_other_commands_find_it(stack: Stack, settings: Settings) -> None:
+    found = with_running(settings)
+    assert (found.url, found.database_url, found.redis_url) == (stack.base_url, stack.database_url, stack.redis_url)
+    for secret in (FILE, "api_key"):
+        assert stat.S_IMODE((settings.data_dir / secret).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "postgres", "valkey"])
+def test_it_mends_itself(stack: Stack, tmp_path: Path, name: str) -> None:
+    killed = stack.pids()[name]
+    os.kill(killed, signal.SIGKILL)
+    await_condition(lambda: stack.pids().get(name, killed) != killed, f"another {name}")
+    await_condition(lambda: _is_ready(stack.base_url), "the API is ready again", timeout=60)
+    _run_a_job(stack, tmp_path)
+
+
+def _is_ready(base_url: str) -> bool:
+    with closing(http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=5)) as connection, suppress(OSError):
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    return False
+
+
+def _start_up(settings: Settings, model: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cli", "up", "--port", "0", "--model", str(model)),
+            *("--data-dir", str(settings.data_dir)),
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Pagemill serves on http://127.0.0.1:"):
+            return process, family([process.pid])
+    raise AssertionError(f"up ended with {process.wait()}")
+
+
+def test_up_ends_with_all_its_processes(tmp_path: Path, model: Path) -> None:
+    """By kill -9; and then, on what that left behind, by Ctrl-C."""
+    settings = Settings(data_dir=tmp_path / "up")
+    killed, processes = _start_up(settings, model)
+    with killed:
+        assert len(processes) >= 6
+        killed.kill()
+        await_gone(processes)
+    assert Running.read(settings.data_dir) is not None
+
+    stopped, processes = _start_up(settings, model)
+    with stopped:
+        stopped.send_signal(signal.SIGINT)
+        stopped.communicate(timeout=60)
+        assert stopped.returncode == 0
+        await_gone(processes, timeout=1)
+    assert Running.read(settings.data_dir) is None
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", str(port)]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+    assert "--port 0" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
+    result = subprocess.run(
+        [*command, "--model", str(tmp_path / "empty")], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert "worker ended with status" in result.stderr
+    assert str(tmp_path / "empty") in result.stderr

@@ -1,0 +1,42 @@
+"""Settings travel to child processes through their environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from cli.stack import child_environment
+from jobs.settings import Settings
+
+
+def test_a_child_reads_the_settings_that_its_parent_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEMILL_LEASE", "7.5")
+    monkeypatch.setenv("PAGEMILL_DEVICE", "cpu")
+    settings = Settings().model_copy(
+        update={
+            "data_dir": Path("/with a space"),
+            "api_key": SecretStr("pm_secret"),
+            "webhook_schedule": (0.0, 2.5),
+            "webhook_allow_private": True,
+            "device": "cuda",
+            "database_url": "postgresql://u:p%2F%25@/db?host=%2Ftmp",
+        }
+    )
+    environment = child_environment(settings)
+    for name in [name for name in os.environ if name.startswith("PAGEMILL_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+
+
+def test_what_nobody_set_is_left_to_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEMILL_TEST_DATABASE_URL", "not a setting")
+    settings = Settings().model_copy(update={"port": 1})
+    names = {name for name in child_environment(settings) if name.startswith("PAGEMILL_")}
+    assert "PAGEMILL_PORT" in names
+    assert "PAGEMILL_LEASE" not in names
+    assert "PAGEMILL_TEST_DATABASE_URL" not in names
