@@ -304,7 +304,7 @@ class Engine:
         try:
             self._run_batch(Batch([BatchEntry([0], 0, [block], 1)]))
         except Exception as probe_error:
-            raise EngineFailed(f"the model runs no request any more: {probe_error}") from error
+            raise EngineFailed(f"the model runs no request any more: {error}") from probe_error
 
     def _advance(self, sequence: Sequence, outcome: _Outcome) -> int:
         """Move a sequence on by what its step brought; returns how many tokens were generated.

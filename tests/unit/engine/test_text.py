@@ -1,0 +1,116 @@
+"""Text against transformers' own tokenizers: byte-level BPE, and pieces with byte fallback as in SentencePiece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from engine.errors import InvalidPrompt, ModelError
+from engine.text import Text
+
+CORPUS = ["the quick brown fox jumps over the lazy dog", "Grüße aus Köln", "naïve café", "one two three"] * 4
+SPECIAL = ["<s>", "</s>", "<unk>"]
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    "<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def with_byte_fallback() -> PreTrainedTokenizerFast:
+    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁a", "a", "b", "the", "n"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module", params=[byte_level, with_byte_fallback])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    made: PreTrainedTokenizerFast = request.param()
+    return made
+
+
+def test_batches_encode_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["the fox", "", "Grüße 🙂", "a" * 300]
+    assert Text(tokenizer).encode_batch(texts) == [tokenizer(text)["input_ids"] for text in texts]
+
+
+def test_decodes_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = Text(tokenizer)
+    tokens = [*tokenizer("the fox 🙂 naïve")["input_ids"], 1]
+    for cut in range(len(tokens) + 1):  # also in the middle of a character
+        for skip in (True, False):
+            expected = tokenizer.decode(tokens[:cut], skip_special_tokens=skip)
+            assert text.decode(tokens[:cut], skip_special_tokens=skip) == expected
+    assert text.decode(tokens) == "the fox 🙂 naïve"
+    assert text.decode(tokens, skip_special_tokens=False).endswith("</s>")
+
+
+def test_one_bad_text_is_its_own_error() -> None:
+    first, second, third = Text(byte_level()).encode_batch(["fox", "\ud800", "dog"])
+    assert isinstance(first, list)
+    assert isinstance(second, InvalidPrompt)
+    assert isinstance(third, list)
+    with pytest.raises(InvalidPrompt):
+        Text(byte_level()).encode("\ud800")
+
+
+MESSAGES = [{"role": "user", "content": "the fox"}]
+
+
+def with_template() -> Text:
+    tokenizer = byte_level()
+    tokenizer.chat_template = TEMPLATE
+    return Text(tokenizer)
+
+
+class TestChat:
+    def test_renders_and_encodes_as_transformers_does(self) -> None:
+        text = with_template()
+        assert text.render_chat(MESSAGES) == "<s>user: the fox</s><s>assistant:"
+        expected = text.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+        assert text.encode_chat(MESSAGES) == expected
+        assert text.encode_chat_batch([MESSAGES]) == [expected]
+
+    def test_one_bad_conversation_is_its_own_error(self) -> None:
+        text, good = with_template(), MESSAGES
+        results = text.encode_chat_batch([good, [{"role": "robot", "content": "x"}], [], good])
+        assert [isinstance(result, InvalidPrompt) for result in results] == [False, True, True, False]
+        assert "no robots" in str(results[1])
+        assert results[0] == results[3]
+
+    def test_a_model_without_a_template_says_so(self) -> None:
+        with pytest.raises(InvalidPrompt, match="no chat template"):
+            Text(byte_level()).render_chat(MESSAGES)
+
+
+def test_loads_from_a_directory(tmp_path: Path) -> None:
+    assert Text.from_pretrained(tmp_path) is None
+    byte_level().save_pretrained(tmp_path)
+    text = Text.from_pretrained(tmp_path)
+    assert text is not None
+    assert text.decode(text.encode("the fox")) == "the fox"
+
+
+def test_a_tokenizer_that_does_not_load_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="does not load"):
+        Text.from_pretrained(tmp_path)
