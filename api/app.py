@@ -47,8 +47,9 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect of an upload makes the client send it twice
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
-    errors.install(app)
     app.add_middleware(Envelope)
-    for router in (jobs.router, models.router, health.router):
+    routers = (jobs.router, models.router, health.router)
+    for router in routers:
         app.include_router(router)
+    errors.install(app, [route for router in routers for route in router.routes])
     return app

@@ -87,7 +87,7 @@ class Bell:
 
     def _connect(self) -> None:
         with self._app.connection_for_write() as connection:
-            connection.connect()
+            connection.ensure_connection(max_retries=1, interval_start=0)
 
     async def close(self) -> None:
         """Ring what still waits, then let the thread go. A dead Redis holds this up for one timeout."""

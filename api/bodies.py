@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -120,32 +120,27 @@ class LineSplitter:
         self._number = 0
         self._unfinished = bytearray()
 
-    def feed(self, data: bytes) -> list[NumberedLine]:
-        """The lines that `data` completes. Raises `TooLarge` with the line that is too long, or one too many."""
-        end = data.find(b"\n")
-        if end < 0:
+    def feed(self, data: bytes) -> Iterator[NumberedLine]:
+        """The lines that `data` completes. Raises `TooLarge` at the line that is too long, or one too many."""
+        if b"\n" not in data:
             self._unfinished += data
             self._check_length(len(self._unfinished))
-            return []
+            return
         first, *complete = data.split(b"\n")
         rest = complete.pop()
-        lines: list[NumberedLine] = []
-        self._finish(bytes(self._unfinished) + first, lines)
+        yield from self._finish(bytes(self._unfinished) + first)
         for raw in complete:
-            self._finish(raw, lines)
+            yield from self._finish(raw)
         self._unfinished = bytearray(rest)
         self._check_length(len(rest))
-        return lines
 
-    def close(self) -> list[NumberedLine]:
+    def close(self) -> Iterator[NumberedLine]:
         """The last line, where the stream ended without a line ending."""
-        lines: list[NumberedLine] = []
         if self._unfinished:
-            self._finish(bytes(self._unfinished), lines)
+            yield from self._finish(bytes(self._unfinished))
             self._unfinished.clear()
-        return lines
 
-    def _finish(self, raw: bytes, lines: list[NumberedLine]) -> None:
+    def _finish(self, raw: bytes) -> Iterator[NumberedLine]:
         self._check_length(len(raw))
         self._number += 1
         if self._number > self._max_lines:
@@ -154,7 +149,7 @@ class LineSplitter:
             raw = raw.removeprefix(BYTE_ORDER_MARK)
         raw = raw.removesuffix(b"\r")
         if raw.strip(_BLANK):
-            lines.append(NumberedLine(self._number, raw))
+            yield NumberedLine(self._number, raw)
 
     def _check_length(self, length: int) -> None:
         if length > self._max_line_bytes:

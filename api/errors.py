@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import psycopg
 import sqlalchemy.exc
@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from jobs import errors
 
@@ -173,13 +174,21 @@ def unexpected() -> Problem:
     return Problem(500, "Something went wrong on our side. The log has it under this x-request-id.", "internal_error")
 
 
-def install(app: FastAPI) -> None:
+def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    # Starlette names the methods of the first route at this address only.
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+
+
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Answer every foreseen failure of `app` in the one shape. `api.envelope` answers the others."""
 
     async def answer(request: Request, error: Exception) -> Response:
         foreseen = problem(error)
         if foreseen is None:
             raise error
+        if foreseen.status == 405:
+            foreseen = replace(foreseen, headers={"allow": ", ".join(sorted(_methods(routes, request)))})
         if foreseen.status >= 500:
             # Only the kind: a driver's message can quote the data.
             logger.warning("%s: %s", type(error).__name__, getattr(error, "sqlstate", None) or foreseen.code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 from types import FrameType
@@ -46,8 +45,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `SystemExit` where the address is taken."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    """Serve until SIGTERM or SIGINT. Raises `SystemExit` where the address is taken. The caller has set up logging."""
     for number in (signal.SIGTERM, signal.SIGINT):
         # Uvicorn takes these over, and when it has stopped raises them once more for whoever had them before.
         signal.signal(number, _stopped)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from uuid import UUID
 
 import orjson
+import psycopg
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
 from api import heads
@@ -39,6 +42,8 @@ from jobs.queries.submission import Reservation
 from jobs.queries.tenants import Tenant
 from jobs.requests import JobHead, ModelLimits, Params, StagedLine, parse_request
 
+logger = logging.getLogger(__name__)
+
 GROUP_BYTES = 4 * 1024 * 1024  # of raw lines: a group of long lines is cut short, so that memory stays flat
 GROUP_SECONDS = 1.0  # a slow upload is checked and stored at least this often
 KEY_POLL = 0.1  # seconds between two looks at a key that another request holds
@@ -54,11 +59,11 @@ async def submit_document(services: Services, tenant: Tenant, request: Request, 
         raise TooLarge(f"More than {settings.max_lines} prompts in one job.", param="prompts")
     model = await _find_model(services, head)
     fingerprint = hashlib.sha256(b"application/json\n" + raw)
-    reservation = await _reserve(services, tenant, head, key)
-    if not reservation.is_ours:
+    reservation = None if key is None else await _reserve(services, tenant, head, key)
+    if reservation is not None and not reservation.is_ours:
         return await _replay(services, tenant, reservation, fingerprint.digest())
     groups = _groups_of_prompts(prompts, head.params, model, settings.stage_chunk_lines)
-    return await _store(services, tenant, head, reservation.job_id, key, groups, fingerprint.digest)
+    return await _store(services, tenant, head, reservation, groups, fingerprint.digest)
 
 
 async def submit_lines(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
@@ -66,11 +71,11 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
     settings = services.settings
     head = heads.from_query(request.scope["query_string"], max_depth=settings.max_json_depth)
     model = await _find_model(services, head)
-    reservation = await _reserve(services, tenant, head, key)
+    reservation = None if key is None else await _reserve(services, tenant, head, key)
     # The query is as much of the request as the body is.
     fingerprint = hashlib.sha256(orjson.dumps(head.model_dump(), option=orjson.OPT_SORT_KEYS) + b"\n")
     pieces = read_body(request, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
-    if not reservation.is_ours:
+    if reservation is not None and not reservation.is_ours:
         async for piece in pieces:
             fingerprint.update(piece)
         return await _replay(services, tenant, reservation, fingerprint.digest())
@@ -80,7 +85,7 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
         async for group in _groups_of_lines(pieces, fingerprint.update, splitter, settings.stage_chunk_lines):
             yield await asyncio.to_thread(_parse_lines, group, head.params, model, settings.max_json_depth)
 
-    return await _store(services, tenant, head, reservation.job_id, key, groups(), fingerprint.digest)
+    return await _store(services, tenant, head, reservation, groups(), fingerprint.digest)
 
 
 async def _find_model(services: Services, head: JobHead) -> ModelLimits:
@@ -90,7 +95,7 @@ async def _find_model(services: Services, head: JobHead) -> ModelLimits:
     return model
 
 
-async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str | None) -> Reservation:
+async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str) -> Reservation:
     """Open a job, or find the published one that has the key. Waits while another request uploads under the key."""
     patience = time.monotonic() + services.settings.max_wait
     while True:
@@ -99,7 +104,6 @@ async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str |
             if time.monotonic() > patience:
                 raise IdempotencyBusy
             await asyncio.sleep(KEY_POLL)
-            assert key is not None
             found = await services.transaction(submission.find_reservation, tenant.id, key)
             if found is None:
                 break  # abandoned: the key is free again
@@ -108,11 +112,9 @@ async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str |
             return reservation
 
 
-def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str | None) -> Reservation:
+def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str) -> Reservation:
     with connection.begin_nested() as savepoint:
         job_id = submission.open_job(connection, tenant_id, head)
-        if key is None:
-            return Reservation(job_id, None, is_ours=True)
         reservation = submission.reserve(connection, tenant_id, key, job_id)
         if not reservation.is_ours:
             savepoint.rollback()
@@ -132,32 +134,52 @@ async def _store(
     services: Services,
     tenant: Tenant,
     head: JobHead,
-    job_id: UUID,
-    key: str | None,
+    reservation: Reservation | None,
     groups: AsyncIterator[list[StagedLine]],
     fingerprint: Callable[[], bytes],
 ) -> Job:
-    """Stage every group, then publish. `fingerprint` is asked when the body has been read."""
+    """Stage every group, then publish. `fingerprint` is asked when the body has been read.
+
+    Without a reservation the job is opened with its first group, so that a body whose beginning is wrong leaves no row.
+    """
+    job_id = None if reservation is None else reservation.job_id
+    is_empty = True
     try:
-        is_empty = True
         async with aclosing(_one_ahead(groups)) as ready:
             async for group in ready:
-                if not await services.transaction(submission.stage_lines, job_id, group):
+                if job_id is None:
+                    job_id = await services.transaction(_open_with, tenant.id, head, group)
+                elif not await services.transaction(submission.stage_lines, job_id, group):
                     raise SubmissionCollected
                 is_empty = False
-        if is_empty:
+        if is_empty or job_id is None:
             raise InvalidInput("The body has no lines: a job needs at least one prompt.")
-        job = await services.transaction(_publish, tenant.id, job_id, key, fingerprint())
+        sha256 = None if reservation is None else fingerprint()
+        job = await services.transaction(_publish, tenant.id, job_id, sha256)
     except BaseException:  # cancelled, too
-        # Where this fails, the courier does it later.
-        await asyncio.shield(services.transaction(submission.abandon, job_id))
+        if job_id is not None:
+            await asyncio.shield(_abandon(services, job_id))
         raise
     services.bell.ring(head.model, job_id)
     return job
 
 
-def _publish(connection: Connection, tenant_id: UUID, job_id: UUID, key: str | None, fingerprint: bytes) -> Job:
-    if not submission.publish(connection, job_id, key=key, body_sha256=fingerprint):
+def _open_with(connection: Connection, tenant_id: UUID, head: JobHead, group: list[StagedLine]) -> UUID:
+    job_id = submission.open_job(connection, tenant_id, head)
+    submission.stage_lines(connection, job_id, group)
+    return job_id
+
+
+async def _abandon(services: Services, job_id: UUID) -> None:
+    try:
+        await services.transaction(submission.abandon, job_id)
+    except (SQLAlchemyError, psycopg.Error) as error:
+        # The caller hears of the first failure, not of this one; the courier collects the job.
+        logger.warning("Cannot abandon %s now: %s", public_id(JOB_PREFIX, job_id), type(error).__name__)
+
+
+def _publish(connection: Connection, tenant_id: UUID, job_id: UUID, body_sha256: bytes | None) -> Job:
+    if not submission.publish(connection, job_id, body_sha256=body_sha256):
         raise SubmissionCollected
     job = reading.get_job(connection, tenant_id, job_id)
     assert job is not None
@@ -187,15 +209,21 @@ async def _groups_of_lines(
     group: list[NumberedLine] = []
     size = 0
     began = time.monotonic()
-    async for piece in pieces:
-        note(piece)
-        for line in splitter.feed(piece):
-            group.append(line)
-            size += len(line.raw)
-            if len(group) >= limit or size >= GROUP_BYTES or time.monotonic() - began >= GROUP_SECONDS:
-                yield group
-                group, size, began = [], 0, time.monotonic()
-    group += splitter.close()
+    try:
+        async for piece in pieces:
+            note(piece)
+            for line in splitter.feed(piece):
+                group.append(line)
+                size += len(line.raw)
+                if len(group) >= limit or size >= GROUP_BYTES or time.monotonic() - began >= GROUP_SECONDS:
+                    yield group
+                    group, size, began = [], 0, time.monotonic()
+        group.extend(splitter.close())
+    except TooLarge:
+        # What came before it may be wrong too, and then that is what the caller hears of.
+        if group:
+            yield group
+        raise
     if group:
         yield group
 

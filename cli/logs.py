@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-# Chatty below a warning, and httpx would log the URLs of webhooks.
-QUIET = ("celery", "kombu", "httpx", "httpcore", "transformers", "urllib3", "uvicorn.access")
+# Chatty below a warning; httpx would log the URLs of webhooks, and SQLAlchemy rows of prompts and secrets.
+QUIET = ("celery", "kombu", "httpx", "httpcore", "sqlalchemy", "transformers", "urllib3", "uvicorn.access")
 
 
 def configure(level: str) -> None:

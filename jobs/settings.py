@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_lines: int = Field(default=5_000_000, ge=1, description="Most prompts in one job.")
     max_json_depth: int = Field(default=64, ge=4, description="Deepest nesting of any JSON document.")
     body_timeout: float = Field(default=60.0, gt=0, description="An upload that sends nothing for this long is cut.")
-    stage_chunk_lines: int = Field(default=1000, ge=1, description="Lines written to Postgres in one transaction.")
+    stage_chunk_lines: int = Field(default=500, ge=1, description="Lines written to Postgres in one transaction.")
     max_wait: float = Field(default=60.0, gt=0, description="Longest `?wait=` of a long poll.")
 
     # Models

@@ -237,6 +237,6 @@ async def _pages(services: Services, job_id: UUID, *, after: int, last: int) -> 
 def _line(job_id: UUID, result: StoredResult) -> bytes:
     # What is stored is the rest of the object: {"response": …, "error": …}.
     head = orjson.dumps(
-        {"id": f"{public_id('req_', job_id)}_{result.line}", "custom_id": result.custom_id, "seq": result.seq}
+        {"id": f"{public_id('req_', job_id)}-{result.line}", "custom_id": result.custom_id, "seq": result.seq}
     )
     return head[:-1] + b"," + result.body[1:] + b"\n"

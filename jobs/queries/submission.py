@@ -159,8 +159,11 @@ def _duplicate(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]
     raise AssertionError("Postgres saw a duplicate custom_id that is not there")
 
 
-def publish(connection: Connection, job_id: UUID, *, key: str | None = None, body_sha256: bytes | None = None) -> bool:
-    """Make a staged job visible and claimable. False where it was collected meanwhile."""
+def publish(connection: Connection, job_id: UUID, *, body_sha256: bytes | None = None) -> bool:
+    """Make a staged job visible and claimable. False where it was collected meanwhile.
+
+    `body_sha256` is given where the job holds an Idempotency-Key.
+    """
     # One guarded UPDATE: the clock of the completion window starts here.
     published = connection.execute(
         text(
@@ -172,11 +175,11 @@ def publish(connection: Connection, job_id: UUID, *, key: str | None = None, bod
     )
     if published.rowcount == 0:
         return False
-    if key is not None:
+    if body_sha256 is not None:
         # Requests that wait on this key learn the outcome in the same instant.
         connection.execute(
-            text("UPDATE idempotency_keys SET body_sha256 = :sha256 WHERE job_id = :job_id AND key = :key"),
-            {"sha256": body_sha256, "job_id": job_id, "key": key},
+            text("UPDATE idempotency_keys SET body_sha256 = :sha256 WHERE job_id = :job_id"),
+            {"sha256": body_sha256, "job_id": job_id},
         )
     return True
 

@@ -1,0 +1,99 @@
+"""The API over real HTTP, in a thread of the test's own process, and clients that have keys for it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from sqlalchemy import Engine
+
+from api.app import create_app
+from api.server import Server
+from jobs import keys
+from jobs.database import connect
+from jobs.queries import tenants
+from jobs.settings import Settings
+from tests.processes import await_condition
+
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+@dataclass
+class Api:
+    """A running API. `client` has a key of the tenant `default`."""
+
+    settings: Settings
+    server: Server
+    url: str
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = self.client_of("default")
+
+    def client_of(self, tenant: str) -> httpx.Client:
+        """A client with a fresh key of that tenant."""
+        return anonymous(self.url, new_key(self.settings, tenant))
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no HTTP client would do."""
+        return socket.create_connection((self.settings.host, int(self.url.rpartition(":")[2])), timeout=10)
+
+    def upload(
+        self, body: bytes | Iterator[bytes], headers: dict[str, str] | None = None, **query: str | int
+    ) -> httpx.Response:
+        """Submit NDJSON for the model `demo`, unless `query` names another."""
+        return self.client.post(
+            "/v1/jobs", params={"model": "demo"} | query, content=body, headers=NDJSON | (headers or {})
+        )
+
+
+def anonymous(url: str, key: str | None = None) -> httpx.Client:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False)
+
+
+def new_key(settings: Settings, tenant: str) -> str:
+    """A key that the API with these settings accepts."""
+    key = keys.new_key()
+    database: Engine = connect(settings, "pagemill tests")
+    with database.begin() as connection:
+        owner = tenants.ensure_tenant(connection, tenant, keys.new_webhook_secret())
+        digest = keys.digest(key, keys.load_pepper(settings))
+        tenants.add_key(connection, owner.id, name="test", hint=keys.hint(key), digest=digest)
+    database.dispose()
+    return key
+
+
+@contextmanager
+def running_api(settings: Settings) -> Iterator[Api]:
+    """Serve on a free port until the block ends."""
+    settings = settings.model_copy(update={"port": 0})
+    server = Server(create_app(settings), settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        await_condition(lambda: server.started or not thread.is_alive(), "start of the API")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        api = Api(settings, server, f"http://{settings.host}:{port}")
+        with closing(api.client):
+            yield api
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, object]:
+    """The error in an answer, which must have this status and the one shape of all errors."""
+    assert response.status_code == status, (response.status_code, response.text)
+    assert response.headers["x-request-id"].startswith("req_")
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) - {"line"} == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    error: dict[str, object] = body["error"]
+    return error
