@@ -1,0 +1,83 @@
+"""The forecast of block use, against a simulation token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.admission import Forecast, RequestSizes
+
+
+def forecast(sequences: list[tuple[int, int]], shared: int = 0, block_size: int = 1) -> Forecast:
+    own = np.array([own for own, _ in sequences], dtype=np.float64)
+    remaining = np.array([left for _, left in sequences], dtype=np.float64)
+    return Forecast(own, remaining, shared_blocks=shared, block_size=block_size)
+
+
+def simulated_peak(sequences: list[tuple[int, int]], shared: int = 0) -> int:
+    """Blocks of one position, one token a step; a sequence leaves after its last."""
+    steps = range(1, max((left for _, left in sequences), default=0) + 1)
+    return shared + max((sum(own + step for own, left in sequences if left >= step) for step in steps), default=0)
+
+
+SEQUENCES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size=8)
+
+
+@settings(deadline=None)
+@given(sequences=SEQUENCES, shared=st.integers(0, 5))
+def test_peak_is_that_of_the_simulation(sequences: list[tuple[int, int]], shared: int) -> None:
+    assert forecast(sequences, shared).peak == simulated_peak(sequences, shared)
+
+
+@settings(deadline=None)
+@given(sequences=SEQUENCES, capacity=st.integers(0, 120))
+def test_admits_one_by_one_while_the_peak_fits(sequences: list[tuple[int, int]], capacity: int) -> None:
+    growing, admitted = forecast([]), list[tuple[int, int]]()
+    for own, left in sequences:
+        fits = simulated_peak([*admitted, (own, left)]) <= capacity
+        assert growing.admit(own, left, 0, capacity) is fits
+        if fits:
+            admitted.append((own, left))
+    assert growing.peak == simulated_peak(admitted)
+
+
+def test_outputs_that_end_make_room_for_those_that_go_on() -> None:
+    """Twelve blocks hold what would reserve sixteen, because one ends before the other is long."""
+    assert forecast([(4, 4), (0, 8)]).peak == 12
+
+
+class TestRequestSizes:
+    def sizes(self, outputs: list[int]) -> RequestSizes:
+        sizes = RequestSizes(4096)
+        for output in outputs:
+            sizes.record(10, output)
+        return sizes
+
+    def remaining(self, sizes: RequestSizes, num_output: float, max_output: float) -> float:
+        return float(sizes.remaining(np.array([num_output]), np.array([max_output]))[0])
+
+    def test_before_anything_finished_a_guess_holds_within_max_tokens(self) -> None:
+        sizes = self.sizes([])
+        assert self.remaining(sizes, 0, 100) == 100
+        assert self.remaining(sizes, 0, 10_000) == sizes.typical_output == 256
+        assert self.remaining(sizes, 1000, 10_000) == 1000
+
+    def test_the_guess_is_within_the_context(self) -> None:
+        assert RequestSizes(64).typical_output == 32
+        assert RequestSizes(64).typical_prompt == 16
+
+    def test_learns_the_mean_of_those_that_went_further(self) -> None:
+        sizes = self.sizes([10] * 50 + [100] * 50)
+        assert self.remaining(sizes, 0, 10_000) == 55
+        assert self.remaining(sizes, 10, 10_000) == 90
+        assert self.remaining(sizes, 99, 10_000) == 1
+        assert self.remaining(sizes, 0, 20) == 20
+        assert sizes.typical_prompt == 10
+
+    def test_beyond_the_longest_it_may_take_as_long_again(self) -> None:
+        assert self.remaining(self.sizes([10] * 50), 30, 10_000) == 30
+
+    def test_forgets_what_is_long_ago(self) -> None:
+        sizes = self.sizes([1000] * 100 + [10] * 2048)
+        assert sizes.typical_output == 10
