@@ -1,0 +1,512 @@
+"""The engine as its callers see it, over a model that is a function of the token history."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from engine.batch import Batch
+from engine.errors import EngineFailed, RequestRejected
+from engine.text import Text
+from tests.unit.engine.fake_runner import FakeRunner
+from tests.unit.engine.test_text import byte_level
+
+GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+
+
+def make(runner: FakeRunner | None = None, text: Text | None = None, **settings: object) -> Engine:
+    runner = runner or FakeRunner()
+    values = {"block_size": runner.block_size, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings}
+    return Engine(runner, text, EngineConfig(**values))  # type: ignore[arg-type]
+
+
+def finish(engine: Engine) -> dict[str, RequestOutput]:
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished:
+        outputs |= {output.request_id: output for output in engine.step()}
+        engine.check()
+    return outputs
+
+
+def speaking(**settings: object) -> tuple[Engine, FakeRunner, Text]:
+    """An engine with a real tokenizer, whose model says anything in its vocabulary."""
+    text = Text(byte_level())
+    runner = FakeRunner(vocab_size=len(text.tokenizer), eos_token_ids=frozenset({1}))
+    return make(runner, text, **settings), runner, text
+
+
+class TestGenerate:
+    def test_token_ids_in_order(self) -> None:
+        engine = make()
+        prompts = [[n, n + 1] for n in range(1, 40)]
+        runner = engine.runner
+        assert isinstance(runner, FakeRunner)
+        outputs = engine.generate(prompts, GREEDY)
+        assert [output.prompt_token_ids for output in outputs] == prompts
+        assert [output.token_ids for output in outputs] == [runner.greedy(p, 10, ignore_eos=True) for p in prompts]
+        assert {output.finish_reason for output in outputs} == {"length"}
+        assert not engine.has_unfinished
+
+    def test_texts(self) -> None:
+        engine, runner, text = speaking()
+        prompts = ["the fox", "the lazy dog", "naïve"]
+        outputs = engine.generate(prompts, GREEDY)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            tokens = runner.greedy(text.encode(prompt), 10, ignore_eos=True)
+            assert output.token_ids == tokens
+            assert output.text == text.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def test_one_bad_prompt_leaves_its_neighbours_alone(self) -> None:
+        engine, _, _ = speaking()
+        prompts = ["fox", "\ud800", [1] * 200, [], [5, -1], [3], "dog"]
+        outputs = engine.generate(prompts, GREEDY)
+        assert [output.finish_reason for output in outputs] == ["length", *["error"] * 4, "length", "length"]
+        assert [output.error is None for output in outputs] == [True, *[False] * 4, True, True]
+        assert all(len(output.token_ids) == 10 for output in outputs if output.error is None)
+
+    def test_texts_without_a_tokenizer_are_errors(self) -> None:
+        first, second = make().generate(["fox", [1]], GREEDY)
+        assert first.error is not None
+        assert "no tokenizer" in first.error
+        assert second.error is None
+
+    def test_parameters_for_each(self) -> None:
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (1, 2, 3)]
+        assert [len(output.token_ids) for output in make().generate([[1], [1], [1]], params)] == [1, 2, 3]
+        with pytest.raises(ValueError, match="2 prompts came with 3"):
+            make().generate([[1], [1]], params)
+        with pytest.raises(TypeError, match="a list of prompts"):
+            make().generate("fox")
+
+    def test_nothing(self) -> None:
+        assert make().generate([]) == []
+
+    def test_a_long_list_is_not_read_before_it_is_needed(self) -> None:
+        """The first step comes after one batch of prompts was tokenized, not after all."""
+        engine, _, text = speaking()
+        batches: list[int] = []
+        steps_before: list[int] = []
+        encode = text.encode_batch
+
+        def spy(texts: Sequence[str], **options: bool) -> object:
+            batches.append(len(texts))
+            steps_before.append(engine.stats().steps)
+            return encode(texts, **options)
+
+        text.encode_batch = spy  # type: ignore[method-assign,assignment]
+        engine.generate(["fox"] * 1000, SamplingParams(temperature=0, max_tokens=2))
+        assert batches == [256, 256, 256, 232]
+        assert steps_before[0] == 0
+        assert steps_before == sorted(set(steps_before))
+
+    def test_requests_of_others_are_not_lost(self) -> None:
+        engine = make()
+        engine.add("mine", [7], GREEDY)
+        (output,) = engine.generate([[8]], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+        assert output.request_id != "mine"
+        assert [other.request_id for other in engine.step()] == ["mine"]
+
+    def test_an_interruption_leaves_nothing_behind(self) -> None:
+        engine = make()
+        run, calls = engine.runner.run, []
+
+        def interrupted(batch: Batch) -> torch.Tensor:
+            calls.append(batch)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return run(batch)
+
+        engine.runner.run = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([[1], [2]], GREEDY)
+        engine.check()
+        assert not engine.has_unfinished
+        assert engine.stats().kv_blocks_used == 0
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("prompt", "params", "message"),
+        [
+            ([], GREEDY, "the prompt is empty"),
+            ([50], GREEDY, "token id from 0 to 49"),
+            ([True], GREEDY, "token id"),
+            ([1] * 119, GREEDY, "exceed the context of 128"),
+            ([1], SamplingParams(max_tokens=10**400), "exceed the context"),
+            ([1] * 128, SamplingParams(max_tokens=None), "leaves none to generate"),
+            ([1], SamplingParams(logit_bias={50: 1.0}), "logit_bias names a token beyond the vocabulary"),
+            ([1], SamplingParams(stop_token_ids=[77]), "stop_token_ids"),
+            ([1], SamplingParams(stop="x"), "no tokenizer"),
+        ],
+    )
+    def test_what_can_never_run(self, prompt: list[int], params: SamplingParams, message: str) -> None:
+        engine = make()
+        with pytest.raises(RequestRejected, match=message) as caught:
+            engine.add("r", prompt, params)
+        assert isinstance(caught.value, ValueError)
+        assert not engine.has_unfinished
+        assert engine.stats().rejected == 1
+
+    def test_more_than_the_whole_cache(self) -> None:
+        engine = make(FakeRunner(num_blocks=4, block_size=4))
+        engine.add("fits", [1] * 7, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
+        with pytest.raises(RequestRejected, match="exceed the whole KV cache of 16 positions"):
+            engine.add("too long", [1] * 8, SamplingParams(max_tokens=10))
+        with pytest.raises(RequestRejected, match="KV cache"):
+            engine.add("prompt too long", [1] * 17, SamplingParams(max_tokens=0))
+        engine.add("as much as fits", [1] * 8, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+        outputs = finish(engine)
+        assert len(outputs["fits"].token_ids) == 10
+        assert len(outputs["as much as fits"].token_ids) == 9
+
+    def test_an_id_twice(self) -> None:
+        engine = make()
+        engine.add("r", [1], GREEDY)
+        with pytest.raises(RequestRejected, match="already here"):
+            engine.add("r", [1], GREEDY)
+        finish(engine)
+        engine.add("r", [1], GREEDY)  # free again
+
+
+class TestEnds:
+    def reference(self, runner: FakeRunner, prompt: list[int]) -> list[int]:
+        return runner.greedy(prompt, 30, ignore_eos=True)
+
+    def test_end_of_sequence_is_kept_among_the_tokens(self) -> None:
+        runner = FakeRunner()
+        tokens = self.reference(runner, [3])
+        runner.eos_token_ids = frozenset({tokens[4]})
+        expected = tokens[: tokens.index(tokens[4]) + 1]
+        (output,) = make(runner).generate([[3]], SamplingParams(temperature=0, max_tokens=30))
+        assert (output.token_ids, output.finish_reason, output.stop_reason) == (expected, "stop", None)
+
+    def test_stop_token(self) -> None:
+        runner = FakeRunner()
+        tokens = self.reference(runner, [3])
+        params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop_token_ids=[tokens[4]])
+        (output,) = make(runner).generate([[3]], params)
+        assert output.token_ids == tokens[: tokens.index(tokens[4]) + 1]
+        assert (output.finish_reason, output.stop_reason) == ("stop", tokens[4])
+
+    def test_min_tokens_holds_stops_back(self) -> None:
+        runner = FakeRunner()
+        tokens = self.reference(runner, [3])
+        params = SamplingParams(
+            temperature=0, max_tokens=30, min_tokens=8, ignore_eos=True, stop_token_ids=[tokens[0], tokens[2]]
+        )
+        (output,) = make(runner).generate([[3]], params)
+        assert len(output.token_ids) > 8
+        assert not {tokens[0], tokens[2]} & set(output.token_ids[:8])
+
+    def test_max_tokens_of_zero_only_reads(self) -> None:
+        (output,) = make().generate([[3, 4, 5]], SamplingParams(max_tokens=0, prompt_logprobs=0))
+        assert (output.token_ids, output.finish_reason) == ([], "length")
+        assert output.prompt_logprobs is not None
+        assert len(output.prompt_logprobs) == 3
+
+    def test_the_context_ends_it(self) -> None:
+        (output,) = make(FakeRunner(max_model_len=20)).generate(
+            [[3, 4]], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+        )
+        assert (len(output.token_ids), output.finish_reason) == (18, "length")
+
+    def test_stop_string_across_tokens_is_cut(self) -> None:
+        engine, runner, text = speaking()
+        tokens = runner.greedy(text.encode("the fox"), 30, ignore_eos=True)
+        whole = text.decode(tokens)
+        place = len(text.decode(tokens[:9]))
+        stop = whole[place - 2 : place + 2]  # the end of one token and the beginning of the next
+        first = whole.index(stop)
+        params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=[stop, "never said"])
+        (output,) = engine.generate(["the fox"], params)
+        assert (output.text, output.finish_reason, output.stop_reason) == (whole[:first], "stop", stop)
+        assert len(output.token_ids) < 30
+        assert stop in text.decode(output.token_ids)
+
+        params = SamplingParams(
+            temperature=0, max_tokens=30, ignore_eos=True, stop=stop, include_stop_str_in_output=True
+        )
+        (output,) = engine.generate(["the fox"], params)
+        assert output.text == whole[: first + len(stop)]
+
+    def test_a_stop_token_is_not_in_the_text(self) -> None:
+        engine, runner, text = speaking()
+        tokens = runner.greedy(text.encode("fox"), 30, ignore_eos=True)
+        end = tokens.index(tokens[6])
+        params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop_token_ids=[tokens[6]])
+        (output,) = engine.generate(["fox"], params)
+        assert output.token_ids == tokens[: end + 1]
+        assert output.text == text.decode(tokens[:end])
+
+    def test_echo(self) -> None:
+        engine, _, text = speaking()
+        plain, echoed = engine.generate(
+            ["the fox"] * 2, [GREEDY, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, echo=True)]
+        )
+        assert echoed.text == text.decode([*plain.prompt_token_ids, *plain.token_ids])
+        assert echoed.text.startswith("the fox")
+        assert echoed.token_ids == plain.token_ids
+
+    def test_echo_with_a_stop_string(self) -> None:
+        engine, _, _ = speaking()
+        (plain,) = engine.generate(["the fox"], GREEDY)
+        stop = plain.text[4:6]
+        params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, echo=True, stop=stop)
+        (echoed,) = engine.generate(["the fox"], params)
+        assert echoed.text == "the fox" + plain.text[: plain.text.index(stop)]
+
+
+class TestAbort:
+    def test_in_every_state(self) -> None:
+        engine = make(max_num_seqs=1)
+        engine.add("running", [1], GREEDY)
+        engine.add("waiting", [2], GREEDY)
+        engine.add("kept", [3], GREEDY)
+        engine.step()
+        for _ in range(2):
+            engine.abort("running")
+            engine.abort("waiting")
+            engine.abort("unknown")
+        engine.check()
+        outputs = finish(engine)
+        engine.abort("kept")
+        assert {k: o.finish_reason for k, o in outputs.items()} == {
+            "running": "abort",
+            "waiting": "abort",
+            "kept": "length",
+        }
+        assert len(outputs["running"].token_ids) == 1
+        assert engine.stats().finished == {"abort": 2, "length": 1}
+
+    def test_of_a_request_whose_first_completion_is_done(self) -> None:
+        engine = make(max_num_seqs=1)
+        engine.add("r", [1], SamplingParams(temperature=0, max_tokens=2, n=2, ignore_eos=True))
+        engine.step()
+        engine.step()
+        engine.abort("r")
+        (output,) = engine.step()
+        assert [completion.finish_reason for completion in output.completions] == ["length", "abort"]
+        assert output.finish_reason == "abort"
+
+
+class TestCompletions:
+    def test_n_are_drawn_apart_and_stay_in_order(self) -> None:
+        params = SamplingParams(n=5, seed=4, max_tokens=6, ignore_eos=True)
+        (output,) = make().generate([[1, 2, 3, 4, 5]], params)
+        assert [completion.index for completion in output.completions] == [0, 1, 2, 3, 4]
+        assert len({tuple(completion.token_ids) for completion in output.completions}) == 5
+        assert output.token_ids == output.completions[0].token_ids
+
+    def test_the_first_of_many_is_the_one_of_one(self) -> None:
+        one, many = make().generate(
+            [[1, 2]] * 2, [SamplingParams(n=n, seed=4, max_tokens=6, ignore_eos=True) for n in (1, 3)]
+        )
+        assert many.completions[0] == one.completions[0]
+
+    def test_their_prompt_is_computed_once(self) -> None:
+        engine = make(FakeRunner(block_size=4))
+        engine.generate([[1] * 9], SamplingParams(n=4, max_tokens=1, ignore_eos=True))
+        assert engine.stats().computed_tokens == 9 + 3
+        assert engine.stats().cached_prompt_tokens == 24
+
+
+class TestSeeds:
+    PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
+
+    def test_without_a_seed_the_request_s_id_decides(self) -> None:
+        def draws(request_id: str, engine_seed: int) -> Sequence[int]:
+            engine = make(seed=engine_seed)
+            engine.add(request_id, [1], self.PARAMS)
+            return finish(engine)[request_id].token_ids
+
+        assert draws("a", 0) == draws("a", 0)
+        assert draws("a", 0) != draws("b", 0)
+        assert draws("a", 0) != draws("a", 1)
+
+    def test_a_request_resumed_from_its_tokens_goes_on_as_it_would_have(self) -> None:
+        params = SamplingParams(max_tokens=12, ignore_eos=True, seed=5)
+        (whole,) = make().generate([[1, 2]], params)
+        begun = [1, 2, *whole.token_ids[:5]]
+        (rest,) = make().generate([begun], SamplingParams(max_tokens=7, ignore_eos=True, seed=5))
+        assert rest.token_ids == whole.token_ids[5:]
+
+
+class TestLogprobs:
+    def test_of_prompt_and_output_are_the_model_s(self) -> None:
+        """However the prompt is cut into chunks, and although another has filled the cache with it."""
+        runner = FakeRunner()
+        engine = make(runner, max_num_batched_tokens=4)
+        prompt = list(range(1, 14))
+        params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+        for _ in range(2):
+            (output,) = engine.generate([prompt], params)
+            assert output.prompt_logprobs is not None
+            assert output.logprobs is not None
+            assert output.prompt_logprobs[0] is None
+            assert output.cached_tokens == 0
+            history = [*prompt, *output.token_ids]
+            scored = [*output.prompt_logprobs[1:], *output.logprobs]
+            assert len(scored) == len(history) - 1
+            for position, got in enumerate(scored, start=1):
+                expected = torch.log_softmax(runner.logits_after(history[:position]), dim=-1)
+                assert got is not None
+                assert got.token_id == history[position]
+                assert got.logprob == pytest.approx(expected[history[position]].item(), abs=1e-5)
+                assert got.top[0][0] == int(expected.argmax())
+
+    def test_prompt_logits_are_rationed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A long prompt never asks for more rows of logits at once than memory allows."""
+        monkeypatch.setattr("engine.engine._MAX_PROMPT_LOGITS", 5 * 50)
+        runner = FakeRunner()
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, prompt_logprobs=0)
+        prompts = [list(range(1, 20)), list(range(2, 30))]
+        outputs = make(runner).generate(prompts, params)
+        assert max(sum(entry.num_logits for entry in batch.entries) for batch in runner.batches) <= 6
+        monkeypatch.undo()
+        assert [o.prompt_logprobs for o in outputs] == [o.prompt_logprobs for o in make().generate(prompts, params)]
+
+
+class TestFailures:
+    def test_nan_ends_one_request(self) -> None:
+        runner = FakeRunner(nan_on=49)
+        prompts = [[1], [2, 49], [3]]
+        outputs = make(runner).generate(prompts, GREEDY)
+        assert [output.finish_reason for output in outputs] == ["length", "error", "length"]
+        assert outputs[1].error == "the model's logits are not finite numbers"
+        assert outputs[2].token_ids == runner.greedy([3], 10, ignore_eos=True)
+
+    def test_nan_in_the_prompt_s_log_probabilities(self) -> None:
+        outputs = make(FakeRunner(nan_on=49)).generate([[2, 49, 3]], SamplingParams(max_tokens=0, prompt_logprobs=0))
+        assert outputs[0].finish_reason == "error"
+
+    def test_a_request_that_breaks_the_step_ends_alone(self) -> None:
+        runner = FakeRunner(raises_on=49)
+        prompts = [[n] for n in range(1, 8)]
+        prompts[4] = [5, 49]
+        engine = make(runner)
+        outputs = engine.generate(prompts, GREEDY)
+        engine.check()
+        for prompt, output in zip(prompts, outputs, strict=True):
+            if 49 in prompt:
+                assert output.error is not None
+                assert "fake kernel failure" in output.error
+            else:
+                assert output.token_ids == runner.greedy(prompt, 10, ignore_eos=True)
+        assert engine.stats().errors == 1
+
+    def test_whoever_shared_a_block_that_it_should_have_filled_starts_again(self) -> None:
+        """The prefix that both share is indexed in the step in which the first one fails."""
+        runner = FakeRunner(raises_on=49, block_size=4)
+        shared = [1, 2, 3, 4]
+        engine = make(runner)
+        bad, good = engine.generate([[*shared, 49], [*shared, 6]], GREEDY)
+        assert bad.finish_reason == "error"
+        assert good.token_ids == runner.greedy([*shared, 6], 10, ignore_eos=True)
+        assert engine.stats().preemptions == 1
+        engine.check()
+
+    def test_a_step_too_large_for_memory_runs_in_parts(self) -> None:
+        runner = FakeRunner(max_tokens_at_once=5)
+        prompts = [[n, 2] for n in range(1, 9)]
+        outputs = make(runner).generate(prompts, GREEDY)
+        assert [o.token_ids for o in outputs] == [runner.greedy(p, 10, ignore_eos=True) for p in prompts]
+
+    def test_two_bad_requests_alone_do_not_end_the_engine(self) -> None:
+        engine = make(FakeRunner(raises_on=49))
+        outputs = engine.generate([[49], [1, 49]], GREEDY)
+        assert [output.finish_reason for output in outputs] == ["error", "error"]
+        assert engine.generate([[1]], GREEDY)[0].finish_reason == "length"
+
+    @pytest.mark.parametrize("requests", [1, 3])
+    def test_a_broken_runner_ends_the_engine_and_blames_nobody(self, requests: int) -> None:
+        engine = make()
+
+        def broken(batch: Batch) -> torch.Tensor:
+            raise RuntimeError("the driver is gone")
+
+        engine.runner.run = broken  # type: ignore[method-assign]
+        for number in range(requests):
+            engine.add(f"r{number}", [1 + number], GREEDY)
+        with pytest.raises(EngineFailed, match="the driver is gone"):
+            engine.step()
+        assert engine.stats().errors == 0
+
+    def test_a_sticky_device_error_ends_the_engine_at_once(self) -> None:
+        engine = make()
+        calls = []
+
+        def sticky(batch: Batch) -> torch.Tensor:
+            calls.append(batch)
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        engine.runner.run = sticky  # type: ignore[method-assign]
+        engine.add("a", [1], GREEDY)
+        engine.add("b", [2], GREEDY)
+        with pytest.raises(EngineFailed, match="illegal memory access"):
+            engine.step()
+        assert len(calls) == 1
+
+    def test_a_tokenizer_that_raises_ends_one_request(self) -> None:
+        engine, _, text = speaking()
+        decode = text.decode
+
+        def fussy(token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+            if len(token_ids) == 3:
+                raise ValueError("no threes")
+            return decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+        text.decode = fussy  # type: ignore[method-assign]
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 3, 4)]
+        outputs = engine.generate([[5], [6], [7]], params)
+        assert [output.finish_reason for output in outputs] == ["length", "error", "length"]
+        assert "no threes" in (outputs[1].error or "")
+
+    def test_a_constraint_that_raises_ends_one_request(self) -> None:
+        class Fussy:
+            def fill(self, bitmask: torch.Tensor) -> None:
+                bitmask.fill_(0b100)  # token 2, and those 32 apart
+
+            def accept(self, token_id: int) -> None:
+                raise ValueError("not that one")
+
+        engine = make()
+        engine.add("bad", [1], GREEDY, constraint=Fussy)
+        engine.add("good", [1], GREEDY)
+        outputs = finish(engine)
+        assert "not that one" in (outputs["bad"].error or "")
+        assert outputs["bad"].token_ids[0] % 32 == 2
+        assert outputs["good"].finish_reason == "length"
+
+
+def test_salts_keep_tenants_apart() -> None:
+    engine = make(FakeRunner(block_size=4))
+    prompt = [1] * 9
+    cached = []
+    for number, salt in enumerate([b"a", b"b", b"a", "a"]):
+        engine.add(f"r{number}", prompt, GREEDY, cache_salt=salt)
+        cached.append(finish(engine)[f"r{number}"].cached_tokens)
+    assert cached == [0, 0, 8, 8]
+
+
+def test_stats_add_up() -> None:
+    engine = make(FakeRunner(block_size=4))
+    engine.generate([[1] * 9, [2] * 3], GREEDY)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_blocks_used, stats.kv_usage) == (0, 0, 0, 0.0)
+    assert (stats.prompt_tokens, stats.output_tokens) == (12, 20)
+    assert stats.computed_tokens == 12 + 20 - 2
+    assert stats.steps == 10
+    assert stats.finished == {"length": 2}
+    assert stats.output_tokens_per_second > 0
+    engine.generate([[1] * 9], GREEDY)
+    assert engine.stats().prefix_hit_rate == 8 / 21
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = "import sys, engine; engine.SamplingParams(); assert 'torch' not in sys.modules; engine.Engine"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
