@@ -1,0 +1,60 @@
+"""A real worker process around a fake model: `python -m tests.fake_worker`.
+
+Everything is the product's own but the runner, which is a function of the token history. How slow it is, and which
+prompts kill, hang or break it, is decided here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+
+import torch
+
+from cli import logs
+from engine import Engine, EngineConfig
+from engine.batch import Batch
+from jobs.settings import Settings
+from tests.unit.engine.fake_runner import FakeRunner
+from worker.service import run_worker
+
+MODEL = "fake"
+VOCAB_SIZE = 50
+MAX_MODEL_LEN = 128
+POISON = 49  # a prompt with this token kills the process, as a bad kernel would
+HANG = 48  # one with this token hangs in a step for good
+BREAK = 47  # one with this token breaks the runner for everybody
+
+
+class Runner(FakeRunner):
+    """The fake model, at a speed that leaves time to interfere."""
+
+    def __init__(self, step_seconds: float) -> None:
+        super().__init__(num_blocks=1024, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN)
+        self._table[:, [POISON, HANG, BREAK]] = -1e4  # only prompts bring them in
+        self._step_seconds = step_seconds
+        self._is_broken = False
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        time.sleep(self._step_seconds)
+        tokens = {token for entry in batch.entries for token in entry.token_ids}
+        if POISON in tokens:
+            ctypes.string_at(0)  # a real SIGSEGV
+        if HANG in tokens:
+            time.sleep(3600)
+        self._is_broken |= BREAK in tokens
+        if self._is_broken:
+            raise RuntimeError("the fake device is gone")
+        return super().run(batch)
+
+
+def load() -> Engine:
+    step_seconds = float(os.environ.get("FAKE_STEP_SECONDS", "0"))
+    return Engine(Runner(step_seconds), None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
+
+
+if __name__ == "__main__":
+    logs.configure("info")
+    sys.exit(run_worker(Settings(), load, model=MODEL, device="cpu"))

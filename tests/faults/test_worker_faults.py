@@ -1,0 +1,107 @@
+"""Workers that die, freeze, hang and break, in the middle of a job: nothing is lost, nothing runs twice to a result."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import SamplingParams
+from tests.fake_worker import BREAK, HANG, POISON, load
+from tests.oracle import check
+from tests.pipeline import Pipeline, wait_until
+
+
+@pytest.fixture
+def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipeline]:
+    with contextlib.closing(Pipeline(database_url, redis_url, tmp_path)) as pipeline:
+        yield pipeline
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [[1 + line % 40, 5, 7, line % 30] for line in range(count)]
+
+
+def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit(prompts(2000), logprobs=0)
+    rng = random.Random(1)
+    for kill_after in sorted(rng.sample(range(100, 1700), 2)):
+        with pipeline.worker(FAKE_STEP_SECONDS="0.01") as process:
+            pipeline.wait_for_results(job_id, kill_after)
+            process.kill()
+            process.wait()
+        written = pipeline.results(job_id)
+        wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the lease")
+        check(pipeline.database_url)
+        assert pipeline.states(job_id).get("running", 0) == 0
+        # What was written stays as it was written.
+        assert {line: pipeline.results(job_id)[line] for line in written} == written
+    with pipeline.worker():
+        job = pipeline.wait_for_end(job_id)
+    assert (job.completed, job.failed, job.last_seq) == (2000, 0, 2000)
+    results = pipeline.results(job_id)
+    assert sorted(results) == list(range(1, 2001))
+    # Greedy, so each answer is that of an engine which nobody disturbed.
+    undisturbed = load().generate(prompts(2000), SamplingParams(temperature=0, max_tokens=20))
+    for line, output in enumerate(undisturbed, 1):
+        assert results[line]["response"]["body"]["choices"][0]["logprobs"]["token_ids"] == list(output.token_ids)
+    check(pipeline.database_url)
+
+
+def test_a_zombie_writes_nothing(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit(prompts(300))
+    with pipeline.worker(FAKE_STEP_SECONDS="0.1") as zombie:
+        pipeline.wait_for_results(job_id, 1)
+        zombie.send_signal(signal.SIGSTOP)
+        wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the zombie's lease")
+        with pipeline.worker():
+            pipeline.wait_for_end(job_id)
+            before = pipeline.results(job_id)
+            zombie.send_signal(signal.SIGCONT)
+            # It finds out, and serves again under another id.
+            wait_until(lambda: len(pipeline.live_workers()) == 2, what="the zombie's new life")
+            assert pipeline.results(job_id) == before
+            assert pipeline.job(job_id).completed == 300
+            assert pipeline.wait_for_end(pipeline.submit(prompts(40))).completed == 40
+        check(pipeline.database_url)
+
+
+def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit([*prompts(30), [1, POISON, 2], *prompts(30)])
+    deaths = 0
+    while not pipeline.job(job_id).is_terminal:
+        with pipeline.worker() as process:
+            while process.poll() is None and not pipeline.job(job_id).is_terminal:
+                time.sleep(0.05)
+            if process.poll() is not None:
+                deaths += 1
+                assert process.returncode == -signal.SIGSEGV
+                wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the lease")
+    job = pipeline.job(job_id)
+    assert deaths == pipeline.settings.max_deaths
+    assert (job.completed, job.failed) == (60, 1)
+    assert pipeline.results(job_id)[31]["error"]["code"] == "worker_died"
+    check(pipeline.database_url)
+
+
+def test_an_engine_that_breaks_frees_its_requests_and_ends_its_process(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit([*prompts(10), [1, BREAK, 2], *prompts(10)])
+    with pipeline.worker() as process:
+        assert process.wait(timeout=30) == 1
+    assert "running" not in pipeline.states(job_id)
+    assert pipeline.live_workers() == set()
+    check(pipeline.database_url)
+
+
+def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit([[1, HANG, 2]])
+    with pipeline.worker(PAGEMILL_WATCHDOG="1.5") as process:
+        assert process.wait(timeout=30) == 1
+    assert pipeline.states(job_id) == {"pending": 1}
+    assert pipeline.query("SELECT deaths FROM requests")[0].deaths == 1
+    check(pipeline.database_url)

@@ -1,0 +1,139 @@
+"""A worker process beside a real Postgres and a real Redis, when nothing goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.queries.settling import cancel_job, settle_open
+from jobs.queues import DRAIN_TASK, model_queue
+from tests.fake_worker import MODEL
+from tests.oracle import check
+from tests.pipeline import Pipeline, wait_until
+from worker.app import make_app
+
+
+@pytest.fixture
+def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipeline]:
+    with contextlib.closing(Pipeline(database_url, redis_url, tmp_path)) as pipeline:
+        yield pipeline
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [[1 + line % 40, 5, 7, line % 30] for line in range(count)]
+
+
+def test_a_job_comes_back_whole(pipeline: Pipeline) -> None:
+    with pipeline.worker():
+        job = pipeline.wait_for_end(pipeline.submit(prompts(300)))
+    assert (job.state, job.completed, job.last_seq) == ("completed", 300, 300)
+    results = pipeline.results(job.id)
+    assert sorted(results) == list(range(1, 301))
+    response = results[1]["response"]
+    assert response["status_code"] == 200
+    assert response["body"]["object"] == "text_completion"
+    assert response["body"]["choices"][0]["finish_reason"] in ("stop", "length")
+    usage = response["body"]["usage"]
+    assert usage["prompt_tokens"] == 4
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert job.prompt_tokens == 300 * 4
+    assert job.completion_tokens == sum(
+        result["response"]["body"]["usage"]["completion_tokens"] for result in results.values()
+    )
+    check(pipeline.database_url)
+
+
+def test_the_bell_is_heard_long_before_the_poll(pipeline: Pipeline) -> None:
+    with pipeline.worker(PAGEMILL_POLL_INTERVAL="60"):
+        # The first poll after registering is over once the worker waits on its bell.
+        first = pipeline.submit(prompts(1))
+        app = make_app(pipeline.settings, "test")
+        app.send_task(DRAIN_TASK, args=[str(first)], queue=model_queue(MODEL))
+        pipeline.wait_for_end(first, timeout=20)
+        second = pipeline.submit(prompts(1))
+        app.send_task(DRAIN_TASK, args=[str(second)], queue=model_queue(MODEL))
+        pipeline.wait_for_end(second, timeout=20)
+
+
+def test_without_redis_the_poll_finds_the_work(pipeline: Pipeline) -> None:
+    with pipeline.worker(PAGEMILL_REDIS_URL="redis://127.0.0.1:1/0") as process:
+        job = pipeline.wait_for_end(pipeline.submit(prompts(20)))
+        assert job.completed == 20
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    check(pipeline.database_url)
+
+
+def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline) -> None:
+    fits, text_for_a_model_without_tokenizer = [1, 2, 3], "a text"
+    job_id = pipeline.submit([fits, fits, fits])
+    pipeline.query(
+        "UPDATE bodies SET body = :body WHERE line = 2 RETURNING 1",
+        body=b'{"prompt": "%s", "max_tokens": 4}' % text_for_a_model_without_tokenizer.encode(),
+    )
+    pipeline.query(
+        "UPDATE bodies SET body = :body WHERE line = 3 RETURNING 1",
+        body=b'{"prompt": [%s], "max_tokens": 4}' % b",".join([b"1"] * 127),
+    )
+    with pipeline.worker():
+        job = pipeline.wait_for_end(job_id)
+    assert (job.state, job.completed, job.failed) == ("completed", 1, 2)
+    results = pipeline.results(job_id)
+    assert results[2]["response"]["status_code"] == 400
+    assert "tokenizer" in results[2]["response"]["body"]["error"]["message"]
+    assert results[3]["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    assert all(result["error"] is None for result in results.values())
+    check(pipeline.database_url)
+
+
+def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> None:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.2") as process:
+        job_id = pipeline.submit(prompts(200))
+        wait_until(lambda: "running" in pipeline.states(job_id), what="a claim")
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 20
+    states = pipeline.states(job_id)
+    assert "running" not in states
+    assert states["pending"] > 0
+    assert pipeline.query("SELECT max(deaths) AS deaths FROM requests")[0].deaths == 0
+    assert pipeline.live_workers() == set()
+    check(pipeline.database_url)
+    with pipeline.worker():
+        assert pipeline.wait_for_end(job_id).completed == 200
+    check(pipeline.database_url)
+
+
+def test_a_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.1"):
+        cancelled = pipeline.submit(prompts(500))
+        pipeline.wait_for_results(cancelled, 1)
+        with pipeline.database.begin() as connection:
+            assert cancel_job(connection, pipeline.tenant.id, cancelled) == "cancelling"
+        while not pipeline.job(cancelled).is_terminal:
+            with pipeline.database.begin() as connection:
+                settle_open(connection, cancelled, limit=100)
+        job = pipeline.job(cancelled)
+        assert job.state == "cancelled"
+        assert job.completed + job.cancelled == 500
+        assert job.cancelled > 0
+        # The engine is free again for what comes next.
+        assert pipeline.wait_for_end(pipeline.submit(prompts(5))).completed == 5
+    check(pipeline.database_url)
+
+
+def test_the_same_message_a_hundred_times_is_one_execution(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit(prompts(50))
+    app = make_app(pipeline.settings, "test")
+    for _ in range(100):
+        app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(MODEL))
+    with pipeline.worker():
+        assert pipeline.wait_for_end(job_id).completed == 50
+    assert pipeline.query("SELECT max(epoch) AS epoch FROM requests")[0].epoch == 1
+    check(pipeline.database_url)

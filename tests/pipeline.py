@@ -1,0 +1,157 @@
+"""A pipeline without HTTP: jobs straight into Postgres, real worker processes, and what came out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Engine, create_engine, text
+
+from jobs.database import sqlalchemy_url
+from jobs.queries import settling, submission, tenants
+from jobs.queries.reading import Job, get_job
+from jobs.requests import JobHead, ModelLimits, Params, parse_request
+from jobs.settings import Settings
+from tests.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
+
+# Clocks short enough for a test, in the proportions of the real ones.
+QUICK = {
+    "PAGEMILL_LEASE": "3",
+    "PAGEMILL_FENCE_AFTER": "2",
+    "PAGEMILL_HEARTBEAT_INTERVAL": "0.5",
+    "PAGEMILL_POLL_INTERVAL": "0.2",
+    "PAGEMILL_WRITE_INTERVAL": "0.05",
+    "PAGEMILL_DRAIN_DEADLINE": "0.5",
+}
+
+
+def wait_until(condition: Callable[[], bool], *, timeout: float = 30.0, what: str = "the condition") -> None:
+    """Wait for something that another process brings about."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come about within {timeout} s")
+        time.sleep(0.05)
+
+
+@dataclass
+class Pipeline:
+    """One database and the workers on it."""
+
+    database_url: str
+    redis_url: str
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    database: Engine = field(init=False)
+    tenant: tenants.Tenant = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.database = create_engine(sqlalchemy_url(self.database_url))
+        with self.database.begin() as connection:
+            self.tenant = tenants.ensure_tenant(connection, "default", "whsec_c2VjcmV0")
+            connection.execute(
+                text(
+                    "INSERT INTO models (name, max_model_len, vocab_size) VALUES (:name, :length, :size) "
+                    "ON CONFLICT (name) DO NOTHING"
+                ),
+                {"name": MODEL, "length": MAX_MODEL_LEN, "size": VOCAB_SIZE},
+            )
+
+    def close(self) -> None:
+        self.database.dispose()
+
+    @property
+    def settings(self) -> Settings:
+        quick = {name.removeprefix("PAGEMILL_").lower(): value for name, value in QUICK.items()}
+        return Settings(database_url=self.database_url, redis_url=self.redis_url, **quick)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def worker(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker process, registered; killed at the end if it still runs."""
+        known = self.live_workers()
+        process = self.start_worker(**environment)
+        try:
+            wait_until(lambda: bool(self.live_workers() - known), what="the worker's registration")
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+    def start_worker(self, **environment: str) -> subprocess.Popen[bytes]:
+        """The same, without waiting; the caller ends it."""
+        with (self.directory / "worker.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.fake_worker"],
+                env={
+                    **os.environ,
+                    **QUICK,
+                    **self.environment,
+                    **environment,
+                    "PAGEMILL_DATABASE_URL": self.database_url,
+                    "PAGEMILL_REDIS_URL": self.redis_url,
+                },
+                stdout=log,
+                stderr=log,
+            )
+
+    def submit(self, prompts: Sequence[Sequence[int]], **params: Any) -> UUID:
+        """A published job; nobody is told of it."""
+        model = ModelLimits(MODEL, MAX_MODEL_LEN, VOCAB_SIZE)
+        defaults = Params(**{"max_tokens": 20, "temperature": 0, **params})
+        lines = [
+            parse_request({"prompt": list(prompt)}, line, defaults, model) for line, prompt in enumerate(prompts, 1)
+        ]
+        with self.database.begin() as connection:
+            job_id = submission.open_job(connection, self.tenant.id, JobHead(model=MODEL))
+            assert submission.stage_lines(connection, job_id, lines)
+            assert submission.publish(connection, job_id)
+        return job_id
+
+    def wait_for_results(self, job_id: UUID, count: int) -> None:
+        wait_until(lambda: self.job(job_id).last_seq >= count, what=f"{count} results")
+
+    def job(self, job_id: UUID) -> Job:
+        with self.database.begin() as connection:
+            job = get_job(connection, self.tenant.id, job_id)
+        assert job is not None
+        return job
+
+    def wait_for_end(self, job_id: UUID, *, timeout: float = 60.0) -> Job:
+        wait_until(lambda: self.job(job_id).is_terminal, timeout=timeout, what="the job's end")
+        return self.job(job_id)
+
+    def results(self, job_id: UUID) -> dict[int, dict[str, Any]]:
+        """Line → the stored body, of a job whose results are each there once."""
+        rows = self.query("SELECT seq, line, body FROM results WHERE job_id = :id ORDER BY seq", id=job_id)
+        assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
+        by_line = {row.line: orjson.loads(row.body) for row in rows}
+        assert len(by_line) == len(rows)
+        return by_line
+
+    def states(self, job_id: UUID) -> dict[str, int]:
+        rows = self.query("SELECT state, count(*) AS n FROM requests WHERE job_id = :id GROUP BY state", id=job_id)
+        return {row.state: row.n for row in rows}
+
+    def live_workers(self) -> set[UUID]:
+        return {row.id for row in self.query("SELECT id FROM workers WHERE ended_at IS NULL")}
+
+    def reap(self) -> settling.Buried | None:
+        """What the courier's sweep does, now."""
+        with self.database.begin() as connection:
+            return settling.reap_worker(connection, max_deaths=self.settings.max_deaths)
+
+    def query(self, statement: str, **parameters: object) -> Sequence[Any]:
+        with self.database.begin() as connection:
+            return connection.execute(text(statement), parameters).all()
