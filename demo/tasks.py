@@ -1,0 +1,153 @@
+"""Three small tasks whose answers can be checked, and the split of their problems into training and hold-out.
+
+    17 + 58 =        →  75        two numbers from 0 to 99
+    reverse stone =  →  enots     a word of 3 to 6 letters
+    sort stone =     →  enost     its letters in alphabetical order
+
+The equals sign is not decoration: with characters for tokens, nothing else tells where a prompt ends and its answer
+begins, and `17 + 5` answered with the 2 of 22 would read like the prompt `17 + 52`.
+
+A problem's *subject* decides its side: the word, or the pair of addends whatever their order. One subject in ten is
+held out by its hash, and so is every real word of `words.txt`: the model is trained on random letters only, so whoever
+asks it about a garden asks about a word that it has never seen, in either task.
+
+Plain Python on purpose: the command line makes prompts and checks answers with it where no torch is installed.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from string import ascii_lowercase
+
+LARGEST_ADDEND = 99
+SHORTEST_WORD, LONGEST_WORD = 3, 6
+LONGEST_PROMPT = len("reverse ") + LONGEST_WORD + len(" =")
+LONGEST_ANSWER = LONGEST_WORD
+HELD_OUT_ONE_IN = 10
+
+Rng = random.Random
+
+_ADD = re.compile(r"(0|[1-9][0-9]?) \+ (0|[1-9][0-9]?) =")
+_WORD = re.compile(rf"(reverse|sort) ([a-z]{{{SHORTEST_WORD},{LONGEST_WORD}}}) =")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt of one task, with the only answer that counts as right."""
+
+    task: str
+    prompt: str
+    answer: str
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The real words that ship with the demo, in alphabetical order; all of them are held out."""
+    return tuple((files("demo") / "words.txt").read_text(encoding="ascii").split())
+
+
+def solve(prompt: str) -> str:
+    """The right answer to `prompt`; ValueError where it is none of the three tasks."""
+    if match := _ADD.fullmatch(prompt):
+        return str(int(match[1]) + int(match[2]))
+    if match := _WORD.fullmatch(prompt):
+        task, word = match.groups()
+        return word[::-1] if task == "reverse" else "".join(sorted(word))
+    raise ValueError(f"not a prompt of the demo's tasks: {prompt!r}")
+
+
+def exact(prompt: str, answer: str) -> bool:
+    """Whether `answer` is right to the letter; ValueError where `prompt` is none of the three tasks."""
+    return answer == solve(prompt)
+
+
+def held_out(prompt: str) -> bool:
+    """Whether the problem is kept from training; ValueError where `prompt` is none of the three tasks."""
+    if match := _ADD.fullmatch(prompt):
+        # 17 + 58 in training would give away 58 + 17.
+        low, high = sorted(map(int, match.groups()))
+        return _hashed_out(f"{low} {high}")
+    if match := _WORD.fullmatch(prompt):
+        word = match[2]
+        return _hashed_out(word) or word in _word_set()
+    raise ValueError(f"not a prompt of the demo's tasks: {prompt!r}")
+
+
+def training_problems(rng: Rng) -> Iterator[Problem]:
+    """Endless problems of the training side, the three tasks equally often, drawn with `rng`."""
+    while True:
+        task = rng.choice(tuple(TASKS))
+        problem = TASKS[task](rng)
+        if not held_out(problem.prompt):
+            yield problem
+
+
+def holdout(task: str, count: int, seed: int = 0) -> list[Problem]:
+    """`count` different held-out problems of one task, the same ones for the same seed.
+
+    The word tasks begin with the real words, in an order drawn from `seed`, and go on with held-out random letters.
+    ValueError where the task has fewer held-out problems than `count`.
+    """
+    rng = Rng(f"holdout {task} {seed}")
+    if task == "add":
+        numbers = range(LARGEST_ADDEND + 1)
+        everything = [_addition(a, b) for a in numbers for b in numbers]
+        kept = [problem for problem in everything if held_out(problem.prompt)]
+        if count > len(kept):
+            raise ValueError(f"only {len(kept)} additions are held out, {count} were asked for")
+        return rng.sample(kept, count)
+    problems = dict.fromkeys(_word_problem(task, word) for word in rng.sample(words(), len(words())))
+    while len(problems) < count:
+        problem = TASKS[task](rng)
+        if held_out(problem.prompt):
+            problems.setdefault(problem)
+    return list(problems)[:count]
+
+
+def mixed_holdout(count: int, seed: int = 0) -> list[Problem]:
+    """`count` different held-out problems, the tasks in turn, the same ones for the same seed."""
+    share = -(-count // len(TASKS))
+    columns = [holdout(task, share, seed) for task in TASKS]
+    return [problem for row in zip(*columns, strict=True) for problem in row][:count]
+
+
+def _addition(a: int, b: int) -> Problem:
+    prompt = f"{a} + {b} ="
+    return Problem("add", prompt, solve(prompt))
+
+
+def _word_problem(task: str, word: str) -> Problem:
+    prompt = f"{task} {word} ="
+    return Problem(task, prompt, solve(prompt))
+
+
+def _addend(rng: Rng) -> int:
+    # Of uniform pairs one in a hundred has two digits in all, too few to learn the sums that people try first.
+    return rng.randint(0, rng.choice((9, LARGEST_ADDEND)))
+
+
+def _word(rng: Rng) -> str:
+    # Words repeat letters more often than uniform draws do (banana): half of ours draw from a few letters only.
+    alphabet = ascii_lowercase if rng.random() < 0.5 else rng.sample(ascii_lowercase, rng.randint(1, LONGEST_WORD))
+    return "".join(rng.choices(alphabet, k=rng.randint(SHORTEST_WORD, LONGEST_WORD)))
+
+
+TASKS: dict[str, Callable[[Rng], Problem]] = {
+    "add": lambda rng: _addition(_addend(rng), _addend(rng)),
+    "reverse": lambda rng: _word_problem("reverse", _word(rng)),
+    "sort": lambda rng: _word_problem("sort", _word(rng)),
+}
+"""Each task's name and how to draw one of its problems, from either side of the split."""
+
+
+def _hashed_out(subject: str) -> bool:
+    return int.from_bytes(sha256(subject.encode()).digest()[:8]) % HELD_OUT_ONE_IN == 0
+
+
+@cache
+def _word_set() -> frozenset[str]:
+    return frozenset(words())
