@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from jobs.errors import LeaseLost
+from jobs.queries.planning import walk_indexes
 from jobs.queries.settling import lock_jobs
 
 # Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
@@ -62,6 +63,7 @@ def claim(
 
     A request that was running in `solo_after_deaths` deaths of a worker is taken alone, by a worker that is idle.
     """
+    walk_indexes(connection)
     # Held until commit: no reaper can end this worker between the check and the rows, and leave them without an owner.
     alive = connection.execute(
         text(
@@ -123,6 +125,7 @@ def still_held(connection: Connection, worker_id: UUID) -> set[tuple[UUID, int]]
 
 def give_back(connection: Connection, held: Sequence[ClaimedRequest]) -> int:
     """Put requests back in line, uncharged: claimed, but not to be run here. Returns how many still were ours."""
+    walk_indexes(connection)
     lock_jobs(connection, {request.job_id for request in held})
     # Only what is still held as it was claimed.
     return connection.execute(

@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.ids import new_id
+from jobs.queries.planning import walk_indexes
 from jobs.states import JobState, RequestState
 
 
@@ -51,6 +52,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
     """Write a group of outcomes. Those that the fence stops are left out silently: somebody else's word stands."""
     if not outcomes:
         return Settled(0, ())
+    walk_indexes(connection)
     job_ids = lock_jobs(connection, {outcome.job_id for outcome in outcomes})
     # The fence, the results that passed it, and the counters, in one statement: nothing can come between.
     written: int = connection.execute(
