@@ -11,13 +11,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cli.client import ServiceError
 from cli.data_dir import DataDirError
+from cli.embedded import EmbeddedServiceError
 from jobs.database import DatabaseNotConfigured, brief
 from jobs.queues import BrokerNotConfigured
 
 P = ParamSpec("P")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def explained(command: Callable[P, int]) -> Callable[P, int]:
@@ -27,7 +28,7 @@ def explained(command: Callable[P, int]) -> Callable[P, int]:
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return command(*args, **kwargs)
-        except (ServiceError, DatabaseNotConfigured, BrokerNotConfigured, DataDirError) as error:
+        except (ServiceError, DatabaseNotConfigured, BrokerNotConfigured, DataDirError, EmbeddedServiceError) as error:
             err.print(str(error), style="red", markup=False)
         except SQLAlchemyError as error:
             err.print(f"Postgres: {brief(error)}", style="red", markup=False)
