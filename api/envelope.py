@@ -31,25 +31,20 @@ class Envelope:
             return
         exchange = _Exchange(scope, receive, send)
         began = time.monotonic()
+        # The path and never the query: submissions carry metadata there.
+        what = f"{exchange.request_id} {scope['method']} {ascii(scope['path'])[1:-1]}"
+        logger.debug("%s begins", what)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an answer and the log gets the frames
             # Frames and kind, not the message: it can quote prompts.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("%s %s\n%s", exchange.request_id, type(error).__name__, frames)
+            logger.error("%s %s\n%s", what, type(error).__name__, frames)
             if exchange.status is None:
                 await unexpected().response()(scope, exchange.receive, exchange.send)
             # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
         finally:
-            # The path and never the query: submissions carry metadata there.
-            logger.info(
-                "%s %s %s %s %.0f ms",
-                exchange.request_id,
-                scope["method"],
-                ascii(scope["path"])[1:-1],
-                exchange.status,
-                (time.monotonic() - began) * 1000,
-            )
+            logger.info("%s %s %.0f ms", what, exchange.status, (time.monotonic() - began) * 1000)
 
 
 class _Exchange:

@@ -73,7 +73,7 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
     model = await _find_model(services, head)
     reservation = None if key is None else await _reserve(services, tenant, head, key)
     # The query is as much of the request as the body is.
-    fingerprint = hashlib.sha256(orjson.dumps(head.model_dump(), option=orjson.OPT_SORT_KEYS) + b"\n")
+    fingerprint = hashlib.sha256(orjson.dumps(head.model_dump(exclude_unset=True), option=orjson.OPT_SORT_KEYS) + b"\n")
     pieces = read_body(request, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     if reservation is not None and not reservation.is_ours:
         async for piece in pieces:

@@ -70,7 +70,16 @@ def new_key(settings: Settings, tenant: str) -> str:
 
 @contextmanager
 def running_api(settings: Settings) -> Iterator[Api]:
-    """Serve on a free port until the block ends."""
+    """Serve on a free port until the block ends, with a client that has a key."""
+    with served(settings) as (server, url):
+        api = Api(settings, server, url)
+        with closing(api.client):
+            yield api
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[tuple[Server, str]]:
+    """Serve on a free port until the block ends: the server and its URL."""
     settings = settings.model_copy(update={"port": 0})
     server = Server(create_app(settings), settings)
     thread = threading.Thread(target=server.run)
@@ -78,9 +87,7 @@ def running_api(settings: Settings) -> Iterator[Api]:
     try:
         await_condition(lambda: server.started or not thread.is_alive(), "start of the API")
         port = server.servers[0].sockets[0].getsockname()[1]
-        api = Api(settings, server, f"http://{settings.host}:{port}")
-        with closing(api.client):
-            yield api
+        yield server, f"http://{settings.host}:{port}"
     finally:
         server.should_exit = True
         thread.join()

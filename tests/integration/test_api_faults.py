@@ -1,0 +1,232 @@
+"""Callers that hang up, Redis and Postgres that are away, full disks, and faults of ours."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import httpx
+import pytest
+
+from jobs.keys import new_key
+from jobs.settings import Settings
+from tests.api_server import Api, anonymous, error_of, running_api, served
+from tests.processes import await_condition
+from tests.proxies import Proxy, proxied
+from tests.rows import Rows, rows_in
+from tests.services import Services
+
+CANARY = "canary-7f3a"
+
+
+@pytest.fixture(scope="module")
+def rows(services: Services) -> Iterator[Rows]:
+    with services.database() as url, rows_in(url) as rows:
+        rows.clear()
+        yield rows
+
+
+@pytest.fixture(scope="module")
+def settings(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        database_url=rows.database_url,
+        redis_url=services.redis_database(),
+        data_dir=tmp_path_factory.mktemp("api"),
+        stage_chunk_lines=2,
+        body_timeout=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def api(settings: Settings) -> Iterator[Api]:
+    with running_api(settings) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_jobs(rows: Rows) -> None:
+    rows.clear_jobs()
+
+
+def begin_upload(api: Api, headers: str = "transfer-encoding: chunked", key: str = "cut") -> socket.socket:
+    """A connection on which the head of an upload was sent."""
+    connection = api.connect()
+    connection.sendall(
+        (
+            "POST /v1/jobs?model=demo HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+            f"authorization: {api.client.headers['authorization']}\r\nidempotency-key: {key}\r\n{headers}\r\n\r\n"
+        ).encode()
+    )
+    return connection
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class TestCallersThatHangUp:
+    @pytest.mark.parametrize(
+        ("framing", "part"),
+        [
+            ("transfer-encoding: chunked", chunk(b'"a"\n"b"\n"c"\n') + b"5\r\n"),
+            ("content-length: 1000", b'"a"\n"b"\n"c"\n"d'),
+            ("transfer-encoding: chunked", chunk(b'"a"\n"b"\n"c"\n') + b"no chunk\r\n"),
+        ],
+        ids=["in a chunk", "before the announced length", "with rubbish"],
+    )
+    def test_a_cut_upload_leaves_nothing(self, api: Api, rows: Rows, framing: str, part: bytes) -> None:
+        with begin_upload(api, framing) as connection:
+            connection.sendall(part)
+            if not part.endswith(b"no chunk\r\n"):
+                await_condition(lambda: bool(rows.query("SELECT 1 FROM bodies")), "a stored group")
+        await_condition(lambda: rows.query("SELECT 1 FROM idempotency_keys") == [], "the key's freedom")
+        await_condition(lambda: rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == [], "the job's end")
+        assert api.client.get("/v1/jobs").json()["data"] == []
+        assert api.upload(b'"a"', {"idempotency-key": "cut"}).status_code == 202
+
+    def test_a_caller_that_stops_sending_is_cut(self, api: Api, rows: Rows) -> None:
+        with begin_upload(api) as connection:
+            connection.sendall(chunk(b'"a"\n"b"\n"c"\n'))
+            answer = connection.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code": "request_timeout"' in answer
+        assert rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
+
+    def test_a_slow_caller_is_not_cut(self, api: Api) -> None:
+        with begin_upload(api, key="slow") as connection:
+            for piece in (b'"a', b'"\n', b'"b"\n', b'"c"'):
+                time.sleep(0.2)
+                connection.sendall(chunk(piece))
+            connection.sendall(b"0\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 202 ")
+
+
+class TestRedis:
+    @pytest.mark.parametrize("fault", [Proxy.down, Proxy.hang], ids=["down", "hanging"])
+    def test_jobs_are_taken_without_it(self, settings: Settings, rows: Rows, fault: object) -> None:
+        assert settings.redis_url is not None
+        assert callable(fault)
+        patience = 1.0
+        with (
+            proxied(settings.redis_url) as (proxy, url),
+            running_api(settings.model_copy(update={"redis_url": url, "redis_timeout": patience})) as api,
+        ):
+            assert api.client.get("/readyz").json()["redis"] == "ok"
+            fault(proxy)
+            for _ in range(3):
+                response = api.upload(b'"a"')
+                assert response.status_code == 202
+                assert response.elapsed.total_seconds() < patience
+            await_condition(lambda: api.client.get("/readyz").json()["bells_lost"] > 0, "a lost bell")
+            assert api.client.get("/readyz").json()["redis"] == "unreachable"
+            proxy.up()
+            await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis' return")
+            assert api.upload(b'"a"').status_code == 202
+            await_condition(lambda: api.client.get("/readyz").json()["bells_sent"] > 0, "a bell")
+        assert len(rows.query("SELECT 1 FROM jobs WHERE state = 'in_progress'")) == 4
+
+
+class TestPostgres:
+    def test_without_it_everything_is_unavailable_and_comes_back(self, settings: Settings, rows: Rows) -> None:
+        assert settings.database_url is not None
+        with (
+            proxied(settings.database_url) as (proxy, url),
+            running_api(settings.model_copy(update={"database_url": url})) as api,
+        ):
+            job = api.upload(b'"a"\n').json()
+            proxy.down()
+            for response in (
+                api.client.get("/v1/jobs"),
+                api.client.get(f"/v1/jobs/{job['id']}?wait=5"),
+                api.client.get(f"/v1/jobs/{job['id']}/results"),
+                api.client.post(f"/v1/jobs/{job['id']}/cancel"),
+                api.client.get("/v1/models"),
+                api.client.get("/readyz"),
+                api.upload(b'"a"\n'),
+                api.client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]}),
+            ):
+                assert error_of(response, 503)["code"] == "unavailable"
+                assert response.headers["retry-after"] == "2"
+            assert api.client.get("/healthz").status_code == 200
+            proxy.up()
+            assert api.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "in_progress"
+
+    def test_it_goes_away_in_the_middle_of_an_upload(self, settings: Settings, rows: Rows) -> None:
+        assert settings.database_url is not None
+        with (
+            proxied(settings.database_url) as (proxy, url),
+            running_api(settings.model_copy(update={"database_url": url})) as api,
+        ):
+
+            def body() -> Iterator[bytes]:
+                yield b'"a"\n"b"\n"c"\n'
+                await_condition(lambda: bool(rows.query("SELECT 1 FROM bodies")), "a stored group")
+                proxy.down()
+                yield b'"d"\n' * 10
+
+            response = api.upload(body(), {"idempotency-key": "broken"})
+            assert error_of(response, 503)["code"] == "unavailable"
+            assert rows.query("SELECT state FROM jobs") == [("validating",)]
+            proxy.up()
+            assert api.client.get("/v1/jobs").json()["data"] == []
+
+    def test_a_full_disk(self, api: Api, rows: Rows) -> None:
+        with raising(rows, sqlstate="53100"):
+            error = error_of(api.upload(b'"a"\n'), 507)
+            assert error["code"] == "insufficient_storage"
+            assert rows.query("SELECT 1 FROM jobs") == []
+        assert api.upload(b'"a"\n').status_code == 202
+
+    def test_a_database_without_tables(self, settings: Settings, empty_database_url: str) -> None:
+        with (
+            served(settings.model_copy(update={"database_url": empty_database_url})) as (_, url),
+            closing(anonymous(url, new_key())) as client,
+        ):
+            for path in ("/v1/jobs", "/readyz"):
+                assert "pagemill migrate" in str(error_of(client.get(path), 503)["message"])
+
+    def test_results_that_vanish_under_a_reader_are_cut_visibly(self, api: Api, rows: Rows) -> None:
+        job_id = rows.job(600)
+        rows.finish(job_id)
+        rows.execute(
+            "UPDATE results SET body = convert_to(json_build_object('response', repeat('x', 100000), 'error', null)"
+            "::text, 'UTF8') WHERE job_id = :id",
+            id=job_id,
+        )
+        with api.client.stream("GET", f"/v1/jobs/job_{job_id.hex}/results") as response:
+            pieces = response.iter_raw()
+            assert next(pieces).startswith(b'{"id":"req_')
+            rows.execute("DELETE FROM results WHERE job_id = :id", id=job_id)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
+
+
+class TestFaultsOfOurs:
+    def test_nothing_leaks(self, api: Api, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        with raising(rows, sqlstate="P0001"), caplog.at_level(logging.DEBUG, "pagemill.api"):
+            response = api.upload(f'"{CANARY}"\n'.encode(), {"idempotency-key": "ours"})
+        error = error_of(response, 500)
+        assert error["type"] == "server_error"
+        assert CANARY not in response.text
+        logged = [record.getMessage() for record in caplog.records]
+        assert any(response.headers["x-request-id"] in line and "RaiseException" in line for line in logged)
+        assert not any(CANARY in line for line in logged)
+        assert rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
+        assert api.upload(b'"a"', {"idempotency-key": "ours"}).status_code == 202
+
+
+@contextmanager
+def raising(rows: Rows, *, sqlstate: str) -> Iterator[None]:
+    """Every line that is stored raises this error in Postgres, with what it holds in the message."""
+    rows.execute(
+        "CREATE OR REPLACE FUNCTION raise_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"RAISE EXCEPTION '%', convert_from(NEW.body, 'UTF8') USING ERRCODE = '{sqlstate}'; END $$"
+    )
+    rows.execute("CREATE TRIGGER raise_it BEFORE INSERT ON bodies FOR EACH ROW EXECUTE FUNCTION raise_it()")
+    try:
+        yield
+    finally:
+        rows.execute("DROP TRIGGER raise_it ON bodies")

@@ -1,0 +1,173 @@
+"""The API as a process of its own: what it imports, logs and holds in memory, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jobs.settings import Settings
+from tests.api_server import NDJSON, anonymous, new_key
+from tests.processes import await_condition
+from tests.rows import rows_in
+
+CANARY = "canary-51c0"
+
+
+@dataclass(frozen=True)
+class Process:
+    process: subprocess.Popen[bytes]
+    url: str
+    key: str
+    client: httpx.Client
+    log: Path
+
+
+@contextmanager
+def api_process(database_url: str, redis_url: str, directory: Path, **environment: str) -> Iterator[Process]:
+    """`pagemill api` on a free port."""
+    settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=directory)
+    with rows_in(database_url) as rows:
+        rows.clear()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    key = new_key(settings, "default")
+    log = directory / "log"
+    variables = {
+        "PAGEMILL_DATABASE_URL": database_url,
+        "PAGEMILL_REDIS_URL": redis_url,
+        "PAGEMILL_DATA_DIR": str(directory),
+        "PAGEMILL_PORT": str(port),
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "api"], env=os.environ | variables | environment, stderr=file, stdout=file
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with closing(anonymous(url, key)) as client:
+            await_condition(lambda: process.poll() is not None or is_alive(client), "start of the API", 60)
+            yield Process(process, url, key, client, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_alive(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").is_success
+    except httpx.ConnectError:
+        return False
+
+
+def test_it_needs_no_torch() -> None:
+    """The image of the API has none of these; here they are installed, so importing them is made to fail."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'triton', 'tokenizers', 'safetensors', 'engine', 'kernels', 'worker'):\n"
+        "    sys.modules[name] = None\n"
+        "from api.app import create_app\n"
+        "from api.server import serve\n"
+        "from jobs.settings import Settings\n"
+        "app = create_app(Settings(database_url='postgresql://x', redis_url='redis://x'))\n"
+        "assert '/v1/jobs' in app.openapi()['paths']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_log_has_no_secrets_and_a_stop_waits_for_nobody(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    with api_process(database_url, redis_url, tmp_path, PAGEMILL_LOG_LEVEL="debug") as api:
+        good = api.client.post(
+            "/v1/jobs",
+            params={"model": "demo", "metadata": json.dumps({"a": CANARY}), "stop": CANARY},
+            content=json.dumps({"custom_id": CANARY, "prompt": CANARY}).encode(),
+            headers=NDJSON | {"idempotency-key": CANARY},
+        )
+        assert good.status_code == 202
+        for content in (
+            f'{{"{CANARY}": 1}}',
+            f'{{"prompt": "{CANARY}"',
+            f'{{"prompt": "{CANARY}", "custom_id": "{CANARY}\\n"}}',
+        ):
+            assert api.client.post("/v1/jobs?model=demo", content=content, headers=NDJSON).status_code == 400
+        inline = {"model": CANARY, "prompts": [CANARY]}
+        assert api.client.post("/v1/jobs", json=inline).status_code == 404
+        with rows_in(database_url) as rows:
+            rows.execute("UPDATE bodies SET body = convert_to(:body, 'UTF8')", body=f'{{"prompt":"{CANARY}"}}')
+            [job_id] = [row.id for row in rows.query("SELECT id FROM jobs WHERE state = 'in_progress'")]
+        secret = api.client.get("/v1/webhook_secret").json()["secret"]
+        polled: list[httpx.Response] = []
+
+        def poll() -> None:
+            with closing(anonymous(api.url, api.key)) as client:
+                polled.append(client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60}))
+
+        thread = threading.Thread(target=poll)
+        thread.start()
+        begun = f"GET /v1/jobs/job_{job_id.hex} begins"
+        await_condition(lambda: begun in api.log.read_text(), "the poll")
+        began = time.monotonic()
+        api.process.send_signal(signal.SIGTERM)
+        assert api.process.wait(20) == 0
+        assert time.monotonic() - began < 10
+        thread.join()
+        assert polled[0].json()["status"] == "in_progress"
+        log = api.log.read_text()
+        assert good.headers["x-request-id"] in log
+        assert "POST /v1/jobs 202" in log
+        for hidden in (CANARY, api.key, secret, "metadata"):
+            assert hidden not in log
+
+
+def test_a_port_that_is_taken_ends_it(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        api_process(database_url, redis_url, tmp_path, PAGEMILL_PORT=str(taken.getsockname()[1])) as api,
+    ):
+        assert api.process.wait(30) != 0
+        assert "address already in use" in api.log.read_text()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_upload(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """20,000 lines of 1 kB beside 200: the peak may differ by what a few groups of lines take, no more."""
+
+    def upload(count: int) -> float:
+        def body() -> Iterator[bytes]:
+            for number in range(count):
+                yield json.dumps({"custom_id": f"line-{number}", "prompt": f"{number} " + "x" * 960}).encode() + b"\n"
+
+        began = time.monotonic()
+        response = api.client.post("/v1/jobs?model=demo&max_tokens=5", content=body(), headers=NDJSON)
+        assert response.json()["request_counts"]["total"] == count, response.text
+        return count / (time.monotonic() - began)
+
+    def peak() -> int:
+        status = Path(f"/proc/{api.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    with api_process(database_url, redis_url, tmp_path) as api:
+        upload(200)
+        few = peak()
+        rate = upload(20_000)
+        many = peak()
+        upload(60_000)
+        most = peak()
+    sys.stdout.write(
+        f"{rate:.0f} lines/s; peak MiB: {few >> 20} after 200 lines, {many >> 20} after 20,000, "
+        f"{most >> 20} after 60,000 more\n"
+    )
+    assert many - few < 20 << 20
+    assert most - many < 4 << 20

@@ -1,0 +1,176 @@
+"""What a line may ask for, and how it is stored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.errors import InvalidInput
+from jobs.requests import (
+    PREFIX_BYTES,
+    JobHead,
+    ModelLimits,
+    Params,
+    PromptLine,
+    StagedLine,
+    Webhook,
+    parse_request,
+    validate,
+    window_seconds,
+)
+
+MODEL = ModelLimits("demo", max_model_len=100, vocab_size=50)
+
+
+def stage(document: object, defaults: Params = Params(), line: int = 1) -> StagedLine:  # noqa: B008  frozen
+    return parse_request(document, line, defaults, MODEL)
+
+
+def body(document: object, defaults: Params = Params()) -> dict[str, object]:  # noqa: B008  frozen
+    stored: dict[str, object] = json.loads(stage(document, defaults).body)
+    return stored
+
+
+def complaint(schema: type[Params] | type[JobHead] | type[PromptLine], document: object) -> InvalidInput:
+    with pytest.raises(InvalidInput) as refused:
+        validate(schema, document)
+    return refused.value
+
+
+def test_a_line_s_own_parameters_win_over_the_job_s() -> None:
+    defaults = Params(max_tokens=10, temperature=0.5, stop=["x"])
+    assert body({"prompt": "a", "max_tokens": 20, "stop": "y"}, defaults) == {
+        "prompt": "a",
+        "max_tokens": 20,
+        "temperature": 0.5,
+        "stop": "y",
+    }
+    assert body("a") == {"prompt": "a"}
+    # null leaves the job's value
+    assert body({"prompt": "a", "max_tokens": None}, defaults)["max_tokens"] == 10
+
+
+def test_a_line_without_a_name_is_called_by_its_number() -> None:
+    assert stage("a", line=7).custom_id == "request-7"
+    assert stage({"prompt": "a", "custom_id": "mine"}, line=7).custom_id == "mine"
+    assert "custom_id" not in body({"prompt": "a", "custom_id": "mine"})
+
+
+def test_prompts_that_begin_alike_have_one_prefix() -> None:
+    beginning = "x" * PREFIX_BYTES
+    assert stage(beginning + "a").prefix == stage(beginning + "b").prefix
+    assert stage("a").prefix != stage("b").prefix
+    assert stage({"prompt": [1, 2]}).prefix != stage({"prompt": [1, 3]}).prefix
+    system = {"role": "system", "content": "y" * PREFIX_BYTES}
+    talks = [[system, {"role": "user", "content": text}] for text in ("a", "b")]
+    assert len({stage({"messages": talk}).prefix for talk in talks}) == 1
+    assert all(-(2**63) <= stage(text).prefix < 2**63 for text in "abcdefgh")
+
+
+def test_min_and_max_tokens_are_compared_after_merging() -> None:
+    with pytest.raises(InvalidInput, match="min_tokens"):
+        stage({"prompt": "a", "min_tokens": 11}, Params(max_tokens=10))
+    with pytest.raises(InvalidInput, match="min_tokens"):
+        stage({"prompt": "a", "max_tokens": 3}, Params(min_tokens=5))
+    assert body({"prompt": "a", "min_tokens": 3}, Params(max_tokens=5))["min_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("document", "fits"),
+    [
+        ({"prompt": [1] * 99, "max_tokens": 1}, True),
+        ({"prompt": [1] * 99}, True),
+        ({"prompt": [1] * 100}, False),
+        ({"prompt": [1] * 90, "max_tokens": 11}, False),
+        ({"prompt": "text", "max_tokens": 99}, True),
+        ({"prompt": "text", "max_tokens": 100}, False),
+        ({"prompt": [49]}, True),
+        ({"prompt": [50]}, False),
+    ],
+)
+def test_only_what_is_certain_without_a_tokenizer_is_refused(document: dict[str, object], fits: bool) -> None:
+    if fits:
+        stage(document)
+    else:
+        with pytest.raises(InvalidInput):
+            stage(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({"prompt": [1, -2]}, "prompt[1]"),
+        ({"prompt": [1, "x"]}, "prompt[1]"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": "a", "stop": ["x", ""]}, "stop[1]"),
+        ({"prompt": "a", "stop": 5}, "stop"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+        ({"prompt": "a", "x y": 1}, "['x y']"),
+        ({"prompt": "a", "y" * 5000: 1}, "y" * 300),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_complaints_name_the_field(document: object, param: str | None) -> None:
+    error = complaint(PromptLine, document)
+    assert error.param == param
+    assert str(error) == (f"{param}: {error.message}" if param else error.message)
+    error.line = 3
+    assert str(error).startswith("Line 3: ")
+
+
+def test_numbers_are_numbers_and_in_range() -> None:
+    for name, wrong in {
+        "max_tokens": [0, -1, 1.5, "5", True, 10**400],
+        "temperature": [-1, 11, "1", True, 10**400, float("nan"), float("inf")],
+        "top_p": [0, 1.5],
+        "top_k": [-1],
+        "seed": [-1, 2**63],
+        "logprobs": [21],
+        "stop_token_ids": [[-1], [2**31], list(range(65)), 1],
+    }.items():
+        for value in wrong:
+            assert (complaint(Params, {name: value}).param or "").startswith(name), (name, value)
+    assert validate(Params, {"temperature": 0, "seed": 2**63 - 1, "top_k": 0}).temperature == 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+fields = st.sampled_from([*PromptLine.model_fields, "other"])
+
+
+@given(st.dictionaries(fields, json_values, max_size=4) | json_values)
+def test_any_document_is_staged_or_refused_in_words(document: object) -> None:
+    try:
+        staged = stage(document, Params(max_tokens=5))
+    except InvalidInput:
+        return
+    assert {"max_tokens"} < set(json.loads(staged.body))
+    assert not any(ord(character) < 32 or ord(character) == 127 for character in staged.custom_id)
+
+
+@pytest.mark.parametrize("url", ["https://example.org/hook?x=1", "http://127.0.0.1:8080", "http://[::1]:80/"])
+def test_webhook_urls(url: str) -> None:
+    assert validate(Webhook, {"url": url}).url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "ftp://a", "http://", "http:///a", "http://a:99999", "http://[::1", "http://a b", "http://a\0"]
+)
+def test_what_is_no_webhook_url(url: str) -> None:
+    with pytest.raises(InvalidInput, match="url"):
+        validate(Webhook, {"url": url})
+
+
+def test_windows() -> None:
+    assert [window_seconds(window) for window in ("30m", "24h", "7d")] == [1800, 86400, 604800]
+    for window in ("0h", "-1h", "1", "h", "1w", "1h ", "99999h", "1h\n"):
+        assert complaint(JobHead, {"model": "m", "completion_window": window}).param == "completion_window"
