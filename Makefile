@@ -33,7 +33,7 @@ check: $(READY)  ## format, lint, types, import contracts, migrations match mode
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m migrations.check
+	$(BIN)/python -m cli.schema_check
 
 format: $(READY)  ## let ruff write what it can
 	$(BIN)/python -m ruff format .

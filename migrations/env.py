@@ -1,4 +1,4 @@
-"""Alembic's entry: run the revisions over the connection that `migrations.run` or `migrations.check` hands in."""
+"""Alembic's entry: run the revisions over the connection that `migrations.run` hands in."""
 
 from __future__ import annotations
 
