@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jobs.queries.reading import Job, get_job
 from jobs.requests import JobHead, ModelLimits, Params, parse_request
 from jobs.settings import Settings
 from tests.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
+from tests.processes import await_condition
 
 # Clocks short enough for a test, in the proportions of the real ones.
 QUICK = {
@@ -33,15 +33,6 @@ QUICK = {
     "PAGEMILL_WRITE_INTERVAL": "0.05",
     "PAGEMILL_DRAIN_DEADLINE": "0.5",
 }
-
-
-def wait_until(condition: Callable[[], bool], *, timeout: float = 30.0, what: str = "the condition") -> None:
-    """Wait for something that another process brings about."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not come about within {timeout} s")
-        time.sleep(0.05)
 
 
 @dataclass
@@ -81,7 +72,7 @@ class Pipeline:
         known = self.live_workers()
         process = self.start_worker(**environment)
         try:
-            wait_until(lambda: bool(self.live_workers() - known), what="the worker's registration")
+            await_condition(lambda: bool(self.live_workers() - known), "the worker's registration")
             yield process
         finally:
             if process.poll() is None:
@@ -120,7 +111,7 @@ class Pipeline:
         return job_id
 
     def wait_for_results(self, job_id: UUID, count: int) -> None:
-        wait_until(lambda: self.job(job_id).last_seq >= count, what=f"{count} results")
+        await_condition(lambda: self.job(job_id).last_seq >= count, f"{count} results", timeout=60)
 
     def job(self, job_id: UUID) -> Job:
         with self.database.begin() as connection:
@@ -129,7 +120,7 @@ class Pipeline:
         return job
 
     def wait_for_end(self, job_id: UUID, *, timeout: float = 60.0) -> Job:
-        wait_until(lambda: self.job(job_id).is_terminal, timeout=timeout, what="the job's end")
+        await_condition(lambda: self.job(job_id).is_terminal, "the job's end", timeout)
         return self.job(job_id)
 
     def results(self, job_id: UUID) -> dict[int, dict[str, Any]]:

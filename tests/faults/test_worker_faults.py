@@ -14,7 +14,8 @@ import pytest
 from engine import SamplingParams
 from tests.fake_worker import BREAK, HANG, POISON, load
 from tests.oracle import check
-from tests.pipeline import Pipeline, wait_until
+from tests.pipeline import Pipeline
+from tests.processes import await_condition
 
 
 @pytest.fixture
@@ -28,26 +29,26 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> None:
-    job_id = pipeline.submit(prompts(2000), logprobs=0)
+    job_id = pipeline.submit(prompts(600), logprobs=0)
     rng = random.Random(1)
-    for kill_after in sorted(rng.sample(range(100, 1700), 2)):
+    for kill_after in sorted(rng.sample(range(50, 400), 2)):
         with pipeline.worker(FAKE_STEP_SECONDS="0.01") as process:
             pipeline.wait_for_results(job_id, kill_after)
             process.kill()
             process.wait()
         written = pipeline.results(job_id)
-        wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the lease")
+        await_condition(lambda: pipeline.reap() is not None, "the end of the lease", timeout=10)
         check(pipeline.database_url)
         assert pipeline.states(job_id).get("running", 0) == 0
         # What was written stays as it was written.
         assert {line: pipeline.results(job_id)[line] for line in written} == written
     with pipeline.worker():
         job = pipeline.wait_for_end(job_id)
-    assert (job.completed, job.failed, job.last_seq) == (2000, 0, 2000)
+    assert (job.completed, job.failed, job.last_seq) == (600, 0, 600)
     results = pipeline.results(job_id)
-    assert sorted(results) == list(range(1, 2001))
+    assert sorted(results) == list(range(1, 601))
     # Greedy, so each answer is that of an engine which nobody disturbed.
-    undisturbed = load().generate(prompts(2000), SamplingParams(temperature=0, max_tokens=20))
+    undisturbed = load().generate(prompts(600), SamplingParams(temperature=0, max_tokens=20))
     for line, output in enumerate(undisturbed, 1):
         assert results[line]["response"]["body"]["choices"][0]["logprobs"]["token_ids"] == list(output.token_ids)
     check(pipeline.database_url)
@@ -58,13 +59,13 @@ def test_a_zombie_writes_nothing(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.1") as zombie:
         pipeline.wait_for_results(job_id, 1)
         zombie.send_signal(signal.SIGSTOP)
-        wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the zombie's lease")
+        await_condition(lambda: pipeline.reap() is not None, "the end of the zombie's lease", timeout=10)
         with pipeline.worker():
             pipeline.wait_for_end(job_id)
             before = pipeline.results(job_id)
             zombie.send_signal(signal.SIGCONT)
             # It finds out, and serves again under another id.
-            wait_until(lambda: len(pipeline.live_workers()) == 2, what="the zombie's new life")
+            await_condition(lambda: len(pipeline.live_workers()) == 2, "the zombie's new life")
             assert pipeline.results(job_id) == before
             assert pipeline.job(job_id).completed == 300
             assert pipeline.wait_for_end(pipeline.submit(prompts(40))).completed == 40
@@ -81,7 +82,7 @@ def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) 
             if process.poll() is not None:
                 deaths += 1
                 assert process.returncode == -signal.SIGSEGV
-                wait_until(lambda: pipeline.reap() is not None, timeout=10, what="the end of the lease")
+                await_condition(lambda: pipeline.reap() is not None, "the end of the lease", timeout=10)
     job = pipeline.job(job_id)
     assert deaths == pipeline.settings.max_deaths
     assert (job.completed, job.failed) == (60, 1)

@@ -14,7 +14,8 @@ from jobs.queries.settling import cancel_job, settle_open
 from jobs.queues import DRAIN_TASK, model_queue
 from tests.fake_worker import MODEL
 from tests.oracle import check
-from tests.pipeline import Pipeline, wait_until
+from tests.pipeline import Pipeline
+from tests.processes import await_condition
 from worker.app import make_app
 
 
@@ -94,7 +95,7 @@ def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline)
 def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.2") as process:
         job_id = pipeline.submit(prompts(200))
-        wait_until(lambda: "running" in pipeline.states(job_id), what="a claim")
+        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
