@@ -108,7 +108,7 @@ def test_depth_is_counted_in_brackets_outside_of_strings() -> None:
         b"[" * 100_000 + b"]" * 100_000,
         b"[" * 100_000,
         b'{"a":' * 50_000,
-        b'"' + b"[" * 200_000,
+        b'"' + b"[" * 4_000_000,
         b'["' + b"\\" * 200_000,
         b"9" * 200_000,
         b"[" + b'"\\ud800",' * 20_000 + b"1]",
@@ -116,6 +116,6 @@ def test_depth_is_counted_in_brackets_outside_of_strings() -> None:
     ids=["deep", "open", "objects", "open string", "backslashes", "digits", "surrogates"],
 )
 def test_refusing_is_quick(raw: bytes) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     refusal(raw)
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.1
