@@ -52,7 +52,8 @@ class Rows:
 
     def check(self) -> None:
         """Hold the rows against the oracle."""
-        oracle.check(self.database_url)
+        with self.database.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            oracle.assert_rules(connection)
 
     def tenant(self, name: str = "default") -> Tenant:
         with self.database.begin() as connection:
