@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
+from cli.first_key import UnusableKey
 from cli.stack import PortTaken, Stack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
 from jobs.settings import Settings
@@ -25,7 +26,7 @@ def up(settings: Settings, model_names: Sequence[str]) -> int:
             stack.supervisor.wait()
     except StopRequested:
         pass
-    except (ChildFailed, DataDirError, EmbeddedServiceError, PortTaken) as failure:
+    except (ChildFailed, DataDirError, EmbeddedServiceError, PortTaken, UnusableKey) as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
     return 0

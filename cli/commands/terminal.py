@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cli.client import ServiceError
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
+from cli.first_key import UnusableKey
 from jobs.database import DatabaseNotConfigured, brief
 from jobs.queues import BrokerNotConfigured
 
@@ -28,7 +29,14 @@ def explained(command: Callable[P, int]) -> Callable[P, int]:
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return command(*args, **kwargs)
-        except (ServiceError, DatabaseNotConfigured, BrokerNotConfigured, DataDirError, EmbeddedServiceError) as error:
+        except (
+            ServiceError,
+            DatabaseNotConfigured,
+            BrokerNotConfigured,
+            DataDirError,
+            EmbeddedServiceError,
+            UnusableKey,
+        ) as error:
             err.print(str(error), style="red", markup=False)
         except SQLAlchemyError as error:
             err.print(f"Postgres: {brief(error)}", style="red", markup=False)

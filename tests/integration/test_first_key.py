@@ -1,0 +1,31 @@
+"""The operator's own first key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.first_key import UnusableKey, first_key, store_key
+from jobs import keys
+from jobs.settings import Settings
+
+
+def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    key = first_key(settings)
+    assert keys.is_well_formed(key)
+    assert first_key(settings) == key
+    assert (tmp_path / "api_key").stat().st_mode & 0o077 == 0
+
+
+def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert store_key(settings, database_url, "a key of my own, long enough")
+    assert not store_key(settings, database_url, "a key of my own, long enough")
+
+
+@pytest.mark.parametrize("key", ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40])
+def test_a_key_that_the_api_would_refuse_is_refused_here(key: str, database_url: str, tmp_path: Path) -> None:
+    with pytest.raises(UnusableKey, match="PAGEMILL_API_KEY"):
+        store_key(Settings(data_dir=tmp_path), database_url, key)
