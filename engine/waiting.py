@@ -55,3 +55,6 @@ class WaitingQueue:
             raise AssertionError(f"{dead} dead sequences are queued, {self._num_dead} are counted")
         if len({key for key, _ in self._heap}) != len(self._heap):
             raise AssertionError("a sequence is queued twice")
+        for _, sequence in self._heap:
+            if sequence.status is Status.WAITING and (sequence.num_computed or sequence.table.blocks):
+                raise AssertionError("a waiting sequence has something in the KV cache")

@@ -158,7 +158,7 @@ def run_alone(request_id: str, prompt: tuple[int, ...], params: str) -> RequestO
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(
-    max_examples=30,
+    max_examples=25,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,

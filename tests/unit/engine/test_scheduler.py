@@ -86,11 +86,22 @@ def test_the_last_in_order_gives_way_and_comes_back_from_the_cache() -> None:
     made.add("last", [2] * 8, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
     # A forecast that is far too low lets both in.
     made.scheduler.sizes._prior_output = 1
-    outputs = []
+    outputs, ran = [], list[set[str]]()
+    schedule = made.scheduler.schedule
+
+    def spy() -> object:
+        step = schedule()
+        ran.append({share.sequence.request.request_id for share in step.scheduled})
+        # Whoever was just sent away is not let in again at once.
+        assert not any(sequence in made.scheduler.running for sequence in step.preempted)
+        return step
+
+    made.scheduler.schedule = spy  # type: ignore[method-assign,assignment]
     while made.has_unfinished:
         outputs += made.step()
         made.check()
     assert [output.request_id for output in outputs] == ["first", "last"]
+    assert {"first"} in ran
     assert made.stats().preemptions >= 1
     runner = made.runner
     assert isinstance(runner, FakeRunner)
