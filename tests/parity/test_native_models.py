@@ -1,0 +1,76 @@
+"""The natively implemented architectures against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig
+from engine.models.registry import NATIVE as NATIVE_TYPES
+from engine.runner import ModelRunner
+from tests.parity.comparing import assert_close, assert_same, generate_with_preemptions, greedy
+from tests.parity.conftest import NUM_TOKENS, Saved
+from tests.parity.tiny_models import NATIVE, TinyModel
+
+Save = Callable[..., Saved]
+
+every_model = pytest.mark.parametrize("model", NATIVE, ids=lambda model: model.name)
+
+
+def engine(saved: Saved, **options: Any) -> Engine:
+    config = EngineConfig(device="cpu", num_kv_blocks=options.pop("num_kv_blocks", 4096), **options)
+    return Engine.from_pretrained(saved.directory, config)
+
+
+def test_every_native_type_is_compared() -> None:
+    # The multimodal Gemma 3 has a test of its own.
+    assert {model.model_type for model in NATIVE} | {"gemma3"} == set(NATIVE_TYPES)
+
+
+@every_model
+def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
+    it = saved(model)
+    tried = engine(it)
+    assert_same(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)
+    # The second time, prompts come from the prefix cache.
+    again = tried.generate(it.prompts, greedy(NUM_TOKENS))
+    assert sum(output.cached_tokens for output in again) > 100
+    assert_same(again, it.references)
+
+
+@every_model
+def test_chunks_preemptions_and_blocks_of_one_change_nothing(model: TinyModel, saved: Save) -> None:
+    it = saved(model)
+    tried = engine(it, block_size=1, max_num_batched_tokens=8, num_kv_blocks=400, enable_prefix_caching=False)
+    assert_same(generate_with_preemptions(tried, it.prompts, greedy(NUM_TOKENS)), it.references)
+
+
+@every_model
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix_caching", [False, True], ids=["plain", "prefixes"])
+@pytest.mark.parametrize("budget", [8, 512])
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+def test_every_shape_gives_the_same_tokens(
+    model: TinyModel, saved: Save, block_size: int, budget: int, prefix_caching: bool
+) -> None:
+    it = saved(model)
+    tried = engine(
+        it,
+        block_size=block_size,
+        max_num_batched_tokens=budget,
+        enable_prefix_caching=prefix_caching,
+        num_kv_blocks=-(-1000 // block_size),
+    )
+    assert_same(generate_with_preemptions(tried, it.prompts, greedy(NUM_TOKENS)), it.references)
+
+
+@pytest.mark.parametrize("model", [m for m in NATIVE if m.name in ("gpt2", "llama", "gemma2")], ids=lambda m: m.name)
+def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Save) -> None:
+    it = saved(model, torch.bfloat16)
+    tried = engine(it)
+    assert isinstance(tried.runner, ModelRunner)
+    assert tried.runner.dtype is torch.bfloat16
+    assert_close(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)

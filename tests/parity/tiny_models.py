@@ -1,0 +1,135 @@
+"""Tiny random models of many architectures, with odd sizes, saved as transformers saves them.
+
+Three key-value heads for six query heads, heads of 80, a vocabulary of 1,003. Weights are drawn wide, so that attention
+is peaked and the most likely token leads clearly: with transformers' own small initial weights every position would
+look alike, and a broken mask or position would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB_SIZE = 1003
+MAX_POSITIONS = 160
+
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 240,
+    "intermediate_size": 328,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_HEADS_OF_80 = _SIZES | {"head_dim": 80}
+
+
+@dataclass(frozen=True, eq=False)
+class TinyModel:
+    """One architecture in miniature."""
+
+    name: str
+    model_type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=lambda: _HEADS_OF_80)
+    embedding_std: float = 0.3
+    seed: int = 0
+    length_dependent: bool = False
+    """Positions depend on the longest sequence of transformers' batch."""
+
+    def make_config(self) -> Any:
+        return AutoConfig.for_model(self.model_type, **{**self.sizes, **self.config})
+
+    def make(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The model in transformers, with attention spelled out."""
+        config = self.make_config()
+        options = {"attn_implementation": "eager"}
+        if hasattr(config, "num_experts_per_tok"):
+            options["experts_implementation"] = "eager"
+        model = AutoModelForCausalLM.from_config(config, **options)
+        generator = torch.Generator().manual_seed(self.seed)
+        embeddings = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.dim() == 1:
+                    parameter.add_(noise, alpha=0.2)
+                elif id(parameter) in embeddings:
+                    parameter.copy_(noise * self.embedding_std)
+                else:
+                    parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
+        return model.to(dtype).eval()
+
+    def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """Write it to a directory; returns it."""
+        model = self.make(dtype)
+        model.save_pretrained(directory)
+        return model
+
+
+_GPT2 = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 240,
+    "n_head": 3,
+    "n_layer": 3,
+    "n_positions": MAX_POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA = {"query_pre_attn_scalar": 60, "sliding_window": 9, "tie_word_embeddings": False}
+_FACTORS = [1.0 + 0.1 * i for i in range(40)]
+
+NATIVE = (
+    TinyModel("gpt2", "gpt2", sizes=_GPT2, embedding_std=0.1),
+    TinyModel(
+        "gpt2-scaled",
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True, "n_inner": 100, "activation_function": "relu"},
+        sizes=_GPT2,
+    ),
+    TinyModel("llama", "llama"),
+    TinyModel("llama-biased-tied", "llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    TinyModel("mistral", "mistral", {"sliding_window": 9, "head_dim": 48}),
+    TinyModel(
+        "qwen2", "qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}, sizes=_SIZES
+    ),
+    TinyModel("qwen3", "qwen3", {"attention_bias": True}),
+    TinyModel("phi3", "phi3", {"sliding_window": 20, "partial_rotary_factor": 0.5}, sizes=_SIZES),
+    TinyModel("gemma2", "gemma2", {**_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 12.0}),
+    TinyModel("gemma3", "gemma3_text", {**_GEMMA, "num_hidden_layers": 6, "sliding_window_pattern": 3}),
+    TinyModel("gemma3-tied", "gemma3_text", {**_GEMMA, "tie_word_embeddings": True}, embedding_std=0.02),
+    TinyModel("mixtral", "mixtral", {"num_local_experts": 5}),
+    TinyModel(
+        "qwen3-moe",
+        "qwen3_moe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "mlp_only_layers": [1]},
+    ),
+)
+
+ROPE_KINDS = {
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": _FACTORS,
+        "long_factor": [2 * factor for factor in _FACTORS],
+        "original_max_position_embeddings": 40,
+    },
+}

@@ -1,0 +1,221 @@
+"""Loading a model: what is refused, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import EngineConfig
+from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
+from engine.hub import load_config, resolve_model, weight_files
+from engine.loader import empty_model, load_weights
+from engine.runner import ModelRunner
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A Llama as its makers would publish it, in two shards."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+    model.save_pretrained(tmp_path, max_shard_size="12kB")
+    assert len(weight_files(tmp_path)) > 1
+    return tmp_path
+
+
+def rewrite(directory: Path, **changes: torch.Tensor | None) -> None:
+    """Save all weights in one file, some of them changed or left out; `__` in a name stands for a dot."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(directory):
+        tensors.update(load_file(path))
+        path.unlink()
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)
+    for name, tensor in changes.items():
+        name = name.replace("__", ".")
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, directory / "model.safetensors")
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def load(directory: Path, **options: Any) -> ModelRunner:
+    return ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", num_kv_blocks=4, **options))
+
+
+def test_shards_come_together(directory: Path) -> None:
+    sharded = {name: tensor.clone() for name, tensor in load(directory).model.named_parameters()}
+    rewrite(directory)
+    whole = dict(load(directory).model.named_parameters())
+    assert sharded.keys() == whole.keys()
+    assert all(torch.equal(sharded[name], whole[name]) for name in whole)
+
+
+def test_the_type_is_the_checkpoints_unless_told_otherwise(directory: Path) -> None:
+    assert load(directory).dtype is torch.float32
+    edit_config(directory, dtype="bfloat16")
+    assert load(directory).dtype is torch.bfloat16
+    assert load(directory, dtype="float16").cache.layers[0][0].dtype is torch.float16
+
+
+def test_a_missing_weight_is_an_error(directory: Path) -> None:
+    rewrite(directory, model__layers__1__mlp__up_proj__weight=None)
+    with pytest.raises(InvalidWeights, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(directory)
+
+
+def test_an_unknown_weight_is_an_error(directory: Path) -> None:
+    rewrite(directory, model__layers__1__mlp__sideways_proj__weight=torch.zeros(2))
+    with pytest.raises(InvalidWeights, match=r"does not know: model\.layers\.1\.mlp\.sideways_proj\.weight"):
+        load(directory)
+
+
+def test_a_misshapen_weight_is_an_error(directory: Path) -> None:
+    rewrite(directory, model__norm__weight=torch.zeros(23))
+    with pytest.raises(InvalidWeights, match=r"model\.norm\.weight has the shape \[23\] instead of \[24\]"):
+        load(directory)
+
+
+def test_quantized_weights_are_refused(directory: Path) -> None:
+    rewrite(directory, model__norm__weight=torch.zeros(24, dtype=torch.int8))
+    with pytest.raises(InvalidWeights, match="int8"):
+        load(directory)
+    edit_config(directory, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedModel, match="quantized"):
+        load(directory)
+
+
+def test_a_damaged_file_is_an_error(directory: Path) -> None:
+    path = weight_files(directory)[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InvalidWeights, match=path.name):
+        load(directory)
+
+
+def test_a_tied_head_saved_twice_must_be_the_same(directory: Path) -> None:
+    edit_config(directory, tie_word_embeddings=True)
+    with pytest.raises(InvalidWeights, match=r"ties lm_head\.weight"):
+        load(directory)
+    embedding = load_file(weight_files(directory)[0])["model.embed_tokens.weight"]
+    rewrite(directory, lm_head__weight=embedding)
+    runner = load(directory)
+    assert runner.model.head.weight is runner.model.embedding.weight
+
+
+def test_old_buffers_and_bare_names_are_understood(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt2", vocab_size=50, n_embd=24, n_head=3, n_layer=1, bos_token_id=0, eos_token_id=0)
+    )
+    model.config.save_pretrained(tmp_path)
+    # As the GPT-2 of the hub is: no "transformer." before the names, and the causal mask among the weights.
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in model.transformer.state_dict().items()}
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, tmp_path / "model.safetensors")
+    runner = load(tmp_path)
+    assert torch.equal(runner.model.token_embedding.weight, model.transformer.wte.weight)
+
+
+def test_random_weights_are_those_of_the_seed(directory: Path) -> None:
+    for path in weight_files(directory):
+        path.unlink()
+    first, again, other = (load(directory, random_weights=True, seed=seed) for seed in (1, 1, 2))
+    for mine, same, different in zip(*(runner.model.parameters() for runner in (first, again, other)), strict=True):
+        assert torch.equal(mine, same)
+        assert not torch.equal(mine, different)
+
+
+def test_pickled_checkpoints_are_never_opened(directory: Path) -> None:
+    for path in weight_files(directory):
+        path.unlink()
+    (directory / "model.safetensors.index.json").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(ModelNotFound, match=r"pytorch_model\.bin only.*not loaded"):
+        load(directory)
+
+
+def test_weights_that_the_index_names_must_be_there(directory: Path) -> None:
+    path = weight_files(directory)[0]
+    path.unlink()
+    with pytest.raises(ModelNotFound, match=path.name):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("path_or_id", "says"),
+    [
+        ("/no/such/directory", "there is no directory"),
+        ("./nowhere", "there is no directory"),
+        ("a/b/c", "there is no directory"),
+        ("not an id!", "neither a directory nor the id"),
+    ],
+)
+def test_what_is_no_model_is_named(path_or_id: str, says: str) -> None:
+    with pytest.raises(ModelNotFound, match=says):
+        resolve_model(path_or_id)
+
+
+def test_a_directory_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        resolve_model(tmp_path)
+
+
+def test_an_unreadable_config_is_refused(directory: Path) -> None:
+    edit_config(directory, model_type="perpetuum_mobile", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(UnsupportedModel, match="cannot be read"):
+        load_config(directory)
+
+
+def test_a_context_longer_than_the_model_is_refused(directory: Path) -> None:
+    assert load(directory).max_model_len == 64
+    assert load(directory, max_model_len=10).max_model_len == 10
+    with pytest.raises(ModelError, match="made for 64 positions"):
+        load(directory, max_model_len=65)
+
+
+def test_end_tokens_come_from_the_generation_config_first(directory: Path) -> None:
+    edit_config(directory, eos_token_id=7)
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    assert load(directory).eos_token_ids == {7}
+    (directory / "generation_config.json").write_text('{"eos_token_id": [8, 9]}')
+    assert load(directory).eos_token_ids == {8, 9}
+
+
+def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
+    def blocks(**options: Any) -> int:
+        return ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", **options)).num_blocks
+
+    # Two layers of one head of 8, keys and values, 16 positions, 4 bytes.
+    each = 2 * 8 * 2 * 16 * 4
+    assert blocks(cpu_kv_cache_bytes=10 * each + 1) == 10
+    assert blocks(max_num_seqs=3) == 3 * 64 // 16
+    with pytest.raises(ModelError, match="no memory is left"):
+        blocks(cpu_kv_cache_bytes=each - 1)
+
+
+def test_loading_keeps_one_copy(directory: Path) -> None:
+    model = empty_model(load_config(directory), dtype=torch.float32, device=CPU)
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    load_weights(model, weight_files(directory))
+    assert before == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}

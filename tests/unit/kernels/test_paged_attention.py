@@ -1,0 +1,165 @@
+"""Attention over the paged cache against attention spelled out over each sequence by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.kv_write import write_kv_torch
+from kernels.paged_attention import paged_attention_torch, plan_tiles
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step over a cache: sequences with `starts[s]` tokens in it and `query_lens[s]` new ones."""
+
+    starts: Sequence[int]
+    query_lens: Sequence[int]
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    block_tables: np.ndarray
+    keys: Sequence[Tensor]
+    """Of each sequence, all positions: `[length, KH, D]`."""
+
+    values: Sequence[Tensor]
+
+
+def make_step(
+    starts: Sequence[int],
+    query_lens: Sequence[int],
+    *,
+    heads: int = 6,
+    kv_heads: int = 3,
+    head_dim: int = 80,
+    value_dim: int | None = None,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> Step:
+    torch.manual_seed(0)
+    lengths = [start + new for start, new in zip(starts, query_lens, strict=True)]
+    widths = [-(-length // block_size) for length in lengths]
+    order = torch.randperm(sum(widths) + 3).tolist()
+    block_tables = np.zeros((len(starts), max(widths)), np.int64)
+    # What nobody wrote must never matter.
+    caches = [
+        torch.full((len(order), block_size, kv_heads, dim), float("nan"), dtype=dtype)
+        for dim in (head_dim, value_dim or head_dim)
+    ]
+    keys, values = [], []
+    for row, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+        blocks = [order.pop() for _ in range(width)]
+        block_tables[row, :width] = blocks
+        positions = torch.arange(length)
+        slots = torch.tensor(blocks)[positions // block_size] * block_size + positions % block_size
+        key, value = (torch.randn(length, kv_heads, cache.shape[-1], dtype=dtype) for cache in caches)
+        write_kv_torch(key, value, *caches, slots)
+        keys.append(key)
+        values.append(value)
+    query = torch.randn(sum(query_lens), heads, head_dim, dtype=dtype)
+    return Step(starts, query_lens, query, *caches, block_tables, keys, values)
+
+
+def attend(step: Step, *, window: int | None = None, scale: float = 0.2, **options: object) -> Tensor:
+    tiles = plan_tiles(
+        step.starts,
+        step.query_lens,
+        step.block_tables,
+        step.key_cache.shape[1],
+        sliding_window=window,
+        device=torch.device("cpu"),
+        dtype=step.query.dtype,
+    )
+    return paged_attention_torch(step.query, step.key_cache, step.value_cache, tiles, scale=scale, **options)
+
+
+def attend_densely(
+    step: Step,
+    *,
+    window: int | None = None,
+    scale: float = 0.2,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The formula in float64, sequence by sequence."""
+    results = []
+    row = 0
+    for start, new, key, value in zip(step.starts, step.query_lens, step.keys, step.values, strict=True):
+        query = step.query[row : row + new].double()
+        row += new
+        group = query.shape[1] // key.shape[1]
+        key, value = key.double().repeat_interleave(group, 1), value.double().repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        distance = (start + torch.arange(new))[:, None] - torch.arange(start + new)
+        scores[:, (distance < 0) | (distance >= (window or 10**9))] = -torch.inf
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, new, 1)), dim=-1)
+        weights = scores.softmax(-1)[..., : start + new]
+        results.append(torch.einsum("hqk,khd->qhd", weights, value))
+    return torch.cat(results)
+
+
+MIXED = ([0, 37, 5, 120, 0, 63, 64], [1, 1, 30, 1, 77, 1, 2])
+
+
+@pytest.mark.parametrize("window", [None, 1, 9, 64, 1000])
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+def test_mixed_steps(block_size: int, window: int | None) -> None:
+    step = make_step(*MIXED, block_size=block_size)
+    torch.testing.assert_close(
+        attend(step, window=window).double(), attend_densely(step, window=window), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "value_dim"),
+    [(1, 1, 8, 8), (12, 12, 64, 64), (6, 3, 80, 80), (7, 1, 33, 33), (5, 5, 24, 16), (8, 2, 96, 128)],
+)
+def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
+    step = make_step(*MIXED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, dtype=dtype)
+    result = attend(step)
+    assert result.dtype is dtype
+    torch.testing.assert_close(result.double(), attend_densely(step), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_soft_caps_and_sinks(window: int | None) -> None:
+    step = make_step(*MIXED)
+    sinks = torch.randn(6)
+    for options in ({"soft_cap": 1.5}, {"sinks": sinks}, {"soft_cap": 1.5, "sinks": sinks}):
+        torch.testing.assert_close(
+            attend(step, window=window, **options).double(),
+            attend_densely(step, window=window, **options),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+def test_many_decodes_of_all_lengths() -> None:
+    step = make_step(list(range(200)), [1] * 200, heads=2, kv_heads=1, head_dim=16)
+    torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
+
+
+def test_long_prompts_are_cut_into_rows() -> None:
+    step = make_step([100, 0], [700, 513], heads=2, kv_heads=1, head_dim=16)
+    torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
+
+
+def test_a_neighbours_nan_stays_its_own() -> None:
+    step = make_step([50, 20, 7], [1, 1, 4])
+    block = int(step.block_tables[0, 0])
+    step.key_cache[block] = float("nan")
+    step.value_cache[block] = float("nan")
+    result = attend(step)
+    assert result[0].isnan().all()
+    torch.testing.assert_close(result[1:].double(), attend_densely(step)[1:], atol=1e-5, rtol=1e-5)
