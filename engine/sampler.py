@@ -88,8 +88,10 @@ class Sampler:
 
         # The maximum of a row with a NaN is NaN.
         sound = torch.isfinite(logits.amax(dim=-1))
-        self._restrict(logits, states, settings, errors)
-        allowed = logits.amax(dim=-1) > _NEG_INF
+        allowed = sound
+        if settings.restricts:
+            self._restrict(logits, states, settings, errors)
+            allowed = logits.amax(dim=-1) > _NEG_INF
         tokens = self._choose(logits, states, settings)
 
         chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
@@ -312,6 +314,13 @@ class _Settings:
     banned: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
     allowed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(repr=False)
     """Rows with a list of allowed tokens, then (row, token) of what they allow."""
+
+    @property
+    def restricts(self) -> bool:
+        """Whether any row's logits are changed before a token is chosen."""
+        return bool(
+            self.bias or self.banned or self.allowed or self.penalized or self.with_min_tokens or self.constrained
+        )
 
     @classmethod
     def of(cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device) -> _Settings:
