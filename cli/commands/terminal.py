@@ -18,6 +18,9 @@ from jobs.queues import BrokerNotConfigured
 
 P = ParamSpec("P")
 
+# What `pip install .` leaves out: the API and the courier do without.
+WORKER_PACKAGES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"})
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -40,6 +43,11 @@ def explained(command: Callable[P, int]) -> Callable[P, int]:
             err.print(str(error), style="red", markup=False)
         except SQLAlchemyError as error:
             err.print(f"Postgres: {brief(error)}", style="red", markup=False)
+        except ModuleNotFoundError as error:
+            if error.name not in WORKER_PACKAGES:
+                raise
+            mend = "pip install -c constraints.txt '.[worker]'"
+            err.print(f"This needs {error.name}, which is not installed: {mend}", style="red", markup=False)
         return 1
 
     return run

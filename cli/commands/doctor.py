@@ -1,0 +1,34 @@
+"""doctor: what is missing on this machine, and how to mend it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from cli.checkup import Finding, Verdict, checks
+from jobs.settings import Settings
+
+SIGNS = {Verdict.GOOD: ("✓", "green"), Verdict.NOTE: ("!", "yellow"), Verdict.BAD: ("✗", "red")}
+INDENT = " " * 5
+
+
+def doctor() -> int:
+    """Look at everything. 1 where something would keep `pagemill up` from running, else 0."""
+    console = Console(highlight=False, soft_wrap=True)
+    verdicts = []
+    for check in checks(Settings()):
+        with console.status(check.name):
+            finding = check.run()
+        verdicts.append(finding.verdict)
+        console.print(_line(check.name, finding))
+    is_bad = Verdict.BAD in verdicts
+    console.print("\nMend what is marked ✗ first." if is_bad else "\n`pagemill up` can run here.")
+    return int(is_bad)
+
+
+def _line(name: str, finding: Finding) -> Text:
+    sign, style = SIGNS[finding.verdict]
+    line = Text.assemble("  ", (sign, style), "  ", (name, "bold"), f": {finding.detail}")
+    if finding.mend:
+        line.append(f"\n{INDENT}→ {finding.mend}", style="dim" if finding.verdict is not Verdict.BAD else "")
+    return line

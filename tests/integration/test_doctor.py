@@ -1,0 +1,125 @@
+"""`pagemill doctor` sees what is there, what is missing, and never falls over either."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from cli import checkup
+from cli.checkup import Check, Finding, Verdict, checks
+from cli.commands.doctor import doctor
+from cli.running import Running
+from jobs.settings import Settings
+
+
+def _find(settings: Settings, name: str) -> Finding:
+    return next(check for check in checks(settings) if check.name == name).run()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, redis_url: str) -> Settings:
+    return Settings(data_dir=tmp_path / "data", port=0, database_url=database_url, redis_url=redis_url, model="demo")
+
+
+def test_a_machine_with_everything(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAGEMILL_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("PAGEMILL_PORT", "0")
+    monkeypatch.setenv("PAGEMILL_DATABASE_URL", str(settings.database_url))
+    monkeypatch.setenv("PAGEMILL_REDIS_URL", str(settings.redis_url))
+    assert doctor() == 0
+    printed = capsys.readouterr().out
+    assert "✗" not in printed
+    assert "is the newest" in printed
+    assert not settings.data_dir.exists(), "looking changes nothing"
+
+
+def test_the_embedded_services_are_started_once(tmp_path: Path) -> None:
+    found = _find(Settings(data_dir=tmp_path), "embedded services")
+    assert found.verdict is Verdict.GOOD
+    assert "Postgres and Valkey started" in found.detail
+
+
+def test_something_bad_makes_the_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PAGEMILL_DATA_DIR", str(tmp_path / "file" / "data"))
+    monkeypatch.setattr("cli.commands.doctor.checks", lambda settings: checks(settings)[:5])
+    assert doctor() == 1
+    printed = capsys.readouterr().out
+    assert "is not a directory" in printed
+    assert "→ Choose another with --data-dir" in printed
+
+
+def test_a_database_without_tables_is_no_obstacle(settings: Settings, empty_database_url: str) -> None:
+    found = checkup.postgres(empty_database_url)
+    assert (found.verdict, "pagemill migrate" in found.mend) == (Verdict.NOTE, True)
+
+
+def test_servers_that_do_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{nobody.getsockname()[1]}"
+        settings = Settings(
+            data_dir=tmp_path, database_url=f"postgresql://user:secret@{at}/name", redis_url=f"redis://:secret@{at}/0"
+        )
+        for name in ("Postgres (PAGEMILL_DATABASE_URL)", "Redis (PAGEMILL_REDIS_URL)"):
+            found = _find(settings, name)
+            assert found.verdict is Verdict.BAD
+            assert "secret" not in found.detail
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        somebody.listen()
+        port = somebody.getsockname()[1]
+        found = _find(Settings(data_dir=tmp_path, port=port), "API")
+        assert (found.verdict, str(port) in found.detail) == (Verdict.BAD, True)
+
+
+def test_an_up_that_was_killed_is_not_running(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        Running(f"http://127.0.0.1:{nobody.getsockname()[1]}", "", "").write(tmp_path)
+        assert "nothing runs" in _find(Settings(data_dir=tmp_path, port=_free_port()), "API").detail
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = checkup._is_installed
+    monkeypatch.setattr(checkup, "_is_installed", lambda name: name != "torch" and installed(name))
+    found = checkup.packages("worker")
+    assert (found.verdict, found.detail) == (Verdict.BAD, "missing: torch")
+    assert ".[worker]" in found.mend
+    assert checkup.packages("").verdict is Verdict.GOOD
+    assert checkup.packages("embedded").verdict is Verdict.GOOD
+
+
+def test_a_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    found = Check("devices", lambda: checkup.devices("auto")).run()
+    assert found.verdict is Verdict.BAD
+    assert "libcudart" in found.detail
+
+
+def test_a_gpu_that_is_asked_for_and_not_there() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert checkup.devices("cuda").verdict is Verdict.BAD
+    assert checkup.devices("auto").verdict is Verdict.NOTE
