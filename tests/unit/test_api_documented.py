@@ -1,0 +1,60 @@
+"""`docs/api.md` names every route, parameter, field and error code that there is, and no other code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi.routing import APIRoute
+
+from api import errors as api_errors
+from api.routes import health, jobs, models
+from jobs.errors import LeaseLost, PagemillError
+from jobs.requests import JobHead, Params
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+INTERNAL = {PagemillError, LeaseLost}  # never answered
+
+
+def _kinds(kind: type[PagemillError]) -> Iterator[type[PagemillError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+def test_every_route() -> None:
+    routes = [route for router in (jobs.router, models.router, health.router) for route in router.routes]
+    for route in routes:
+        assert isinstance(route, APIRoute)
+        path = re.sub(r"\{job_id\}", "{id}", route.path).replace(":path", "")
+        for method in route.methods:
+            assert f"`{method} {path}" in PAGE, f"{method} {path}"
+
+
+def test_every_parameter_and_field() -> None:
+    parameters = PAGE.partition("### Parameters\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.+?) \|", parameters, re.MULTILINE)))) == set(
+        Params.model_fields
+    )
+    inline = PAGE.partition("### Inline")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", inline, re.MULTILINE)) == set(JobHead.model_fields) | {"prompts"}
+
+
+def test_every_error_code() -> None:
+    table = PAGE.partition("| Status | `code` |")[2]
+    documented = {
+        code: int(row[0])
+        for row in re.findall(r"^\| (\d+) \| (.+) \|$", table, re.MULTILINE)
+        for code in re.findall(r"`([a-z_]+)`", row[1])
+    }
+    for kind in set(_kinds(PagemillError)) - INTERNAL:
+        status = next(status for parent, status in api_errors.STATUS if issubclass(kind, parent))
+        assert documented[kind.code] == status, kind
+    # The other codes are written out in the map itself.
+    source = Path(api_errors.__file__).read_text()
+    written = {(int(status), code) for status, code in re.findall(r'Problem\(\s*(\d+), .+?, "([a-z_]+)"', source)}
+    named = {kind.code for kind in _kinds(PagemillError)}
+    assert {(status, code) for code, status in documented.items() if code not in named - {"internal_error"}} == {
+        (status, code) for status, code in written if code != "client_closed_request"
+    }
