@@ -171,7 +171,7 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
     def drain(job_id: str) -> None:
         service.ring()
 
-    run_solo(app, queue=model_queue(model), name=model)
+    code = run_solo(app, queue=model_queue(model), name=model)
     # Where Celery could not start in full it stops nothing.
     service.stop(drain=0)
-    return service.exit_code
+    return service.exit_code or code
