@@ -181,6 +181,8 @@ def model(settings: Settings) -> Finding:
 
 def devices(wanted: str) -> Finding:
     """What torch can compute on, tried with a product of two matrices on each."""
+    if not _is_installed("torch"):
+        return Finding(Verdict.BAD, "unknown without torch", "pip install -c constraints.txt -e '.[worker]'")
     torch = importlib.import_module("torch")
     ones = torch.ones(2, 2)
     assert float((ones @ ones).sum()) == 8.0
