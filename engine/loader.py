@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,55 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from engine.errors import InvalidWeights
-from engine.models.decoder import Decoder, Weights
-from engine.models.registry import build_model
+from engine.config import EngineConfig
+from engine.errors import InvalidWeights, ModelError, UnsupportedModel
+from engine.hub import weight_files
+from engine.models.decoder import Decoder, NativeDecoder, Weights
+from engine.models.generic import GenericDecoder
+from engine.models.registry import NATIVE
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 _DEFAULT_STD = 0.02
 
 
-def empty_model(config: Any, *, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """The model for transformers' configuration with memory for its weights, but nothing in it."""
-    with torch.device("meta"):
-        model = build_model(config)
+def load_model(directory: Path, model_config: Any, config: EngineConfig, *, device: torch.device) -> Decoder:
+    """The model in `directory`, configured by transformers, with its weights or random ones. Raises `ModelError`."""
+    files = [] if config.random_weights else weight_files(directory)
+    dtype = choose_dtype(config, model_config)
+    native = empty_model(model_config, dtype=dtype, device=device)
+    model: Decoder
+    if native is not None:
+        model = native
+        if files:
+            load_weights(native, files)
+    else:
+        model = GenericDecoder.load(model_config, directory if files else None, dtype=dtype, device=device)
+    if config.random_weights:
+        randomize_weights(model, seed=config.seed)
+    return model
+
+
+def empty_model(config: Any, *, dtype: torch.dtype, device: torch.device) -> NativeDecoder | None:
+    """A native model for transformers' configuration with memory for its weights, but nothing in it.
+
+    None where there is no native implementation, or none that does all that the configuration asks for.
+    """
+    build = NATIVE.get(config.model_type)
+    if build is None:
+        return None
+    try:
+        with torch.device("meta"):
+            model = build(config)
+    except UnsupportedModel as reason:
+        logger.info("transformers' own code runs this %s: %s", config.model_type, reason)
+        return None
     _materialize(model, dtype=dtype, device=device)
     return model.requires_grad_(False).eval()
 
 
-def load_weights(model: Decoder, files: Sequence[Path]) -> None:
+def load_weights(model: NativeDecoder, files: Sequence[Path]) -> None:
     """Fill the model from safetensors files.
 
     Raises `InvalidWeights` when the files lack a tensor, hold one that the model does not know, hold one twice or in
@@ -67,6 +100,15 @@ def randomize_weights(model: Decoder, *, seed: int, std: float = _DEFAULT_STD) -
             parameter.normal_(0.0, std, generator=generator)
             if parameter.dim() == 1 and name.endswith(".weight"):
                 parameter.add_(1.0)
+
+
+def choose_dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
+    """What the configuration asks for, or else what the checkpoint was saved in; raises `ModelError`."""
+    name = config.dtype if config.dtype != "auto" else getattr(model_config, "dtype", None) or "float32"
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."))
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"the checkpoint's type {dtype} cannot be computed with: set dtype")
+    return dtype
 
 
 def _materialize(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,11 @@ from engine.attention import StepLayout, make_backend
 from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import ModelError
-from engine.hub import eos_token_ids, load_config, resolve_model, weight_files
+from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.kv_cache import KVCache, choose_num_blocks
-from engine.loader import empty_model, load_weights, randomize_weights
+from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
+from engine.models.generic import GenericDecoder, verify
 
 
 class ModelRunner:
@@ -33,33 +33,24 @@ class ModelRunner:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.max_model_len = _max_model_len(model, config)
         self.backend = make_backend(config, self.device)
-        self.cache = KVCache.allocate(
+        if isinstance(model, GenericDecoder):
+            self._verify(model, config.block_size)
+        num_blocks = choose_num_blocks(
+            config,
             model.attention_layers,
-            choose_num_blocks(
-                config,
-                model.attention_layers,
-                max_model_len=self.max_model_len,
-                dtype=self.dtype,
-                device=self.device,
-                activation_bytes=self._activation_bytes(config) if self.device.type == "cuda" else 0,
-            ),
-            config.block_size,
+            max_model_len=self.max_model_len,
             dtype=self.dtype,
             device=self.device,
+            activation_bytes=self._activation_bytes(config) if self.device.type == "cuda" else 0,
         )
+        self.cache = self._cache(num_blocks, config.block_size)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
         """Load from a directory or a hub id; raises `ModelError`."""
         directory = resolve_model(path_or_id)
         model_config = load_config(directory)
-        files = [] if config.random_weights else weight_files(directory)
-        device = _device(config)
-        model = empty_model(model_config, dtype=_dtype(config, model_config), device=device)
-        if config.random_weights:
-            randomize_weights(model, seed=config.seed)
-        else:
-            load_weights(model, files)
+        model = load_model(directory, model_config, config, device=_device(config))
         return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config))
 
     @property
@@ -77,11 +68,24 @@ class ModelRunner:
     @torch.inference_mode()
     def _run(self, batch: Batch, cache: KVCache) -> Tensor:
         inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
-        hidden = self.model(inputs, self.backend.begin(layout, cache))
-        rows = _logit_rows(batch.entries)
-        if len(rows) < len(hidden):
-            hidden = hidden.index_select(0, torch.from_numpy(rows).to(self.device, non_blocking=True))
-        return self.model.logits(hidden).float()
+        logits: Tensor = self.model(inputs, self.backend.begin(layout, cache))
+        return logits.float()
+
+    def _verify(self, model: GenericDecoder, block_size: int) -> None:
+        """See that a model whose code nobody here knows gives the same on a paged cache as by itself."""
+        cache: KVCache | None = None
+
+        def run(batch: Batch, num_blocks: int) -> Tensor:
+            nonlocal cache
+            if cache is None:
+                cache = self._cache(num_blocks, block_size)
+            return self._run(batch, cache)
+
+        verify(model, run, block_size)
+
+    def _cache(self, num_blocks: int, block_size: int) -> KVCache:
+        layers = self.model.attention_layers
+        return KVCache.allocate(layers, num_blocks, block_size, dtype=self.dtype, device=self.device)
 
     def _activation_bytes(self, config: EngineConfig) -> int:
         """What the largest step takes on the GPU besides weights and cache, by running one."""
@@ -89,9 +93,7 @@ class ModelRunner:
         lengths = [self.max_model_len] * (num_tokens // self.max_model_len)
         lengths += [rest] if (rest := num_tokens % self.max_model_len) else []
         blocks_each = -(-max(lengths) // config.block_size)
-        cache = KVCache.allocate(
-            self.model.attention_layers, blocks_each, config.block_size, dtype=self.dtype, device=self.device
-        )
+        cache = self._cache(blocks_each, config.block_size)
         # Its sequences overwrite each other's blocks: only the memory matters.
         wanted = -(-min(config.max_num_seqs, num_tokens) // len(lengths))
         entries = [BatchEntry([0] * length, 0, range(blocks_each), min(length, wanted)) for length in lengths]
@@ -125,8 +127,16 @@ def prepare_inputs(
     # One transfer for all.
     rows = torch.from_numpy(np.stack((token_ids, positions, slots, (starts + query_lens)[sequence])))
     on_device = rows.to(device, non_blocking=True)
+    logit_rows = _logit_rows(entries)
     return (
-        TokenInputs(token_ids=on_device[0], positions=on_device[1], lengths=on_device[3]),
+        TokenInputs(
+            token_ids=on_device[0],
+            positions=on_device[1],
+            lengths=on_device[3],
+            logit_rows=None
+            if len(logit_rows) == num_tokens
+            else torch.from_numpy(logit_rows).to(device, non_blocking=True),
+        ),
         StepLayout(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
     )
 
@@ -156,11 +166,3 @@ def _device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device is 'cuda', but torch finds no CUDA GPU here")
     return torch.device(config.device)
-
-
-def _dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
-    name = config.dtype if config.dtype != "auto" else getattr(model_config, "dtype", None) or "float32"
-    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."))
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ModelError(f"the checkpoint's type {dtype} cannot be computed with: set dtype")
-    return dtype

@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
-    """The tokens of a step, of all its sequences one after another; `[T]` int64 each."""
+    """The tokens of a step, of all its sequences one after another; int64, `[T]` each."""
 
     token_ids: Tensor
     positions: Tensor
     lengths: Tensor
     """Length of the token's sequence, for rotary embeddings that depend on it."""
+
+    logit_rows: Tensor | None = None
+    """`[R]`: which tokens' logits are wanted, in order; None for all."""
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """The rows of `[T, ...]` whose logits are wanted."""
+        return hidden if self.logit_rows is None else hidden.index_select(0, self.logit_rows)
 
 
 class Decoder(nn.Module):
@@ -36,11 +43,11 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        """Final hidden states `[T, hidden]`."""
+        """Logits `[R, vocab]` of the rows that `inputs` asks for; every layer calls `attention` once."""
 
-    @abstractmethod
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits `[R, vocab]` of some rows of `forward`'s result."""
+
+class NativeDecoder(Decoder):
+    """A decoder of our own, whose weights our loader fills."""
 
     @abstractmethod
     def weights(self) -> Weights:

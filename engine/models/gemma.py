@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import Decoder, TokenInputs, Weights
+from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
 from engine.models.rotary import Rotary, rotate
 
@@ -32,7 +32,7 @@ _TEXT_OF_MULTIMODAL = (
 )
 
 
-class Gemma(Decoder):
+class Gemma(NativeDecoder):
     def __init__(self, config: Any) -> None:
         """From transformers' configuration; raises `UnsupportedModel`."""
         super().__init__()
@@ -63,11 +63,7 @@ class Gemma(Decoder):
         turns = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
         for layer in self.layers:
             hidden = layer(hidden, *turns[layer.kind], attention)
-        result: Tensor = self.norm(hidden)
-        return result
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.head(hidden)
+        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
         if self._logit_cap is not None:
             logits = self._logit_cap * torch.tanh(logits / self._logit_cap)
         return logits

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import Decoder, TokenInputs, Weights
+from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import Stack, activation
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
 
 
-class GPT2(Decoder):
+class GPT2(NativeDecoder):
     def __init__(self, config: Any) -> None:
         """From a transformers `GPT2Config`; raises `UnsupportedModel`."""
         super().__init__()
@@ -39,12 +39,8 @@ class GPT2(Decoder):
         hidden = self.token_embedding(inputs.token_ids) + self.position_embedding(inputs.positions)
         for layer in self.layers:
             hidden = layer(hidden, attention)
-        result: Tensor = self.norm(hidden)
-        return result
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        result: Tensor = self.head(hidden)
-        return result
+        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+        return logits
 
     def weights(self) -> Weights:
         # Old checkpoints hold the causal mask, too.

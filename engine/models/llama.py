@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
-from engine.models.decoder import Decoder, TokenInputs, Weights
+from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, Stack
 from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate
@@ -65,7 +65,7 @@ FAMILIES = {
 }
 
 
-class Llama(Decoder):
+class Llama(NativeDecoder):
     def __init__(self, config: Any) -> None:
         """From transformers' configuration of one of the families; raises `UnsupportedModel`."""
         super().__init__()
@@ -86,12 +86,8 @@ class Llama(Decoder):
         cos, sin = self.rotary(inputs, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, cos, sin, attention)
-        result: Tensor = self.norm(hidden)
-        return result
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        result: Tensor = self.head(hidden)
-        return result
+        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+        return logits
 
     def weights(self) -> Weights:
         weights = Weights(prefix="model.", ignored=[re.compile(r".*\.rotary_emb\.inv_freq")])

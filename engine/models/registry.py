@@ -1,33 +1,33 @@
-"""Which class runs which architecture."""
+"""Which architectures have an implementation of their own; all others go through `GenericDecoder`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from engine.errors import UnsupportedModel
-from engine.models.decoder import Decoder
+from engine.models.decoder import NativeDecoder
 
 
-def _gpt2(config: Any) -> Decoder:
+def _gpt2(config: Any) -> NativeDecoder:
     from engine.models.gpt2 import GPT2
 
     return GPT2(config)
 
 
-def _llama(config: Any) -> Decoder:
+def _llama(config: Any) -> NativeDecoder:
     from engine.models.llama import Llama
 
     return Llama(config)
 
 
-def _gemma(config: Any) -> Decoder:
+def _gemma(config: Any) -> NativeDecoder:
     from engine.models.gemma import Gemma
 
     return Gemma(config)
 
 
-NATIVE: dict[str, Callable[[Any], Decoder]] = {
+# By transformers' `model_type`. Classes are imported when they are needed.
+NATIVE: dict[str, Callable[[Any], NativeDecoder]] = {
     "gemma2": _gemma,
     "gemma3": _gemma,
     "gemma3_text": _gemma,
@@ -40,11 +40,3 @@ NATIVE: dict[str, Callable[[Any], Decoder]] = {
     "qwen3": _llama,
     "qwen3_moe": _llama,
 }
-
-
-def build_model(config: Any) -> Decoder:
-    """The model for transformers' configuration, without weights; raises `UnsupportedModel`."""
-    build = NATIVE.get(config.model_type)
-    if build is None:
-        raise UnsupportedModel(f"models of the type {config.model_type!r} are not supported")
-    return build(config)

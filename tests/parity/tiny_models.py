@@ -115,6 +115,79 @@ NATIVE = (
     ),
 )
 
+# Embeddings that the model multiplies by the root of their size would drown the rest.
+_SCALED = {"tie_word_embeddings": False}
+_SQUARE = _SIZES | {"hidden_size": 480}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_OPT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 240,
+    "word_embed_proj_dim": 240,
+    "ffn_dim": 328,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "max_position_embeddings": MAX_POSITIONS,
+    "pad_token_id": 0,
+}
+_LATENT = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+_LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_WINDOW = {"sliding_window": 9}
+
+GENERIC = (
+    TinyModel("opt", "opt", sizes=_OPT),
+    TinyModel("gpt-neox", "gpt_neox", {"num_attention_heads": 3}, sizes=_SIZES),
+    TinyModel("gpt-bigcode", "gpt_bigcode", sizes=_GPT2),
+    TinyModel("phi", "phi", sizes=_SIZES),
+    TinyModel("gemma", "gemma", _SCALED, embedding_std=0.02),
+    TinyModel("starcoder2", "starcoder2", _WINDOW, sizes=_SIZES),
+    TinyModel("olmo2", "olmo2", sizes=_SQUARE),
+    TinyModel("cohere2", "cohere2", _WINDOW),
+    TinyModel("granite", "granite"),
+    TinyModel("gpt-oss", "gpt_oss", {**_WINDOW, **_LOCAL_EXPERTS}),
+    TinyModel("qwen2-moe", "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32}),
+    TinyModel("deepseek-v3", "deepseek_v3", _LATENT, sizes=_SIZES),
+)
+
+MORE_GENERIC = (
+    TinyModel("apertus", "apertus"),
+    TinyModel("arcee", "arcee"),
+    TinyModel("bitnet", "bitnet", sizes=_SQUARE),
+    TinyModel("cohere", "cohere"),
+    TinyModel("cwm", "cwm"),
+    TinyModel("deepseek-v2", "deepseek_v2", _LATENT, sizes=_SIZES),
+    TinyModel("ernie-4.5", "ernie4_5"),
+    TinyModel("exaone-4", "exaone4", _WINDOW),
+    TinyModel("glm", "glm"),
+    TinyModel("glm-4", "glm4"),
+    TinyModel("granite-moe", "granitemoe", _LOCAL_EXPERTS),
+    TinyModel("helium", "helium", sizes=_SQUARE),
+    TinyModel("hunyuan", "hunyuan_v1_dense"),
+    TinyModel("jetmoe", "jetmoe", _LOCAL_EXPERTS),
+    TinyModel("ministral", "ministral", _WINDOW),
+    TinyModel("nemotron", "nemotron"),
+    TinyModel("olmo", "olmo"),
+    TinyModel("olmo3", "olmo3", _WINDOW),
+    TinyModel("olmoe", "olmoe", _EXPERTS, sizes=_SQUARE),
+    TinyModel("persimmon", "persimmon", {"num_attention_heads": 3}, sizes=_SIZES),
+    TinyModel("phimoe", "phimoe", _LOCAL_EXPERTS),
+    TinyModel("seed-oss", "seed_oss"),
+    TinyModel("smollm3", "smollm3"),
+    TinyModel("stablelm", "stablelm", sizes=_SQUARE),
+)
+
 ROPE_KINDS = {
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 3.0},

@@ -216,6 +216,7 @@ def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
 
 def test_loading_keeps_one_copy(directory: Path) -> None:
     model = empty_model(load_config(directory), dtype=torch.float32, device=CPU)
+    assert model is not None
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     load_weights(model, weight_files(directory))
     assert before == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
