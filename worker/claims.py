@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -14,10 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.database import brief
 from jobs.errors import LeaseLost
 from jobs.queries.claiming import Claim, ClaimedRequest, claim, give_back, still_held
+from jobs.queries.settling import Hold
 from jobs.settings import Settings
 from worker.lease import Lease
+from worker.vital import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
+
+MOST_UNWRITTEN = 10_000  # results; while Postgres takes no more of them, nothing is claimed
 
 
 class Consumer(Protocol):
@@ -37,19 +41,33 @@ class Consumer(Protocol):
 
 
 class ClaimLoop:
-    """Claims from a thread of its own, so that tokenising and Postgres never hold up the engine."""
+    """Claims from a thread of its own, so that tokenising and Postgres never hold up the engine.
 
-    def __init__(self, database: Database, lease: Lease, settings: Settings, *, model: str, consumer: Consumer) -> None:
+    `unwritten` tells which requests are finished and not written yet.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        settings: Settings,
+        *,
+        model: str,
+        consumer: Consumer,
+        unwritten: Callable[[], Collection[Hold]],
+        crashed: Crashed,
+    ) -> None:
         self._database = database
         self._lease = lease
         self._settings = settings
         self._model = model
         self._consumer = consumer
+        self._unwritten = unwritten
         self._bell = threading.Event()
         self._closing = threading.Event()
         self._runs_solo = False
         self._found_all = False
-        self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
+        self._thread = VitalThread("claims", self._run, crashed)
 
     def start(self) -> None:
         self._thread.start()
@@ -74,7 +92,7 @@ class ClaimLoop:
         while not self._closing.is_set():
             self._bell.clear()
             try:
-                self._drop_what_is_lost()
+                self._compare_holds()
                 took = self._claim()
             except LeaseLost:
                 took = 0  # the heartbeat finds out too, and starts anew
@@ -84,19 +102,31 @@ class ClaimLoop:
             if took == 0:
                 self._bell.wait(self._settings.poll_interval)
 
-    def _drop_what_is_lost(self) -> None:
-        """Requests that were cancelled, expired or freed under us need no more of the engine's time."""
-        held = self._consumer.held()
+    def _compare_holds(self) -> None:
+        """What we hold, and what Postgres says that we hold, should be the same.
+
+        Requests that were cancelled, expired or freed under us need no more of the engine's time. And a claim whose
+        commit succeeded while its answer was lost gave us requests that we never saw: they go back.
+        """
         worker_id = self._lease.worker_id
-        if not held or worker_id is None:
+        if worker_id is None:
             return
+        held = self._consumer.held()
         with self._database.connect() as connection:
             ours = still_held(connection, worker_id)
-        lost = [
-            request for request in held if request.holder != worker_id or (request.job_id, request.line) not in ours
-        ]
+        lost = [request for request in held if request.hold not in ours]
         if lost:
             self._consumer.abort(lost)
+        # In this order: a request goes from the engine to the writer to Postgres, and leaves a place after it has
+        # reached the next. What was settled since `ours` was read stops at the fence of `give_back`.
+        unseen = ours.difference(request.hold for request in self._consumer.held()).difference(self._unwritten())
+        if unseen:
+            with self._database.begin() as connection:
+                given_back = give_back(connection, unseen)
+            if given_back:
+                logger.warning(
+                    "%d requests were claimed in a transaction whose answer was lost; they go back", given_back
+                )
 
     def _claim(self) -> int:
         worker_id = self._lease.worker_id
@@ -104,7 +134,7 @@ class ClaimLoop:
         if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
             return 0
         self._runs_solo = False
-        room = min(self._consumer.room(), self._settings.claim_limit)
+        room = min(self._consumer.room(), self._settings.claim_limit, MOST_UNWRITTEN - len(self._unwritten()))
         if room <= 0:
             return 0
         claimed = self._take(worker_id, room, is_idle)
@@ -113,7 +143,7 @@ class ClaimLoop:
             return 0
         if self._closing.is_set():
             with self._database.begin() as connection:
-                give_back(connection, claimed.requests)
+                give_back(connection, [request.hold for request in claimed.requests])
             return 0
         self._runs_solo = claimed.is_solo
         self._consumer.submit(claimed.requests)

@@ -21,7 +21,7 @@ import orjson
 from engine import Engine, RequestOutput, SamplingParams
 from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
-from jobs.queries.settling import Outcome
+from jobs.queries.settling import Hold, Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker import responses
 
@@ -77,6 +77,7 @@ class EngineOwner:
         self._held: dict[str, Prepared] = {}
         self._room = 0
         self._closing = False
+        self._is_broken = False
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -113,9 +114,10 @@ class EngineOwner:
             self._changed.notify_all()
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing is held. False where that took longer than `timeout` seconds."""
+        """Wait until nothing is held. False where the engine broke, or that took longer than `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._held, timeout)
+            self._changed.wait_for(lambda: not self._held or self._is_broken, timeout)
+            return not self._held
 
     def close(self) -> None:
         """Step no more. What is held stays unfinished."""
@@ -129,12 +131,12 @@ class EngineOwner:
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
-    def not_started(self) -> list[ClaimedRequest]:
-        """Held requests that the engine has not begun to compute: whatever breaks it, it was not they."""
+    def suspects(self) -> list[Hold]:
+        """What the engine computes now: whatever breaks it, it was one of these."""
         engine = self._engine
         started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}
         with self._changed:
-            return [item.request for name, item in self._held.items() if name not in started]
+            return [item.request.hold for name, item in self._held.items() if name in started]
 
     def stats(self) -> dict[str, object]:
         """The engine's counters, for the worker's row."""
@@ -152,6 +154,9 @@ class EngineOwner:
                 self._step(engine)
                 self._publish_room(engine)
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody steps the engine any more
+            with self._changed:
+                self._is_broken = True
+                self._changed.notify_all()
             self._listeners.broken(error, is_understood=isinstance(error, EngineError))
 
     def _wait_for_work(self, engine: Engine) -> bool:
@@ -162,6 +167,7 @@ class EngineOwner:
     def _take_in(self, engine: Engine) -> None:
         with self._changed:
             inbox, self._inbox = self._inbox, []
+            self._room -= len(inbox)  # until it is looked at again, after the step
             aborts, self._aborts = self._aborts, []
         for prepared in inbox:
             request = prepared.request
@@ -182,8 +188,10 @@ class EngineOwner:
         if not engine.has_unfinished:
             return
         self._step_began = time.monotonic()
-        outputs = engine.step()
-        self._step_began = None
+        try:
+            outputs = engine.step()
+        finally:
+            self._step_began = None
         for output in outputs:
             with self._changed:
                 prepared = self._held.get(output.request_id)

@@ -20,6 +20,7 @@ from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from worker.lease import Lease
+from worker.vital import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Heartbeat:
         device: str,
         stats: Callable[[], dict[str, object]],
         on_change: Callable[[], None],
+        crashed: Crashed,
     ) -> None:
         self._database = database
         self._lease = lease
@@ -47,12 +49,13 @@ class Heartbeat:
         self._device = device
         self._stats = stats
         self._on_change = on_change
+        self._crashed = crashed
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, model: ModelLimits) -> None:
         """Register as a worker of `model`, as soon as Postgres answers, and keep the lease from then on."""
-        self._thread = threading.Thread(target=self._run, args=(model,), name="heartbeat", daemon=True)
+        self._thread = VitalThread("heartbeat", lambda: self._run(model), self._crashed)
         self._thread.start()
 
     def stop_beating(self) -> None:

@@ -19,17 +19,26 @@ class Lease:
         self._lock = threading.Lock()
         self._worker_id: UUID | None = None
         self._good_since = 0.0
+        self._is_over = False
 
     def take(self, worker_id: UUID, began: float) -> None:
         """A registration or heartbeat of `worker_id` that was begun at `began` (`time.monotonic()`) was good."""
         with self._lock:
-            self._worker_id = worker_id
-            self._good_since = began
+            if not self._is_over:
+                self._worker_id = worker_id
+                self._good_since = began
 
     def lose(self) -> None:
         """Postgres says that this worker's row was ended."""
         with self._lock:
             self._worker_id = None
+
+    def end(self) -> UUID | None:
+        """This process claims and writes nothing more, whatever a heartbeat under way brings. Returns who it was."""
+        with self._lock:
+            self._is_over = True
+            ended, self._worker_id = self._worker_id, None
+            return ended
 
     @property
     def worker_id(self) -> UUID | None:

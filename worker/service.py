@@ -15,6 +15,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+import traceback
+from collections.abc import Collection
 
 from celery import bootsteps
 from celery.worker import state as celery_state
@@ -22,8 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief, connect
 from jobs.queries import workers
-from jobs.queries.claiming import give_back
-from jobs.queries.settling import bury
+from jobs.queries.settling import Hold, bury
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
@@ -49,29 +51,45 @@ class GenerationService:
         self._settings = settings
         self._database = connect(settings, f"pagemill worker {model}")
         self._lease = Lease(fence_after=settings.fence_after)
-        self._writer = Writer(self._database, self._lease, interval=settings.write_interval)
+        self._writer = Writer(self._database, self._lease, interval=settings.write_interval, crashed=self._on_crashed)
         self._owner = EngineOwner(
             load,
             Listeners(loaded=self._on_loaded, outcome=self._writer.put, room=self._on_room, broken=self._on_broken),
             model=model,
             share_prefixes=settings.share_prefixes,
         )
-        self._claims = ClaimLoop(self._database, self._lease, settings, model=model, consumer=self._owner)
+        self._claims = ClaimLoop(
+            self._database,
+            self._lease,
+            settings,
+            model=model,
+            consumer=self._owner,
+            unwritten=self._writer.unwritten,
+            crashed=self._on_crashed,
+        )
         self._heartbeat = Heartbeat(
-            self._database, self._lease, settings, device=device, stats=self._owner.stats, on_change=self._claims.ring
+            self._database,
+            self._lease,
+            settings,
+            device=device,
+            stats=self._owner.stats,
+            on_change=self._claims.ring,
+            crashed=self._on_crashed,
         )
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._stop_lock = threading.Lock()
+        self._started = False
         self._stopped = threading.Event()
-        self._broken = threading.Event()
+        self._broken_at: float | None = None  # monotonic
 
     @property
     def exit_code(self) -> int:
         """What the process should end with."""
-        return EXIT_BROKEN if self._broken.is_set() else EXIT_OK
+        return EXIT_OK if self._broken_at is None else EXIT_BROKEN
 
     def start(self) -> None:
         """Begin to load the model, and return at once: Celery only stops what has started in full."""
+        self._started = True
         self._writer.start()
         self._owner.start()
         self._watchdog.start()
@@ -83,13 +101,13 @@ class GenerationService:
     def stop(self, *, drain: float) -> None:
         """Claim nothing more, let what runs finish for `drain` seconds, write it, give the rest back, and end.
 
-        What is given back is not charged a death. Safe to call twice.
+        What is given back is not charged a death. Safe to call twice, and before `start`.
         """
         with self._stop_lock:
-            if self._stopped.is_set():
+            if self._stopped.is_set() or not self._started:
                 return
             self._claims.close()
-            if not self._broken.is_set() and not self._owner.drain(drain):
+            if not self._owner.drain(drain) and self._broken_at is None:
                 logger.info("%d requests did not finish in time; they go back", len(self._owner.held()))
             self._owner.close()
             self._writer.close(WRITE_TIMEOUT)
@@ -119,31 +137,45 @@ class GenerationService:
 
     def _on_broken(self, error: BaseException, *, is_understood: bool) -> None:
         logger.critical("the engine ends: %s", error, exc_info=None if is_understood else error)
-        self._broken.set()
-        self._give_up()
+        # What is finished is not to be run again, nor charged with what came after it.
+        self._writer.flush(WRITE_TIMEOUT)
+        self._break_off(self._owner.suspects())
+
+    def _on_crashed(self, error: BaseException) -> None:
+        # Where, not what it said: nobody expected this error, and its message may quote a prompt.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        name = threading.current_thread().name
+        logger.critical("the %s thread crashed, and this worker ends: %s\n%s", name, type(error).__name__, where)
+        self._break_off(None)
+
+    def _break_off(self, suspects: Collection[Hold] | None) -> None:
+        self._broken_at = time.monotonic()
+        self._give_up(suspects)
         # Read by Celery's main loop, which then stops everything in order.
         celery_state.should_stop = EXIT_BROKEN
 
-    def _give_up(self) -> None:
-        """Free what this worker holds. Those that were being computed are charged, for one of them may be to blame."""
-        worker_id = self._lease.worker_id
+    def _give_up(self, suspects: Collection[Hold] | None) -> None:
+        """Free what this worker holds, for good. Suspects are charged, for one of them may be to blame; None: all."""
+        self._heartbeat.stop_beating()
+        worker_id = self._lease.end()
         if worker_id is None:
             return
         try:
             with self._database.begin() as connection:
-                give_back(connection, self._owner.not_started())
-                bury(connection, worker_id, max_deaths=self._settings.max_deaths)
+                bury(connection, worker_id, max_deaths=self._settings.max_deaths, suspects=suspects)
         except SQLAlchemyError as error:
             logger.warning("could not free what is held, the lease will run out instead: %s", brief(error))
-        self._lease.lose()
 
     def _watch(self) -> None:
         # Liveness means progress: a heartbeat proves nothing about an engine that hangs in a driver call.
+        limit = self._settings.watchdog
         while not self._stopped.wait(WATCH_INTERVAL):
-            if self._owner.stalled_for() > self._settings.watchdog:
-                logger.critical("the engine made no step for %.0f s; this process ends", self._settings.watchdog)
-                self._heartbeat.stop_beating()
-                self._give_up()
+            if self._owner.stalled_for() > limit:
+                logger.critical("the engine made no step for %.0f s; this process ends", limit)
+                self._give_up(self._owner.suspects())
+                os._exit(EXIT_BROKEN)
+            if self._broken_at is not None and time.monotonic() - self._broken_at > limit:
+                logger.critical("this process did not end within %.0f s of breaking, and ends now", limit)
                 os._exit(EXIT_BROKEN)
 
 

@@ -11,12 +11,14 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
-from jobs.queries.settling import Outcome, settle
+from jobs.queries.settling import Hold, Outcome, settle
 from worker.lease import Lease
+from worker.vital import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
 
 GROUP = 1000  # outcomes in one transaction at most
+GROUP_BYTES = 16 << 20  # of their bodies, after which a group takes no other: a statement has to fit into Postgres
 RETRY_AFTER = 1.0  # seconds
 
 
@@ -24,19 +26,19 @@ class Writer:
     """Takes outcomes from the engine thread and puts them into Postgres from a thread of its own.
 
     An outcome waits at most `interval` seconds for others to share its transaction. While Postgres is away outcomes
-    are kept; they are bounded by what this worker holds, since nothing is claimed meanwhile. A repeat after a reply
+    are kept; the claim loop bounds them, since it claims nothing while many are `unwritten`. A repeat after a reply
     that was lost writes nothing twice: the fence of `settle` sees to it.
     """
 
-    def __init__(self, database: Database, lease: Lease, *, interval: float) -> None:
+    def __init__(self, database: Database, lease: Lease, *, interval: float, crashed: Crashed) -> None:
         self._database = database
         self._lease = lease
         self._interval = interval
         self._outcomes: deque[Outcome] = deque()
         self._arrived = threading.Condition()
         self._closing = threading.Event()
-        self._in_flight = 0
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._in_flight: list[Outcome] = []
+        self._thread = VitalThread("writer", self._run, crashed)
 
     def start(self) -> None:
         self._thread.start()
@@ -45,19 +47,27 @@ class Writer:
         """Hand over an outcome. Never blocks on the database."""
         with self._arrived:
             self._outcomes.append(outcome)
-            self._arrived.notify()
+            self._arrived.notify_all()
 
-    @property
-    def backlog(self) -> int:
-        """Outcomes that are not in Postgres yet."""
+    def unwritten(self) -> set[Hold]:
+        """The requests whose outcomes are not in Postgres yet, as far as we know."""
         with self._arrived:
-            return len(self._outcomes) + self._in_flight
+            return {
+                Hold(outcome.job_id, outcome.line, outcome.epoch, outcome.holder)
+                for outcome in (*self._in_flight, *self._outcomes)
+                if outcome.holder is not None
+            }
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything is written. False where that took longer than `timeout` seconds."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: not self._outcomes and not self._in_flight, timeout)
 
     def close(self, timeout: float) -> bool:
         """Write what is left and end. False where that took longer than `timeout` seconds; the rest is not written."""
         self._closing.set()
         with self._arrived:
-            self._arrived.notify()
+            self._arrived.notify_all()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -70,11 +80,19 @@ class Writer:
             # Others that finish in the next moments share the transaction.
             self._closing.wait(self._interval)
             with self._arrived:
-                group = [self._outcomes.popleft() for _ in range(min(GROUP, len(self._outcomes)))]
-                self._in_flight = len(group)
+                group = self._in_flight = self._next_group()
             self._write(group)
             with self._arrived:
-                self._in_flight = 0
+                self._in_flight = []
+                self._arrived.notify_all()
+
+    def _next_group(self) -> list[Outcome]:
+        group: list[Outcome] = []
+        size = 0
+        while self._outcomes and len(group) < GROUP and size < GROUP_BYTES:
+            group.append(self._outcomes.popleft())
+            size += len(group[-1].body)
+        return group
 
     def _write(self, group: list[Outcome]) -> None:
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from uuid import UUID
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.errors import LeaseLost
 from jobs.queries.planning import walk_indexes
-from jobs.queries.settling import lock_jobs
+from jobs.queries.settling import Hold, lock_jobs
 
 # Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
 JOBS_PER_TENANT = 32
@@ -35,6 +35,10 @@ class ClaimedRequest:
     def name(self) -> str:
         """Unlike any other claim's, of this or another request."""
         return f"{self.job_id.hex}-{self.line}-{self.epoch}"
+
+    @property
+    def hold(self) -> Hold:
+        return Hold(self.job_id, self.line, self.epoch, self.holder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +119,15 @@ def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, in
     return dict(places)
 
 
-def still_held(connection: Connection, worker_id: UUID) -> set[tuple[UUID, int]]:
-    """The `(job_id, line)` that a worker holds: whatever else it computes was cancelled, expired or freed."""
+def still_held(connection: Connection, worker_id: UUID) -> set[Hold]:
+    """What a worker holds: whatever else it computes was cancelled, expired or freed."""
     rows = connection.execute(
-        text("SELECT job_id, line FROM requests WHERE worker_id = :id AND state = 'running'"), {"id": worker_id}
+        text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :id AND state = 'running'"), {"id": worker_id}
     )
-    return {(row.job_id, row.line) for row in rows}
+    return {Hold(row.job_id, row.line, row.epoch, worker_id) for row in rows}
 
 
-def give_back(connection: Connection, held: Sequence[ClaimedRequest]) -> int:
+def give_back(connection: Connection, held: Collection[Hold]) -> int:
     """Put requests back in line, uncharged: claimed, but not to be run here. Returns how many still were ours."""
     walk_indexes(connection)
     lock_jobs(connection, {request.job_id for request in held})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -19,6 +20,15 @@ from sqlalchemy import Connection, text
 from jobs.ids import new_id
 from jobs.queries.planning import walk_indexes
 from jobs.states import JobState, RequestState
+
+
+class Hold(NamedTuple):
+    """One claim of one request: no two are alike."""
+
+    job_id: UUID
+    line: int
+    epoch: int
+    holder: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +246,12 @@ def reap_worker(connection: Connection, *, max_deaths: int) -> Buried | None:
     return None if worker_id is None else bury(connection, worker_id, max_deaths=max_deaths)
 
 
-def bury(connection: Connection, worker_id: UUID, *, max_deaths: int) -> Buried:
-    """End a worker that died, or that is about to: free what it held, and charge each of those requests one death.
+def bury(
+    connection: Connection, worker_id: UUID, *, max_deaths: int, suspects: Collection[Hold] | None = None
+) -> Buried:
+    """End a worker that died, or that is about to: free what it held, and charge each of the suspects one death.
+
+    Suspects are all that it held where nobody knows better.
 
     The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
     then on. A request with `max_deaths` of them is given up with an error.
@@ -248,8 +262,24 @@ def bury(connection: Connection, worker_id: UUID, *, max_deaths: int) -> Buried:
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )
     lock_held_jobs(connection, worker_id)
+    freed = 0
+    if suspects is not None:
+        # Whatever killed the worker, it was not these.
+        freed = connection.execute(
+            text(
+                "UPDATE requests r SET state = 'pending', worker_id = NULL "
+                "WHERE worker_id = :worker_id AND state = 'running' AND NOT EXISTS ( "
+                "  SELECT FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[])) AS s (job_id, line) "
+                "  WHERE s.job_id = r.job_id AND s.line = r.line)"
+            ),
+            {
+                "worker_id": worker_id,
+                "job_ids": [suspect.job_id for suspect in suspects],
+                "lines": [suspect.line for suspect in suspects],
+            },
+        ).rowcount
     # Those that may try again go back to the line.
-    freed = connection.execute(
+    freed += connection.execute(
         text(
             "UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1 "
             "WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths"

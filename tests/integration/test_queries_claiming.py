@@ -121,17 +121,18 @@ def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
 
 
 def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows) -> None:
-    job_id, first, second = rows.job(3), rows.worker(), rows.worker()
+    rows.job(3)
+    first, second = rows.worker(), rows.worker()
     held = rows.claim(first).requests
     with rows.database.begin() as connection:
-        assert give_back(connection, held[:2]) == 2
-        assert still_held(connection, first) == {(job_id, 3)}
+        assert give_back(connection, [request.hold for request in held[:2]]) == 2
+        assert still_held(connection, first) == {held[2].hold}
     again = rows.claim(second).requests
     assert [(request.line, request.epoch, request.holder) for request in again] == [(1, 2, second), (2, 2, second)]
     assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
     # Too late: they are another's now, and stay there.
     with rows.database.begin() as connection:
-        assert give_back(connection, held[:2]) == 0
+        assert give_back(connection, [request.hold for request in held[:2]]) == 0
     rows.check()
 
 

@@ -119,7 +119,7 @@ class Claims(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(self.workers))
         expected = [request for request in worker.held if self._is_owed(answered(request))]
         with self.rows.database.begin() as connection:
-            assert give_back(connection, worker.held) == len(expected)
+            assert give_back(connection, [request.hold for request in worker.held]) == len(expected)
         worker.held = []
 
     @rule(data=st.data())
@@ -228,7 +228,7 @@ class Claims(RuleBasedStateMachine):
 
 
 def _still_held(connection: Connection, worker: KnownWorker) -> set[Line]:
-    return still_held(connection, worker.id)
+    return {(hold.job_id, hold.line) for hold in still_held(connection, worker.id)}
 
 
 def _walk(rows: Rows, examples: int, steps: int) -> None:

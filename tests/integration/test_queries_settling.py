@@ -369,6 +369,18 @@ def test_a_request_given_up_may_end_its_job(rows: Rows) -> None:
     assert (job.state, job.failed) == ("completed", 1)
 
 
+def test_only_suspects_are_charged_with_a_death(rows: Rows) -> None:
+    rows.job(4)
+    worker_id = rows.worker()
+    held = rows.claim(worker_id).requests
+    with rows.database.begin() as connection:
+        suspects = [request.hold for request in held[1:3]]
+        assert bury(connection, worker_id, max_deaths=3, suspects=suspects).freed == 4
+    deaths = rows.query("SELECT state, deaths FROM requests ORDER BY line")
+    assert [(row.state, row.deaths) for row in deaths] == [("pending", n) for n in (0, 1, 1, 0)]
+    rows.check()
+
+
 def test_each_dead_worker_is_reaped_once(rows: Rows) -> None:
     rows.job(40)
     for _ in range(8):
@@ -427,7 +439,7 @@ def test_epochs_strictly_rise(rows: Rows) -> None:
         epochs.append(claimed[0].epoch)
         with rows.database.begin() as connection:
             if how == "give back":
-                give_back(connection, claimed)
+                give_back(connection, [request.hold for request in claimed])
             elif how == "end":
                 end(connection, worker_id)
         if how == "reap":

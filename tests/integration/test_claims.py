@@ -1,0 +1,115 @@
+"""The claim loop and the writer over a real Postgres, with an engine that only says what it holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import pytest
+
+from jobs.queries.claiming import ClaimedRequest
+from jobs.queries.settling import Hold
+from jobs.settings import Settings
+from tests.processes import await_condition
+from tests.rows import MODEL, Rows, answered
+from worker import writer as writer_module
+from worker.claims import MOST_UNWRITTEN, ClaimLoop
+from worker.lease import Lease
+from worker.writer import Writer
+
+
+@dataclass
+class Consumer:
+    """Takes what it is given, and finishes nothing."""
+
+    places: int = 0
+    requests: list[ClaimedRequest] = field(default_factory=list)
+
+    def room(self) -> int:
+        return self.places - len(self.requests)
+
+    def held(self) -> Sequence[ClaimedRequest]:
+        return list(self.requests)
+
+    def submit(self, requests: Sequence[ClaimedRequest]) -> None:
+        self.requests.extend(requests)
+
+    def abort(self, requests: Sequence[ClaimedRequest]) -> None:
+        self.requests = [request for request in self.requests if request not in requests]
+
+
+def crashed(error: BaseException) -> None:
+    raise error
+
+
+def lease_of(worker_id: UUID) -> Lease:
+    lease = Lease(fence_after=60)
+    lease.take(worker_id, time.monotonic())
+    return lease
+
+
+def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collection[Hold] = ()) -> ClaimLoop:
+    settings = Settings(poll_interval=0.05)
+    return ClaimLoop(
+        rows.database,
+        lease,
+        settings,
+        model=MODEL.name,
+        consumer=consumer,
+        unwritten=lambda: unwritten,
+        crashed=crashed,
+    )
+
+
+def test_what_was_claimed_without_our_knowing_goes_back(rows: Rows) -> None:
+    job_id, worker_id = rows.job(5), rows.worker()
+    claimed = rows.claim(worker_id).requests  # committed; of lines 3 to 5 the worker never heard
+    loop = claim_loop(rows, lease_of(worker_id), Consumer(0, [claimed[0]]), {claimed[1].hold})
+    loop.start()
+    await_condition(lambda: rows.states(job_id)[2:] == ["pending"] * 3, "the return of what was never seen")
+    loop.close()
+    # One is in the engine and one with the writer: both stay.
+    assert rows.states(job_id)[:2] == ["running", "running"]
+    assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
+    rows.check()
+
+
+def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
+    job_id, worker_id = rows.job(2), rows.worker()
+    unwritten = {Hold(job_id, -line, 1, worker_id) for line in range(MOST_UNWRITTEN)}
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease_of(worker_id), consumer, unwritten)
+    loop.start()
+    time.sleep(0.3)  # several polls, in which nothing should happen
+    assert not consumer.requests
+    unwritten.pop()
+    await_condition(lambda: len(consumer.requests) == 2, "claims of one at a time, as there is place")
+    loop.close()
+
+
+def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
+    worker_id = rows.worker()
+    lease = lease_of(worker_id)
+    assert lease.end() == worker_id
+    lease.take(worker_id, time.monotonic())  # a heartbeat that was under way
+    assert lease.worker_id is None
+    assert not lease.is_good
+
+
+def test_large_results_are_written_in_several_statements(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, worker_id = rows.job(20), rows.worker()
+    outcomes = [answered(request) for request in rows.claim(worker_id).requests]
+    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3 * len(outcomes[0].body))
+    writer = Writer(rows.database, lease_of(worker_id), interval=0.001, crashed=crashed)
+    for outcome in outcomes:
+        writer.put(outcome)
+    assert len(writer.unwritten()) == 20
+    writer.start()
+    assert writer.flush(timeout=10)
+    assert writer.unwritten() == set()
+    assert rows.states(job_id) == ["completed"] * 20
+    assert len({row.xmin for row in rows.query("SELECT xmin::text FROM results")}) == 7
+    assert writer.close(timeout=10)
+    rows.check()
