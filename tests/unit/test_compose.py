@@ -44,7 +44,7 @@ def test_what_is_passed_makes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         for variable, value in SERVICES[name]["environment"].items():
             # As Compose fills it in where nothing is set: ${NAME:-default}, and a key of the operator's own.
             filled = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
-            monkeypatch.setenv(variable, re.sub(r"\$\{\w+:\?[^}]*\}", "a-long-secret", filled))
+            monkeypatch.setenv(variable, re.sub(r"\$\{\w+:\?[^}]*\}", "a-secret-of-twenty-four-c", filled))
         settings = Settings()
         assert settings.database_url == "postgresql://pagemill:pagemill@postgres:5432/pagemill"
         assert settings.redis_url == "redis://redis:6379/0"
