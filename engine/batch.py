@@ -30,6 +30,9 @@ class BatchEntry:
     """Logits are wanted for this many of the last tokens: 0 inside a chunked prefill, 1 where a token is sampled,
     more where prompt log-probabilities were asked for."""
 
+    rope_length: int = 0
+    """What `Runner.rope_length` said of the sequence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -58,6 +61,13 @@ class Runner(Protocol):
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
+
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        """The length by which a sequence's positions are encoded; 0 where length does not matter, as in most models.
+
+        Where it does (dynamic and longrope scaling), keys of different rope lengths are different keys: they share no
+        cached prefix, and a sequence whose rope length changes as it grows is computed anew.
+        """
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Write the new tokens' keys and values, and return the wanted logits.

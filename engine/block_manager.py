@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 Node = int
-_Key = tuple["Node | bytes", tuple[int, ...]]
+_Key = tuple[Hashable, tuple[int, ...]]
 
 
 @dataclass(slots=True)
 class BlockTable:
     """One sequence's blocks. `blocks[i]` holds positions `i * block_size .. (i + 1) * block_size`."""
 
-    salt: bytes = b""
-    """Prefixes are shared only under equal salts."""
+    salt: Hashable = b""
+    """Prefixes are shared only under equal salts. No int: those are nodes."""
 
     blocks: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
@@ -74,12 +74,12 @@ class BlockManager:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def lookup(self, token_ids: Sequence[int], salt: bytes, max_tokens: int) -> list[Hit]:
+    def lookup(self, token_ids: Sequence[int], salt: Hashable, max_tokens: int) -> list[Hit]:
         """The longest cached prefix of `token_ids`, in whole blocks and at most `max_tokens` long."""
         if not self.enable_prefix_caching:
             return []
         hits: list[Hit] = []
-        parent: Node | bytes = salt
+        parent: Hashable = salt
         for end in range(self.block_size, max_tokens + 1, self.block_size):
             hit = self._index.get((parent, tuple(token_ids[end - self.block_size : end])))
             if hit is None:

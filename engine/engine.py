@@ -125,7 +125,9 @@ class Engine:
             for index in range(params.n):
                 sampling = self._sampling_state(request, index, constraint)
                 scanner = self._stop_scanner(params)
-                request.sequences.append(Sequence(request, sampling, (-priority, arrival, index), scanner))
+                sequence = Sequence(request, sampling, (-priority, arrival, index), scanner)
+                sequence.set_rope_length(self.runner.rope_length(sequence.num_prompt, sequence.num_tokens))
+                request.sequences.append(sequence)
         except RequestRejected:
             self._num_rejected += 1
             raise
@@ -331,6 +333,11 @@ class Engine:
         maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sampled.token_id)
         if stop is not None or maybe:
             self._finish(sequence, stop)
+        if not sequence.finished:
+            rope_length = self.runner.rope_length(sequence.num_prompt, sequence.num_tokens)
+            if rope_length != sequence.rope_length:
+                self.scheduler.preempt(sequence)
+                sequence.set_rope_length(rope_length)
         return 1
 
     # Ends

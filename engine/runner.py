@@ -61,6 +61,10 @@ class ModelRunner:
     def vocab_size(self) -> int:
         return self.model.vocab_size
 
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        """See `Runner.rope_length`."""
+        return self.model.rope_length(num_prompt, num_tokens)
+
     def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
         return self._run(batch, self.cache)
@@ -124,8 +128,10 @@ def prepare_inputs(
     slots = block_tables[sequence, positions // block_size] * block_size + positions % block_size
     token_ids = np.fromiter(chain.from_iterable(entry.token_ids for entry in entries), np.int64, num_tokens)
 
+    rope_lengths = np.fromiter((entry.rope_length for entry in entries), np.int64, len(entries))
+    lengths = np.maximum(rope_lengths[sequence], positions + 1)
     # One transfer for all.
-    rows = torch.from_numpy(np.stack((token_ids, positions, slots, (starts + query_lens)[sequence])))
+    rows = torch.from_numpy(np.stack((token_ids, positions, slots, lengths)))
     on_device = rows.to(device, non_blocking=True)
     logit_rows = _logit_rows(entries)
     return (

@@ -51,7 +51,13 @@ class Scheduled:
 
     def entry(self) -> BatchEntry:
         sequence = self.sequence
-        return BatchEntry(sequence.token_ids[self.start : self.end], self.start, sequence.table.blocks, self.num_logits)
+        return BatchEntry(
+            sequence.token_ids[self.start : self.end],
+            self.start,
+            sequence.table.blocks,
+            self.num_logits,
+            sequence.rope_length,
+        )
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ class Sequence:
         "num_shared",
         "num_started",
         "request",
+        "rope_length",
         "sampling",
         "status",
         "stop_reason",
@@ -63,6 +64,8 @@ class Sequence:
         """Blocks that it took from the prefix cache when it was last admitted."""
         self.num_started = 0
         """How often it was admitted; above 1 after a preemption."""
+        self.rope_length = 0
+        """What `Runner.rope_length` says of it."""
         self.table = BlockTable(salt=request.salt)
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
@@ -108,6 +111,11 @@ class Sequence:
         if not self.scores_prompt:
             return 0
         return max(0, end - max(start, len(self.request.prompt_logprobs)))
+
+    def set_rope_length(self, rope_length: int) -> None:
+        """For a sequence without blocks: keys that turn by another length are not shared."""
+        self.rope_length = rope_length
+        self.table.salt = (self.request.salt, rope_length) if rope_length else self.request.salt
 
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]

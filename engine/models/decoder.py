@@ -21,7 +21,7 @@ class TokenInputs:
     token_ids: Tensor
     positions: Tensor
     lengths: Tensor
-    """Length of the token's sequence, for rotary embeddings that depend on it."""
+    """By what length of its sequence a token's position is encoded, where that matters; at least position + 1."""
 
     logit_rows: Tensor | None = None
     """`[R]`: which tokens' logits are wanted, in order; None for all."""
@@ -40,6 +40,11 @@ class Decoder(nn.Module):
 
     max_positions: int
     """Positions that the model was made for."""
+
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        """See `Runner.rope_length`."""
+        del num_prompt, num_tokens
+        return 0
 
     @abstractmethod
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:

@@ -20,7 +20,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
-from engine.models.rotary import Rotary, rotate
+from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -39,6 +39,8 @@ class Gemma(NativeDecoder):
         text = getattr(config, "text_config", None) or config
         if getattr(text, "use_bidirectional_attention", None):
             raise UnsupportedModel("Gemma with bidirectional attention does not generate text")
+        if any(_rope(text, kind).get("rope_type") in LENGTH_DEPENDENT for kind in text.layer_types):
+            raise UnsupportedModel("Gemma with rotary embeddings that depend on length is not known")
         self.vocab_size = text.vocab_size
         self.max_positions = text.max_position_embeddings
         self.embedding = nn.Embedding(text.vocab_size, text.hidden_size)

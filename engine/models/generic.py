@@ -27,6 +27,7 @@ from engine.attention import AttentionLayer, StepAttention
 from engine.batch import Batch, BatchEntry
 from engine.errors import InvalidWeights, UnsupportedModel
 from engine.models.decoder import Decoder, TokenInputs
+from engine.models.rotary import LENGTH_DEPENDENT
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def refusal(config: Any) -> str | None:
     if not model_class._can_set_attn_implementation():
         return "its code in transformers does not use the attention interface"
     kinds = {rope.get("rope_type") for rope in _ropes(text)}
-    if kinds & {"dynamic", "longrope"}:
+    if kinds & LENGTH_DEPENDENT:
         return "its rotary embeddings depend on the length of each sequence, which transformers takes from the batch"
     return None
 

@@ -18,7 +18,7 @@ from engine.attention import AttentionLayer
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, Stack
 from engine.models.moe import ExpertNames, SparseMLP
-from engine.models.rotary import Rotary, rotate
+from engine.models.rotary import Rotary, rotate, stretched_positions
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -70,7 +70,7 @@ class Llama(NativeDecoder):
         """From transformers' configuration of one of the families; raises `UnsupportedModel`."""
         super().__init__()
         self.vocab_size = config.vocab_size
-        self.max_positions = config.max_position_embeddings
+        self.max_positions = stretched_positions(config.rope_parameters, config.max_position_embeddings)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings)
         self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
@@ -88,6 +88,9 @@ class Llama(NativeDecoder):
             hidden = layer(hidden, cos, sin, attention)
         logits: Tensor = self.head(self.norm(inputs.select(hidden)))
         return logits
+
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        return self.rotary.rope_length(num_prompt, num_tokens)
 
     def weights(self) -> Weights:
         weights = Weights(prefix="model.", ignored=[re.compile(r".*\.rotary_emb\.inv_freq")])

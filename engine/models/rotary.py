@@ -25,10 +25,27 @@ from engine.models.decoder import TokenInputs
 
 Rope = Mapping[str, Any]
 
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Kinds whose frequencies depend on the length of the sequence."""
+
 
 def rotary_dim(rope: Rope, head_dim: int) -> int:
     """How many dimensions of a head turn."""
     return int(head_dim * rope.get("partial_rotary_factor", 1.0))
+
+
+def stretched_positions(rope: Rope, max_positions: int) -> int:
+    """How many positions a model has whose configuration says `max_positions`.
+
+    By custom, that is the number after stretching for llama3 and longrope, the number before for linear and dynamic,
+    and for yarn the number before if it equals the original.
+    """
+    kind, factor = rope.get("rope_type"), rope.get("factor") or 1.0
+    if kind in ("linear", "dynamic"):
+        return int(max_positions * factor)
+    if kind == "yarn":
+        return max(max_positions, int(rope["original_max_position_embeddings"] * factor))
+    return max_positions
 
 
 def inverse_frequencies(rope: Rope, dim: int, max_positions: int, length: int | None = None) -> tuple[Tensor, float]:
@@ -122,6 +139,20 @@ class Rotary(nn.Module):
             self._original: int = rope["original_max_position_embeddings"]
             longer, _ = inverse_frequencies(rope, self.dim, max_positions, self._original + 1)
             self.register_buffer("long_frequencies", longer, persistent=False)
+
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        """See `Runner.rope_length`.
+
+        Both kinds that depend on length do as transformers' `generate` does. "dynamic": the whole prompt turns by its
+        length, each later token by its own position. "longrope": past the original context a sequence starts anew with
+        the long factors.
+        """
+        kind = self._rope.get("rope_type")
+        if kind == "dynamic" and num_prompt > self._max_positions:
+            return num_prompt
+        if kind == "longrope" and num_tokens > self._original:
+            return self._original + 1
+        return 0
 
     def forward(self, inputs: TokenInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each `[T, 1, dim / 2]` in `dtype`."""

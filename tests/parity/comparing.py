@@ -48,28 +48,25 @@ def ragged_prompts(seed: int = 0, lengths: Sequence[int] = (1, 5, 17, 50)) -> li
     return prompts
 
 
-def reference_greedy(
-    model: PreTrainedModel, prompts: Sequence[list[int]], num_tokens: int, *, batched: bool = True
-) -> list[Reference]:
+def reference_greedy(model: PreTrainedModel, prompts: Sequence[list[int]], num_tokens: int) -> list[Reference]:
     """transformers' own `generate`. Prompts of one length run together, so that nothing is padded."""
     references: list[Reference] = []
     for _, group in groupby(prompts, key=len):
         batch = list(group)
-        for part in [batch] if batched else [[prompt] for prompt in batch]:
-            generated = model.generate(
-                torch.tensor(part),
-                attention_mask=torch.ones(len(part), len(part[0]), dtype=torch.long),
-                max_new_tokens=num_tokens,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            logprobs = torch.stack(generated.logits, dim=1).float().log_softmax(dim=-1)
-            for row, prompt in enumerate(part):
-                tokens = generated.sequences[row, len(prompt) :].tolist()
-                references.append(Reference(prompt, tokens, logprobs[row]))
+        generated = model.generate(
+            torch.tensor(batch),
+            attention_mask=torch.ones(len(batch), len(batch[0]), dtype=torch.long),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logprobs = torch.stack(generated.logits, dim=1).float().log_softmax(dim=-1)
+        for row, prompt in enumerate(batch):
+            tokens = generated.sequences[row, len(prompt) :].tolist()
+            references.append(Reference(prompt, tokens, logprobs[row]))
     return references
 
 

@@ -46,7 +46,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyModel, torc
         with torch.no_grad():
             return Saved(
                 directory,
-                reference_greedy(reference, ragged_prompts(), NUM_TOKENS, batched=not model.length_dependent),
+                reference_greedy(reference, ragged_prompts(), NUM_TOKENS),
             )
 
     return save

@@ -43,8 +43,6 @@ class TinyModel:
     sizes: Mapping[str, Any] = field(default_factory=lambda: _HEADS_OF_80)
     embedding_std: float = 0.3
     seed: int = 0
-    length_dependent: bool = False
-    """Positions depend on the longest sequence of transformers' batch."""
 
     def make_config(self) -> Any:
         return AutoConfig.for_model(self.model_type, **{**self.sizes, **self.config})
@@ -172,8 +170,8 @@ MORE_GENERIC = (
     TinyModel("exaone-4", "exaone4", _WINDOW),
     TinyModel("glm", "glm"),
     TinyModel("glm-4", "glm4"),
-    TinyModel("granite-moe", "granitemoe", _LOCAL_EXPERTS),
-    TinyModel("helium", "helium", sizes=_SQUARE),
+    TinyModel("granite-moe", "granitemoe", _LOCAL_EXPERTS, seed=1),
+    TinyModel("helium", "helium", {"head_dim": 80}, sizes=_SQUARE),
     TinyModel("hunyuan", "hunyuan_v1_dense"),
     TinyModel("jetmoe", "jetmoe", _LOCAL_EXPERTS),
     TinyModel("ministral", "ministral", _WINDOW),

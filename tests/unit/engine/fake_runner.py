@@ -57,6 +57,9 @@ class FakeRunner:
             state = (state * 31 + token * 7 + 3) % _STATES
         return self._table[state]
 
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        return 0
+
     def run(self, batch: Batch) -> torch.Tensor:
         self.batches.append(batch)
         if self.max_tokens_at_once is not None and batch.num_tokens > self.max_tokens_at_once:
