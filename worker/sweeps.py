@@ -119,7 +119,8 @@ class Sweeps:
                         return
                     if not _is_ringing(broker, model_queue(model)):
                         self._app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(model), connection=broker)
-        except (OperationalError, *broker.connection_errors) as error:
+        # Channel errors too: a Redis that is read-only or out of memory answers, and refuses.
+        except (OperationalError, *broker.connection_errors, *broker.channel_errors) as error:
             if not self._is_broker_away:
                 logger.warning("the bell cannot be rung, workers find their work by polling: %s", error)
             self._is_broker_away = True
