@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -17,7 +17,8 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Read from `PAGEMILL_*` variables. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="PAGEMILL_", frozen=True, extra="ignore")
+    # A complaint about one value must not print the others: some are secrets.
+    model_config = SettingsConfigDict(env_prefix="PAGEMILL_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # Where things are
     data_dir: Path = Field(
@@ -106,4 +107,16 @@ class Settings(BaseSettings):
     redis_timeout: float = Field(default=1.5, gt=0, description="Connecting to or asking Redis may take this long.")
 
     # Logs
-    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_level: str = Field(
+        default="info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning or error."
+    )
+
+    @model_validator(mode="after")
+    def _clocks_in_proportion(self) -> Settings:
+        # Otherwise healthy workers are taken for dead, or write what others were given.
+        if not self.heartbeat_interval < self.fence_after < self.lease:
+            raise ValueError(
+                f"PAGEMILL_HEARTBEAT_INTERVAL ({self.heartbeat_interval:g}) < PAGEMILL_FENCE_AFTER "
+                f"({self.fence_after:g}) < PAGEMILL_LEASE ({self.lease:g}) is needed"
+            )
+        return self

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.text import Text
+
 from cli import logs, models
-from cli.commands.terminal import err, out
-from cli.engines import engine_config
-from engine import Engine, SamplingParams
-from engine.errors import EngineError
+from cli.commands.terminal import err, explained, out
 from jobs.settings import Settings
 
 
+@explained
 def generate(
     prompts: Sequence[str], model: str | None, *, options: Mapping[str, Any], device: str | None, dtype: str | None
 ) -> int:
     """Print each completion after its prompt. A prompt that fails makes the exit code 1; the others are printed."""
+    from cli.engines import engine_config
+    from engine import Engine, SamplingParams
+    from engine.errors import EngineError
+
     update = {key: value for key, value in {"device": device, "dtype": dtype}.items() if value is not None}
     settings = Settings().model_copy(update=update)
     logs.configure("warning")
@@ -31,9 +35,5 @@ def generate(
         if output.error is not None:
             err.print(f"{prompt}: {output.error}", style="red", markup=False)
         else:
-            out.print(f"[bold]{_escaped(prompt)}[/bold]{_escaped(output.text)}")
+            out.print(Text.assemble((prompt, "bold"), output.text))
     return 0 if all(output.error is None for output in outputs) else 1
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec
 
+from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,6 +44,10 @@ def explained(command: Callable[P, int]) -> Callable[P, int]:
             err.print(str(error), style="red", markup=False)
         except SQLAlchemyError as error:
             err.print(f"Postgres: {brief(error)}", style="red", markup=False)
+        except ValidationError as error:  # of `Settings`: what a person wrote into the environment
+            for complaint in error.errors(include_url=False, include_context=False, include_input=False):
+                name = "".join(f"PAGEMILL_{str(part).upper()}: " for part in complaint["loc"][:1])
+                err.print(name + complaint["msg"].removeprefix("Value error, "), style="red", markup=False)
         except ModuleNotFoundError as error:
             if error.name not in WORKER_PACKAGES:
                 raise

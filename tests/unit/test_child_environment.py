@@ -13,7 +13,7 @@ from jobs.settings import Settings
 
 
 def test_a_child_reads_the_settings_that_its_parent_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PAGEMILL_LEASE", "7.5")
+    monkeypatch.setenv("PAGEMILL_LEASE", "37.5")
     monkeypatch.setenv("PAGEMILL_DEVICE", "cpu")
     settings = Settings().model_copy(
         update={
