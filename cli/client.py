@@ -55,7 +55,8 @@ class Client:
             key = (settings.data_dir / KEY_FILE).read_text().strip()
         except FileNotFoundError:
             raise ServiceError(
-                "There is no API key: set PAGEMILL_API_KEY, or start a service here with `pagemill up`."
+                f"There is no API key in {settings.data_dir}: set PAGEMILL_API_KEY, or PAGEMILL_DATA_DIR to the "
+                "--data-dir of the `pagemill up` that you mean, or start one."
             ) from None
         return cls(url, key)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
@@ -26,8 +28,18 @@ class UnusableKey(ValueError):
     """The operator's own first key is one that the API would refuse."""
 
 
-def store_key(settings: Settings, database_url: str, key: str, *, tenant: str = DEFAULT_TENANT, name: str = "") -> bool:
-    """Make `key` a key of `tenant`, which is made too. False where it was one already.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What `store_key` came to."""
+
+    is_new: bool  # False: it was a key already
+    webhook_secret: str | None  # of a tenant that was made with it
+
+
+def store_key(
+    settings: Settings, database_url: str, key: str, *, tenant: str = DEFAULT_TENANT, name: str = ""
+) -> Stored:
+    """Make `key` a key of `tenant`, which is made too.
 
     Raises UnusableKey for a key that is short enough to guess, or looks like one of ours but was mistyped.
     """
@@ -39,6 +51,7 @@ def store_key(settings: Settings, database_url: str, key: str, *, tenant: str = 
     pepper = keys.load_pepper(settings)
     engine = create_engine(sqlalchemy_url(database_url), poolclass=NullPool)
     with engine.begin() as connection:
-        owner = tenants.ensure_tenant(connection, tenant, keys.new_webhook_secret())
+        secret = keys.new_webhook_secret()
+        owner = tenants.ensure_tenant(connection, tenant, secret)
         added = tenants.add_key(connection, owner.id, name=name, hint=keys.hint(key), digest=keys.digest(key, pepper))
-    return added is not None
+    return Stored(added is not None, secret if owner.webhook_secret == secret else None)

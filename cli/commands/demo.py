@@ -64,7 +64,7 @@ def demo() -> int:
         out.print("Stopped.")
         return INTERRUPTED
     except ChildFailed as failure:
-        out.print(f"[red]{failure}[/red]")
+        out.print(str(failure), style="red", markup=False)
         return 1
 
 

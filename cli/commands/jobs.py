@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from cli.client import Client, ServiceError, Submission
 from cli.commands.terminal import err, explained, out
@@ -49,7 +50,7 @@ def status(job_id: str) -> int:
         job = client.job(job_id)
     table = Table(show_header=False, box=None)
     for name in ("id", "status", "model", "priority", "metadata"):
-        table.add_row(name, str(job[name]))
+        table.add_row(name, Text(str(job[name])))  # a caller's brackets are no markup
     for name in ("total", *COUNTS):
         table.add_row(name, str(job["request_counts"][name]))
     for name in ("prompt_tokens", "completion_tokens"):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Connection
 
 from cli.commands.terminal import err, explained, out
 from cli.first_key import store_key
@@ -19,28 +24,46 @@ def create(*, tenant: str, name: str) -> int:
     if settings.database_url is None:
         raise DatabaseNotConfigured
     key = keys.new_key()
-    store_key(settings, settings.database_url, key, tenant=tenant, name=name)
+    stored = store_key(settings, settings.database_url, key, tenant=tenant, name=name)
     out.print(key)
     err.print("It is shown only now; the database has no more than a hash of it.", style="dim")
+    if stored.webhook_secret is not None:
+        err.print(f"{tenant}'s webhooks are signed with {stored.webhook_secret}", style="dim", markup=False)
     return 0
 
 
 @explained
 def list_all() -> int:
-    with connect(with_running(Settings()), "pagemill keys").begin() as connection:
+    with _transaction() as connection:
         listed = tenants.list_keys(connection)
     table = Table("key", "tenant", "name", "created", "last used", "state")
     for key in listed:
         used = "-" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
         state = "live" if key.revoked_at is None else f"revoked {key.revoked_at:%F}"
-        table.add_row(key.hint + "…", key.tenant, key.name, f"{key.created_at:%F %R}", used, state)
+        table.add_row(key.hint + "…", Text(key.tenant), Text(key.name), f"{key.created_at:%F %R}", used, state)
     out.print(table)
     return 0
 
 
 @explained
 def revoke(hint: str) -> int:
-    with connect(with_running(Settings()), "pagemill keys").begin() as connection:
-        revoked = tenants.revoke_key(connection, hint.rstrip("…"))
+    hint = hint.rstrip("…")[: keys.HINT_LENGTH]  # the whole key will do too
+    if len(hint) < keys.HINT_LENGTH:
+        err.print(
+            f"Give the first {keys.HINT_LENGTH} characters of a key, as `pagemill keys list` shows them.", style="red"
+        )
+        return 2
+    with _transaction() as connection:
+        revoked = tenants.revoke_key(connection, hint)
     out.print(f"{revoked} revoked")
     return 0 if revoked else 1
+
+
+@contextlib.contextmanager
+def _transaction() -> Iterator[Connection]:
+    database = connect(with_running(Settings()), "pagemill keys")
+    try:
+        with database.begin() as connection:
+            yield connection
+    finally:
+        database.dispose()

@@ -76,6 +76,6 @@ def migrate() -> int:
     out.print("The schema is the newest.")
     if settings.api_key is not None:
         key = settings.api_key.get_secret_value()
-        added = store_key(settings, settings.database_url, key, name="PAGEMILL_API_KEY")
+        added = store_key(settings, settings.database_url, key, name="PAGEMILL_API_KEY").is_new
         out.print("PAGEMILL_API_KEY was " + ("added." if added else "there already."))
     return 0

@@ -21,8 +21,11 @@ def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
 
 def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    assert store_key(settings, database_url, "a key of my own, long enough")
-    assert not store_key(settings, database_url, "a key of my own, long enough")
+    first = store_key(settings, database_url, "a key of my own, long enough", tenant="somebody new")
+    assert first.is_new
+    assert first.webhook_secret is not None
+    again = store_key(settings, database_url, "a key of my own, long enough", tenant="somebody new")
+    assert (again.is_new, again.webhook_secret) == (False, None)
 
 
 @pytest.mark.parametrize("key", ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40])

@@ -1,0 +1,59 @@
+"""`pagemill keys`, as an operator types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli.commands import keys, terminal
+from cli.main import app
+
+LISTED = 10  # characters of a key that the list shows
+
+
+@pytest.fixture
+def operator(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("PAGEMILL_DATABASE_URL", database_url)
+    monkeypatch.setenv("PAGEMILL_DATA_DIR", str(tmp_path))
+    return CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _consoles_that_look_up_their_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    # They hold on to the streams of the moment when they were made.
+    monkeypatch.setattr(keys, "out", Console(width=200, soft_wrap=True))
+    for module in (keys, terminal):
+        monkeypatch.setattr(module, "err", Console(width=200, soft_wrap=True, stderr=True))
+
+
+def test_a_key_is_shown_once_and_revoked_by_its_beginning(operator: CliRunner) -> None:
+    created = operator.invoke(app, ["keys", "create", "--tenant", "[/x] of brackets", "--name", "[b]first[/b]"])
+    assert created.exit_code == 0
+    key = created.stdout.splitlines()[0]
+    assert "whsec_" in created.stderr
+    listed = operator.invoke(app, ["keys", "list"])
+    assert listed.exit_code == 0
+    assert "[/x] of brackets" in listed.stdout
+    assert key not in listed.stdout
+    assert key[:LISTED] in listed.stdout
+    revoked = operator.invoke(app, ["keys", "revoke", key[:LISTED] + "…"])
+    assert (revoked.exit_code, revoked.stdout) == (0, "1 revoked\n")
+
+
+@pytest.mark.parametrize("beginning", ["", "pm_", "…"])
+def test_no_slip_revokes_every_key(operator: CliRunner, beginning: str) -> None:
+    assert operator.invoke(app, ["keys", "create"]).exit_code == 0
+    assert operator.invoke(app, ["keys", "revoke", beginning]).exit_code == 2
+    assert "live" in operator.invoke(app, ["keys", "list"]).stdout
+
+
+def test_a_setting_that_makes_no_sense_is_named(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PAGEMILL_PORT", "eighty"), ("PAGEMILL_LEASE", "3")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            listed = operator.invoke(app, ["keys", "list"])
+        assert listed.exit_code == 1
+        assert name in listed.stderr
