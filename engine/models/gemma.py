@@ -52,7 +52,7 @@ class Gemma(NativeDecoder):
         self.layers: Stack[_Layer] = Stack(_Layer(text, index) for index in range(text.num_hidden_layers))
         self.norm = OffsetRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
         self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._tied = text.tie_word_embeddings
+        self._tied = config.tie_word_embeddings
         if self._tied:
             self.head.weight = self.embedding.weight
         self._logit_cap = text.final_logit_softcapping

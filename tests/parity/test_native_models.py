@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from engine import Engine, EngineConfig
 from engine.models.registry import NATIVE as NATIVE_TYPES
 from engine.runner import ModelRunner
-from tests.parity.comparing import assert_close, assert_same, generate_with_preemptions, greedy
+from tests.parity.comparing import (
+    assert_close,
+    assert_same,
+    generate_with_preemptions,
+    greedy,
+    ragged_prompts,
+    reference_greedy,
+)
 from tests.parity.conftest import NUM_TOKENS, Saved
 from tests.parity.tiny_models import NATIVE, TinyModel
 
@@ -74,3 +84,28 @@ def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Sav
     assert isinstance(tried.runner, ModelRunner)
     assert tried.runner.dtype is torch.bfloat16
     assert_close(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)
+
+
+def test_the_text_part_of_a_multimodal_gemma_runs(tmp_path: Path) -> None:
+    text = next(model for model in NATIVE if model.name == "gemma3").make_config()
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = AutoConfig.for_model("gemma3", text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.02 if "embed" in name else 2 / parameter.shape[-1] ** 0.5)
+        model.save_pretrained(tmp_path)
+        references = reference_greedy(model, ragged_prompts(lengths=(5, 30)), NUM_TOKENS)
+    assert any("vision" in name for name in load_file(tmp_path / "model.safetensors"))
+    tried = Engine.from_pretrained(tmp_path, EngineConfig(device="cpu", num_kv_blocks=64))
+    outputs = tried.generate([reference.prompt for reference in references], greedy(NUM_TOKENS))
+    assert_same(outputs, references)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,42 @@ def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
     assert blocks(max_num_seqs=3) == 3 * 64 // 16
     with pytest.raises(ModelError, match="no memory is left"):
         blocks(cpu_kv_cache_bytes=each - 1)
+
+
+@pytest.mark.slow
+def test_loading_takes_the_weights_and_one_shard(tmp_path: Path) -> None:
+    """Measured in a process of its own, from when all libraries are imported."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = SIZES | {"vocab_size": 8000, "hidden_size": 960, "intermediate_size": 4096, "num_hidden_layers": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
+    model.save_pretrained(tmp_path, max_shard_size="50MB")
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    shard = max(path.stat().st_size for path in weight_files(tmp_path))
+    program = """
+import resource, sys
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from engine import EngineConfig
+from engine.models.llama import Llama
+from engine.runner import ModelRunner
+load = lambda directory: ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", num_kv_blocks=1))
+load(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load(sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    small = tmp_path / "small"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).save_pretrained(small)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(small), str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    grown = int(done.stdout)
+    assert weights > 8 * shard
+    assert grown < weights + 1.2 * shard
 
 
 def test_loading_keeps_one_copy(directory: Path) -> None:
