@@ -6,6 +6,7 @@ import socket
 import threading
 import uuid
 import warnings
+from collections.abc import Callable
 
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
@@ -24,8 +25,11 @@ def make_app(settings: Settings, name: str) -> Celery:
     return app
 
 
-def run_solo(app: Celery, *, queue: str, name: str) -> int:
+def run_solo(app: Celery, *, queue: str, name: str, on_signal: Callable[[], None] = lambda: None) -> int:
     """Run a Celery worker in this process until a signal, or `celery.worker.state.should_stop`, ends it.
+
+    `on_signal` is called in the signal's handler, at once: Celery itself looks up from Redis only within a second or
+    two.
 
     Returns the exit code: 0 after a signal, for Ctrl-C is no failure; `should_stop` itself; 1 where Celery gave up.
 
@@ -39,6 +43,7 @@ def run_solo(app: Celery, *, queue: str, name: str) -> int:
 
     def note(**_: object) -> None:
         was_asked.set()
+        on_signal()
 
     signals.worker_shutting_down.connect(note)
     worker = app.Worker(

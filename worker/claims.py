@@ -64,7 +64,7 @@ class ClaimLoop:
         self._consumer = consumer
         self._unwritten = unwritten
         self._bell = threading.Event()
-        self._closing = threading.Event()
+        self._is_closing = False
         self._runs_solo = False
         self._found_all = False
         self._thread = VitalThread("claims", self._run, crashed)
@@ -81,15 +81,19 @@ class ClaimLoop:
         if not self._found_all:
             self._bell.set()
 
+    def stop(self) -> None:
+        """Claim nothing more. Takes no lock, so that a signal's handler may call it."""
+        self._is_closing = True
+
     def close(self) -> None:
-        """Claim nothing more. A claim that is under way is given back, or has reached the engine."""
-        self._closing.set()
+        """Stop, and wait: a claim that is under way is given back, or has reached the engine."""
+        self.stop()
         self._bell.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._settings.lease)
 
     def _run(self) -> None:
-        while not self._closing.is_set():
+        while not self._is_closing:
             self._bell.clear()
             try:
                 self._compare_holds()
@@ -141,7 +145,7 @@ class ClaimLoop:
         self._found_all = len(claimed.requests) < room
         if not claimed.requests:
             return 0
-        if self._closing.is_set():
+        if self._is_closing:
             with self._database.begin() as connection:
                 give_back(connection, [request.hold for request in claimed.requests])
             return 0

@@ -98,6 +98,10 @@ class GenerationService:
         """Work may be waiting."""
         self._claims.ring()
 
+    def stop_claiming(self) -> None:
+        """What comes before `stop`, as soon as a signal says that it will come. Safe in the signal's handler."""
+        self._claims.stop()
+
     def stop(self, *, drain: float) -> None:
         """Claim nothing more, let what runs finish for `drain` seconds, write it, give the rest back, and end.
 
@@ -203,7 +207,7 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
     def drain(job_id: str) -> None:
         service.ring()
 
-    code = run_solo(app, queue=model_queue(model), name=model)
+    code = run_solo(app, queue=model_queue(model), name=model, on_signal=service.stop_claiming)
     # Where Celery could not start in full it stops nothing.
     service.stop(drain=0)
     return service.exit_code or code
