@@ -111,7 +111,7 @@ class GenerationService:
             if self._stopped.is_set() or not self._started:
                 return
             self._claims.close()
-            if not self._owner.drain(drain) and self._broken_at is None:
+            if self._broken_at is None and not self._owner.drain(drain):
                 logger.info("%d requests did not finish in time; they go back", len(self._owner.held()))
             self._owner.close()
             self._writer.close(WRITE_TIMEOUT)
