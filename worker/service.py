@@ -143,7 +143,8 @@ class GenerationService:
         logger.critical("the engine ends: %s", error, exc_info=None if is_understood else error)
         # What is finished is not to be run again, nor charged with what came after it.
         self._writer.flush(WRITE_TIMEOUT)
-        self._break_off(self._owner.suspects())
+        # Where nothing was being computed, one that waits may be what breaks every engine that it comes to.
+        self._break_off(self._owner.suspects() or None)
 
     def _on_crashed(self, error: BaseException) -> None:
         # Where, not what it said: nobody expected this error, and its message may quote a prompt.
