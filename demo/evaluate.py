@@ -1,6 +1,6 @@
 """Measure the demo model through the engine, on problems that training never saw.
 
-    python -m demo.evaluate [--count 1000] [--dtype bfloat16] [DIRECTORY]
+    python -m demo.evaluate [--count 900] [--dtype bfloat16] [DIRECTORY]
 
 Exits 1 where a task falls below 99 %.
 """

@@ -9,7 +9,8 @@ begins, and `17 + 5` answered with the 2 of 22 would read like the prompt `17 + 
 
 A problem's *subject* decides its side: the word, or the pair of addends whatever their order. One subject in ten is
 held out by its hash, and so is every real word of `words.txt`: the model is trained on random letters only, so whoever
-asks it about a garden asks about a word that it has never seen, in either task.
+asks it about a garden asks about a word that it has never seen, in either task. Sums of single digits are never held
+out: that table is learnt by heart, as there is nothing to infer 0 + 1 from.
 
 Plain Python on purpose: the command line makes prompts and checks answers with it where no torch is installed.
 """
@@ -24,6 +25,7 @@ from importlib.resources import files
 from string import ascii_lowercase
 
 LARGEST_ADDEND = 99
+LARGEST_DIGIT = 9
 SHORTEST_WORD, LONGEST_WORD = 3, 6
 LONGEST_PROMPT = len("reverse ") + LONGEST_WORD + len(" =")
 LONGEST_ANSWER = LONGEST_WORD
@@ -70,7 +72,7 @@ def held_out(prompt: str) -> bool:
     if match := _ADD.fullmatch(prompt):
         # 17 + 58 in training would give away 58 + 17.
         low, high = sorted(map(int, match.groups()))
-        return _hashed_out(f"{low} {high}")
+        return high > LARGEST_DIGIT and _hashed_out(f"{low} {high}")
     if match := _WORD.fullmatch(prompt):
         word = match[2]
         return _hashed_out(word) or word in _word_set()
@@ -126,8 +128,8 @@ def _word_problem(task: str, word: str) -> Problem:
 
 
 def _addend(rng: Rng) -> int:
-    # Of uniform pairs one in a hundred has two digits in all, too few to learn the sums that people try first.
-    return rng.randint(0, rng.choice((9, LARGEST_ADDEND)))
+    # Drawn evenly, one sum in a hundred would be of single digits: too few to learn the table that people try first.
+    return rng.randint(0, rng.choice((LARGEST_DIGIT, LARGEST_ADDEND, LARGEST_ADDEND)))
 
 
 def _word(rng: Rng) -> str:

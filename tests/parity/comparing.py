@@ -97,8 +97,11 @@ def generate_with_preemptions(
     return [outputs[str(index)] for index in range(len(prompts))]
 
 
-def assert_same(outputs: Sequence[RequestOutput], references: Sequence[Reference]) -> None:
-    """The same tokens, and log-probabilities within `LOGPROB_TOLERANCE`; and the comparison means something."""
+def assert_same(outputs: Sequence[RequestOutput], references: Sequence[Reference]) -> float:
+    """The same tokens, and log-probabilities within `LOGPROB_TOLERANCE`; and the comparison means something.
+
+    Returns the largest difference between two log-probabilities.
+    """
     worst = 0.0
     for output, reference in zip(outputs, references, strict=True):
         assert output.error is None
@@ -112,6 +115,7 @@ def assert_same(outputs: Sequence[RequestOutput], references: Sequence[Reference
     assert worst < LOGPROB_TOLERANCE
     assert min(reference.margin for reference in references) > 2 * worst, "the top two are too close: take another seed"
     assert len({token for reference in references for token in reference.token_ids}) > 30, "always the same few tokens"
+    return worst
 
 
 def assert_close(outputs: Sequence[RequestOutput], references: Sequence[Reference]) -> None:

@@ -82,6 +82,10 @@ def test_training_and_holdout_are_disjoint() -> None:
     assert len({problem.prompt for problem in trained if problem.task == "add"}) > 1500
 
 
+def test_sums_of_single_digits_are_never_held_out() -> None:
+    assert not any(held_out(f"{a} + {b} =") for a in range(10) for b in range(10))
+
+
 def test_every_real_word_is_held_out() -> None:
     trained = islice(training_problems(random.Random(2)), 10_000)
     assert not {problem.prompt.split(" ")[1] for problem in trained} & set(words())
