@@ -23,7 +23,7 @@ demo: $(READY)  ## run a real batch from REST to webhook on this machine, then s
 	@$(BIN)/python -m cli demo
 
 test: $(READY)  ## the ordinary tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/python -m pytest
