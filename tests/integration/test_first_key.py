@@ -28,7 +28,9 @@ def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> 
     assert (again.is_new, again.webhook_secret) == (False, None)
 
 
-@pytest.mark.parametrize("key", ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40])
+@pytest.mark.parametrize(
+    "key", ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40], ids=["short", "mistyped", "made up"]
+)
 def test_a_key_that_the_api_would_refuse_is_refused_here(key: str, database_url: str, tmp_path: Path) -> None:
     with pytest.raises(UnusableKey, match="PAGEMILL_API_KEY"):
         store_key(Settings(data_dir=tmp_path), database_url, key)
