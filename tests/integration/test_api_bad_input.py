@@ -285,7 +285,9 @@ class TestLimits:
         assert time.monotonic() - began < 2
 
     @pytest.mark.parametrize(
-        "packed", [b"not gzip", gzip.compress(b'"a"\n')[:-6], gzip.compress(b'"a"\n') + b"rubbish"], ids=repr
+        "packed",
+        [b"not gzip", gzip.compress(b'"a"\n')[:-6], gzip.compress(b'"a"\n') + b"rubbish"],
+        ids=["not gzip", "cut", "more"],
     )
     def test_broken_gzip(self, api: Api, packed: bytes) -> None:
         assert "gzip" in str(error_of(api.upload(packed, {"content-encoding": "gzip"}), 400)["message"])
