@@ -150,6 +150,12 @@ _LATENT = {
 }
 _LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _WINDOW = {"sliding_window": 9}
+_MULTIPLIERS = {
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.0,
+}
 
 GENERIC = (
     TinyModel("opt", "opt", sizes=_OPT),
@@ -160,7 +166,7 @@ GENERIC = (
     TinyModel("starcoder2", "starcoder2", _WINDOW, sizes=_SIZES),
     TinyModel("olmo2", "olmo2", sizes=_SQUARE),
     TinyModel("cohere2", "cohere2", _WINDOW, seed=5),
-    TinyModel("granite", "granite"),
+    TinyModel("granite", "granite", _MULTIPLIERS),
     TinyModel("gpt-oss", "gpt_oss", {**_WINDOW, **_LOCAL_EXPERTS}, seed=1),
     TinyModel("qwen2-moe", "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32}),
     TinyModel("deepseek-v3", "deepseek_v3", _LATENT, sizes=_SIZES),
@@ -177,7 +183,7 @@ MORE_GENERIC = (
     TinyModel("exaone-4", "exaone4", _WINDOW),
     TinyModel("glm", "glm"),
     TinyModel("glm-4", "glm4"),
-    TinyModel("granite-moe", "granitemoe", _LOCAL_EXPERTS, seed=2),
+    TinyModel("granite-moe", "granitemoe", {**_MULTIPLIERS, **_LOCAL_EXPERTS}, seed=2),
     TinyModel("helium", "helium", {"head_dim": 80}, sizes=_SQUARE),
     TinyModel("hunyuan", "hunyuan_v1_dense"),
     TinyModel("jetmoe", "jetmoe", _LOCAL_EXPERTS),
