@@ -48,7 +48,7 @@ def _analyze(rows: Rows) -> None:
 
 
 def _read(connection: Connection) -> Counter[str]:
-    """Rows that this session has read of the tables that grow, by how it came to them."""
+    """Rows that this connection has read of the tables that grow, by how it came to them."""
     found = connection.execute(
         text(
             "SELECT relname, seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables "
