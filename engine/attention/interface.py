@@ -14,13 +14,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from engine.config import EngineConfig
 from engine.kv_cache import KVCache
-from kernels.kv_write import write_kv_torch
-from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,52 +74,3 @@ class AttentionBackend(Protocol):
 
     def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
         """What the layers of this step call."""
-
-
-class TorchAttention:
-    """Plain torch, on any device."""
-
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
-        return _TorchStep(layout, cache)
-
-
-class _TorchStep:
-    def __init__(self, layout: StepLayout, cache: KVCache) -> None:
-        self._layout = layout
-        self._cache = cache
-        self._tiles: dict[int | None, list[Tile]] = {}
-
-    def __call__(
-        self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
-    ) -> Tensor:
-        keys, values = self._cache.layers[layer.index]
-        write_kv_torch(key, value, keys, values, self._layout.slots)
-        return paged_attention_torch(
-            query,
-            keys,
-            values,
-            self._tiles_for(layer.sliding_window, query),
-            scale=layer.scale,
-            soft_cap=layer.soft_cap,
-            sinks=sinks,
-        )
-
-    def _tiles_for(self, sliding_window: int | None, query: Tensor) -> list[Tile]:
-        """Tiles of this step, which layers with the same window share."""
-        if sliding_window not in self._tiles:
-            self._tiles[sliding_window] = plan_tiles(
-                self._layout.starts.tolist(),
-                self._layout.query_lens.tolist(),
-                self._layout.block_tables,
-                self._cache.block_size,
-                sliding_window=sliding_window,
-                device=query.device,
-                dtype=query.dtype,
-            )
-        return self._tiles[sliding_window]
-
-
-def make_backend(config: EngineConfig, device: torch.device) -> AttentionBackend:
-    """The implementation that the configuration asks for; "auto" takes the best there is for the device."""
-    del config, device  # one implementation serves all so far
-    return TorchAttention()

@@ -1,0 +1,53 @@
+"""Attention in plain torch: runs on any device, and what every faster backend is compared with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.kv_cache import KVCache
+from kernels.kv_write import write_kv_torch
+from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
+
+
+class TorchAttention:
+    """Plain torch, on any device."""
+
+    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+        return _TorchStep(layout, cache)
+
+
+class _TorchStep:
+    def __init__(self, layout: StepLayout, cache: KVCache) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._tiles: dict[int | None, list[Tile]] = {}
+
+    def __call__(
+        self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+    ) -> Tensor:
+        keys, values = self._cache.layers[layer.index]
+        write_kv_torch(key, value, keys, values, self._layout.slots)
+        return paged_attention_torch(
+            query,
+            keys,
+            values,
+            self._tiles_for(layer.sliding_window, query),
+            scale=layer.scale,
+            soft_cap=layer.soft_cap,
+            sinks=sinks,
+        )
+
+    def _tiles_for(self, sliding_window: int | None, query: Tensor) -> list[Tile]:
+        """Tiles of this step, which layers with the same window share."""
+        if sliding_window not in self._tiles:
+            self._tiles[sliding_window] = plan_tiles(
+                self._layout.starts.tolist(),
+                self._layout.query_lens.tolist(),
+                self._layout.block_tables,
+                self._cache.block_size,
+                sliding_window=sliding_window,
+                device=query.device,
+                dtype=query.dtype,
+            )
+        return self._tiles[sliding_window]
