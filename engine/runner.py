@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.kv_cache import KVCache, choose_num_blocks
+from engine.linears import prepare_linears
 from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
@@ -26,12 +27,16 @@ class ModelRunner:
     """A model, its KV cache and its attention; implements `Runner`."""
 
     def __init__(self, model: Decoder, config: EngineConfig, *, eos_token_ids: frozenset[int] = frozenset()) -> None:
-        """Take a loaded model and allocate its KV cache; raises `ModelError` when neither context nor memory fit."""
+        """Take a loaded model over and allocate its KV cache; raises `ModelError` when context or memory do not fit.
+
+        The model's linear layers are exchanged for faster ones.
+        """
         self.model = model
         self.eos_token_ids = eos_token_ids
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.max_model_len = _max_model_len(model, config)
+        prepare_linears(model, config, self.device)
         self.backend = make_backend(config, self.device)
         if isinstance(model, GenericDecoder):
             self._verify(model, config.block_size)
