@@ -1,23 +1,273 @@
-"""Writing new keys and values into the paged KV cache.
+"""Writing new keys and values into the paged KV cache, turned by their positions on the way where the model says so.
 
 Shapes: T new tokens, KH key-value heads, N blocks of B positions. The cache of one layer is one tensor for keys and one
 for values, each `[N, B, KH, D]`; slot `block * B + offset` is one position in it.
+
+    key_cache[slot_t] = quantize( rotate(key_t) )        value_cache[slot_t] = quantize( value_t )
+
+Quantisation (caches of float8_e4m3fn): divide by a scale, round to the nearest, ties to even, saturate at 448
+(arXiv 2209.05433). Rotation: see `rotary.py`. A negative slot is padding: nothing is written for it.
 """
 
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
+from kernels.float8 import as_bits, quantize_torch, to_e4m3
+from kernels.launch import Launch
+from kernels.rotary import rotate_torch, turn_tile
 
-def write_kv_torch(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+
+@triton.jit
+def _write_kernel(
+    query,
+    key,
+    value,
+    cos,
+    sin,
+    key_cache,
+    value_cache,
+    slots,
+    key_scale,
+    value_scale,
+    turned,
+    query_stride,
+    query_head_stride,
+    key_stride,
+    key_head_stride,
+    value_stride,
+    value_head_stride,
+    angle_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    FLOAT8: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIMS: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token).to(tl.int64)
+    dim = tl.arange(0, DIMS)
+    if ROTARY_DIM:
+        head = tl.arange(0, HEADS)
+        q = turn_tile(
+            query + token * query_stride,
+            head,
+            head < NUM_HEADS,
+            query_head_stride,
+            dim,
+            cos + token * angle_stride,
+            sin + token * angle_stride,
+            HEAD_DIM,
+            ROTARY_DIM,
+            INTERLEAVED,
+        )
+        tl.store(
+            turned + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
+            q,
+            mask=(head < NUM_HEADS)[:, None] & (dim < HEAD_DIM)[None, :],
+        )
+    if slot < 0:
+        return
+
+    head = tl.arange(0, KV_HEADS)
+    is_head = head < NUM_KV_HEADS
+    if ROTARY_DIM:
+        k = turn_tile(
+            key + token * key_stride,
+            head,
+            is_head,
+            key_head_stride,
+            dim,
+            cos + token * angle_stride,
+            sin + token * angle_stride,
+            HEAD_DIM,
+            ROTARY_DIM,
+            INTERLEAVED,
+        )
+    else:
+        k = tl.load(
+            key + token * key_stride + head[:, None] * key_head_stride + dim[None, :],
+            mask=is_head[:, None] & (dim < HEAD_DIM)[None, :],
+        )
+    value_dim = tl.arange(0, VALUE_DIMS)
+    is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
+    v = tl.load(value + token * value_stride + head[:, None] * value_head_stride + value_dim[None, :], mask=is_value)
+    if FLOAT8:
+        # Rounded to the model's type first, so that a fused write stores what a separate one does.
+        k = to_e4m3(k.to(key.dtype.element_ty).to(tl.float32) / tl.load(key_scale))
+        v = to_e4m3(v.to(tl.float32) / tl.load(value_scale))
+    place = slot * NUM_KV_HEADS + head
+    tl.store(key_cache + place[:, None] * HEAD_DIM + dim[None, :], k, mask=is_head[:, None] & (dim < HEAD_DIM)[None, :])
+    tl.store(value_cache + place[:, None] * VALUE_DIM + value_dim[None, :], v, mask=is_value)
+
+
+def write_kv(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> None:
+    """Put token t's key and value at slot `slots[t]`; see `write_kv_torch`, its twin."""
+    write_launch(key, value, key_cache, value_cache, slots, key_scale=key_scale, value_scale=value_scale).run()
+
+
+def rotate_and_write_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    interleaved: bool = False,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """Turn query `[T, H, D]` and key, write key and value; returns the turned query, contiguous.
+
+    `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
+    turned key never passes through memory. See `rotate_and_write_kv_torch`, its twin.
+    """
+    turned = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    write_launch(
+        key,
+        value,
+        key_cache,
+        value_cache,
+        slots,
+        query=query,
+        turned=turned,
+        cos=cos,
+        sin=sin,
+        interleaved=interleaved,
+        key_scale=key_scale,
+        value_scale=value_scale,
+    ).run()
+    return turned
+
+
+def write_launch(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    query: Tensor | None = None,
+    turned: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    target: Device | None = None,
+) -> Launch:
+    """What the wrappers above run; without `query` nothing turns."""
+    target = target or device_of(key.device)
+    num_tokens, num_kv_heads, head_dim = key.shape
+    value_dim = value.shape[2]
+    num_heads = 1 if query is None else query.shape[1]
+    numbers = triton.next_power_of_2(max(num_heads, num_kv_heads)) * triton.next_power_of_2(max(head_dim, value_dim))
+    return Launch(
+        _write_kernel,
+        (num_tokens,),
+        {
+            "query": query,
+            "key": key,
+            "value": value,
+            "cos": cos,
+            "sin": sin,
+            "key_cache": as_bits(key_cache),
+            "value_cache": as_bits(value_cache),
+            "slots": slots,
+            "key_scale": key_scale,
+            "value_scale": value_scale,
+            "turned": turned,
+            "query_stride": 0 if query is None else query.stride(0),
+            "query_head_stride": 0 if query is None else query.stride(1),
+            "key_stride": key.stride(0),
+            "key_head_stride": key.stride(1),
+            "value_stride": value.stride(0),
+            "value_head_stride": value.stride(1),
+            "angle_stride": 0 if cos is None else cos.stride(0),
+        },
+        {
+            "NUM_HEADS": num_heads,
+            "NUM_KV_HEADS": num_kv_heads,
+            "HEAD_DIM": head_dim,
+            "VALUE_DIM": value_dim,
+            "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[-1],
+            "INTERLEAVED": interleaved,
+            "FLOAT8": key_cache.dtype is torch.float8_e4m3fn,
+            "HEADS": triton.next_power_of_2(num_heads),
+            "KV_HEADS": triton.next_power_of_2(num_kv_heads),
+            "DIMS": triton.next_power_of_2(head_dim),
+            "VALUE_DIMS": triton.next_power_of_2(value_dim),
+        },
+        # About 16 numbers a thread.
+        num_warps=min(8, max(1, triton.next_power_of_2(numbers) // (16 * target.warp_size))),
+    )
+
+
+def write_kv_torch(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> None:
     """Put token t's key and value at slot `slots[t]`.
 
-    `key` is `[T, KH, D]`, `value` `[T, KH, Dv]` (Dv may differ from D), `slots` `[T]` int64 without duplicates. Key and
-    value may be strided views, as slices of a fused projection are.
+    `key` is `[T, KH, D]`, `value` `[T, KH, Dv]` (Dv may differ from D), `slots` `[T]` int64 without duplicates and none
+    negative. Key and value may be strided views, as slices of a fused projection are. The scales, float32 `[1]`, belong
+    to caches of float8_e4m3fn.
     """
+    if key_scale is not None and value_scale is not None:
+        key, value = quantize_torch(key, key_scale), quantize_torch(value, value_scale)
+        # Torch scatters no float8, but their bits.
+        key, value = key.view(torch.uint8), value.view(torch.uint8)
+        key_cache, value_cache = as_bits(key_cache), as_bits(value_cache)
     key_cache.view(-1, *key_cache.shape[2:]).index_copy_(0, slots, key)
     value_cache.view(-1, *value_cache.shape[2:]).index_copy_(0, slots, value)
+
+
+def rotate_and_write_kv_torch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    *,
+    interleaved: bool = False,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """The twin of `rotate_and_write_kv`."""
+    key = rotate_torch(key, cos, sin, interleaved=interleaved)
+    write_kv_torch(key, value, key_cache, value_cache, slots, key_scale=key_scale, value_scale=value_scale)
+    return rotate_torch(query, cos, sin, interleaved=interleaved)
 
 
 def read_kv_torch(cache: Tensor, slots: Tensor) -> Tensor:

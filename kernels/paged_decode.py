@@ -1,0 +1,608 @@
+"""Attention of one new token per sequence over a paged KV cache.
+
+    out[s, h] = sum_p softmax_p( cap( scale * q[s, h] . k[p, h // G] ) ) v[p, h // G]       p < length of s
+    cap(x)    = c * tanh(x / c) with a soft cap c, else x
+
+with `exp(sink[h])` in the softmax's denominator where there are sinks, and only the last w positions with a sliding
+window of w. Reading the keys and values is nearly all of the work, so each is read once for all G query heads of its
+group (they are the rows of one matrix product), and long sequences are split over many programs ("flash decoding":
+Dao et al., 2023; the combination of partial softmaxes: Milakov and Gimelshein, arXiv 1805.02867).
+
+    plan      tile:  TILE positions of one sequence
+              chunk: as many tiles as make about the wanted number of items
+              item:  one split of one sequence, at most a chunk long;  number of items <= sequences + wanted items
+    decode    one program an item and KV head, on a grid of that upper bound; those beyond the last item end at once
+    reduce    joins the splits of sequences that have more than one
+
+The plan is made on the device, from lengths on the device, once for all layers that share window and KV heads: no
+length is read on the CPU, and a CUDA graph captured once serves any lengths.
+
+A sequence counts as a decode if it has exactly one new token (`query_starts[s + 1] - query_starts[s] == 1`); others are
+left to `paged_prefill`, in the same buffers. A decode of length 0 is padding: its row becomes zeros and no key is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device import Device, device_of
+from kernels.float8 import as_bits, from_e4m3
+from kernels.launch import Launch
+from kernels.paged_attention import paged_attention_torch, plan_tiles
+
+# Sequences that the planning program looks at at a time.
+_PLAN_BLOCK = 1024
+# Programs that the work is cut into, for each multiprocessor: enough that none waits long for the last.
+_PROGRAMS_PER_SM = 4
+# No split has fewer tiles: writing and joining a partial result costs about as much as reading a tile.
+_MIN_TILES = 2
+# Splits that a joining program reads at a time, and programs beyond which it takes several heads.
+_JOIN_BLOCK = 16
+_JOIN_PROGRAMS = 4096
+
+
+@triton.jit
+def _plan_kernel(
+    seq_lens,
+    query_starts,
+    item_sequence,
+    item_split,
+    num_items,
+    num_splits,
+    first_item,
+    num_sequences,
+    wanted_items,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MIN_TILES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    lanes = tl.arange(0, BLOCK)
+    total = 0
+    for base in range(0, num_sequences, BLOCK):
+        total += tl.sum(_tiles_of(seq_lens, query_starts, base + lanes, num_sequences, TILE, WINDOW))
+    chunk = tl.maximum((total + wanted_items - 1) // wanted_items, MIN_TILES)
+
+    count = 0
+    for base in range(0, num_sequences, BLOCK):
+        sequence = base + lanes
+        tiles = _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE, WINDOW)
+        splits = (tiles + chunk - 1) // chunk
+        first = count + tl.cumsum(splits, 0) - splits
+        tl.store(num_splits + sequence, splits, mask=sequence < num_sequences)
+        tl.store(first_item + sequence, first, mask=sequence < num_sequences)
+        for split in range(0, tl.max(splits)):
+            tl.store(item_sequence + first + split, sequence, mask=split < splits)
+            tl.store(item_split + first + split, tl.full([BLOCK], 0, tl.int32) + split, mask=split < splits)
+        count += tl.sum(splits)
+    tl.store(num_items, count)
+
+
+@triton.jit
+def _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """How many tiles each sequence has that is a decode; 0 for others."""
+    inside = sequence < num_sequences
+    start = tl.load(query_starts + sequence, mask=inside, other=0)
+    end = tl.load(query_starts + sequence + 1, mask=inside, other=0)
+    length = tl.load(seq_lens + sequence, mask=inside, other=0)
+    tiles = (length + TILE - 1) // TILE
+    if WINDOW:
+        tiles -= tl.maximum(length - WINDOW, 0) // TILE
+    return tl.where(end - start == 1, tiles, 0)
+
+
+@triton.jit
+def _decode_kernel(
+    query,
+    key_cache,
+    value_cache,
+    block_tables,
+    seq_lens,
+    query_starts,
+    item_sequence,
+    item_split,
+    num_items,
+    num_splits,
+    sinks,
+    key_scale,
+    value_scale,
+    partial,
+    partial_lse,
+    out,
+    scale,
+    soft_cap,
+    query_stride,
+    query_head_stride,
+    table_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    FLOAT8: tl.constexpr,
+    NATIVE_FLOAT8: tl.constexpr,
+    UPCAST: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIMS: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    if item >= tl.load(num_items):
+        return
+    sequence = tl.load(item_sequence + item)
+    split = tl.load(item_split + item)
+    length = tl.load(seq_lens + sequence)
+    splits = tl.load(num_splits + sequence)
+    row = tl.load(query_starts + sequence).to(tl.int64)
+
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    member = tl.arange(0, ROWS)
+    head = kv_head * GROUP + member
+    is_head = member < GROUP
+    dim = tl.arange(0, DIMS)
+    value_dim = tl.arange(0, VALUE_DIMS)
+    q = tl.load(
+        query + row * query_stride + head[:, None] * query_head_stride + dim[None, :],
+        mask=is_head[:, None] & (dim < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    if UPCAST:
+        q = q.to(tl.float32)
+    if FLOAT8:
+        scale *= tl.load(key_scale)
+
+    first_tile = tl.maximum(length - WINDOW, 0) // TILE if WINDOW else 0
+    tiles = (length + TILE - 1) // TILE - first_tile
+    begin = first_tile + tiles * split // splits
+    end = first_tile + tiles * (split + 1) // splits
+
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.full([ROWS], 0.0, tl.float32)
+    acc = tl.full([ROWS, VALUE_DIMS], 0.0, tl.float32)
+    table = block_tables + sequence.to(tl.int64) * table_stride
+    lane = tl.arange(0, TILE)
+    for tile in range(begin, end):
+        position = tile * TILE + lane
+        # What lies outside may never have been written, and a weight of 0 times NaN would be NaN.
+        inside = position < length
+        if WINDOW:
+            inside &= position >= length - WINDOW
+        if BLOCK_SIZE % TILE == 0:
+            # The tile lies in one block: one number is read, and its rows follow each other.
+            block = tl.load(table + tile * TILE // BLOCK_SIZE).to(tl.int64)
+            slot = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + lane
+        else:
+            block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+            slot = block * BLOCK_SIZE + position % BLOCK_SIZE
+        place = slot * NUM_KV_HEADS + kv_head
+        k = tl.load(
+            key_cache + place[:, None] * HEAD_DIM + dim[None, :],
+            mask=inside[:, None] & (dim < HEAD_DIM)[None, :],
+            other=0,
+        )
+        v = tl.load(
+            value_cache + place[:, None] * VALUE_DIM + value_dim[None, :],
+            mask=inside[:, None] & (value_dim < VALUE_DIM)[None, :],
+            other=0,
+        )
+        if FLOAT8:
+            k = from_e4m3(k, NATIVE_FLOAT8)
+            v = from_e4m3(v, NATIVE_FLOAT8)
+        k = k.to(q.dtype)
+        v = v.to(q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if HAS_SOFT_CAP:
+            # tanh by its definition: large arguments end at -1 and 1, and it is off by 1e-7 at most.
+            scores = soft_cap * (1.0 - 2.0 / (tl.exp(scores * (2.0 / soft_cap)) + 1.0))
+        scores = tl.where(inside[None, :], scores * 1.4426950408889634, float("-inf"))
+        # Every tile holds a position that counts, so the maximum is a number.
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        highest = higher
+
+    if FLOAT8:
+        acc *= tl.load(value_scale)
+    is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
+    if splits == 1:
+        if HAS_SINKS:
+            sink = tl.load(sinks + head, mask=is_head, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+            higher = tl.maximum(highest, sink)
+            shrink = tl.exp2(highest - higher)
+            total = total * shrink + tl.exp2(sink - higher)
+            acc *= shrink[:, None]
+        place = (row * NUM_HEADS + head) * VALUE_DIM
+        tl.store(out + place[:, None] + value_dim[None, :], acc / total[:, None], mask=is_value)
+    else:
+        place = item.to(tl.int64) * NUM_HEADS + head
+        tl.store(partial + place[:, None] * VALUE_DIM + value_dim[None, :], acc / total[:, None], mask=is_value)
+        tl.store(partial_lse + place, highest + tl.log2(total), mask=is_head)
+
+
+@triton.jit
+def _reduce_kernel(
+    partial,
+    partial_lse,
+    seq_lens,
+    query_starts,
+    num_splits,
+    first_item,
+    sinks,
+    out,
+    NUM_HEADS: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
+):
+    sequence = tl.program_id(0)
+    splits = tl.load(num_splits + sequence)
+    if splits == 1:
+        return
+    row = tl.load(query_starts + sequence).to(tl.int64)
+    value_dim = tl.arange(0, VALUE_DIMS)
+    is_value = value_dim < VALUE_DIM
+    first_head = tl.program_id(1) * HEADS
+    if splits == 0:
+        # Prefill writes its own rows; padding gets zeros.
+        if (tl.load(query_starts + sequence + 1) - row == 1) & (tl.load(seq_lens + sequence) == 0):
+            for head in range(first_head, tl.minimum(first_head + HEADS, NUM_HEADS)):
+                zeros = tl.full([VALUE_DIMS], 0.0, out.dtype.element_ty)
+                tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + value_dim, zeros, mask=is_value)
+        return
+
+    item = tl.load(first_item + sequence).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    for head in range(first_head, tl.minimum(first_head + HEADS, NUM_HEADS)):
+        highest = float("-inf")
+        total = 0.0
+        acc = tl.full([VALUE_DIMS], 0.0, tl.float32)
+        for base in range(0, splits, BLOCK):
+            is_split = base + lane < splits
+            place = (item + base + lane) * NUM_HEADS + head
+            lse = tl.load(partial_lse + place, mask=is_split, other=float("-inf"))
+            part = tl.load(
+                partial + place[:, None] * VALUE_DIM + value_dim[None, :],
+                mask=is_split[:, None] & is_value[None, :],
+                other=0.0,
+            )
+            higher = tl.maximum(highest, tl.max(lse, 0))
+            shrink = tl.exp2(highest - higher)
+            weights = tl.exp2(lse - higher)
+            total = total * shrink + tl.sum(weights, 0)
+            acc = acc * shrink + tl.sum(part * weights[:, None], 0)
+            highest = higher
+        if HAS_SINKS:
+            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+            higher = tl.maximum(highest, sink)
+            shrink = tl.exp2(highest - higher)
+            total = total * shrink + tl.exp2(sink - higher)
+            acc *= shrink
+        tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + value_dim, acc / total, mask=is_value)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiles:
+    """How a decode launch is cut; from the hand table `decode_tiles`."""
+
+    tile: int
+    """Positions that are multiplied at a time."""
+
+    num_warps: int
+    num_stages: int
+
+
+def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> DecodeTiles:
+    """The table. Not yet tuned on a GPU: chosen so that two to four programs' pipelines fit a multiprocessor."""
+    if device.is_interpreter:
+        return DecodeTiles(tile=16, num_warps=4, num_stages=2)
+    row_bytes = (padded(head_dim) + padded(value_dim)) * kv_dtype.itemsize
+    if device.backend == "hip":
+        # 64 KiB of shared memory, and no asynchronous copies to fill deeper pipelines.
+        return DecodeTiles(tile=32 if row_bytes > 512 else 64, num_warps=4, num_stages=2 if row_bytes <= 1024 else 1)
+    if row_bytes <= 256:
+        return DecodeTiles(tile=64, num_warps=4, num_stages=4)
+    if row_bytes <= 512:
+        return DecodeTiles(tile=64, num_warps=4, num_stages=3)
+    if row_bytes <= 1024:
+        return DecodeTiles(tile=32, num_warps=4, num_stages=3)
+    return DecodeTiles(tile=16, num_warps=4, num_stages=2)
+
+
+def padded(dim: int) -> int:
+    """The power of two that a tile has for `dim` numbers; matrix products need 16."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """Buffers for the items of a step; made once, filled by `plan_decode`, read by every layer of the same shape.
+
+    S sequences at most; I items at most. All int32 but the partial results.
+    """
+
+    tile: int
+    window: int | None
+    wanted_items: int
+    item_sequence: Tensor
+    """`[I]`; only the first `num_items` hold."""
+
+    item_split: Tensor
+    num_items: Tensor
+    """`[1]`"""
+
+    num_splits: Tensor
+    """`[S]`"""
+
+    first_item: Tensor
+    partial: Tensor
+    """float32, I * H * Dv numbers: results of splits, which later layers overwrite. Plans may share it."""
+
+    partial_lse: Tensor
+    """float32, I * H: their log2 of the sum of exponentials."""
+
+    @classmethod
+    def allocate(
+        cls,
+        max_sequences: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        value_dim: int,
+        kv_dtype: torch.dtype,
+        window: int | None,
+        device: torch.device,
+        wanted_items: int | None = None,
+        target: Device | None = None,
+    ) -> DecodePlan:
+        """Buffers for steps of up to `max_sequences` sequences, for layers of one shape.
+
+        `wanted_items` None: as many as keep the device busy.
+        """
+        target = target or device_of(device)
+        wanted = wanted_items or max(1, target.num_sms * _PROGRAMS_PER_SM // num_kv_heads)
+        items = max_sequences + wanted
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        return cls(
+            tile=decode_tiles(head_dim, value_dim, kv_dtype, target).tile,
+            window=window,
+            wanted_items=wanted,
+            item_sequence=ints(items),
+            item_split=ints(items),
+            num_items=ints(1),
+            num_splits=ints(max_sequences),
+            first_item=ints(max_sequences),
+            partial=torch.empty(items * num_heads * value_dim, dtype=torch.float32, device=device),
+            partial_lse=torch.empty(items * num_heads, dtype=torch.float32, device=device),
+        )
+
+
+def plan_decode(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> None:
+    """Fill `plan` for a step: one small kernel.
+
+    `seq_lens` is `[S]`: tokens of each sequence, the new ones with it. `query_starts` is `[S + 1]`: each one's first
+    row of the query. Both are integers on the device.
+    """
+    plan_launch(plan, seq_lens, query_starts).run()
+
+
+def plan_launch(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Launch:
+    num_sequences = len(seq_lens)
+    if num_sequences > len(plan.num_splits):
+        raise ValueError(f"the plan has room for {len(plan.num_splits)} sequences, not {num_sequences}")
+    return Launch(
+        _plan_kernel,
+        (1,),
+        {
+            "seq_lens": seq_lens,
+            "query_starts": query_starts,
+            "item_sequence": plan.item_sequence,
+            "item_split": plan.item_split,
+            "num_items": plan.num_items,
+            "num_splits": plan.num_splits,
+            "first_item": plan.first_item,
+            "num_sequences": num_sequences,
+            "wanted_items": plan.wanted_items,
+        },
+        {"TILE": plan.tile, "WINDOW": plan.window or 0, "MIN_TILES": _MIN_TILES, "BLOCK": _PLAN_BLOCK},
+    )
+
+
+def paged_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_starts: Tensor,
+    plan: DecodePlan,
+    out: Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> None:
+    """Write the rows of `out` `[T, H, Dv]` (contiguous) whose sequences have one new token; leave the others.
+
+    query `[T, H, D]`, the last dimension contiguous; caches `[N, B, KH, D]` and `[N, B, KH, Dv]`, contiguous, of the
+    query's type or float8_e4m3fn with scales `[1]` float32; block_tables `[S, blocks]`, integers; seq_lens `[S]`;
+    query_starts `[S + 1]`; sinks `[H]`. D and Dv up to 256. `plan` is filled for the same step.
+    The new tokens' keys and values are already in the cache.
+    """
+    for launch in decode_launches(
+        query,
+        key_cache,
+        value_cache,
+        block_tables,
+        seq_lens,
+        query_starts,
+        plan,
+        out,
+        scale=scale,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        key_scale=key_scale,
+        value_scale=value_scale,
+    ):
+        launch.run()
+
+
+def decode_launches(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_starts: Tensor,
+    plan: DecodePlan,
+    out: Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    target: Device | None = None,
+) -> tuple[Launch, Launch]:
+    """What `paged_decode` runs: the splits, and what joins them."""
+    target = target or device_of(query.device)
+    num_sequences = len(seq_lens)
+    _, num_heads, head_dim = query.shape
+    _, block_size, num_kv_heads, value_dim = value_cache.shape
+    tiles = decode_tiles(head_dim, value_dim, key_cache.dtype, target)
+    is_float8 = key_cache.dtype is torch.float8_e4m3fn
+    shared = {
+        "seq_lens": seq_lens,
+        "query_starts": query_starts,
+        "num_splits": plan.num_splits,
+        "sinks": sinks,
+        "partial": plan.partial,
+        "partial_lse": plan.partial_lse,
+        "out": out,
+    }
+    heads_each = 1
+    while num_sequences * -(-num_heads // heads_each) > _JOIN_PROGRAMS and heads_each < num_heads:
+        heads_each *= 2
+    decode = Launch(
+        _decode_kernel,
+        (num_kv_heads, num_sequences + plan.wanted_items),
+        shared
+        | {
+            "query": query,
+            "key_cache": as_bits(key_cache),
+            "value_cache": as_bits(value_cache),
+            "block_tables": block_tables,
+            "item_sequence": plan.item_sequence,
+            "item_split": plan.item_split,
+            "num_items": plan.num_items,
+            "key_scale": key_scale,
+            "value_scale": value_scale,
+            "scale": float(scale),
+            "soft_cap": float(soft_cap or 0.0),
+            "query_stride": query.stride(0),
+            "query_head_stride": query.stride(1),
+            "table_stride": block_tables.stride(0),
+        },
+        {
+            "NUM_HEADS": num_heads,
+            "NUM_KV_HEADS": num_kv_heads,
+            "HEAD_DIM": head_dim,
+            "VALUE_DIM": value_dim,
+            "BLOCK_SIZE": block_size,
+            "WINDOW": plan.window or 0,
+            "HAS_SOFT_CAP": soft_cap is not None,
+            "HAS_SINKS": sinks is not None,
+            "FLOAT8": is_float8,
+            "NATIVE_FLOAT8": target.converts_float8,
+            "UPCAST": target.is_interpreter,
+            "TILE": plan.tile,
+            "ROWS": padded(num_heads // num_kv_heads),
+            "DIMS": padded(head_dim),
+            "VALUE_DIMS": padded(value_dim),
+        },
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    reduce = Launch(
+        _reduce_kernel,
+        (num_sequences, -(-num_heads // heads_each)),
+        shared | {"first_item": plan.first_item},
+        {
+            "NUM_HEADS": num_heads,
+            "VALUE_DIM": value_dim,
+            "HAS_SINKS": sinks is not None,
+            "HEADS": heads_each,
+            "BLOCK": _JOIN_BLOCK,
+            "VALUE_DIMS": padded(value_dim),
+        },
+    )
+    return decode, reduce
+
+
+def paged_decode_torch(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_starts: Tensor,
+    out: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> None:
+    """The twin of `paged_decode`, which reads lengths on the CPU."""
+    starts = query_starts.tolist()
+    lengths = seq_lens.tolist()
+    decodes = [s for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length > 0]
+    padding = [starts[s] for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length == 0]
+    out[padding] = 0.0
+    if not decodes:
+        return
+    rows = [starts[s] for s in decodes]
+    tiles = plan_tiles(
+        [lengths[s] - 1 for s in decodes],
+        [1] * len(decodes),
+        block_tables[decodes].long().cpu().numpy(),
+        key_cache.shape[1],
+        sliding_window=window,
+        device=query.device,
+        dtype=query.dtype,
+    )
+    out[rows] = paged_attention_torch(
+        query[rows],
+        dequantized(key_cache, key_scale, query.dtype),
+        dequantized(value_cache, value_scale, query.dtype),
+        tiles,
+        scale=scale,
+        soft_cap=soft_cap,
+        sinks=sinks,
+    )
+
+
+def dequantized(cache: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A cache as numbers of `dtype`; for twins."""
+    return cache if scale is None else (cache.float() * scale).to(dtype)

@@ -1,0 +1,146 @@
+"""Rotary position embeddings (Su et al., arXiv 2104.09864), applied.
+
+    x'[i] = x[i] cos[i] - x[j] sin[i]        x'[j] = x[j] cos[i] + x[i] sin[i]        i < R / 2
+
+over the first R of a head's D dimensions; the rest stays as it is. Which j turns with i is the layout:
+
+    halves        j = i + R / 2          (GPT-NeoX, Llama, nearly all)
+    interleaved   2i and 2i + 1          (GPT-J, Cohere, GLM)
+
+Shapes: heads `[T, H, D]`, cos and sin `[T, 1, R / 2]` or `[T, R / 2]`, made in float32 by the model. Products and sums
+are taken in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device import Device, device_of
+from kernels.launch import Launch
+
+
+@triton.jit
+def turn_tile(
+    heads,
+    head,
+    is_head,
+    head_stride,
+    dim,
+    cos,
+    sin,
+    HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """One token's heads, turned, as float32 `[heads, dims]`. `heads` points to the token, `cos`, `sin` to its angles.
+
+    Each dimension is loaded with its partner: the second load finds the first's lines in the cache.
+    """
+    HALF: tl.constexpr = ROTARY_DIM // 2
+    turns = dim < ROTARY_DIM
+    if INTERLEAVED:
+        partner = dim ^ 1
+        angle = dim // 2
+        is_first = dim % 2 == 0
+    else:
+        partner = tl.where(dim < HALF, dim + HALF, dim - HALF)
+        angle = tl.where(dim < HALF, dim, dim - HALF)
+        is_first = dim < HALF
+    rows = heads + head[:, None] * head_stride
+    own = tl.load(rows + dim[None, :], mask=is_head[:, None] & (dim < HEAD_DIM)[None, :], other=0.0).to(tl.float32)
+    other = tl.load(rows + partner[None, :], mask=is_head[:, None] & turns[None, :], other=0.0).to(tl.float32)
+    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32)
+    return own * c[None, :] + other * tl.where(is_first, -s, s)[None, :]
+
+
+@triton.jit
+def _rotate_kernel(
+    heads,
+    cos,
+    sin,
+    out,
+    stride,
+    head_stride,
+    angle_stride,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)
+    dim = tl.arange(0, DIMS)
+    turned = turn_tile(
+        heads + token * stride,
+        head,
+        head < NUM_HEADS,
+        head_stride,
+        dim,
+        cos + token * angle_stride,
+        sin + token * angle_stride,
+        HEAD_DIM,
+        ROTARY_DIM,
+        INTERLEAVED,
+    )
+    tl.store(
+        out + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
+        turned,
+        mask=(head < NUM_HEADS)[:, None] & (dim < HEAD_DIM)[None, :],
+    )
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """The turned heads, contiguous; `heads` may be strided but for its last dimension. `rotate_torch` is the twin."""
+    out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    rotate_launch(heads, cos, sin, out, interleaved=interleaved).run()
+    return out
+
+
+def rotate_launch(
+    heads: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, interleaved: bool, target: Device | None = None
+) -> Launch:
+    target = target or device_of(heads.device)
+    num_tokens, num_heads, head_dim = heads.shape
+    tile = triton.next_power_of_2(num_heads) * triton.next_power_of_2(head_dim)
+    return Launch(
+        _rotate_kernel,
+        (num_tokens,),
+        {
+            "heads": heads,
+            "cos": cos,
+            "sin": sin,
+            "out": out,
+            "stride": heads.stride(0),
+            "head_stride": heads.stride(1),
+            "angle_stride": cos.stride(0),
+        },
+        {
+            "NUM_HEADS": num_heads,
+            "HEAD_DIM": head_dim,
+            "ROTARY_DIM": 2 * cos.shape[-1],
+            "INTERLEAVED": interleaved,
+            "HEADS": triton.next_power_of_2(num_heads),
+            "DIMS": triton.next_power_of_2(head_dim),
+        },
+        num_warps=min(8, max(1, tile // (16 * target.warp_size))),
+    )
+
+
+def rotate_torch(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """The twin of `rotate`."""
+    cos, sin = (angles.view(len(heads), 1, -1).float() for angles in (cos, sin))
+    half = cos.shape[-1]
+    turning, rest = heads[..., : 2 * half].float(), heads[..., 2 * half :]
+    if interleaved:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+    else:
+        first, second = turning[..., :half], turning[..., half:]
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    turned = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    return torch.cat((turned.to(heads.dtype), rest), dim=-1)

@@ -1,0 +1,78 @@
+"""Steps over a paged cache that is poisoned wherever no kernel may look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.float8 import quantize_torch
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@dataclass(frozen=True)
+class PagedStep:
+    """Sequences of `seq_lens` tokens, of which the last ones are new; everything on the device."""
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    block_tables: Tensor
+    seq_lens: Tensor
+    query_starts: Tensor
+    scales: dict[str, Tensor]
+
+    def poisoned_out(self) -> Tensor:
+        return torch.full_like(self.query[..., :1], float("nan")).repeat(1, 1, self.value_cache.shape[-1])
+
+
+def make_step(
+    lengths: Sequence[int],
+    new_tokens: Sequence[int],
+    *,
+    device: torch.device,
+    heads: int = 6,
+    kv_heads: int = 3,
+    head_dim: int = 80,
+    value_dim: int | None = None,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    float8: bool = False,
+    seed: int = 0,
+) -> PagedStep:
+    """NaN in all slots that hold no token; block tables end in numbers that name no block."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = [-(-length // block_size) for length in lengths]
+    order = torch.randperm(sum(widths) + 2, generator=generator).tolist()
+    # Far outside of the cache: whoever follows it reads foreign memory.
+    tables = torch.full((len(lengths), max(widths, default=0) + 2), 2**24, dtype=torch.int32)
+    caches = [
+        torch.full((len(order), block_size, kv_heads, dim), float("nan"), dtype=dtype)
+        for dim in (head_dim, value_dim or head_dim)
+    ]
+    for sequence, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+        blocks = [order.pop() for _ in range(width)]
+        tables[sequence, :width] = torch.tensor(blocks, dtype=torch.int32)
+        for cache in caches:
+            for position in range(length):
+                cache[blocks[position // block_size], position % block_size] = torch.randn(
+                    kv_heads, cache.shape[-1], generator=generator
+                ).to(dtype)
+    scales = {}
+    if float8:
+        scales = {"key_scale": torch.tensor([0.02]), "value_scale": torch.tensor([0.01])}
+        caches = [quantize_torch(cache, scale) for cache, scale in zip(caches, scales.values(), strict=True)]
+    query = torch.randn(sum(new_tokens), heads, head_dim, generator=generator).to(dtype)
+    starts = torch.tensor([0, *new_tokens]).cumsum(0).to(torch.int32)
+    return PagedStep(
+        query.to(device),
+        caches[0].to(device),
+        caches[1].to(device),
+        tables.to(device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+        starts.to(device),
+        {name: scale.to(device) for name, scale in scales.items()},
+    )

@@ -1,0 +1,44 @@
+"""Every kernel compiles for the GPUs that it is meant for, on a machine without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def compile_in_another_process(tmp_path: Path, *options: str) -> list[dict[str, object]]:
+    # Here Triton interprets; there it compiles, and nothing that was compiled before counts.
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kernels.ahead_of_time", *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    bad = [report for report in reports if not report["fits"]]
+    assert not bad, bad
+    assert done.returncode == 0, done.stderr
+    return reports
+
+
+@pytest.mark.timeout(600)
+def test_kernels_compile_for_nvidia_and_amd(tmp_path: Path) -> None:
+    reports = compile_in_another_process(tmp_path)
+    assert {report["device"] for report in reports} == {"sm_80", "sm_90", "gfx942"}
+    assert len({report["kernel"] for report in reports}) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_variant_of_the_tables_compiles(tmp_path: Path) -> None:
+    assert len(compile_in_another_process(tmp_path, "--all")) > 100

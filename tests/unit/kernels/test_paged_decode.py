@@ -1,0 +1,204 @@
+"""Decode attention against its twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.paged_decode import DecodePlan, paged_decode, paged_decode_torch, plan_decode
+from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
+
+LENGTHS = (1, 37, 0, 16, 5)
+
+
+def decode(
+    step: PagedStep, *, window: int | None = None, wanted_items: int | None = None, **options: Any
+) -> torch.Tensor:
+    """The kernel's output, poisoned before."""
+    heads, (kv_heads, value_dim) = step.query.shape[1], step.value_cache.shape[2:]
+    plan = DecodePlan.allocate(
+        len(step.seq_lens) + 3,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=step.query.shape[2],
+        value_dim=value_dim,
+        kv_dtype=step.key_cache.dtype,
+        window=window,
+        device=step.query.device,
+        wanted_items=wanted_items,
+    )
+    plan.partial.fill_(float("nan"))
+    plan.partial_lse.fill_(float("nan"))
+    plan.item_sequence.fill_(2**24)
+    plan_decode(plan, step.seq_lens, step.query_starts)
+    out = step.poisoned_out()
+    paged_decode(
+        step.query,
+        step.key_cache,
+        step.value_cache,
+        step.block_tables,
+        step.seq_lens,
+        step.query_starts,
+        plan,
+        out,
+        **step.scales,
+        **{"scale": 0.2, **options},
+    )
+    return out
+
+
+def expected(step: PagedStep, **options: Any) -> torch.Tensor:
+    out = step.poisoned_out()
+    paged_decode_torch(
+        step.query,
+        step.key_cache,
+        step.value_cache,
+        step.block_tables,
+        step.seq_lens,
+        step.query_starts,
+        out,
+        **step.scales,
+        **{"scale": 0.2, **options},
+    )
+    return out
+
+
+def check(step: PagedStep, *, wanted_items: int | None = None, **options: Any) -> None:
+    tolerance = TOLERANCE[step.query.dtype]
+    torch.testing.assert_close(
+        decode(step, wanted_items=wanted_items, **options),
+        expected(step, **options),
+        atol=tolerance,
+        rtol=tolerance,
+        equal_nan=True,
+    )
+
+
+def test_lengths_of_all_kinds(device: torch.device) -> None:
+    check(make_step(LENGTHS, [1] * 5, device=device))
+
+
+def test_padding_becomes_zeros_and_reads_nothing(device: torch.device) -> None:
+    step = make_step([0, 3, 0], [1, 1, 1], device=device, heads=2, kv_heads=1, head_dim=16)
+    out = decode(step)
+    assert (out[[0, 2]] == 0).all()
+    assert out[1].isfinite().all()
+
+
+def test_sequences_with_more_or_no_new_tokens_are_left_alone(device: torch.device) -> None:
+    step = make_step([9, 20, 5, 7], [3, 1, 0, 1], device=device, heads=2, kv_heads=1, head_dim=16)
+    out = decode(step)
+    assert out[:3].isnan().all()
+    assert out[3:].isfinite().all()
+    check(step)
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 128])
+def test_block_sizes(block_size: int, device: torch.device) -> None:
+    check(make_step([41], [1], device=device, heads=2, kv_heads=1, head_dim=16, block_size=block_size))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "value_dim"),
+    [(3, 3, 24, 16), (5, 1, 33, 33), (16, 1, 64, 64), (7, 1, 192, 128), (2, 2, 256, 256)],
+)
+def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: int, device: torch.device) -> None:
+    check(
+        make_step(
+            [19, 2], [1, 1], device=device, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+    check(make_step([37, 4], [1, 1], device=device, dtype=dtype))
+
+
+@pytest.mark.parametrize("window", [1, 9, 16, 1000])
+def test_windows(window: int, device: torch.device) -> None:
+    check(make_step([50, 7], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16), window=window)
+
+
+@pytest.mark.parametrize("wanted_items", [1, 12], ids=["one-split", "many-splits"])
+def test_soft_caps_and_sinks(wanted_items: int, device: torch.device) -> None:
+    step = make_step([100, 7], [1, 1], device=device, heads=3, kv_heads=1, head_dim=16)
+    sinks = torch.tensor([0.5, -3.0, 4.0], device=device)
+    check(step, soft_cap=1.5, sinks=sinks, wanted_items=wanted_items)
+    check(step, sinks=sinks, window=40, wanted_items=wanted_items)
+
+
+@pytest.mark.parametrize("length", [33, 100, 131])
+def test_long_sequences_are_split_and_joined(length: int, device: torch.device) -> None:
+    step = make_step([length, 2], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16)
+    whole = decode(step, wanted_items=1)
+    torch.testing.assert_close(decode(step, wanted_items=8), whole, atol=1e-5, rtol=1e-5)
+    check(step, wanted_items=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
+    check(make_step([37, 4], [1, 1], device=device, heads=4, kv_heads=2, head_dim=24, dtype=dtype, float8=True))
+
+
+def test_strided_queries(device: torch.device) -> None:
+    step = make_step([9, 3], [1, 1], device=device, heads=2, kv_heads=2, head_dim=16)
+    wide = torch.full((2, 5, 40), float("nan"), device=device)
+    wide[:, 1:3, :16] = step.query
+    strided = PagedStep(
+        wide[:, 1:3, :16],
+        step.key_cache,
+        step.value_cache,
+        step.block_tables,
+        step.seq_lens,
+        step.query_starts,
+        step.scales,
+    )
+    assert torch.equal(decode(strided), decode(step))
+
+
+def test_a_plan_covers_every_tile_once(device: torch.device) -> None:
+    lengths = torch.tensor([0, 1, 16, 17, 1000, 4000, 33], dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 1, 2, 3, 4, 5, 6, 9], dtype=torch.int32, device=device)
+    for wanted in (1, 5, 64):
+        plan = DecodePlan.allocate(
+            8,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=16,
+            value_dim=16,
+            kv_dtype=torch.float32,
+            window=None,
+            device=device,
+            wanted_items=wanted,
+        )
+        plan_decode(plan, lengths, starts)
+        splits = plan.num_splits[:7].tolist()
+        items = list(zip(plan.item_sequence.tolist(), plan.item_split.tolist(), strict=True))[: int(plan.num_items)]
+        assert items == [(sequence, split) for sequence, count in enumerate(splits) for split in range(count)]
+        assert [count > 0 for count in splits] == [False, True, True, True, True, True, False]
+        assert len(items) <= 7 + wanted
+        tiles = [-(-length // plan.tile) for length in lengths.tolist()]
+        longest = max(-(-tile // max(1, count)) for tile, count in zip(tiles, splits, strict=True))
+        assert longest <= max(2, -(-sum(tiles[:6]) // wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 12, 16])
+def test_the_whole_matrix(group: int, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    step = make_step(
+        [1, 130, 0, 77, 16],
+        [1, 1, 1, 1, 1],
+        device=device,
+        heads=2 * group,
+        kv_heads=2,
+        head_dim=48 + group,
+        block_size=block_size,
+        dtype=dtype,
+    )
+    for options in ({}, {"window": 33}, {"soft_cap": 2.0, "sinks": torch.randn(2 * group, device=device)}):
+        check(step, wanted_items=7, **options)

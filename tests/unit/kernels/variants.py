@@ -1,0 +1,181 @@
+"""Which launches are compiled ahead of time: every kernel, in shapes for which the tables say different things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernels.device import Device
+from kernels.kv_write import write_launch
+from kernels.launch import Launch
+from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
+from kernels.rotary import rotate_launch
+
+META = torch.device("meta")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def ints(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A shape of attention."""
+
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    value_dim: int = 128
+    block_size: int = 16
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.num_heads}/{self.num_kv_heads}x{self.head_dim}", f"b{self.block_size}"]
+        parts += [f"v{self.value_dim}"] * (self.value_dim != self.head_dim)
+        parts += [f"w{self.window}"] * (self.window is not None)
+        parts += ["cap"] * (self.soft_cap is not None) + ["sinks"] * self.sinks
+        parts += [str(self.dtype).removeprefix("torch.")] * (self.dtype is not torch.bfloat16)
+        parts += [str(self.kv_dtype).removeprefix("torch.")] * (self.kv_dtype is not self.dtype)
+        return "-".join(parts)
+
+
+LLAMA = Heads()
+GPT_OSS = Heads(64, 8, 64, 64, window=128, sinks=True)
+GEMMA_2 = Heads(8, 4, 256, 256, block_size=32, window=4096, soft_cap=50.0)
+FLOAT8 = Heads(block_size=64, kv_dtype=torch.float8_e4m3fn)
+ORDINARY_HEADS = (LLAMA, GEMMA_2, FLOAT8)
+MORE_HEADS = (
+    GPT_OSS,
+    Heads(20, 20, 64, 64),
+    Heads(12, 12, 64, 64, block_size=128, dtype=torch.float16, kv_dtype=torch.float16),
+    Heads(6, 3, 80, 80, block_size=8),
+    Heads(32, 32, 96, 96),
+    Heads(16, 16, 192, 128, block_size=64),
+    Heads(16, 1, 256, 256, block_size=128),
+    Heads(40, 8, 128, 128, block_size=128, window=1024),
+    Heads(64, 8, 64, 64, block_size=64, window=128, sinks=True, kv_dtype=torch.float8_e4m3fn),
+    Heads(8, 4, 256, 256, soft_cap=50.0, kv_dtype=torch.float8_e4m3fn),
+    Heads(8, 2, 64, 64, dtype=torch.float32, kv_dtype=torch.float32),
+    Heads(4, 1, 256, 256, dtype=torch.float32, kv_dtype=torch.float32),
+)
+
+
+def scales(heads: Heads) -> dict[str, Tensor | None]:
+    is_float8 = heads.kv_dtype is torch.float8_e4m3fn
+    one = empty(1, dtype=torch.float32)
+    return {"key_scale": one if is_float8 else None, "value_scale": one if is_float8 else None}
+
+
+def caches(heads: Heads) -> tuple[Tensor, Tensor]:
+    return (
+        empty(64, heads.block_size, heads.num_kv_heads, heads.head_dim, dtype=heads.kv_dtype),
+        empty(64, heads.block_size, heads.num_kv_heads, heads.value_dim, dtype=heads.kv_dtype),
+    )
+
+
+def decode_plan(heads: Heads, device: Device) -> DecodePlan:
+    return DecodePlan.allocate(
+        256,
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        value_dim=heads.value_dim,
+        kv_dtype=heads.kv_dtype,
+        window=heads.window,
+        device=META,
+        target=device,
+    )
+
+
+def decode(heads: Heads, device: Device, which: int) -> Launch:
+    return decode_launches(
+        empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype),
+        *caches(heads),
+        ints(64, 512),
+        ints(64),
+        ints(65),
+        decode_plan(heads, device),
+        empty(64, heads.num_heads, heads.value_dim, dtype=heads.dtype),
+        scale=0.1,
+        soft_cap=heads.soft_cap,
+        sinks=empty(heads.num_heads) if heads.sinks else None,
+        **scales(heads),
+        target=device,
+    )[which]
+
+
+def plan(heads: Heads, device: Device) -> Launch:
+    return plan_launch(decode_plan(heads, device), ints(64), ints(65))
+
+
+def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) -> Launch:
+    query = empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype)
+    angles = empty(64, 1, heads.head_dim // 2, dtype=heads.dtype)
+    return write_launch(
+        empty(64, heads.num_kv_heads, heads.head_dim, dtype=heads.dtype),
+        empty(64, heads.num_kv_heads, heads.value_dim, dtype=heads.dtype),
+        *caches(heads),
+        empty(64, dtype=torch.int64),
+        query=query if turns else None,
+        turned=query if turns else None,
+        cos=angles if turns else None,
+        sin=angles if turns else None,
+        interleaved=interleaved,
+        **scales(heads),
+        target=device,
+    )
+
+
+def rotate(device: Device, interleaved: bool) -> Launch:
+    heads, angles = empty(64, 40, 128), empty(64, 1, 64)
+    return rotate_launch(heads, angles, angles, heads, interleaved=interleaved, target=device)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One launch to compile for one device."""
+
+    name: str
+    device: str
+    make: Callable[[], Launch]
+
+
+def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
+    """Every kernel, in every shape, for every device."""
+    for device_name, device in devices.items():
+        for name, make in _launches(device, ORDINARY_HEADS + MORE_HEADS):
+            yield Variant(name, device_name, make)
+
+
+def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
+    """Every kernel in one shape, each for one device after another; those of attention for all."""
+    names = list(devices)
+    for device_name, device in devices.items():
+        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,))):
+            if name.startswith(("decode", "prefill")) or names[place % len(names)] == device_name:
+                yield Variant(name, device_name, make)
+
+
+def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Callable[[], Launch]]]:
+    for heads in shapes:
+        yield f"decode {heads.name}", partial(decode, heads, device, 0)
+        yield f"join decodes {heads.name}", partial(decode, heads, device, 1)
+        yield f"plan decodes {heads.name}", partial(plan, heads, device)
+        yield f"write {heads.name}", partial(write, heads, device, False)
+        yield f"turn and write {heads.name}", partial(write, heads, device, True)
+    yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)
+    for interleaved in (False, True):
+        yield f"turn {'interleaved' if interleaved else 'halves'}", partial(rotate, device, interleaved)
