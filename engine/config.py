@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "torch")
+ATTENTION_BACKENDS = ("auto", "torch", "triton")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class EngineConfig:
     """How weights are stored; None: as `dtype` says."""
 
     attention: str = "auto"
-    """Which implementation of attention over the paged cache runs."""
+    """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, else torch."""
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)

@@ -10,6 +10,16 @@ from engine.config import EngineConfig
 
 
 def make_backend(config: EngineConfig, device: torch.device) -> AttentionBackend:
-    """The implementation that the configuration asks for; "auto" takes the best there is for the device."""
-    del config, device  # one implementation serves all so far
+    """The implementation that the configuration asks for; "auto" takes the best there is for the device.
+
+    Raises `ModelError` when it cannot run on the device.
+    """
+    wanted = config.attention
+    if wanted == "auto":
+        wanted = "triton" if device.type == "cuda" else "torch"
+    if wanted == "triton":
+        # Imported here: where no kernel is wanted, Triton need not be installed.
+        from engine.attention.triton import TritonAttention
+
+        return TritonAttention(device)
     return TorchAttention()
