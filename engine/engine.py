@@ -20,7 +20,7 @@ from engine.batch import Batch, BatchEntry, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.constraint import Constraint
-from engine.errors import EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
+from engine.errors import EngineError, EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
 from engine.isolation import Isolated, filled_blocks, isolate
 from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampler import Sampled, Sampler, SamplingState
@@ -115,7 +115,8 @@ class Engine:
 
         A higher `priority` is served first, equal ones in order of arrival. Prefixes are shared in the KV cache only
         among requests of one `cache_salt`. `constraint` makes the grammar state of one completion; it is called `n`
-        times. Raises `RequestRejected` for what can never run here, and then nothing is queued.
+        times. Raises `RequestRejected` for what can never run here and `RequestFailed` for what went wrong with it
+        unexpectedly; then nothing is queued.
         """
         try:
             max_tokens = self._check(request_id, prompt_token_ids, params)
@@ -131,6 +132,12 @@ class Engine:
         except RequestRejected:
             self._num_rejected += 1
             raise
+        except EngineError:
+            raise
+        except Exception as error:
+            # Nothing was queued yet: whatever is wrong with this request is nobody else's trouble.
+            self._num_rejected += 1
+            raise RequestFailed(f"the request could not be queued: {error}") from error
         self._requests[request_id] = request
         for sequence in request.sequences:
             self.scheduler.add(sequence)
@@ -436,7 +443,7 @@ class Engine:
                         if isinstance(tokens, InvalidPrompt):
                             raise tokens
                         self.add(request_id, tokens, its_params)
-                    except (InvalidPrompt, RequestRejected) as error:
+                    except (InvalidPrompt, RequestRejected, RequestFailed) as error:
                         given = () if isinstance(tokens, InvalidPrompt) else tokens
                         outputs[request_id] = RequestOutput.failed(request_id, given, error.message)
                 for output in self.step():

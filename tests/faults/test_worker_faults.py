@@ -110,9 +110,7 @@ def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
 
 def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(3))
-    # Stored by nobody that we know of; the claim loop chokes on it when it makes tokens of it.
-    pipeline.query("UPDATE bodies SET body = :body WHERE line = 2 RETURNING 1", body=b'"secret')
-    with pipeline.worker() as process:
+    with pipeline.worker(FAKE_BROKEN_SUBMIT="secret") as process:
         assert process.wait(timeout=PATIENCE) == 1
     assert pipeline.states(job_id) == {"pending": 3}
     assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {1}

@@ -92,6 +92,22 @@ def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline)
     check(pipeline.database_url)
 
 
+def test_a_line_that_this_worker_does_not_understand_is_that_lines_error(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit(prompts(5))
+    # As a newer API might store them, or nobody that we know of.
+    for line, body in enumerate([b'{"prompt": [1], "novel": "secret"}', b'"secret', b'["secret"]', b"{}"], 2):
+        pipeline.query("UPDATE bodies SET body = :body WHERE line = :line RETURNING 1", body=body, line=line)
+    with pipeline.worker() as process:
+        job = pipeline.wait_for_end(job_id)
+        assert process.poll() is None
+    assert (job.state, job.completed, job.failed) == ("completed", 1, 4)
+    assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {0}
+    statuses = {line: result["response"]["status_code"] for line, result in pipeline.results(job_id).items()}
+    assert statuses == {1: 200, 2: 500, 3: 400, 4: 400, 5: 400}
+    assert "secret" not in (pipeline.directory / "worker.log").read_text()
+    check(pipeline.database_url)
+
+
 def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.2") as process:
         job_id = pipeline.submit(prompts(200))
