@@ -112,7 +112,7 @@ class TestGenerate:
         assert [other.request_id for other in engine.step()] == ["mine"]
 
     def test_an_interruption_leaves_nothing_behind(self) -> None:
-        engine = make()
+        engine = make(decode_steps=1)
         run, calls = engine.runner.run, []
 
         def interrupted(batch: Batch) -> torch.Tensor:
