@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
+from engine.attention.cpu import CpuAttention
 from engine.attention.interface import AttentionBackend
 from engine.attention.plain import TorchAttention
 from engine.config import EngineConfig
+from engine.errors import ModelError
+from kernels.cpu.library import CpuKernelsUnavailable, library
+
+logger = logging.getLogger(__name__)
 
 
 def make_backend(config: EngineConfig, device: torch.device) -> AttentionBackend:
     """The implementation that the configuration asks for; "auto" takes the best there is for the device.
 
-    Raises `ModelError` when it cannot run on the device.
+    Raises `ModelError` where what was asked for by name cannot run here.
     """
-    wanted = config.attention
-    if wanted == "auto":
-        wanted = "triton" if device.type == "cuda" else "torch"
-    if wanted == "triton":
-        # Imported here: where no kernel is wanted, Triton need not be installed.
-        from engine.attention.triton import TritonAttention
-
-        return TritonAttention(device)
+    if config.attention == "cpu" and device.type != "cpu":
+        raise ModelError(f"attention 'cpu' does not run on {device.type}")
+    if config.attention == "cpu" or (config.attention == "auto" and device.type == "cpu"):
+        try:
+            return CpuAttention(library())
+        except CpuKernelsUnavailable as error:
+            if config.attention == "cpu":
+                raise ModelError(f"attention 'cpu' is not available: {error}") from error
+            logger.warning("attention runs in plain torch, which is slower: %s", error)
     return TorchAttention()

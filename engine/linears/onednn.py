@@ -31,6 +31,20 @@ class OneDNNLinear(nn.Module):
             return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
         return dtype is torch.float32
 
+    @staticmethod
+    def is_best(linear: nn.Linear) -> bool:
+        """Whether oneDNN beats the kernels in C++: with vectors of 512 bits, and with instructions for the type.
+
+        Decision 0009 has what was measured.
+        """
+        if not OneDNNLinear.takes(linear):
+            return False
+        if linear.weight.dtype is torch.bfloat16:
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if linear.weight.dtype is torch.float16:
+            return torch.cpu._is_amx_fp16_supported()
+        return torch.cpu._is_avx512_supported()
+
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._weight, self.bias, "none", [], "")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import nn
 
 
-def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module | None]) -> int:
-    """Put `make(linear)` in the place of each linear layer, unless it is None; returns how many were exchanged.
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module | None]) -> None:
+    """Put `make(linear)` in the place of each linear layer, unless it is None.
 
     A layer that stands in several places is made once. Subclasses of `nn.Linear` do more than a linear layer and stay.
     """
@@ -22,9 +22,16 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module | No
             replacement = made[child]
             if replacement is not None:
                 setattr(parent, name, replacement)
-    return sum(replacement is not None for replacement in made.values())
 
 
-def is_tied(model: nn.Module, linear: nn.Linear) -> bool:
-    """Whether an embedding of the model uses the layer's weight too."""
-    return any(isinstance(module, nn.Embedding) and module.weight is linear.weight for module in model.modules())
+def tied_embeddings(model: nn.Module, linear: nn.Linear) -> list[nn.Embedding]:
+    """The embeddings that use the layer's weight too."""
+    return [module for module in model.modules() if isinstance(module, nn.Embedding) and module.weight is linear.weight]
+
+
+def replace_embeddings(model: nn.Module, embeddings: Collection[nn.Module], replacement: nn.Module) -> None:
+    """Put one module in the place of each of the embeddings."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in embeddings:
+                setattr(parent, name, replacement)

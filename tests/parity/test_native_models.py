@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from engine import Engine, EngineConfig
+from engine.attention.cpu import CpuAttention
 from engine.models.registry import NATIVE as NATIVE_TYPES
 from engine.runner import ModelRunner
+from kernels.cpu.library import CpuKernelsUnavailable, library
 from tests.parity.comparing import (
     assert_close,
     assert_same,
@@ -49,6 +51,22 @@ def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
     again = tried.generate(it.prompts, greedy(NUM_TOKENS))
     assert sum(output.cached_tokens for output in again) > 100
     assert_same(again, it.references)
+
+
+@every_model
+def test_plain_torch_gives_the_same_tokens(model: TinyModel, saved: Save) -> None:
+    it = saved(model)
+    assert_same(engine(it, attention="torch").generate(it.prompts, greedy(NUM_TOKENS)), it.references)
+
+
+def test_the_kernels_in_cpp_are_what_is_compared(saved: Save) -> None:
+    try:
+        library()
+    except CpuKernelsUnavailable as error:
+        pytest.skip(str(error))
+    runner = engine(saved(NATIVE[0])).runner
+    assert isinstance(runner, ModelRunner)
+    assert isinstance(runner.backend, CpuAttention)
 
 
 @every_model

@@ -24,6 +24,8 @@ SHIPPED = (
     "migrations/script.py.mako",
     "migrations/versions/0001_first_schema.py",
     "kernels/__init__.py",
+    "kernels/cpu/source/linear.cpp",
+    "kernels/cpu/source/vectors.h",
     "cli/launcher.py",
 )
 

@@ -17,11 +17,7 @@ def engine(
 ) -> Engine:
     runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, max_model_len=10_000)
     config = EngineConfig(
-        block_size=block_size,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=tokens,
-        enable_prefix_caching=caching,
-        decode_steps=1,
+        block_size=block_size, max_num_seqs=seqs, max_num_batched_tokens=tokens, enable_prefix_caching=caching
     )
     return Engine(runner, None, config)
 

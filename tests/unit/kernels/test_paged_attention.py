@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from kernels.cpu.library import Library
+from kernels.cpu.paged_attention import paged_attention
 from kernels.kv_write import write_kv_torch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
+from tests.unit.kernels.cpu_variants import cpu_library
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ def make_step(
     return Step(starts, query_lens, query, *caches, block_tables, keys, values)
 
 
-def attend(step: Step, *, window: int | None = None, scale: float = 0.2, **options: object) -> Tensor:
+Attend = Callable[..., Tensor]
+
+
+def attend_in_torch(step: Step, *, window: int | None = None, scale: float = 0.2, **options: Any) -> Tensor:
     tiles = plan_tiles(
         step.starts,
         step.query_lens,
@@ -78,6 +85,52 @@ def attend(step: Step, *, window: int | None = None, scale: float = 0.2, **optio
         dtype=step.query.dtype,
     )
     return paged_attention_torch(step.query, step.key_cache, step.value_cache, tiles, scale=scale, **options)
+
+
+def attend_in_cpp(library: Library) -> Attend:
+    def attend(step: Step, *, window: int | None = None, scale: float = 0.2, **options: Any) -> Tensor:
+        positions = [start + torch.arange(new) for start, new in zip(step.starts, step.query_lens, strict=True)]
+        size = step.key_cache.shape[1]
+        slots = torch.cat(
+            [
+                torch.from_numpy(table)[its // size] * size + its % size
+                for table, its in zip(step.block_tables, positions, strict=True)
+            ]
+        )
+        # The kernel writes the new tokens itself: take them out of the cache first.
+        new = []
+        for cache in (step.key_cache, step.value_cache):
+            flat = cache.view(-1, *cache.shape[2:])
+            new.append(flat[slots])
+            flat[slots] = float("nan")
+        # Slices of one tensor, as a fused projection gives them.
+        key, value = new if new[0].shape != new[1].shape else torch.stack(new, dim=1).unbind(1)
+        return paged_attention(
+            library,
+            step.query,
+            key,
+            value,
+            step.key_cache,
+            step.value_cache,
+            np.array(step.starts),
+            np.array(step.query_lens),
+            step.block_tables,
+            slots,
+            scale=scale,
+            sliding_window=window,
+            **options,
+        )
+
+    return attend
+
+
+@pytest.fixture(
+    params=["torch", "native", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generic", "wide"))],
+    scope="module",
+)
+def attend(request: pytest.FixtureRequest) -> Attend:
+    """Each implementation: the twin in torch, and the C++ kernel in its variants."""
+    return attend_in_torch if request.param == "torch" else attend_in_cpp(cpu_library(request.param))
 
 
 def attend_densely(
@@ -113,7 +166,7 @@ MIXED = ([0, 37, 5, 120, 0, 63, 64], [1, 1, 30, 1, 77, 1, 2])
 
 @pytest.mark.parametrize("window", [None, 1, 9, 64, 1000])
 @pytest.mark.parametrize("block_size", [1, 16, 64])
-def test_mixed_steps(block_size: int, window: int | None) -> None:
+def test_mixed_steps(attend: Attend, block_size: int, window: int | None) -> None:
     step = make_step(*MIXED, block_size=block_size)
     torch.testing.assert_close(
         attend(step, window=window).double(), attend_densely(step, window=window), atol=1e-5, rtol=1e-5
@@ -125,7 +178,9 @@ def test_mixed_steps(block_size: int, window: int | None) -> None:
     ("heads", "kv_heads", "head_dim", "value_dim"),
     [(1, 1, 8, 8), (12, 12, 64, 64), (6, 3, 80, 80), (7, 1, 33, 33), (5, 5, 24, 16), (8, 2, 96, 128)],
 )
-def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
+def test_shapes_of_heads(
+    attend: Attend, heads: int, kv_heads: int, head_dim: int, value_dim: int, dtype: torch.dtype
+) -> None:
     step = make_step(*MIXED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, dtype=dtype)
     result = attend(step)
     assert result.dtype is dtype
@@ -133,7 +188,7 @@ def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: in
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_soft_caps_and_sinks(window: int | None) -> None:
+def test_soft_caps_and_sinks(attend: Attend, window: int | None) -> None:
     step = make_step(*MIXED)
     sinks = torch.randn(6)
     for options in ({"soft_cap": 1.5}, {"sinks": sinks}, {"soft_cap": 1.5, "sinks": sinks}):
@@ -145,17 +200,17 @@ def test_soft_caps_and_sinks(window: int | None) -> None:
         )
 
 
-def test_many_decodes_of_all_lengths() -> None:
+def test_many_decodes_of_all_lengths(attend: Attend) -> None:
     step = make_step(list(range(200)), [1] * 200, heads=2, kv_heads=1, head_dim=16)
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
 
 
-def test_long_prompts_are_cut_into_rows() -> None:
+def test_long_prompts_are_cut_into_rows(attend: Attend) -> None:
     step = make_step([100, 0], [700, 513], heads=2, kv_heads=1, head_dim=16)
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
 
 
-def test_a_neighbours_nan_stays_its_own() -> None:
+def test_a_neighbours_nan_stays_its_own(attend: Attend) -> None:
     step = make_step([50, 20, 7], [1, 1, 4])
     block = int(step.block_tables[0, 0])
     step.key_cache[block] = float("nan")

@@ -1,1 +1,0 @@
-"""Pagemill as a contender, each file offering `CONTENDERS`."""

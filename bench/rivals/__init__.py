@@ -1,1 +1,0 @@
-"""One rival a file, each offering `CONTENDERS`."""

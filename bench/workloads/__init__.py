@@ -1,1 +1,0 @@
-"""One workload a file, each offering `WORKLOAD`."""

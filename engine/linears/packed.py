@@ -1,0 +1,46 @@
+"""Linear layers by the C++ kernel, with weights in the order that it reads, or rounded to int8."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kernels.cpu.library import Library
+from kernels.cpu.linear import TYPES, PackedWeight, linear, pack_weight, pad_bias
+
+
+class PackedLinear(nn.Module):
+    """Takes a linear layer's weight over: the layer is not to be used afterwards."""
+
+    def __init__(self, library: Library, layer: nn.Linear, *, int8: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight: PackedWeight = pack_weight(layer.weight.detach(), library.width, int8=int8)
+        self._library = library
+        self._bias = None if layer.bias is None else pad_bias(layer.bias.detach(), library.width)
+        del layer.weight
+
+    @staticmethod
+    def takes(layer: nn.Linear) -> bool:
+        return layer.weight.dtype in TYPES
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        return linear(self._library, hidden, self.weight, self._bias)
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding that reads its rows from the packed weight of the layer it is tied to."""
+
+    def __init__(self, head: PackedLinear) -> None:
+        super().__init__()
+        self._head = [head]  # in a list, so that it is no submodule a second time
+
+    @staticmethod
+    def takes(embedding: nn.Embedding) -> bool:
+        """Whether it does nothing but look rows up: subclasses scale, for example."""
+        return type(embedding) is nn.Embedding and embedding.max_norm is None
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """`[T]` to `[T, hidden]`."""
+        rows = self._head[0].weight.rows(token_ids.reshape(-1))
+        return rows.view(*token_ids.shape, rows.shape[-1])

@@ -1,0 +1,1 @@
+"""Kernels in C++ for CPUs: `source/` holds them, `library.py` compiles and loads them, the rest calls them."""

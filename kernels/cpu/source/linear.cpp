@@ -1,0 +1,321 @@
+// out = activation(x W^T + bias) + residual, with weights packed once.
+//
+//   x     [M, K]   float32, bfloat16 or float16; rows contiguous
+//   W     panels of COLUMNS output features: packed[panel][k][COLUMNS], in the type of x or int8 (below)
+//   out   [M, N]   in the type of x
+//
+// Rows are taken in blocks. The threads first copy a block of x, widened, into parts of a few rows, [part][k][row]: what
+// the innermost product reads is then contiguous. Each thread takes groups of panels and walks them in slices of K that
+// stay in the first-level cache with one part of x.
+//
+// Every sum is made in the order of k, one fused multiply-add after the other: a row's result does not depend on what
+// other rows there are.
+//
+// bfloat16 and float16 weights hold columns j and j + W side by side, so that one load and two cheap operations make two
+// vectors of float32. int8 weights hold two neighbours in k side by side: x is rounded to int8 row by row and the
+// machine multiplies and adds pairs of 16 bits; whole numbers are summed exactly.
+#include <cmath>
+#include <cstdlib>
+
+#include "product.h"
+
+using namespace pagemill;
+
+namespace {
+
+constexpr int BLOCK_ROWS = 32 * MAX_ROWS;
+constexpr int SLICE = 256;  // of K: a slice of a panel is 16 KiB with AVX2
+constexpr int MAX_GROUP = 4;  // panels
+
+enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
+
+struct Arguments {
+    const void* input;
+    const void* weight;
+    const float* weight_scale;  // [N], padded to whole panels; null: weights are not int8
+    const float* bias;          // [N], padded to whole panels; may be null
+    const void* residual;       // [M, N] in the type of x; may be null
+    void* output;
+    int64_t rows, in_features, out_features, input_stride;
+    Type type;
+    Activation activation;
+    int32_t threads;
+};
+
+// Memory that stays with the calling thread, so that no call has to ask for it.
+struct Scratch {
+    char* memory = nullptr;
+    size_t size = 0;
+    char* at_least(size_t bytes) {
+        if (bytes > size) {
+            std::free(memory);
+            size = (bytes + 4095) / 4096 * 4096;
+            memory = static_cast<char*>(std::aligned_alloc(64, size));
+        }
+        return memory;
+    }
+    ~Scratch() { std::free(memory); }
+};
+thread_local Scratch scratch;
+
+INLINE void right_factors(const float* from, Floats& first, Floats& second) {
+    first = load<Floats>(from);
+    second = load<Floats>(from + W);
+}
+INLINE void right_factors(const BFloat16* from, Floats& first, Floats& second) {
+    const Words pairs = load<Words>(from);
+    first = (Floats)(pairs << 16);
+    second = (Floats)(pairs & 0xffff0000u);
+}
+INLINE void right_factors(const Float16* from, Floats& first, Floats& second) {
+    first = load_floats(from);
+    second = load_floats(from + W);
+}
+
+template <class Weight>
+struct Product {
+    typedef float Left;
+    typedef float Sum;
+    static constexpr int PAIR = 1;
+
+    const float* left;    // [k][rows]
+    const Weight* right;  // [k][COLUMNS]
+    int count;
+    float* sums;  // [rows][COLUMNS]
+    bool is_first;
+
+    template <int ROWS>
+    INLINE void run() {
+        Sums<ROWS> total;
+        if (is_first) total.clear();
+        else total.get(sums, COLUMNS);
+        for (int k = 0; k < count; k++) {
+            Floats first, second;
+            right_factors(right + k * COLUMNS, first, second);
+            total.add(left + k * ROWS, 1, first, second);
+        }
+        total.put(sums, COLUMNS);
+    }
+};
+
+INLINE Ints multiply_pairs(Shorts a, Shorts b) {
+#if defined(__AVX512BW__) && PAGEMILL_WIDTH == 16
+    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && PAGEMILL_WIDTH == 8
+    return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__) && PAGEMILL_WIDTH == 4
+    return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    const Ints x = (Ints)a, y = (Ints)b;
+    return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+#endif
+}
+
+template <>
+struct Product<int8_t> {
+    typedef int32_t Left;  // two of 16 bits
+    typedef int32_t Sum;
+    static constexpr int PAIR = 2;
+
+    const int32_t* left;  // [k / 2][rows]
+    const int8_t* right;  // [k / 2][COLUMNS][2]
+    int count;            // of pairs
+    int32_t* sums;
+    bool is_first;
+
+    template <int ROWS>
+    INLINE void run() {
+        Ints total[ROWS][2];
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < 2; j++) total[i][j] = is_first ? Ints{} : load<Ints>(sums + i * COLUMNS + j * W);
+        for (int k = 0; k < count; k++) {
+            const Shorts first = __builtin_convertvector(load<Bytes>(right + k * 2 * COLUMNS), Shorts);
+            const Shorts second = __builtin_convertvector(load<Bytes>(right + k * 2 * COLUMNS + 2 * W), Shorts);
+#pragma GCC unroll 12
+            for (int i = 0; i < ROWS; i++) {
+                const Shorts x = (Shorts)(left[k * ROWS + i] - Ints{});
+                total[i][0] += multiply_pairs(x, first);
+                total[i][1] += multiply_pairs(x, second);
+            }
+        }
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < 2; j++) store(sums + i * COLUMNS + j * W, total[i][j]);
+    }
+};
+
+// erf by Abramowitz and Stegun 7.1.26, off by at most 1.5e-7.
+INLINE Floats erf(Floats x) {
+    const Ints sign = (Ints)x & (Ints)splat(-0.0f);
+    const Floats a = (Floats)((Ints)x & ~(Ints)splat(-0.0f));
+    const Floats t = splat(1.0f) / (splat(1.0f) + a * splat(0.3275911f));
+    Floats p = splat(1.061405429f);
+    p = p * t + splat(-1.453152027f);
+    p = p * t + splat(1.421413741f);
+    p = p * t + splat(-0.284496736f);
+    p = p * t + splat(0.254829592f);
+    return (Floats)((Ints)(splat(1.0f) - p * t * exp(-a * a)) | sign);
+}
+
+INLINE Floats activate(Activation activation, Floats x) {
+    switch (activation) {
+        case Activation::none: return x;
+        case Activation::relu: return at_least(x, Floats{});
+        case Activation::gelu: return x * splat(0.5f) * (splat(1.0f) + erf(x * splat(0.70710678118654752f)));
+        case Activation::gelu_tanh: {
+            // x/2 (1 + tanh y) = x / (1 + e^-2y)
+            const Floats y = splat(0.79788456080286536f) * (x + splat(0.044715f) * x * x * x);
+            return x / (splat(1.0f) + exp(splat(-2.0f) * y));
+        }
+        case Activation::silu: return x / (splat(1.0f) + exp(-x));
+    }
+    return x;
+}
+
+template <class Element, class Weight>
+struct Linear {
+    typedef Product<Weight> Inner;
+    typedef typename Inner::Left Left;
+    typedef typename Inner::Sum Sum;
+    static constexpr int PAIR = Inner::PAIR;
+
+    const Arguments& the;
+    const int64_t steps;  // of k, or of pairs of k
+    Left* left = nullptr;
+    float* scales = nullptr;  // of the block's rows; with int8 weights only
+
+    explicit Linear(const Arguments& arguments)
+        : the(arguments), steps((arguments.in_features + PAIR - 1) / PAIR) {}
+
+    const Element* row(int64_t index) const { return static_cast<const Element*>(the.input) + index * the.input_stride; }
+
+    // One part of x, widened, as [k][rows].
+    void copy(int64_t first, int rows, float* to) const {
+        for (int i = 0; i < rows; i++) {
+            const Element* from = row(first + i);
+            for (int64_t k = 0; k < steps; k++) to[k * rows + i] = widen(from[k]);
+        }
+    }
+    // The same, rounded to whole numbers up to 127, in pairs.
+    void copy(int64_t first, int rows, int32_t* to) const {
+        for (int i = 0; i < rows; i++) {
+            const Element* from = row(first + i);
+            float largest = 0;
+            bool is_sound = true;
+            for (int64_t k = 0; k < the.in_features; k++) {
+                const float x = std::fabs(widen(from[k]));
+                largest = x > largest ? x : largest;
+                is_sound &= x <= 3.4e38f;
+            }
+            // A row with a NaN or an infinity comes out as NaN.
+            scales[first % BLOCK_ROWS + i] = is_sound ? largest / 127 : NAN;
+            const float factor = largest > 0 && is_sound ? 127 / largest : 0;
+            for (int64_t k = 0; k < steps; k++) {
+                const int32_t low = quantize(from[2 * k], factor);
+                const int32_t high = 2 * k + 1 < the.in_features ? quantize(from[2 * k + 1], factor) : 0;
+                to[k * rows + i] = int32_t(uint32_t(high) << 16 | (uint32_t(low) & 0xffff));
+            }
+        }
+    }
+    static INLINE int32_t quantize(Element x, float factor) {
+        const float scaled = widen(x) * factor;
+        return factor ? int32_t(std::nearbyintf(scaled)) : 0;
+    }
+
+    INLINE void finish(int64_t first, int rows, int64_t column, const Sum* sums, int panel_row) const {
+        for (int i = 0; i < rows; i++) {
+            Element* to = static_cast<Element*>(the.output) + (first + i) * the.out_features + column;
+            const Element* residual =
+                the.residual ? static_cast<const Element*>(the.residual) + (first + i) * the.out_features + column : nullptr;
+            for (int j = 0; j < 2; j++) {
+                const int64_t at = column + j * W;
+                if (at >= the.out_features) break;
+                Floats x = value(sums + i * COLUMNS + j * W, at, panel_row + i);
+                if (the.bias) x += load<Floats>(the.bias + at);
+                x = activate(the.activation, x);
+                const int64_t width = the.out_features - at;
+                if (width >= W) {
+                    if (residual) x += load_floats(residual + j * W);
+                    store_floats(to + j * W, x);
+                } else {
+                    for (int64_t l = 0; l < width; l++)
+                        narrow(residual ? x[l] + widen(residual[j * W + l]) : x[l], to + j * W + l);
+                }
+            }
+        }
+    }
+    INLINE Floats value(const float* sums, int64_t, int) const { return load<Floats>(sums); }
+    INLINE Floats value(const int32_t* sums, int64_t column, int row) const {
+        const Floats x = __builtin_convertvector(load<Ints>(sums), Floats);
+        return x * (load<Floats>(the.weight_scale + column) * splat(scales[row]));
+    }
+
+    // Columns of `count` panels from `panel` on, for all rows of the block.
+    void panels(int64_t first, const Parts& parts, int64_t panel, int count) const {
+        alignas(64) Sum sums[MAX_GROUP * BLOCK_ROWS * COLUMNS];
+        const Weight* weight = static_cast<const Weight*>(the.weight);
+        const int64_t panel_size = steps * PAIR * COLUMNS;
+        const int slice = SLICE;
+        for (int64_t k = 0; k < steps; k += slice) {
+            const int length = int(steps - k < slice ? steps - k : slice);
+            for (int p = 0; p < count; p++) {
+                const Weight* slice_weight = weight + (panel + p) * panel_size + k * PAIR * COLUMNS;
+                // What comes next is fetched meanwhile, a piece with each part.
+                const char* next = reinterpret_cast<const char*>(
+                    p + 1 < count ? slice_weight + panel_size : slice_weight - (count - 1) * panel_size + length * PAIR * COLUMNS);
+                const int64_t next_bytes = int64_t(length) * PAIR * COLUMNS * sizeof(Weight);
+                for (int part = 0; part < parts.parts; part++) {
+                    const int begin = parts.begin(part), rows = parts.size(part);
+                    for (int64_t at = next_bytes * part / parts.parts / 64 * 64; at < next_bytes * (part + 1) / parts.parts; at += 64)
+                        __builtin_prefetch(next + at, 0, 2);
+                    Inner inner{left + begin * steps + k * rows, slice_weight,
+                                length, sums + (p * BLOCK_ROWS + begin) * COLUMNS, k == 0};
+                    with_rows(rows, inner);
+                }
+            }
+        }
+        for (int p = 0; p < count; p++)
+            finish(first, parts.rows, (panel + p) * COLUMNS, sums + p * BLOCK_ROWS * COLUMNS, 0);
+    }
+
+    void run() {
+        const int64_t all_panels = (the.out_features + COLUMNS - 1) / COLUMNS;
+        const int block = int(the.rows < BLOCK_ROWS ? the.rows : BLOCK_ROWS);
+        const size_t left_bytes = (size_t(block) * steps * sizeof(Left) + 63) / 64 * 64;
+        char* memory = scratch.at_least(left_bytes + BLOCK_ROWS * sizeof(float));
+        left = reinterpret_cast<Left*>(memory);
+        scales = reinterpret_cast<float*>(memory + left_bytes);
+        // Small groups where there are many threads, so that all have work.
+        int group = MAX_GROUP;
+        while (group > 1 && all_panels / group < 4 * the.threads) group /= 2;
+        const int64_t groups = (all_panels + group - 1) / group;
+#pragma omp parallel num_threads(the.threads)
+        for (int64_t first = 0; first < the.rows; first += BLOCK_ROWS) {
+            const int rows = int(the.rows - first < BLOCK_ROWS ? the.rows - first : BLOCK_ROWS);
+            const Parts parts(rows);
+#pragma omp for schedule(static)
+            for (int part = 0; part < parts.parts; part++)
+                copy(first + parts.begin(part), parts.size(part), left + parts.begin(part) * steps);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < groups; i++) {
+                const int64_t panel = i * group;
+                panels(first, parts, panel, int(all_panels - panel < group ? all_panels - panel : group));
+            }
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+int32_t pagemill_width() { return W; }
+
+void pagemill_linear(const Arguments* arguments) {
+    with_type(arguments->type, [&](auto* element) {
+        typedef std::remove_pointer_t<decltype(element)> Element;
+        if (arguments->weight_scale) Linear<Element, int8_t>(*arguments).run();
+        else Linear<Element, Element>(*arguments).run();
+    });
+}
+
+}  // extern "C"

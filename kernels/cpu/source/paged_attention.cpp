@@ -1,0 +1,336 @@
+// Attention of new tokens over a paged KV cache, read where it is.
+//
+//   out[t, h] = sum_p softmax_p(cap(scale q[t, h] . k[p, h / G])) v[p, h / G]      (../paged_attention.py has all of it)
+//
+// A unit of work is one sequence, one KV head and a few of the sequence's new tokens: with the G query heads that share
+// the KV head these are the unit's rows, and what they see is read once for all of them. Keys are walked in chunks:
+// scores of a chunk, then the softmax so far is corrected by the new maximum (Milakov and Gimelshein, arXiv 1805.02867),
+// then the chunk's values are added. Sums are in float32, whatever the cache holds.
+//
+// Few rows, as in decoding, take keys and values straight from the cache: that is as fast as memory is. Many rows, as in a
+// prompt, are a matrix product: the chunk is first copied, widened, keys turned on their side, into the second-level
+// cache.
+//
+// What a row does not see is never read into its sums: another sequence's NaN stays there.
+#include <cmath>
+#include <vector>
+
+#include "product.h"
+
+using namespace pagemill;
+
+namespace {
+
+constexpr int CHUNK = 64;       // positions
+constexpr int UNIT_ROWS = 48;   // or one token's, if those are more
+constexpr int DIRECT_ROWS = 4;  // up to so many rows, nothing is copied
+
+struct Arguments {
+    const void *query, *key, *value;  // [T, H, D], [T, KH, D], [T, KH, Dv]; contiguous in the last dimension
+    void* output;                     // [T, H, Dv], contiguous
+    void *key_cache, *value_cache;    // [N, B, KH, D], [N, B, KH, Dv], contiguous
+    const int64_t *starts, *query_lens;  // [S]
+    const int64_t* block_tables;      // [S, blocks]
+    const int64_t* slots;             // [T]
+    const float* sinks;               // [H]; may be null
+    int64_t tokens, sequences, table_width, heads, kv_heads, head_dim, value_dim, block_size;
+    int64_t query_stride[2], key_stride[2], value_stride[2];  // of token and head, in elements
+    int64_t window;                   // 0: none
+    float scale, soft_cap;            // 0: none
+    Type type;  // of all of them
+    int32_t threads;
+};
+
+struct Unit {
+    int64_t sequence, row, position;  // of its first token: row in the query, position in the sequence
+    int32_t tokens, kv_head;
+};
+
+INLINE int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+
+// sums[rows][columns] (+)= left[rows][count] right[count][columns], in registers MAX_ROWS x COLUMNS at a time.
+struct Multiply {
+    const float* left;
+    int64_t left_stride;
+    const float* right;
+    int64_t right_stride;
+    int count;
+    float* sums;
+    int64_t sums_stride;
+    bool is_first;
+
+    template <int ROWS>
+    INLINE void run() {
+        Sums<ROWS> total;
+        if (is_first) total.clear();
+        else total.get(sums, sums_stride);
+        for (int k = 0; k < count; k++) {
+            const float* from = right + k * right_stride;
+            total.add(left + k, left_stride, load<Floats>(from), load<Floats>(from + W));
+        }
+        total.put(sums, sums_stride);
+    }
+};
+
+INLINE void multiply(const float* left, int64_t left_stride, const float* right, int64_t right_stride, int count,
+                     float* sums, int64_t sums_stride, int rows, int64_t columns, bool is_first) {
+    const Parts parts(rows);
+    for (int64_t column = 0; column < columns; column += COLUMNS)
+        for (int part = 0; part < parts.parts; part++) {
+            const int begin = parts.begin(part);
+            Multiply each{left + begin * left_stride, left_stride, right + column, right_stride, count,
+                          sums + begin * sums_stride + column, sums_stride, is_first};
+            with_rows(parts.size(part), each);
+        }
+}
+
+template <class Element>
+struct Attention {
+    const Arguments& the;
+    const int64_t group;
+    const int64_t key_width, value_width;  // rounded up to whole panels
+    const bool is_even;                    // heads are whole vectors
+    const int max_rows;
+    const size_t scratch_floats;
+
+    explicit Attention(const Arguments& arguments)
+        : the(arguments),
+          group(the.heads / the.kv_heads),
+          key_width(round_up(the.head_dim, W)),
+          value_width(round_up(the.value_dim, COLUMNS)),
+          is_even(the.head_dim % W == 0 && the.value_dim % COLUMNS == 0),
+          max_rows(int(group > UNIT_ROWS ? group : UNIT_ROWS / group * group)),
+          scratch_floats(size_t(max_rows) * (key_width + CHUNK + value_width + 2) + size_t(CHUNK) * (key_width + value_width)) {}
+
+    void write_token(int64_t token) const {
+        const int64_t slot = the.slots[token];
+        for (int64_t head = 0; head < the.kv_heads; head++) {
+            std::memcpy(static_cast<Element*>(the.key_cache) + (slot * the.kv_heads + head) * the.head_dim,
+                        static_cast<const Element*>(the.key) + token * the.key_stride[0] + head * the.key_stride[1],
+                        the.head_dim * sizeof(Element));
+            std::memcpy(static_cast<Element*>(the.value_cache) + (slot * the.kv_heads + head) * the.value_dim,
+                        static_cast<const Element*>(the.value) + token * the.value_stride[0] + head * the.value_stride[1],
+                        the.value_dim * sizeof(Element));
+        }
+    }
+
+    std::vector<Unit> units() const {
+        std::vector<Unit> result;
+        const int64_t step = max_rows / group;
+        int64_t row = 0;
+        for (int64_t s = 0; s < the.sequences; s++) {
+            for (int64_t done = 0; done < the.query_lens[s]; done += step) {
+                const int64_t left = the.query_lens[s] - done;
+                for (int64_t head = 0; head < the.kv_heads; head++)
+                    result.push_back({s, row + done, the.starts[s] + done, int32_t(left < step ? left : step), int32_t(head)});
+            }
+            row += the.query_lens[s];
+        }
+        return result;
+    }
+
+    // The unit's pieces of scratch.
+    struct State {
+        float *query, *scores, *sums, *largest, *total, *keys, *values;
+        const Element *key_rows[CHUNK], *value_rows[CHUNK];
+    };
+
+    void run_unit(const Unit& unit, float* scratch) const {
+        const int rows = int(unit.tokens * group);
+        State state;
+        state.query = scratch;
+        state.scores = state.query + max_rows * key_width;
+        state.sums = state.scores + max_rows * CHUNK;
+        state.largest = state.sums + max_rows * value_width;
+        state.total = state.largest + max_rows;
+        state.keys = state.total + max_rows;
+        state.values = state.keys + CHUNK * key_width;
+        take_query(unit, state);
+        std::memset(state.sums, 0, rows * value_width * sizeof(float));
+        for (int i = 0; i < rows; i++) {
+            state.largest[i] = -INFINITY;
+            state.total[i] = 0;
+        }
+        const int64_t end = unit.position + unit.tokens;
+        const int64_t first = the.window && unit.position >= the.window ? unit.position - the.window + 1 : 0;
+        const bool is_direct = is_even && rows <= DIRECT_ROWS;
+        for (int64_t begin = first; begin < end; begin += CHUNK) {
+            const int count = int(end - begin < CHUNK ? end - begin : CHUNK);
+            locate(unit, begin, count, state);
+            if (is_direct) direct_scores(state, rows, count);
+            else copied_scores(state, rows, count);
+            for (int i = 0; i < rows; i++) {
+                const int64_t position = unit.position + i / group;
+                const int64_t from = the.window ? position - the.window + 1 - begin : 0;
+                const int64_t to = position + 1 - begin;
+                soften(state, i, int(from < 0 ? 0 : from > count ? count : from), int(to < 0 ? 0 : to > count ? count : to), count);
+            }
+            if (is_direct) direct_values(state, rows, count);
+            else multiply(state.scores, CHUNK, state.values, value_width, count, state.sums, value_width, rows, value_width, false);
+        }
+        give(unit, state, rows);
+    }
+
+    void take_query(const Unit& unit, State& state) const {
+        const Floats scale = splat(the.scale);
+        for (int t = 0; t < unit.tokens; t++)
+            for (int64_t g = 0; g < group; g++) {
+                const Element* from = static_cast<const Element*>(the.query) + (unit.row + t) * the.query_stride[0] +
+                                      (unit.kv_head * group + g) * the.query_stride[1];
+                float* to = state.query + (t * group + g) * key_width;
+                int64_t d = 0;
+                for (; d + W <= the.head_dim; d += W) store(to + d, load_floats(from + d) * scale);
+                for (; d < the.head_dim; d++) to[d] = widen(from[d]) * the.scale;
+            }
+    }
+
+    void locate(const Unit& unit, int64_t begin, int count, State& state) const {
+        const int64_t* table = the.block_tables + unit.sequence * the.table_width;
+        for (int i = 0; i < count; i++) {
+            const int64_t position = begin + i;
+            const int64_t slot = table[position / the.block_size] * the.block_size + position % the.block_size;
+            state.key_rows[i] = static_cast<const Element*>(the.key_cache) + (slot * the.kv_heads + unit.kv_head) * the.head_dim;
+            state.value_rows[i] =
+                static_cast<const Element*>(the.value_cache) + (slot * the.kv_heads + unit.kv_head) * the.value_dim;
+        }
+    }
+
+    // Straight from the cache.
+
+    INLINE void direct_scores(State& state, int rows, int count) const {
+        switch (rows) {
+            case 1: return direct_scores<1>(state, count);
+            case 2: return direct_scores<2>(state, count);
+            case 3: return direct_scores<3>(state, count);
+            case 4: return direct_scores<4>(state, count);
+        }
+    }
+    template <int ROWS>
+    void direct_scores(State& state, int count) const {
+        int c = 0;
+        for (; c + 4 <= count; c += 4) direct_scores<ROWS, 4>(state, c);
+        for (; c < count; c++) direct_scores<ROWS, 1>(state, c);
+    }
+    template <int ROWS, int KEYS>
+    INLINE void direct_scores(State& state, int c) const {
+        Floats sums[ROWS][KEYS] = {};
+        for (int64_t d = 0; d < the.head_dim; d += W)
+            for (int j = 0; j < KEYS; j++) {
+                const Floats key = load_floats(state.key_rows[c + j] + d);
+                for (int i = 0; i < ROWS; i++) sums[i][j] += key * load<Floats>(state.query + i * key_width + d);
+            }
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < KEYS; j++) state.scores[i * CHUNK + c + j] = sum(sums[i][j]);
+    }
+    INLINE void direct_values(State& state, int rows, int count) const {
+        switch (rows) {
+            case 1: return direct_values<1>(state, count);
+            case 2: return direct_values<2>(state, count);
+            case 3: return direct_values<3>(state, count);
+            case 4: return direct_values<4>(state, count);
+        }
+    }
+    template <int ROWS>
+    void direct_values(State& state, int count) const {
+        for (int64_t d = 0; d < the.value_dim; d += COLUMNS) {
+            Sums<ROWS> total;
+            total.get(state.sums + d, value_width);
+            for (int c = 0; c < count; c++)
+                total.add(state.scores + c, CHUNK, load_floats(state.value_rows[c] + d), load_floats(state.value_rows[c] + d + W));
+            total.put(state.sums + d, value_width);
+        }
+    }
+
+    // By a copy. Columns beyond `count`, and value columns beyond the head, hold anything: nobody reads their sums.
+
+    INLINE void copied_scores(State& state, int rows, int count) const {
+        for (int c = 0; c < count; c++) {
+            const Element* key = state.key_rows[c];
+            for (int64_t d = 0; d < the.head_dim; d++) state.keys[d * CHUNK + c] = widen(key[d]);
+            const Element* value = state.value_rows[c];
+            float* to = state.values + c * value_width;
+            int64_t d = 0;
+            for (; d + W <= the.value_dim; d += W) store(to + d, load_floats(value + d));
+            for (; d < the.value_dim; d++) to[d] = widen(value[d]);
+        }
+        multiply(state.query, key_width, state.keys, CHUNK, int(the.head_dim), state.scores, CHUNK, rows,
+                 round_up(count, COLUMNS), true);
+    }
+
+    // Row i sees `from` up to `to` of the chunk: scores become weights, sums so far shrink to the new maximum.
+    INLINE void soften(State& state, int i, int from, int to, int count) const {
+        float* scores = state.scores + i * CHUNK;
+        const int width = int(round_up(count, W));
+        if (the.soft_cap != 0) {
+            const Floats cap = splat(the.soft_cap);
+            for (int c = 0; c < width; c += W) store(scores + c, cap * tanh(load<Floats>(scores + c) / cap));
+        }
+        for (int c = 0; c < from; c++) scores[c] = -INFINITY;
+        for (int c = to; c < width; c++) scores[c] = -INFINITY;
+        Floats most = splat(state.largest[i]);
+        for (int c = 0; c < width; c += W) {
+            const Floats x = load<Floats>(scores + c);
+            most = select(x > most, x, most);
+        }
+        const float new_largest = largest(most);
+        // With nothing but NaN so far there is no maximum; NaN then comes out whatever is taken off.
+        const Floats shift = splat(new_largest == -INFINITY ? 0 : new_largest);
+        Floats total = {};
+        for (int c = 0; c < width; c += W) {
+            const Floats weight = exp(load<Floats>(scores + c) - shift);
+            store(scores + c, weight);
+            total += weight;
+        }
+        if (new_largest != state.largest[i]) {
+            const float correction = state.largest[i] == -INFINITY ? 0 : std::exp(state.largest[i] - new_largest);
+            float* sums = state.sums + i * value_width;
+            for (int64_t d = 0; d < value_width; d += W) store(sums + d, load<Floats>(sums + d) * splat(correction));
+            state.total[i] *= correction;
+            state.largest[i] = new_largest;
+        }
+        state.total[i] += sum(total);
+    }
+
+    void give(const Unit& unit, const State& state, int rows) const {
+        for (int i = 0; i < rows; i++) {
+            const int64_t head = unit.kv_head * group + i % group;
+            float factor = 1, total = state.total[i];
+            if (the.sinks) {
+                const float sink = the.sinks[head], largest = state.largest[i];
+                if (sink > largest) {
+                    factor = std::exp(largest - sink);
+                    total = total * factor + 1;
+                } else {
+                    total += std::exp(sink - largest);
+                }
+            }
+            factor /= total;
+            Element* to = static_cast<Element*>(the.output) + ((unit.row + i / group) * the.heads + head) * the.value_dim;
+            const float* sums = state.sums + i * value_width;
+            int64_t d = 0;
+            for (; d + W <= the.value_dim; d += W) store_floats(to + d, load<Floats>(sums + d) * splat(factor));
+            for (; d < the.value_dim; d++) narrow(sums[d] * factor, to + d);
+        }
+    }
+
+    void run() const {
+        const std::vector<Unit> all = units();
+#pragma omp parallel num_threads(the.threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t token = 0; token < the.tokens; token++) write_token(token);
+            std::vector<float> scratch(scratch_floats);
+#pragma omp for schedule(dynamic, 2)
+            for (size_t i = 0; i < all.size(); i++) run_unit(all[i], scratch.data());
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" void pagemill_paged_attention(const Arguments* arguments) {
+    with_type(arguments->type, [&](auto* element) {
+        Attention<std::remove_pointer_t<decltype(element)>>(*arguments).run();
+    });
+}

@@ -1,0 +1,131 @@
+"""The linear kernel in C++ against torch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.cpu.library import Library
+from kernels.cpu.linear import linear, pack_weight, pad_bias, quantize_rows, quantized_linear_torch
+from tests.unit.kernels.cpu_variants import cpu_library
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TYPES = list(TOLERANCE)
+SHAPES = [(1, 1), (33, 70), (64, 48), (301, 129), (600, 500)]
+ROWS = [1, 2, 6, 7, 13, 50, 401]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+@pytest.fixture(
+    params=["native", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generic", "wide"))], scope="module"
+)
+def library(request: pytest.FixtureRequest) -> Library:
+    return cpu_library(request.param)
+
+
+def draw(in_features: int, out_features: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(in_features + rows)
+    weight = torch.randn(out_features, in_features) / in_features**0.5
+    return torch.randn(rows, in_features).to(dtype), weight.to(dtype), torch.randn(out_features).to(dtype)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[found.dtype]
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_shapes(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
+    for rows in ROWS:
+        hidden, weight, bias = draw(*shape, rows, dtype)
+        packed = pack_weight(weight, library.width)
+        expected = F.linear(hidden.double(), weight.double())
+        assert_close(linear(library, hidden, packed), expected)
+        assert_close(linear(library, hidden, packed, pad_bias(bias, library.width)), expected + bias.double())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_activations_and_residuals(activation: str, dtype: torch.dtype, library: Library) -> None:
+    hidden, weight, bias = draw(65, 70, 9, dtype)
+    hidden[0] *= 40  # far into the tails
+    packed, padded = pack_weight(weight, library.width), pad_bias(bias, library.width)
+    residual = torch.randn(9, 70).to(dtype)
+    expected = ACTIVATIONS[activation](F.linear(hidden.double(), weight.double(), bias.double()))
+    assert_close(linear(library, hidden, packed, padded, activation=activation), expected)
+    assert_close(
+        linear(library, hidden, packed, padded, activation=activation, residual=residual), expected + residual.double()
+    )
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_is_its_twin(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
+    for rows in ROWS:
+        hidden, weight, bias = draw(*shape, rows, dtype)
+        hidden[0] = 0
+        packed = pack_weight(weight, library.width, int8=True)
+        found = linear(library, hidden, packed, pad_bias(bias, library.width))
+        twin = quantized_linear_torch(hidden, *quantize_rows(weight), bias)
+        # A number halfway between two may go to either side in one of many terms.
+        torch.testing.assert_close(found.float(), twin.float(), atol=3e-2, rtol=2e-2)
+        exact = F.linear(hidden.double(), weight.double(), bias.double())
+        assert (found.double() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
+    hidden, weight, _ = draw(700, 130, 450, torch.float32)
+    for int8 in (False, True):
+        packed = pack_weight(weight, library.width, int8=int8)
+        together = linear(library, hidden, packed)
+        for rows in (1, 5, 8, 200):
+            assert torch.equal(linear(library, hidden[:rows], packed), together[:rows])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_in_its_row(bad: float, library: Library) -> None:
+    hidden, weight, _ = draw(65, 70, 9, torch.float32)
+    hidden[4, 64] = bad
+    for int8 in (False, True):
+        found = linear(library, hidden, pack_weight(weight, library.width, int8=int8))
+        assert not found[4].isfinite().any()
+        assert found[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_can_be_read_back(dtype: torch.dtype, library: Library) -> None:
+    _, weight, _ = draw(33, 150, 1, dtype)
+    indices = torch.tensor([0, 149, 7, 7, 63])
+    assert torch.equal(pack_weight(weight, library.width).rows(indices), weight[indices])
+
+
+def test_strided_and_stacked_rows(library: Library) -> None:
+    hidden, weight, _ = draw(30, 20, 12, torch.float32)
+    packed = pack_weight(weight, library.width)
+    wide = torch.cat((hidden, hidden), dim=1)
+    assert torch.equal(linear(library, wide[:, :30], packed), linear(library, hidden, packed))
+    assert torch.equal(linear(library, hidden.view(3, 4, 30), packed), linear(library, hidden, packed).view(3, 4, 20))
+    assert linear(library, hidden[:0], packed).shape == (0, 20)
+
+
+def test_what_does_not_fit_is_refused(library: Library) -> None:
+    hidden, weight, _ = draw(30, 20, 12, torch.float32)
+    packed = pack_weight(weight, library.width)
+    with pytest.raises(ValueError, match="do not go with"):
+        linear(library, hidden.bfloat16(), packed)
+    with pytest.raises(ValueError, match="do not go with a weight of 30"):
+        linear(library, hidden[:, :29], packed)
+    with pytest.raises(ValueError, match="residual"):
+        linear(library, hidden, packed, residual=hidden)
