@@ -10,8 +10,13 @@ from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     import torch
+
+    from engine.sampler import SamplingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,52 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return sum(len(entry.token_ids) for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeEntry:
+    """One sequence in a burst: it has its last token still to run, and goes on from there by itself."""
+
+    seat: int
+    """The sequence's row in the runner's state, its own for as long as it stays in the batch."""
+
+    admission: int
+    """Unique to this stay in the batch: another number means that the seat changed hands."""
+
+    token_id: int
+    """Its last token, which stands at `position` and is not in the KV cache yet."""
+
+    position: int
+    max_tokens: int
+    """How many it may still generate, in this burst and after it."""
+
+    block_table: Sequence_[int]
+    """Covers every position that the burst writes to. While the sequence keeps its seat, blocks are only appended."""
+
+    rope_length: int
+    sampling: SamplingState
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """Sequences that decode together for some steps without anybody looking."""
+
+    entries: Sequence_[DecodeEntry]
+    num_steps: int
+
+
+NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
+"""In place of a token: the sequence had ended; its logits were no finite numbers; its parameters allow no token."""
+
+
+class Decoding(Protocol):
+    """A burst on its way."""
+
+    def read(self) -> npt.NDArray[np.int64]:
+        """Wait for it; `[entries, num_steps]` tokens, or one of the codes above. Nothing but `NO_TOKEN` follows an end.
+
+        A sequence ends by a code, by a token in its `held_back` once it has `min_tokens`, or by its `max_tokens`.
+        """
 
 
 class Runner(Protocol):
@@ -77,4 +128,11 @@ class Runner(Protocol):
 
         Returns float32 `[sum of num_logits, vocab_size]` on the runner's device, entries in order. The caller may
         overwrite it, and neither side keeps the other's arguments beyond the step.
+        """
+
+    def decode(self, burst: Burst) -> Decoding:
+        """Run several decode steps, sampling on the device: the tokens that `run` and `Sampler` would give one by one.
+
+        It may return before the steps have run; whatever is started later runs after them. When it raises, nothing
+        but the keys and values at the entries' own new positions may have changed.
         """

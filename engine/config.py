@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "torch", "cpu")
+ATTENTION_BACKENDS = ("auto", "torch", "triton", "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,9 @@ class EngineConfig:
 
     max_num_batched_tokens: int = 2048
     """Tokens in one step, prompt chunks and decodes together."""
+
+    decode_steps: int | None = None
+    """Most tokens that a sequence decodes at once, without the host looking on. None: as many as pay; 1: never more."""
 
     block_size: int = 16
     """Positions in one block of the KV cache."""
@@ -56,7 +59,7 @@ class EngineConfig:
     """How weights are stored; None: as `dtype` says."""
 
     attention: str = "auto"
-    """Which implementation of attention over the paged cache runs."""
+    """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, else torch."""
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
@@ -64,7 +67,7 @@ class EngineConfig:
         _one_of("attention", self.attention, ATTENTION_BACKENDS)
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             _positive(name, getattr(self, name))
-        for name in ("max_model_len", "num_kv_blocks", "cpu_kv_cache_bytes"):
+        for name in ("max_model_len", "num_kv_blocks", "cpu_kv_cache_bytes", "decode_steps"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if not 0 < self.gpu_memory_utilization <= 1:

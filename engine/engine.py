@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.admission import RequestSizes
-from engine.batch import Batch, BatchEntry, Runner
+from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Burst, Decoding, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.constraint import Constraint
-from engine.errors import EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
+from engine.errors import EngineError, EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
 from engine.isolation import Isolated, filled_blocks, isolate
+from engine.lookahead import Lookahead
 from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
-from engine.sampler import Sampled, Sampler, SamplingState
+from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampled, Sampler, SamplingState
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Limits, Scheduled, Scheduler
+from engine.scheduled import Scheduled
+from engine.scheduler import Limits, Scheduler, Step
 from engine.sequence import Request, Sequence
 from engine.stop_strings import StopScanner
 from engine.stopping import Stop, token_stop
@@ -35,10 +41,15 @@ from engine.token_counts import TokenCounts
 if TYPE_CHECKING:
     from engine.text import Text
 
+logger = logging.getLogger(__name__)
+
 Prompt = str | Sequence_[int]
 
 # Floats that the prompt log-probabilities of one step may take (256 MiB).
 _MAX_PROMPT_LOGITS = 2**26
+
+# What `Decoding.read` says instead of a token, for the request's owner.
+_FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
 
 # Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
 _TOKENIZE_AT_ONCE = 256
@@ -74,6 +85,7 @@ class Engine:
                 max_prompt_logits=max(1, _MAX_PROMPT_LOGITS // runner.vocab_size),
             ),
             RequestSizes(runner.max_model_len),
+            Lookahead(config.decode_steps, runner.rope_length),
         )
         self.sampler = Sampler(runner.vocab_size)
         self._requests: dict[str, Request] = {}
@@ -115,7 +127,8 @@ class Engine:
 
         A higher `priority` is served first, equal ones in order of arrival. Prefixes are shared in the KV cache only
         among requests of one `cache_salt`. `constraint` makes the grammar state of one completion; it is called `n`
-        times. Raises `RequestRejected` for what can never run here, and then nothing is queued.
+        times. Raises `RequestRejected` for what can never run here and `RequestFailed` for what went wrong with it
+        unexpectedly; then nothing is queued.
         """
         try:
             max_tokens = self._check(request_id, prompt_token_ids, params)
@@ -131,6 +144,12 @@ class Engine:
         except RequestRejected:
             self._num_rejected += 1
             raise
+        except EngineError:
+            raise
+        except Exception as error:
+            # Nothing was queued yet: whatever is wrong with this request is nobody else's trouble.
+            self._num_rejected += 1
+            raise RequestFailed(f"the request could not be queued: {error}") from error
         self._requests[request_id] = request
         for sequence in request.sequences:
             self.scheduler.add(sequence)
@@ -222,20 +241,48 @@ class Engine:
         """
         started = time.perf_counter()
         step = self.scheduler.schedule()
-        if self._requests and not step.scheduled and not step.preempted:
+        if self._requests and not (step.scheduled or step.burst or step.preempted):
             raise EngineFailed("requests are queued, but none can be scheduled")
+        decoding = self._start(step)
         outcome = isolate(
             step.scheduled, self.config.block_size, lambda shares: self._sample(shares, self._run(shares))
         )
         num_output = self._settle(outcome)
-        if step.scheduled:
-            num_computed = sum(share.end - share.start for share in step.scheduled)
-            self._num_steps += 1
+        num_computed = sum(share.end - share.start for share in step.scheduled)
+        if decoding is not None:
+            num_drawn = self._settle_burst(step.burst, self._wait_for(decoding))
+            num_output, num_computed = num_output + num_drawn, num_computed + num_drawn
+        if num_computed:
+            seconds = time.perf_counter() - started
+            self._num_steps += step.num_steps
             self._num_output_tokens += num_output
             self._num_computed_tokens += num_computed
-            self._throughput.record(time.perf_counter() - started, num_output, num_computed)
+            self._throughput.record(seconds, num_output, num_computed)
+            self.scheduler.lookahead.record(seconds, step.num_steps)
         ended, self._ended = self._ended, []
         return ended
+
+    def _start(self, step: Step) -> Decoding | None:
+        """Start a step's burst; if that fails, let its sequences decode one token, where it shows who is at fault."""
+        if not step.burst:
+            return None
+        try:
+            return self.runner.decode(Burst([share.decode_entry() for share in step.burst], step.num_steps))
+        except torch.AcceleratorError as error:
+            raise EngineFailed(f"the device failed: {error}") from error
+        except EngineFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
+            logger.warning("%d steps at once failed, and are tried one by one: %s", step.num_steps, error)
+        step.scheduled += step.burst
+        step.burst, step.num_steps = [], 1
+        return None
+
+    def _wait_for(self, decoding: Decoding) -> npt.NDArray[np.int64]:
+        try:
+            return decoding.read()
+        except torch.AcceleratorError as error:
+            raise EngineFailed(f"the device failed: {error}") from error
 
     def _run(self, shares: Sequence_[Scheduled]) -> torch.Tensor:
         return self._run_batch(Batch([share.entry() for share in shares]))
@@ -284,18 +331,28 @@ class Engine:
             self.scheduler.preempt(share.sequence)
         for share, error in step.failed:
             self._fail(share.sequence.request, f"the model failed on this request: {error}")
-        num_output = 0
-        for outcome in step.results:
-            sequence = outcome.share.sequence
-            if sequence.finished:  # with its request, for another completion's error
-                continue
-            try:
-                num_output += self._advance(sequence, outcome)
-            except RequestFailed as error:
-                self._fail(sequence.request, error.message)
-            except Exception as error:  # noqa: BLE001 - one request's error must not end the loop
-                self._fail(sequence.request, f"the completion could not be read: {error}")
-        return num_output
+        return sum(
+            self._move(outcome.share.sequence, partial(self._advance, outcome=outcome)) for outcome in step.results
+        )
+
+    def _settle_burst(self, burst: Sequence_[Scheduled], drawn: npt.NDArray[np.int64]) -> int:
+        """Take a burst's tokens in, `[sequences, steps]`; returns how many were generated."""
+        return sum(
+            self._move(share.sequence, partial(self._advance_by, drawn=row))
+            for share, row in zip(burst, drawn.tolist(), strict=True)
+        )
+
+    def _move(self, sequence: Sequence, advance: Callable[[Sequence], int]) -> int:
+        """Move a sequence on; an error ends its request, and nothing else. Returns how many tokens were generated."""
+        if sequence.finished:  # with its request, for another completion's error
+            return 0
+        try:
+            return advance(sequence)
+        except RequestFailed as error:
+            self._fail(sequence.request, error.message)
+        except Exception as error:  # noqa: BLE001 - one request's error must not end the loop
+            self._fail(sequence.request, f"the completion could not be read: {error}")
+        return 0
 
     def _probe(self, share: Scheduled, error: Exception) -> None:
         """When all of a step fails, find out whether the requests are at fault or the runner is broken.
@@ -317,7 +374,7 @@ class Engine:
         sequence.num_computed = outcome.share.end
         request.prompt_logprobs.extend(outcome.prompt_logprobs)
         if not all(math.isfinite(scored.logprob) for scored in outcome.prompt_logprobs):
-            raise RequestFailed("the model's logits are not finite numbers")
+            raise RequestFailed(NO_NUMBERS)
         if sampled is None:
             if sequence.num_computed == sequence.num_tokens:
                 self._finish(sequence, Stop("length", None))
@@ -329,8 +386,31 @@ class Engine:
         if sampled.logprobs is not None:
             sequence.logprobs.append(sampled.logprobs)
         sequence.sampling.advance(sampled.token_id)
+        self._look(sequence)
+        return 1
+
+    def _advance_by(self, sequence: Sequence, drawn: Sequence_[int]) -> int:
+        """Move a sequence on by a burst: tokens, and a code where it ended without one. Raises `RequestFailed`."""
+        tokens = list(itertools.takewhile(lambda token: token >= 0, drawn))
+        # Only a stop string can be found before the last token: the device saw to the rest.
+        size = len(tokens) if sequence.stop_scanner is None else 1
+        num_taken = 0
+        while num_taken < len(tokens) and not sequence.finished:
+            part = tokens[num_taken : num_taken + size]
+            num_taken += len(part)
+            sequence.token_ids += part
+            sequence.sampling.skip(len(part))
+            sequence.num_computed = sequence.num_tokens - 1
+            self.scheduler.blocks.index(sequence.table, sequence.token_ids, sequence.num_computed)
+            self._look(sequence)
+        if num_taken < len(drawn) and drawn[num_taken] in _FAILURES and not sequence.finished:
+            raise RequestFailed(_FAILURES[drawn[num_taken]])
+        return num_taken
+
+    def _look(self, sequence: Sequence) -> None:
+        """See whether the newest token ends the sequence, and whether it may stay where it is."""
         stop = token_stop(sequence, self.runner.eos_token_ids)
-        maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sampled.token_id)
+        maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sequence.token_ids[-1])
         if stop is not None or maybe:
             self._finish(sequence, stop)
         if not sequence.finished:
@@ -338,7 +418,6 @@ class Engine:
             if rope_length != sequence.rope_length:
                 self.scheduler.preempt(sequence)
                 sequence.set_rope_length(rope_length)
-        return 1
 
     # Ends
 
@@ -436,7 +515,7 @@ class Engine:
                         if isinstance(tokens, InvalidPrompt):
                             raise tokens
                         self.add(request_id, tokens, its_params)
-                    except (InvalidPrompt, RequestRejected) as error:
+                    except (InvalidPrompt, RequestRejected, RequestFailed) as error:
                         given = () if isinstance(tokens, InvalidPrompt) else tokens
                         outputs[request_id] = RequestOutput.failed(request_id, given, error.message)
                 for output in self.step():

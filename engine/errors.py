@@ -4,15 +4,16 @@
     ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
     ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
     ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
-    ├── RequestFailed                    a running request that cannot go on: NaN logits, no token allowed
+    ├── RequestFailed                    one request that cannot go on, or be queued: NaN logits, no token allowed
     ├── ModelError                       a model that cannot be served
     │   ├── ModelNotFound                nothing at that path or hub id
     │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason
     │   └── InvalidWeights               missing, unknown or misshapen weights
     └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
 
-The first three reach the caller of `Engine.add`; the fourth becomes the `error` of one `RequestOutput`; the rest end
-loading or the process. `message` is written for the person whose request it was.
+The first three reach the caller of `Engine.add`; the fourth does too where queueing went wrong, and becomes the `error`
+of one `RequestOutput` after that; the rest end loading or the process. `message` is written for the person whose
+request it was.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class RequestRejected(EngineError, ValueError):
 
 
 class RequestFailed(EngineError):
-    """One running request cannot go on; its neighbours can."""
+    """One request cannot go on; its neighbours can."""
 
 
 class ModelError(EngineError):

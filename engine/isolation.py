@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engine.errors import EngineFailed
-from engine.scheduler import Scheduled
+from engine.scheduled import Scheduled
 
 Result = TypeVar("Result")
 

@@ -1,6 +1,6 @@
 """Storage of keys and values: one tensor of blocks each, per layer.
 
-    layers[i] = (keys [N, B, KH, D], values [N, B, KH, Dv])        N blocks of B positions
+    layers[i] = (keys [N + 1, B, KH, D], values [N + 1, B, KH, Dv])        N blocks of B positions, and a spare one
 
 Which block belongs to whom is the block manager's business; here is only how many there are room for.
 """
@@ -43,6 +43,7 @@ class KVCache:
         device: torch.device,
     ) -> KVCache:
         """An empty cache. On the CPU, memory is taken as blocks are first used."""
+        num_blocks += 1
         return cls(
             [
                 (
@@ -59,7 +60,13 @@ class KVCache:
 
     @property
     def num_blocks(self) -> int:
-        return len(self.layers[0][0])
+        """Without the spare one."""
+        return len(self.layers[0][0]) - 1
+
+    @property
+    def spare_block(self) -> int:
+        """The last: no sequence's, so that rows which are only padding can write somewhere."""
+        return self.num_blocks
 
 
 def block_bytes(layers: Sequence[AttentionLayer], block_size: int, dtype: torch.dtype) -> int:
@@ -96,7 +103,7 @@ def choose_num_blocks(
         budget = int(_CPU_SHARE * free_memory())
     each = block_bytes(layers, config.block_size, dtype)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
-    num_blocks = min(most, budget // each)
+    num_blocks = min(most, budget // each - 1)  # the spare one
     if num_blocks < 1:
         raise ModelError(
             f"no memory is left for the KV cache: a block takes {each / 2**20:.1f} MiB, "

@@ -114,7 +114,7 @@ class EngineStats:
     """Requests by how they ended."""
 
     rejected: int = 0
-    """Requests that `add` refused."""
+    """Requests that `add` refused, or failed to queue."""
 
     @property
     def kv_usage(self) -> float:

@@ -11,16 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.attention import StepLayout, make_backend
-from engine.batch import Batch, BatchEntry
+from engine.attention import CapturableAttention, DecodeLayout, StepLayout, make_backend
+from engine.batch import Batch, BatchEntry, Burst, Decoding
 from engine.config import EngineConfig
+from engine.device_state import DeviceState
 from engine.errors import ModelError
+from engine.graphs import CudaGraphs, EagerGraphs, Graphs
 from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.kv_cache import KVCache, choose_num_blocks
 from engine.linears import prepare_linears
 from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
+from engine.multistep import MultiStepDecoder
+
+_GRAPH_BYTES = 2**30
+"""Device memory that graphs may take."""
 
 
 class ModelRunner:
@@ -49,6 +55,7 @@ class ModelRunner:
             activation_bytes=self._activation_bytes(config) if self.device.type == "cuda" else 0,
         )
         self.cache = self._cache(num_blocks, config.block_size)
+        self._decoder = self._make_decoder(config)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
@@ -73,6 +80,36 @@ class ModelRunner:
     def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
         return self._run(batch, self.cache)
+
+    def decode(self, burst: Burst) -> Decoding:
+        """See `Runner.decode`."""
+        return self._decoder.decode(burst)
+
+    def _make_decoder(self, config: EngineConfig) -> MultiStepDecoder:
+        seats = min(config.max_num_seqs, config.max_num_batched_tokens)
+        max_blocks = min(-(-self.max_model_len // config.block_size), self.cache.num_blocks)
+        return MultiStepDecoder(
+            self._forward,
+            DeviceState(seats, max_blocks, self.vocab_size, self.device),
+            self._graphs(),
+            block_size=config.block_size,
+            spare_block=self.cache.spare_block,
+            is_static=self.device.type == "cuda",
+        )
+
+    def _graphs(self) -> Graphs:
+        if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
+            return CudaGraphs(self.device, _GRAPH_BYTES)
+        return EagerGraphs()
+
+    def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> Tensor:
+        backend = self.backend
+        if isinstance(backend, CapturableAttention):
+            step = backend.begin_decode(layout, self.cache)
+        else:
+            step = backend.begin(layout.on_host(), self.cache)
+        logits: Tensor = self.model(inputs, step)
+        return logits
 
     @torch.inference_mode()
     def _run(self, batch: Batch, cache: KVCache) -> Tensor:

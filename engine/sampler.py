@@ -21,6 +21,9 @@ from engine.philox import uniform
 from engine.sampling_params import SamplingParams
 from engine.token_counts import TokenCounts
 
+NO_NUMBERS = "the model's logits are not finite numbers"
+NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
+
 _NEG_INF = float("-inf")
 
 # Elements of the float64 cumulative distribution that may be alive at once (512 MiB).
@@ -52,6 +55,11 @@ class SamplingState:
     """Present when the parameters penalize."""
 
     constraint: Constraint | None = None
+
+    def skip(self, num_tokens: int) -> None:
+        """Take in tokens that neither penalties nor a grammar have to know."""
+        self.position += num_tokens
+        self.num_output += num_tokens
 
     def advance(self, token_id: int) -> None:
         """Take in a chosen token; raises what the constraint raises."""
@@ -97,9 +105,9 @@ class Sampler:
         chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
         for row in range(len(states)):
             if not are_sound[row]:
-                errors.setdefault(row, "the model's logits are not finite numbers")
+                errors.setdefault(row, NO_NUMBERS)
             elif not are_allowed[row]:
-                errors.setdefault(row, "no token is allowed here by the request's parameters")
+                errors.setdefault(row, NO_TOKEN_ALLOWED)
 
         top = _top_logprobs(log_probs, settings, tokens, states)
         return [
@@ -210,17 +218,17 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
         """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
-        draws = uniform(settings.seeds, torch.tensor(positions, device=logits.device), settings.indices)
-        logits.div_(settings.temperature[:, None])
-        tokens = []
-        size = max(1, _MAX_ELEMENTS // self.vocab_size)
-        for start in range(0, len(positions), size):
-            part = slice(start, start + size)
-            kept = filter_logits(
-                logits[part], settings.top_k[part], settings.top_p[part], settings.min_p[part], settings.filters
-            )
-            tokens.append(_invert(torch.softmax(kept, dim=-1), draws[part]))
-        return torch.cat(tokens)
+        return draw(
+            logits,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            filters=settings.filters,
+            seeds=settings.seeds,
+            positions=torch.tensor(positions, device=logits.device),
+            indices=settings.indices,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +242,43 @@ class Filters:
     min_p: bool
 
 
+def draw(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    filters: Filters,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    indices: torch.Tensor,
+    is_static: bool = False,
+) -> torch.Tensor:
+    """A token from each row's filtered distribution, int64 `[rows]`; logits `[rows, vocab_size]` are overwritten.
+
+    Everything else is `[rows]`, on the logits' device: the filters' parameters as in `filter_logits`, and what the
+    draw's random number depends on. `is_static` never looks at a result on the host, and may do more work for it.
+    """
+    draws = uniform(seeds, positions, indices)
+    logits.div_(temperature[:, None])
+    tokens = []
+    size = max(1, _MAX_ELEMENTS // logits.shape[-1])
+    for start in range(0, len(logits), size):
+        part = slice(start, start + size)
+        kept = filter_logits(logits[part], top_k[part], top_p[part], min_p[part], filters, is_static=is_static)
+        tokens.append(_invert(torch.softmax(kept, dim=-1), draws[part]))
+    return torch.cat(tokens)
+
+
 def filter_logits(
-    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, filters: Filters
+    logits: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    filters: Filters,
+    *,
+    is_static: bool = False,
 ) -> torch.Tensor:
     """Set what top-k, then top-p, then min-p remove to -inf, in place.
 
@@ -249,17 +292,17 @@ def filter_logits(
         least = torch.where(top_k[:, None] < logits.shape[-1], least, _NEG_INF)
         logits.masked_fill_(logits < least, _NEG_INF)
     if filters.top_p:
-        logits.masked_fill_(logits < _nucleus_threshold(logits, top_p)[:, None], _NEG_INF)
+        logits.masked_fill_(logits < _nucleus_threshold(logits, top_p, is_static=is_static)[:, None], _NEG_INF)
     if filters.min_p:
         least = logits.amax(dim=-1, keepdim=True) + min_p[:, None].log()
         logits.masked_fill_(logits < least, _NEG_INF)
     return logits
 
 
-def _nucleus_threshold(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _nucleus_threshold(logits: torch.Tensor, top_p: torch.Tensor, *, is_static: bool) -> torch.Tensor:
     """The least logit in each row's nucleus, `[rows]`: a token is in when those before it hold less than top_p."""
     total = logits.logsumexp(dim=-1, keepdim=True)
-    width = min(_NUCLEUS_CANDIDATES, logits.shape[-1])
+    width = logits.shape[-1] if is_static else min(_NUCLEUS_CANDIDATES, logits.shape[-1])
     best = logits.topk(width, dim=-1).values
     threshold, covered = _cut(best, total, top_p)
     # p = 1 keeps everything, and needs no sort to find that out.

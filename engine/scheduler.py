@@ -13,14 +13,16 @@ A step costs O(running), whatever waits.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.admission import Forecast, RequestSizes
-from engine.batch import BatchEntry
 from engine.block_manager import BlockManager, Hit
+from engine.lookahead import Lookahead
+from engine.scheduled import Scheduled
 from engine.sequence import Sequence, Status
 from engine.waiting import WaitingQueue
 
@@ -35,46 +37,25 @@ class Limits:
     """Rows of logits for prompt log-probabilities, which cost `vocab_size` floats each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A sequence's share of a step: its tokens `start .. end`."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    num_logits: int
-    samples: bool
-    """Whether a token is sampled after the last of them."""
-
-    scores_prompt: bool
-    """Whether prompt log-probabilities are read from the logits."""
-
-    def entry(self) -> BatchEntry:
-        sequence = self.sequence
-        return BatchEntry(
-            sequence.token_ids[self.start : self.end],
-            self.start,
-            sequence.table.blocks,
-            self.num_logits,
-            sequence.rope_length,
-        )
-
-
 @dataclass(slots=True)
 class Step:
     """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
 
     scheduled: list[Scheduled] = field(default_factory=list)
+    burst: list[Scheduled] = field(default_factory=list)
+    """Those that decode `num_steps` tokens at once, beside `scheduled`; their blocks are there already."""
+    num_steps: int = 1
     preempted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
     """Owns the queue and the batch, and moves sequences between them."""
 
-    def __init__(self, blocks: BlockManager, limits: Limits, sizes: RequestSizes) -> None:
+    def __init__(self, blocks: BlockManager, limits: Limits, sizes: RequestSizes, lookahead: Lookahead) -> None:
         self.blocks = blocks
         self.limits = limits
         self.sizes = sizes
+        self.lookahead = lookahead
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         """In order of service, so that the last is the one to preempt."""
@@ -83,6 +64,8 @@ class Scheduler:
         self.num_cached_prompt_tokens = 0
         # A decoding sequence takes a token of the budget each step: more of them than tokens would only starve.
         self._seats = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+        self._free_seats = list(reversed(range(self._seats)))
+        self._admissions = itertools.count()
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.push(sequence)
@@ -98,6 +81,7 @@ class Scheduler:
         self._continue(step, budget)
         if not step.preempted:
             self._admit(step, budget)
+        self._look_ahead(step)
         return step
 
     def _continue(self, step: Step, budget: _Budget) -> None:
@@ -156,6 +140,7 @@ class Scheduler:
             self.num_cached_prompt_tokens += sequence.num_computed
             if sequence.sampling.index == 0:
                 sequence.request.cached_tokens = sequence.num_computed
+        sequence.seat, sequence.admission = self._free_seats.pop(), next(self._admissions)
         sequence.status = Status.RUNNING
         bisect.insort(self.running, sequence, key=lambda s: s.key)
 
@@ -168,6 +153,17 @@ class Scheduler:
         num_logits = max(int(samples), prompt_logits)
         budget.spend(num_tokens, prompt_logits, decode=sequence.num_pending == 1)
         step.scheduled.append(Scheduled(sequence, start, end, num_logits, samples, prompt_logits > 0))
+
+    def _look_ahead(self, step: Step) -> None:
+        """Let whoever can decode several tokens at once, and give them the blocks for it."""
+        step.num_steps, step.burst = self.lookahead.choose(
+            step.scheduled, self.blocks, self.sizes, num_waiting=len(self.waiting)
+        )
+        if step.burst:
+            step.scheduled = [share for share in step.scheduled if share not in step.burst]
+        for share in step.burst:
+            sequence = share.sequence
+            self.blocks.grow(sequence.table, share.start + min(step.num_steps, sequence.tokens_left))
 
     def preempt(self, sequence: Sequence, step: Step | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""
@@ -189,6 +185,7 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.table)
+        self._free_seats.append(sequence.seat)
         sequence.num_computed = 0
         place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
         del self.running[place]
@@ -217,6 +214,9 @@ class Scheduler:
         self.blocks.check(sequence.table for sequence in self.running)
         if len(self.running) > self._seats:
             raise AssertionError(f"{len(self.running)} sequences run on {self._seats} seats")
+        seats = [sequence.seat for sequence in self.running]
+        if sorted(seats + self._free_seats) != list(range(self._seats)):
+            raise AssertionError("a seat is held twice, or by nobody")
         keys = [sequence.key for sequence in self.running]
         if keys != sorted(set(keys)):
             raise AssertionError("the running sequences are out of order")

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Sequence_
 from enum import Enum
 
 from engine.block_manager import BlockTable
+from engine.device_state import decodes_on_device
 from engine.outputs import Completion, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampler import SamplingState
 from engine.sampling_params import SamplingParams
@@ -32,6 +33,8 @@ class Sequence:
     """
 
     __slots__ = (
+        "admission",
+        "decodes_on_device",
         "finish_reason",
         "key",
         "logprobs",
@@ -42,6 +45,7 @@ class Sequence:
         "request",
         "rope_length",
         "sampling",
+        "seat",
         "status",
         "stop_reason",
         "stop_scanner",
@@ -64,6 +68,9 @@ class Sequence:
         """Blocks that it took from the prefix cache when it was last admitted."""
         self.num_started = 0
         """How often it was admitted; above 1 after a preemption."""
+        self.seat = self.admission = -1
+        """Its place in the batch, and the number of its stay there, while it is in it."""
+        self.decodes_on_device = decodes_on_device(sampling)
         self.rope_length = 0
         """What `Runner.rope_length` says of it."""
         self.table = BlockTable(salt=request.salt)
@@ -91,6 +98,11 @@ class Sequence:
     @property
     def max_output(self) -> int:
         return self.request.max_tokens
+
+    @property
+    def tokens_left(self) -> int:
+        """How many it may still generate."""
+        return self.max_output - self.num_output
 
     @property
     def finished(self) -> bool:

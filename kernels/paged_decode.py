@@ -354,6 +354,10 @@ class DecodePlan:
     partial_lse: Tensor
     """float32, I * H: their log2 of the sum of exponentials."""
 
+    @property
+    def max_sequences(self) -> int:
+        return len(self.num_splits)
+
     @classmethod
     def allocate(
         cls,
@@ -405,8 +409,8 @@ def plan_decode(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Non
 
 def plan_launch(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Launch:
     num_sequences = len(seq_lens)
-    if num_sequences > len(plan.num_splits):
-        raise ValueError(f"the plan has room for {len(plan.num_splits)} sequences, not {num_sequences}")
+    if num_sequences > plan.max_sequences:
+        raise ValueError(f"the plan has room for {plan.max_sequences} sequences, not {num_sequences}")
     return Launch(
         _plan_kernel,
         (1,),

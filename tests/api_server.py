@@ -17,7 +17,7 @@ from jobs import keys
 from jobs.database import connect
 from jobs.queries import tenants
 from jobs.settings import Settings
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
@@ -40,7 +40,7 @@ class Api:
 
     def connect(self) -> socket.socket:
         """A bare connection, for what no HTTP client would do."""
-        return socket.create_connection((self.settings.host, int(self.url.rpartition(":")[2])), timeout=10)
+        return socket.create_connection((self.settings.host, int(self.url.rpartition(":")[2])), timeout=PATIENCE)
 
     def upload(
         self, body: bytes | Iterator[bytes], headers: dict[str, str] | None = None, **query: str | int
@@ -53,7 +53,7 @@ class Api:
 
 def anonymous(url: str, key: str | None = None) -> httpx.Client:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False)
+    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
 def new_key(settings: Settings, tenant: str) -> str:

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 if "+cpu" in version("torch") or not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
     # Without a GPU, Triton's kernels run in its interpreter; that must be said before anybody imports triton.
@@ -15,6 +17,10 @@ if "+cpu" in version("torch") or not any(Path(node).exists() for node in ("/dev/
 
 from tests.rows import Rows, rows_in
 from tests.services import Services, running_services
+
+# How long an example takes depends on who else uses the machine.
+hypothesis_settings.register_profile("pagemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("pagemill")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from engine import Engine, EngineConfig
 from engine.batch import Batch
 from jobs.settings import Settings
 from tests.unit.engine.fake_runner import FakeRunner
+from worker.engine_owner import EngineOwner
 from worker.service import run_worker
 
 MODEL = "fake"
@@ -55,6 +56,17 @@ def load() -> Engine:
     return Engine(Runner(step_seconds), None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
 
 
+def break_submit(message: str) -> None:
+    """A slip of ours on the claim loop's thread, after a claim was committed."""
+
+    def submit(self: EngineOwner, requests: object) -> None:
+        raise KeyError(message)
+
+    EngineOwner.submit = submit  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     logs.configure("info")
+    if "FAKE_BROKEN_SUBMIT" in os.environ:
+        break_submit(os.environ["FAKE_BROKEN_SUBMIT"])
     sys.exit(run_worker(Settings(), load, model=MODEL, device="cpu"))

@@ -22,7 +22,7 @@ from jobs.queries.reading import Job, get_job
 from jobs.requests import JobHead, ModelLimits, Params, parse_request
 from jobs.settings import Settings
 from tests.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 
 # Clocks short enough for a test, in the proportions of the real ones.
 QUICK = {
@@ -111,7 +111,7 @@ class Pipeline:
         return job_id
 
     def wait_for_results(self, job_id: UUID, count: int) -> None:
-        await_condition(lambda: self.job(job_id).last_seq >= count, f"{count} results", timeout=60)
+        await_condition(lambda: self.job(job_id).last_seq >= count, f"{count} results")
 
     def job(self, job_id: UUID) -> Job:
         with self.database.begin() as connection:
@@ -119,7 +119,7 @@ class Pipeline:
         assert job is not None
         return job
 
-    def wait_for_end(self, job_id: UUID, *, timeout: float = 60.0) -> Job:
+    def wait_for_end(self, job_id: UUID, *, timeout: float = PATIENCE) -> Job:
         await_condition(lambda: self.job(job_id).is_terminal, "the job's end", timeout)
         return self.job(job_id)
 

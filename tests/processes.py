@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
+# Seconds. Nobody waits so long where all is well: it tells "slow" from "never" on a machine that others load.
+PATIENCE = 90.0
 
-def await_condition(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+
+def await_condition(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
     """Fail the test unless `condition` comes true in time."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -25,7 +28,7 @@ def family(pids: Iterable[int]) -> list[psutil.Process]:
     return found
 
 
-def await_gone(processes: Iterable[psutil.Process], timeout: float = 20.0) -> None:
+def await_gone(processes: Iterable[psutil.Process], timeout: float = PATIENCE) -> None:
     """Fail the test unless all these processes end in time. A zombie has ended: its parent has yet to look."""
 
     def alive() -> list[psutil.Process]:

@@ -37,8 +37,8 @@ class Receiver:
     def reply(self) -> Reply:
         return self.replies[min(len(self.received), len(self.replies)) - 1]
 
-    def await_requests(self, number: int, timeout: float = 20.0) -> list[Received]:
-        await_condition(lambda: len(self.received) >= number, f"{number} requests at {self.url}", timeout)
+    def await_requests(self, number: int) -> list[Received]:
+        await_condition(lambda: len(self.received) >= number, f"{number} requests at {self.url}")
         return self.received
 
 
@@ -116,6 +116,8 @@ def raw_receiver(answer: Callable[[RawReceiver, socket.socket], None]) -> Iterat
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         for connection in open_sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # `close` alone would leave one that is being read from open
             connection.close()
         thread.join()
 

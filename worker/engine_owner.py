@@ -10,6 +10,7 @@ happens on the claim loop's side of it, so that it runs beside a step.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +20,13 @@ from typing import Any, Protocol
 import orjson
 
 from engine import Engine, RequestOutput, SamplingParams
-from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestRejected
+from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestFailed, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Hold, Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker import responses
+
+logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0  # seconds for the step that is under way
 
@@ -181,6 +184,8 @@ class EngineOwner:
                 )
             except (RequestRejected, InvalidParams) as error:
                 self._settle(request.name, responses.refused(request, error.message, code="invalid_request"))
+            except RequestFailed as error:
+                self._settle(request.name, responses.broken(request, error.message))
         for name in aborts:
             engine.abort(name)
 
@@ -228,7 +233,7 @@ class EngineOwner:
     # From stored lines to tokens, on the claim loop's thread
 
     def _prepare(self, requests: Sequence[ClaimedRequest]) -> list[Prepared]:
-        bodies = [orjson.loads(request.body) for request in requests]
+        bodies = [_parsed(request.body) for request in requests]
         prepared = []
         for request, body, token_ids in zip(requests, bodies, self._tokens(bodies), strict=True):
             try:
@@ -239,6 +244,10 @@ class EngineOwner:
                 self._listeners.outcome(responses.refused(request, error.message, code="invalid_request"))
             except ContextExceeded as error:
                 self._listeners.outcome(responses.refused(request, str(error), code="context_length_exceeded"))
+            except Exception as error:  # noqa: BLE001 - one line must end neither this worker nor its neighbours
+                kind = type(error).__name__  # what it says may quote the prompt
+                logger.error("request %s cannot be prepared: %s", request.name, kind)
+                self._listeners.outcome(responses.broken(request, f"this worker cannot prepare the request: {kind}"))
             else:
                 prepared.append(Prepared(request, token_ids, params, is_chat="messages" in body))
         return prepared
@@ -257,7 +266,8 @@ class EngineOwner:
         else:
             tokens |= zip(prompts, text.encode_batch(list(prompts.values())), strict=True)
             tokens |= zip(chats, text.encode_chat_batch(list(chats.values())), strict=True)
-        return [tokens[place] for place in range(len(bodies))]
+        neither = InvalidPrompt("the stored line holds neither a prompt nor messages that this worker understands")
+        return [tokens.get(place, neither) for place in range(len(bodies))]
 
     def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
         assert self._engine is not None
@@ -271,6 +281,15 @@ class EngineOwner:
         # A request that runs again, after a crash or elsewhere, draws the same tokens again.
         options.setdefault("seed", _seed(request))
         return SamplingParams(**options)
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    """A stored line; empty where it is not what the API writes."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 class ContextExceeded(Exception):

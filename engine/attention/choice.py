@@ -21,9 +21,17 @@ def make_backend(config: EngineConfig, device: torch.device) -> AttentionBackend
 
     Raises `ModelError` where what was asked for by name cannot run here.
     """
-    if config.attention == "cpu" and device.type != "cpu":
-        raise ModelError(f"attention 'cpu' does not run on {device.type}")
-    if config.attention == "cpu" or (config.attention == "auto" and device.type == "cpu"):
+    wanted = config.attention
+    if wanted == "auto":
+        wanted = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "torch")
+    if wanted == "triton":
+        # Imported here: where no kernel is wanted, Triton need not be installed.
+        from engine.attention.triton import TritonAttention
+
+        return TritonAttention(device)
+    if wanted == "cpu":
+        if device.type != "cpu":
+            raise ModelError(f"attention 'cpu' does not run on {device.type}")
         try:
             return CpuAttention(library())
         except CpuKernelsUnavailable as error:

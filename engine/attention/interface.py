@@ -10,7 +10,7 @@ of the model call in turn. It is passed down through the model, so that two engi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,29 @@ class StepLayout:
     """`[T]` int64, on the device: where each token's key and value go."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeLayout:
+    """A step in which each of S sequences has one new token; everything is on the device."""
+
+    positions: Tensor
+    """`[S]` int64: where each token stands. A row that is only padding stands at 0."""
+
+    block_tables: Tensor
+    """`[S, blocks]` int32, padded with zeros."""
+
+    slots: Tensor
+    """`[S]` int64: where its key and value go; several rows of padding may have the same."""
+
+    def on_host(self) -> StepLayout:
+        """The same for implementations that plan on the host; it waits for the device."""
+        return StepLayout(
+            starts=self.positions.cpu().numpy(),
+            query_lens=np.ones(len(self.positions), np.int64),
+            block_tables=self.block_tables.cpu().numpy().astype(np.int64),
+            slots=self.slots,
+        )
+
+
 class StepAttention(Protocol):
     """One step's attention, called once by every layer."""
 
@@ -74,3 +97,11 @@ class AttentionBackend(Protocol):
 
     def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
         """What the layers of this step call."""
+
+
+@runtime_checkable
+class CapturableAttention(Protocol):
+    """A backend whose decode steps need nothing from the host, so that a CUDA graph can hold them."""
+
+    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+        """As `AttentionBackend.begin`; reads no tensor on the host, and allocates by shapes alone."""

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 def test_the_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = {process.pid for process in psutil.process_iter()}
     demo = subprocess.run(
-        [sys.executable, "-m", "cli", "demo"], cwd=REPOSITORY, capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, "-m", "cli", "demo"], cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "signature verified" in demo.stdout

@@ -15,7 +15,7 @@ from engine import SamplingParams
 from tests.fake_worker import BREAK, HANG, POISON, load
 from tests.oracle import check
 from tests.pipeline import Pipeline
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> N
             process.kill()
             process.wait()
         written = pipeline.results(job_id)
-        await_condition(lambda: pipeline.reap() is not None, "the end of the lease", timeout=10)
+        await_condition(lambda: pipeline.reap() is not None, "the end of the lease")
         check(pipeline.database_url)
         assert pipeline.states(job_id).get("running", 0) == 0
         # What was written stays as it was written.
@@ -59,7 +59,7 @@ def test_a_zombie_writes_nothing(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.1") as zombie:
         pipeline.wait_for_results(job_id, 1)
         zombie.send_signal(signal.SIGSTOP)
-        await_condition(lambda: pipeline.reap() is not None, "the end of the zombie's lease", timeout=10)
+        await_condition(lambda: pipeline.reap() is not None, "the end of the zombie's lease")
         with pipeline.worker():
             pipeline.wait_for_end(job_id)
             before = pipeline.results(job_id)
@@ -82,7 +82,7 @@ def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) 
             if process.poll() is not None:
                 deaths += 1
                 assert process.returncode == -signal.SIGSEGV
-                await_condition(lambda: pipeline.reap() is not None, "the end of the lease", timeout=10)
+                await_condition(lambda: pipeline.reap() is not None, "the end of the lease")
     job = pipeline.job(job_id)
     assert deaths == pipeline.settings.max_deaths
     assert (job.completed, job.failed) == (60, 1)
@@ -93,7 +93,7 @@ def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) 
 def test_an_engine_that_breaks_frees_its_requests_and_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit([*prompts(10), [1, BREAK, 2], *prompts(10)])
     with pipeline.worker() as process:
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=PATIENCE) == 1
     assert "running" not in pipeline.states(job_id)
     assert pipeline.live_workers() == set()
     check(pipeline.database_url)
@@ -102,7 +102,7 @@ def test_an_engine_that_breaks_frees_its_requests_and_ends_its_process(pipeline:
 def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit([[1, HANG, 2]])
     with pipeline.worker(PAGEMILL_WATCHDOG="1.5") as process:
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=PATIENCE) == 1
     assert pipeline.states(job_id) == {"pending": 1}
     assert pipeline.query("SELECT deaths FROM requests")[0].deaths == 1
     check(pipeline.database_url)
@@ -110,10 +110,8 @@ def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
 
 def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(3))
-    # Stored by nobody that we know of; the claim loop chokes on it when it makes tokens of it.
-    pipeline.query("UPDATE bodies SET body = :body WHERE line = 2 RETURNING 1", body=b'"secret')
-    with pipeline.worker() as process:
-        assert process.wait(timeout=30) == 1
+    with pipeline.worker(FAKE_BROKEN_SUBMIT="secret") as process:
+        assert process.wait(timeout=PATIENCE) == 1
     assert pipeline.states(job_id) == {"pending": 3}
     assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {1}
     assert pipeline.live_workers() == set()

@@ -36,7 +36,6 @@ def settings(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFa
         redis_url=services.redis_database(),
         data_dir=tmp_path_factory.mktemp("api"),
         stage_chunk_lines=2,
-        body_timeout=0.5,
     )
 
 
@@ -87,19 +86,25 @@ class TestCallersThatHangUp:
         assert api.client.get("/v1/jobs").json()["data"] == []
         assert api.upload(b'"a"', {"idempotency-key": "cut"}).status_code == 202
 
-    def test_a_caller_that_stops_sending_is_cut(self, api: Api, rows: Rows) -> None:
-        with begin_upload(api) as connection:
+    def test_a_caller_that_stops_sending_is_cut(self, settings: Settings, rows: Rows) -> None:
+        with running_api(settings.model_copy(update={"body_timeout": 0.5})) as api, begin_upload(api) as connection:
             connection.sendall(chunk(b'"a"\n"b"\n"c"\n'))
             answer = connection.recv(1000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "request_timeout"' in answer
         assert rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
 
-    def test_a_slow_caller_is_not_cut(self, api: Api) -> None:
-        with begin_upload(api, key="slow") as connection:
-            for piece in (b'"a', b'"\n', b'"b"\n', b'"c"'):
-                time.sleep(0.2)
-                connection.sendall(chunk(piece))
+    def test_a_slow_caller_is_not_cut(self, settings: Settings) -> None:
+        # In all it takes longer than the limit, which is one on each piece; a piece takes a thirtieth of it.
+        patience = 3.0
+        with (
+            running_api(settings.model_copy(update={"body_timeout": patience})) as api,
+            begin_upload(api, key="slow") as connection,
+        ):
+            began = time.monotonic()
+            while time.monotonic() - began < 1.1 * patience:
+                time.sleep(patience / 30)
+                connection.sendall(chunk(b'"a"\n'))
             connection.sendall(b"0\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 202 ")
 
@@ -109,17 +114,17 @@ class TestRedis:
     def test_jobs_are_taken_without_it(self, settings: Settings, rows: Rows, fault: object) -> None:
         assert settings.redis_url is not None
         assert callable(fault)
-        patience = 1.0
+        patience = 2.0
         with (
             proxied(settings.redis_url) as (proxy, url),
             running_api(settings.model_copy(update={"redis_url": url, "redis_timeout": patience})) as api,
         ):
-            assert api.client.get("/readyz").json()["redis"] == "ok"
+            await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis")
             fault(proxy)
-            for _ in range(3):
-                response = api.upload(b'"a"')
-                assert response.status_code == 202
-                assert response.elapsed.total_seconds() < patience
+            responses = [api.upload(b'"a"') for _ in range(3)]
+            assert {response.status_code for response in responses} == {202}
+            # Whoever waited for Redis would do so every time; one alone may be slow for reasons of the machine's.
+            assert min(response.elapsed.total_seconds() for response in responses) < patience
             await_condition(lambda: api.client.get("/readyz").json()["bells_lost"] > 0, "a lost bell")
             assert api.client.get("/readyz").json()["redis"] == "unreachable"
             proxy.up()

@@ -14,7 +14,7 @@ import pytest
 from jobs.queries import submission
 from jobs.settings import Settings
 from tests.api_server import Api, error_of, running_api
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from tests.rows import Rows, rows_in
 from tests.services import Services
 
@@ -36,7 +36,7 @@ def api(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory
         data_dir=tmp_path_factory.mktemp("api"),
         stage_chunk_lines=1,
         max_wait=2,
-        body_timeout=20,
+        body_timeout=PATIENCE,
     )
     with running_api(settings) as running:
         yield running
@@ -84,7 +84,7 @@ class Upload:
 
     def finish(self) -> httpx.Response:
         self._go.set()
-        answer = self._answer.result(20)
+        answer = self._answer.result(PATIENCE)
         self._close()
         return answer
 
@@ -92,7 +92,7 @@ class Upload:
         self._is_cut = True
         self._go.set()
         with pytest.raises(ConnectionAbortedError):
-            self._answer.result(20)
+            self._answer.result(PATIENCE)
         self._close()
 
     def _close(self) -> None:
@@ -148,7 +148,7 @@ def test_a_second_request_waits_for_the_first(api: Api, rows: Rows) -> None:
         with pytest.raises(TimeoutError):
             second.result(0.3)
         one = first.finish()
-        assert second.result(20).json()["id"] == one.json()["id"]
+        assert second.result(PATIENCE).json()["id"] == one.json()["id"]
     assert visible(api) == [one.json()["id"]]
     assert len(rows.query("SELECT 1 FROM jobs")) == 1
 
@@ -158,7 +158,7 @@ def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, rows: Rows)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(api.upload, BODY, key("cut"))
         first.cut()
-        answer = second.result(20)
+        answer = second.result(PATIENCE)
     assert answer.status_code == 202
     assert answer.json()["request_counts"]["total"] == 2
     assert visible(api) == [answer.json()["id"]]

@@ -20,7 +20,7 @@ import pytest
 
 from jobs.settings import Settings
 from tests.api_server import NDJSON, anonymous, new_key
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from tests.rows import rows_in
 
 CANARY = "canary-51c0"
@@ -58,7 +58,7 @@ def api_process(database_url: str, redis_url: str, directory: Path, **environmen
     url = f"http://127.0.0.1:{port}"
     try:
         with closing(anonymous(url, key)) as client:
-            await_condition(lambda: process.poll() is not None or is_alive(client), "start of the API", 60)
+            await_condition(lambda: process.poll() is not None or is_alive(client), "start of the API")
             yield Process(process, url, key, client, log)
     finally:
         process.kill()
@@ -84,11 +84,11 @@ def test_it_needs_no_torch() -> None:
         "app = create_app(Settings(database_url='postgresql://x', redis_url='redis://x'))\n"
         "assert '/v1/jobs' in app.openapi()['paths']\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_the_log_has_no_secrets_and_a_stop_waits_for_nobody(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    with api_process(database_url, redis_url, tmp_path, PAGEMILL_LOG_LEVEL="debug") as api:
+    with api_process(database_url, redis_url, tmp_path, PAGEMILL_LOG_LEVEL="debug", PAGEMILL_MAX_WAIT="120") as api:
         good = api.client.post(
             "/v1/jobs",
             params={"model": "demo", "metadata": json.dumps({"a": CANARY}), "stop": CANARY},
@@ -109,19 +109,18 @@ def test_the_log_has_no_secrets_and_a_stop_waits_for_nobody(database_url: str, r
             [job_id] = [row.id for row in rows.query("SELECT id FROM jobs WHERE state = 'in_progress'")]
         secret = api.client.get("/v1/webhook_secret").json()["secret"]
         polled: list[httpx.Response] = []
+        patience = 60
 
         def poll() -> None:
             with closing(anonymous(api.url, api.key)) as client:
-                polled.append(client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60}))
+                polled.append(client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 2 * patience}))
 
         thread = threading.Thread(target=poll)
         thread.start()
         begun = f"GET /v1/jobs/job_{job_id.hex} begins"
         await_condition(lambda: begun in api.log.read_text(), "the poll")
-        began = time.monotonic()
         api.process.send_signal(signal.SIGTERM)
-        assert api.process.wait(20) == 0
-        assert time.monotonic() - began < 10
+        assert api.process.wait(patience) == 0
         thread.join()
         assert polled[0].json()["status"] == "in_progress"
         log = api.log.read_text()
@@ -136,7 +135,7 @@ def test_a_port_that_is_taken_ends_it(database_url: str, redis_url: str, tmp_pat
         socket.create_server(("127.0.0.1", 0)) as taken,
         api_process(database_url, redis_url, tmp_path, PAGEMILL_PORT=str(taken.getsockname()[1])) as api,
     ):
-        assert api.process.wait(30) != 0
+        assert api.process.wait(PATIENCE) != 0
         assert "address already in use" in api.log.read_text()
 
 

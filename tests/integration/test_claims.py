@@ -12,7 +12,7 @@ import pytest
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Hold
 from jobs.settings import Settings
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from tests.rows import MODEL, Rows, answered
 from worker import writer as writer_module
 from worker.claims import MOST_UNWRITTEN, ClaimLoop
@@ -107,9 +107,9 @@ def test_large_results_are_written_in_several_statements(rows: Rows, monkeypatch
         writer.put(outcome)
     assert len(writer.unwritten()) == 20
     writer.start()
-    assert writer.flush(timeout=10)
+    assert writer.flush(timeout=PATIENCE)
     assert writer.unwritten() == set()
     assert rows.states(job_id) == ["completed"] * 20
     assert len({row.xmin for row in rows.query("SELECT xmin::text FROM results")}) == 7
-    assert writer.close(timeout=10)
+    assert writer.close(timeout=PATIENCE)
     rows.check()

@@ -21,15 +21,16 @@ from jobs.database import DatabaseNotConfigured
 from jobs.queries import settling, upkeep
 from jobs.queues import COURIER_QUEUE, DRAIN_TASK, NUDGE_TASK, BrokerNotConfigured, model_queue
 from jobs.settings import Settings
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from tests.proxies import proxied
 from tests.receivers import receiver
 from tests.rows import MODEL, Rows
+from worker import sweeps
 from worker.app import make_app
 from worker.courier import run_courier
-from worker.sweeps import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
+AT_ONCE = 60.0  # seconds, far less than an interval that keeps the courier waiting
 QUICK = {"sweep_interval": 0.1, "webhook_poll_interval": 0.1, "heartbeat_interval": 0.05, "webhook_allow_private": True}
 
 
@@ -48,15 +49,13 @@ class Courier:
             assert self.process.poll() is None, self.log.read_text()
             return self.says(words)
 
-        await_condition(found, f"{words!r} in the courier's log", timeout=30)
+        await_condition(found, f"{words!r} in the courier's log", timeout=PATIENCE)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> float:
-        """End it; returns the seconds that took."""
-        began = time.monotonic()
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it. It waits for nothing that takes longer than `AT_ONCE`."""
         self.process.send_signal(how)
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=AT_ONCE)
         assert code == (-signal.SIGKILL if how is signal.SIGKILL else 0), self.log.read_text()
-        return time.monotonic() - began
 
 
 @contextmanager
@@ -115,7 +114,7 @@ def test_everything_that_nobody_waits_for(tmp_path: Path, rows: Rows, redis_url:
             assert client.llen(model_queue(MODEL.name)) == 1
             (message,) = client.lrange(model_queue(MODEL.name), 0, -1)
             assert DRAIN_TASK.encode() in message
-        assert running.stop() < 3
+        running.stop()
     rows.check()
 
 
@@ -125,7 +124,7 @@ def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Row
         # The first look at start, and the one that follows a delivery, take the first event.
         rows.finish(rows.job(1, webhook=server.url))
         running = stack.enter_context(
-            courier(tmp_path, rows.database_url, redis_url, webhook_poll_interval=60, sweep_interval=60)
+            courier(tmp_path, rows.database_url, redis_url, webhook_poll_interval=600, sweep_interval=600)
         )
         server.await_requests(1)
         await_condition(lambda: not rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL"), "the outcome")
@@ -139,7 +138,7 @@ def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Row
         event = Webhook(rows.tenant().webhook_secret).verify(request.body, request.headers)
         assert event["data"]["id"] == f"job_{job_id.hex}"
         await_condition(lambda: not rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL"), "the outcome")
-        assert running.stop() < 3
+        running.stop()
         log = running.log.read_text()
     # Neither what is sent nor what it is signed with is anybody's to read in a log.
     assert rows.tenant().webhook_secret not in log
@@ -163,7 +162,7 @@ def test_killed_between_200_and_commit(tmp_path: Path, rows: Rows, redis_url: st
         rows.finish(rows.job(1, webhook=server.url))
         with courier(tmp_path, rows.database_url, redis_url) as first:
             server.await_requests(1)
-            first.process.wait(10)
+            first.process.wait(PATIENCE)
         (row,) = rows.query("SELECT attempts, delivered_at, due_at > clock_timestamp() AS held FROM deliveries")
         assert tuple(row) == (1, None, True)
         # Its hold runs out.
@@ -189,7 +188,7 @@ def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: s
             proxy.up()
             waiting = rows.job(1)
             with closing(redis.Redis.from_url(redis_url)) as client:
-                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell", timeout=30)
+                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell")
                 client.flushdb()
                 await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell after FLUSHALL")
                 # It hangs, then dies.
@@ -199,7 +198,7 @@ def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: s
                 server.await_requests(2)
                 proxy.down()
                 _worker_dies(rows)
-            assert running.stop() < 5
+            running.stop()
 
 
 def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str) -> None:
@@ -215,7 +214,7 @@ def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str
             broker.down()
             await_condition(lambda: running.log.read_text().count("Postgres is away") > heard, "the second outage")
             # Both servers are away now: it stops at once all the same.
-            assert running.stop() < 5
+            running.stop()
             assert "Traceback" not in running.log.read_text()
 
 
@@ -224,11 +223,12 @@ def test_after_an_outage_the_living_get_time_to_be_heard(tmp_path: Path, rows: R
     job_id, worker_id = rows.job(1), rows.worker()
     rows.claim(worker_id)
     rows.lapse(worker_id)
-    with courier(tmp_path, rows.database_url, redis_url, heartbeat_interval=0.7) as running:
-        began = time.monotonic()
+    # From before the courier starts, which takes less than this where the machine is not loaded.
+    began = time.monotonic()
+    with courier(tmp_path, rows.database_url, redis_url, heartbeat_interval=1.0) as running:
         await_condition(lambda: rows.states(job_id) == ["pending"], "the reaper")
-        assert time.monotonic() - began > 0.7 * PATIENCE - 1
-        assert running.stop(signal.SIGINT) < 5  # Ctrl-C is no failure
+        assert time.monotonic() - began > 1.0 * sweeps.PATIENCE
+        running.stop(signal.SIGINT)  # Ctrl-C is no failure
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def _worker_dies(rows: Rows) -> None:
     worker_id = rows.worker()
     rows.lapse(worker_id)
     statement = "SELECT 1 FROM workers WHERE id = :id AND ended_at IS NOT NULL"
-    await_condition(lambda: bool(rows.query(statement, id=worker_id)), "reaping of a dead worker", timeout=30)
+    await_condition(lambda: bool(rows.query(statement, id=worker_id)), "reaping of a dead worker")

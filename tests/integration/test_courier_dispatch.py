@@ -13,7 +13,7 @@ from standardwebhooks.webhooks import Webhook
 
 from jobs.database import connect
 from jobs.settings import Settings
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from tests.proxies import proxied
 from tests.receivers import black_hole, raw_receiver, receiver
 from tests.rows import Rows
@@ -26,7 +26,7 @@ from worker.periodic import Periodic
 @contextmanager
 def dispatching(database_url: str, *, allow_private: bool = True, **settings: object) -> Iterator[Dispatcher]:
     """A courier's deliveries, with a quick schedule unless told otherwise."""
-    options = {"webhook_schedule": (0, 0.05, 0.05), "webhook_timeout": 5.0, "database_url": database_url}
+    options = {"webhook_schedule": (0, 0.05, 0.05), "webhook_timeout": 60.0, "database_url": database_url}
     chosen = Settings.model_validate(options | settings)
     database = connect(chosen, "pagemill tests")
     dispatcher = Dispatcher(database, chosen, AddressPolicy(allow_private=allow_private), on_free=lambda: timer.wake())
@@ -36,8 +36,8 @@ def dispatching(database_url: str, *, allow_private: bool = True, **settings: ob
         yield dispatcher
     finally:
         timer.stop()
-        timer.join(5)
-        dispatcher.wait(5)
+        timer.join(PATIENCE)
+        dispatcher.wait(PATIENCE)
         database.dispose()
 
 
@@ -131,37 +131,40 @@ def test_a_private_address_is_refused_at_once_and_says_why(rows: Rows) -> None:
 
 
 def test_a_black_hole_holds_up_nobody_else(rows: Rows) -> None:
-    with raw_receiver(black_hole) as hole, receiver() as good:
+    with (
+        receiver() as good,
+        dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=3600.0),
+        raw_receiver(black_hole) as hole,
+    ):
         end_jobs(rows, hole.url, 10)
-        with dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=3.0):
-            await_condition(lambda: hole.accepted == 1, "the black hole's only place")
-            began = time.monotonic()
-            end_jobs(rows, good.url, 10)
-            good.await_requests(10)
-            assert time.monotonic() - began < 2.5
-            assert hole.accepted == 1
+        await_condition(lambda: hole.accepted == 1, "the black hole's only place")
+        end_jobs(rows, good.url, 10)
+        good.await_requests(10)
+        assert hole.accepted == 1
 
 
 def test_many_black_holes_of_one_tenant_hold_up_no_other_for_longer_than_one_attempt(rows: Rows) -> None:
     with raw_receiver(black_hole) as hole, receiver() as good:
         for number in range(8):
             end_jobs(rows, f"{hole.url}/{number}", 2, tenant="hanging")
-        with dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=1.0):
+        with dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=3.0):
             await_condition(lambda: hole.accepted == 4, "every place taken")
             end_jobs(rows, good.url, 3, tenant="other")
-            began = time.monotonic()
             good.await_requests(3)
-            assert time.monotonic() - began < 2.5
+            # Twelve more wait, and each of the first four is due again: at most one round of them went before.
+            assert hole.accepted <= 8
 
 
 def test_attempts_are_bounded(rows: Rows) -> None:
-    with raw_receiver(black_hole) as hole:
+    with (
+        dispatching(rows.database_url, webhook_concurrency=2, webhook_timeout=3600.0),
+        raw_receiver(black_hole) as hole,
+    ):
         for number in range(6):
             end_jobs(rows, f"{hole.url}/{number}")
-        with dispatching(rows.database_url, webhook_concurrency=2, webhook_timeout=2.0):
-            await_condition(lambda: hole.accepted == 2, "two attempts")
-            time.sleep(0.2)
-            assert hole.accepted == 2
+        await_condition(lambda: hole.accepted == 2, "two attempts")
+        time.sleep(0.2)  # several turns, none of which may begin a third
+        assert hole.accepted == 2
 
 
 def test_an_outcome_is_written_once_postgres_is_back(rows: Rows) -> None:

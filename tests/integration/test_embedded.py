@@ -27,7 +27,7 @@ from cli.data_dir import DataDir
 from cli.embedded import EmbeddedServiceError, embedded_services
 from cli.embedded import binaries as embedded_binaries
 from tests.embedded_host import REFUSED
-from tests.processes import await_condition, await_gone, family
+from tests.processes import PATIENCE, await_condition, await_gone, family
 
 REPOSITORY = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
@@ -61,8 +61,8 @@ class Host:
     def stop(self) -> None:
         processes = self.processes()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=30) == 0
-        await_gone(processes, timeout=2)
+        assert self.process.wait(timeout=PATIENCE) == 0
+        await_gone(processes)
 
 
 StartHost = Callable[..., Host]
@@ -112,7 +112,7 @@ def _refusal(data_dir: Path, prefix: Sequence[str] = (), environment: dict[str, 
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert result.returncode == REFUSED, result.stderr
     return result.stderr
@@ -192,7 +192,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process(
     host.process.wait()
     # At once, while Postgres may still be writing its last checkpoint: the second waits for the first to be gone.
     again = start_host(awkward_used, prefix=prefix)
-    await_gone(processes, timeout=1)
+    await_gone(processes)
     assert _count(again) == 1
     again.stop()
 

@@ -128,7 +128,7 @@ def resolve(model: str, endpoint: str, home: Path, **environment: str) -> subpro
         env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
 
 

@@ -21,7 +21,7 @@ from cli.client import Client, Submission
 from cli.running import FILE, Running, with_running
 from cli.stack import Stack, running_stack
 from jobs.settings import Settings
-from tests.processes import await_condition, await_gone, family
+from tests.processes import PATIENCE, await_condition, await_gone, family
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "tiny"
@@ -59,7 +59,7 @@ def stack(settings: Settings, model: Path) -> Iterator[Stack]:
     with running_stack(settings, [str(model)]) as stack:
         yield stack
         processes = family(stack.pids().values())
-    await_gone(processes, timeout=1)
+    await_gone(processes)
 
 
 def _run_a_job(stack: Stack, directory: Path) -> None:
@@ -90,7 +90,7 @@ def test_it_mends_itself(stack: Stack, tmp_path: Path, name: str) -> None:
     killed = stack.pids()[name]
     os.kill(killed, signal.SIGKILL)
     await_condition(lambda: stack.pids().get(name, killed) != killed, f"another {name}")
-    await_condition(lambda: _is_ready(stack.base_url), "the API is ready again", timeout=60)
+    await_condition(lambda: _is_ready(stack.base_url), "the API is ready again")
     _run_a_job(stack, tmp_path)
 
 
@@ -131,9 +131,9 @@ def test_up_ends_with_all_its_processes(tmp_path: Path, model: Path) -> None:
     stopped, processes = _start_up(settings, model)
     with stopped:
         stopped.send_signal(signal.SIGINT)
-        stopped.communicate(timeout=60)
+        stopped.communicate(timeout=PATIENCE)
         assert stopped.returncode == 0
-        await_gone(processes, timeout=1)
+        await_gone(processes)
     assert Running.read(settings.data_dir) is None
 
 
@@ -141,7 +141,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", str(port)]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
     assert "--port 0" in result.stderr
@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
     result = subprocess.run(
-        [*command, "--model", str(tmp_path / "empty")], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [*command, "--model", str(tmp_path / "empty")], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 1
     assert "worker ended with status" in result.stderr

@@ -18,7 +18,7 @@ import pytest
 from cli.child_logs import ChildLog
 from cli.launcher import CANNOT_LAUNCH, OURSELVES, Identity, launch_command
 from cli.supervisor import Child, ChildFailed, RestartPolicy, StopRequested, Supervisor
-from tests.processes import await_condition, await_gone, family
+from tests.processes import PATIENCE, await_condition, await_gone, family
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = RestartPolicy(first_delay=0.01, longest_delay=0.05, deaths=3, steady_after=60.0)
@@ -48,10 +48,10 @@ def is_there(path: Path) -> Callable[[int], bool]:
 
 def test_the_next_group_starts_once_the_last_is_ready(supervisor: Supervisor, tmp_path: Path) -> None:
     supervisor.start(
-        shell("first", f"sleep 0.2; touch {tmp_path}/ready; exec sleep 60", ready=is_there(tmp_path / "ready"))
+        shell("first", f"sleep 0.2; touch {tmp_path}/ready; exec sleep 600", ready=is_there(tmp_path / "ready"))
     )
     supervisor.start(
-        shell("second", f"ls {tmp_path} > {tmp_path}/seen; exec sleep 60", ready=is_there(tmp_path / "seen")),
+        shell("second", f"ls {tmp_path} > {tmp_path}/seen; exec sleep 600", ready=is_there(tmp_path / "seen")),
     )
     await_condition(lambda: "ready" in (tmp_path / "seen").read_text(), "second saw first ready")
     assert list(supervisor.pids()) == ["first", "second"]
@@ -70,13 +70,13 @@ def test_groups_stop_in_reverse_order(lines: io.StringIO, tmp_path: Path) -> Non
         supervisor.start(child("api"), child("worker"))
         supervisor.start(child("extra"))
         processes = family(supervisor.pids().values())
-    await_gone(processes, timeout=1)
+    await_gone(processes)
     stopped = order.read_text().split()
     assert (stopped[0], {*stopped[1:3]}, stopped[3]) == ("extra", {"api", "worker"}, "database")
 
 
 def test_a_child_that_dies_is_started_again(supervisor: Supervisor, lines: io.StringIO) -> None:
-    supervisor.start(shell("worker", "exec sleep 60"))
+    supervisor.start(shell("worker", "exec sleep 600"))
     first = supervisor.pids()["worker"]
     os.kill(first, signal.SIGKILL)
     await_condition(lambda: supervisor.pids().get("worker", first) != first, "a new process")
@@ -89,7 +89,7 @@ def test_what_a_dead_child_left_behind_is_ended(supervisor: Supervisor, tmp_path
     supervisor.start(
         shell(
             "worker",
-            f"sleep 60 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait",
+            f"sleep 600 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait",
             ready=is_there(pid_file),
         )
     )
@@ -100,23 +100,23 @@ def test_what_a_dead_child_left_behind_is_ended(supervisor: Supervisor, tmp_path
 
 def test_a_child_that_keeps_dying_is_given_up(supervisor: Supervisor, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    supervisor.start(shell("other", f"touch {other}; exec sleep 60", ready=is_there(other)))
+    supervisor.start(shell("other", f"touch {other}; exec sleep 600", ready=is_there(other)))
     remaining = family(supervisor.pids().values())
     supervisor.start(shell("worker", "echo no model here; sleep 0.05; exit 7"))
     with pytest.raises(ChildFailed) as failure:
-        supervisor.wait(timeout=20)
+        supervisor.wait(timeout=PATIENCE)
     assert "worker ended with status 7, 3 times in a row, and is given up" in str(failure.value)
     assert "no model here" in str(failure.value)
     await_gone(remaining)
     await_condition(lambda: not supervisor.pids(), "the last child is reaped")
     with pytest.raises(StopRequested):
-        supervisor.start(shell("late", "exec sleep 60"))
+        supervisor.start(shell("late", "exec sleep 600"))
 
 
 def test_a_steady_life_ends_the_row_of_deaths(lines: io.StringIO) -> None:
     policy = RestartPolicy(first_delay=0.01, longest_delay=0.01, deaths=2, steady_after=0.0)
     with Supervisor(ChildLog(None, lines), policy) as supervisor:
-        supervisor.start(shell("worker", "exec sleep 60"))
+        supervisor.start(shell("worker", "exec sleep 600"))
         for _ in range(4):
             pid = supervisor.pids()["worker"]
             os.kill(pid, signal.SIGKILL)
@@ -133,15 +133,15 @@ def test_a_death_before_readiness_is_reported_at_once(supervisor: Supervisor) ->
     with pytest.raises(ChildFailed) as failure:
         supervisor.start(
             shell("bad", "echo cannot read it >&2; exit 5", ready=lambda pid: False),
-            shell("good", "exec sleep 60", ready=lambda pid: True),
+            shell("good", "exec sleep 600", ready=lambda pid: True),
         )
     assert str(failure.value) == "bad ended with status 5 before it was ready. Its last lines:\n  cannot read it"
     assert supervisor.pids() == {}
-    supervisor.start(shell("another", "exec sleep 60"))
+    supervisor.start(shell("another", "exec sleep 600"))
 
 
 def test_a_child_that_is_not_ready_in_time(supervisor: Supervisor) -> None:
-    slow = Child("slow", ["/bin/sleep", "60"], lambda pid: False, ready_timeout=0.1)
+    slow = Child("slow", ["/bin/sleep", "600"], lambda pid: False, ready_timeout=0.1)
     with pytest.raises(ChildFailed, match=r"slow was not ready within 0.1 s and wrote nothing"):
         supervisor.start(slow)
     assert supervisor.pids() == {}
@@ -166,7 +166,7 @@ def test_a_child_that_ignores_the_signal_is_killed_after_its_grace(lines: io.Str
         script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
         supervisor.start(shell("stubborn", script, ready=is_there(ready), grace=0.2))
         processes = family(supervisor.pids().values())
-    await_gone(processes, timeout=1)
+    await_gone(processes)
     assert "did not end within 0.2 s and is killed" in lines.getvalue()
 
 
@@ -176,21 +176,21 @@ def test_a_hurried_stop_waits_for_nobody(lines: io.StringIO, tmp_path: Path) -> 
         script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
         supervisor.start(shell("stubborn", script, ready=is_there(ready), grace=600))
         supervisor.request_stop()
-        assert supervisor.wait(timeout=10)
+        assert supervisor.wait(timeout=PATIENCE)
         supervisor.request_stop(hurry=True)
 
 
 def test_a_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> None:
     threading.Timer(0.1, supervisor.request_stop).start()
     with pytest.raises(StopRequested):
-        supervisor.start(Child("slow", ["/bin/sleep", "60"], lambda pid: False))
+        supervisor.start(Child("slow", ["/bin/sleep", "600"], lambda pid: False))
     assert supervisor.wait(timeout=0) is True
 
 
 def test_environment_and_directory(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
     child = Child(
         "child",
-        ["/bin/sh", "-c", 'echo "$PWD $COLOUR"; exec sleep 60'],
+        ["/bin/sh", "-c", 'echo "$PWD $COLOUR"; exec sleep 600'],
         lambda pid: "blue" in lines.getvalue(),
         environment={"COLOUR": "blue"},
         directory=tmp_path,
@@ -203,7 +203,7 @@ def test_lines_are_labelled_and_kept(tmp_path: Path) -> None:
     stream = io.StringIO()
     log = ChildLog(tmp_path / "logs", stream, colour=True)
     with Supervisor(log, QUICK) as supervisor:
-        supervisor.start(shell("api", "echo hello; printf 'bad byte \\377' >&2; exec sleep 60"))
+        supervisor.start(shell("api", "echo hello; printf 'bad byte \\377' >&2; exec sleep 600"))
         await_condition(lambda: "hello" in stream.getvalue(), "a line")
     log.close()
     assert "\x1b[36mapi       | \x1b[0mhello\n" in stream.getvalue()
@@ -265,22 +265,22 @@ def test_kill_9_of_the_supervisor_ends_every_child(supervising: subprocess.Popen
     children = psutil.Process(supervising.pid).children()
     assert len(children) == 2
     supervising.kill()
-    await_gone(children, timeout=5)
+    await_gone(children)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_everything(supervising: subprocess.Popen[str], number: signal.Signals) -> None:
     processes = family([supervising.pid])
     supervising.send_signal(number)
-    output, _ = supervising.communicate(timeout=20)
+    output, _ = supervising.communicate(timeout=PATIENCE)
     assert supervising.returncode == 0
     assert "stopping" in output
-    await_gone(processes, timeout=1)
+    await_gone(processes)
 
 
 def test_a_child_whose_parent_died_first_does_not_start() -> None:
     """The launcher looks for its parent after it asked for the signal: no moment lies between the two."""
-    command = launch_command(["/bin/sleep", "60"])
+    command = launch_command(["/bin/sleep", "600"])
     orphaned = [f"--parent={os.getppid()}" if word.startswith("--parent=") else word for word in command]
-    assert subprocess.run(orphaned, timeout=30).returncode == CANNOT_LAUNCH
-    assert subprocess.run(launch_command(["/bin/true"]), timeout=30).returncode == 0
+    assert subprocess.run(orphaned, timeout=PATIENCE).returncode == CANNOT_LAUNCH
+    assert subprocess.run(launch_command(["/bin/true"]), timeout=PATIENCE).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tests.processes import await_condition
+from tests.processes import PATIENCE, await_condition
 from worker import periodic
 from worker.periodic import Periodic, is_away
 
@@ -26,7 +26,7 @@ def running(turn: Callable[[threading.Event], None], interval: float) -> Iterato
         yield timer
     finally:
         timer.stop()
-        timer.join(5)
+        timer.join(PATIENCE)
 
 
 def test_a_turn_now_and_every_interval() -> None:
@@ -45,10 +45,10 @@ def test_a_wake_up_is_heard_even_during_a_turn() -> None:
     def turn(stopping: threading.Event) -> None:
         turns.append(1)
         in_turn.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
 
     with running(turn, 60) as timer:
-        in_turn.wait(5)
+        in_turn.wait(PATIENCE)
         timer.wake()
         go_on.set()
         await_condition(lambda: len(turns) == 2, "a second turn")

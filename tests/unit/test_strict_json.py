@@ -116,6 +116,7 @@ def test_depth_is_counted_in_brackets_outside_of_strings() -> None:
     ids=["deep", "open", "objects", "open string", "backslashes", "digits", "surrogates"],
 )
 def test_refusing_is_quick(raw: bytes) -> None:
+    # Milliseconds where it is linear; minutes where it is not.
     began = time.thread_time()
     refusal(raw)
-    assert time.thread_time() - began < 0.1
+    assert time.thread_time() - began < 2

@@ -1,7 +1,8 @@
 """A model that is a function of the token history, over a KV cache that is really paged.
 
 Each slot of the cache holds the token that was written there. A history is read back through the block table, so that
-a wrong table, a block reused too early or a wrongly shared prefix changes what comes out.
+a wrong table, a block reused too early or a wrongly shared prefix changes what comes out. Bursts go through the
+engine's own state and decode loop; only the model and its cache are made up.
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.batch import Batch, BatchEntry
+from engine.attention import DecodeLayout
+from engine.batch import Batch, BatchEntry, Burst, Decoding
+from engine.device_state import DeviceState
+from engine.graphs import EagerGraphs
+from engine.models.decoder import TokenInputs
+from engine.multistep import MultiStepDecoder
 
 _STATES = 1009
+_SEATS = 1024
 
 
 class FakeRunner:
@@ -29,6 +36,7 @@ class FakeRunner:
         raises_on: int | None = None,
         nan_on: int | None = None,
         max_tokens_at_once: int | None = None,
+        is_static: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -42,7 +50,16 @@ class FakeRunner:
         self.max_tokens_at_once = max_tokens_at_once
         """A larger batch runs out of memory."""
         self.batches: list[Batch] = []
-        self._cache = [[-1] * block_size for _ in range(num_blocks)]
+        self.bursts: list[Burst] = []
+        self._cache = [[-1] * block_size for _ in range(num_blocks + 1)]
+        self._decoder = MultiStepDecoder(
+            self._forward,
+            DeviceState(_SEATS, num_blocks, vocab_size, torch.device("cpu")),
+            EagerGraphs(),
+            block_size=block_size,
+            spare_block=num_blocks,
+            is_static=is_static,
+        )
         generator = torch.Generator().manual_seed(7)
         self._table = torch.randn(_STATES, vocab_size, generator=generator) * 3
         for token in (raises_on, nan_on):
@@ -62,8 +79,7 @@ class FakeRunner:
 
     def run(self, batch: Batch) -> torch.Tensor:
         self.batches.append(batch)
-        if self.max_tokens_at_once is not None and batch.num_tokens > self.max_tokens_at_once:
-            raise torch.OutOfMemoryError("fake memory is full")
+        self._need_memory(batch.num_tokens)
         for entry in batch.entries:
             assert len(entry.token_ids) > 0
             if self.raises_on in entry.token_ids:
@@ -80,6 +96,30 @@ class FakeRunner:
                 history.append(self._cache[block][slot])
             rows += [self.logits_after(history[: p + 1])[None] for p in range(end - entry.num_logits, end)]
         return torch.cat(rows)
+
+    def decode(self, burst: Burst) -> Decoding:
+        self.bursts.append(burst)
+        return self._decoder.decode(burst)
+
+    def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> torch.Tensor:
+        self._need_memory(len(layout.slots))
+        tokens = inputs.token_ids.tolist()
+        if self.raises_on in tokens:
+            raise RuntimeError("fake kernel failure")
+        for token, slot in zip(tokens, layout.slots.tolist(), strict=True):
+            self._cache[slot // self.block_size][slot % self.block_size] = token
+        return torch.stack(
+            [
+                self.logits_after(
+                    [self._cache[table[p // self.block_size]][p % self.block_size] for p in range(last + 1)]
+                )
+                for last, table in zip(layout.positions.tolist(), layout.block_tables.tolist(), strict=True)
+            ]
+        )
+
+    def _need_memory(self, num_tokens: int) -> None:
+        if self.max_tokens_at_once is not None and num_tokens > self.max_tokens_at_once:
+            raise torch.OutOfMemoryError("fake memory is full")
 
     def _slot(self, entry: BatchEntry, position: int) -> tuple[int, int]:
         return entry.block_table[position // self.block_size], position % self.block_size

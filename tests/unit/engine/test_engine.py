@@ -11,7 +11,7 @@ import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
-from engine.errors import EngineFailed, RequestRejected
+from engine.errors import EngineFailed, RequestFailed, RequestRejected
 from engine.text import Text
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.test_text import byte_level
@@ -112,7 +112,7 @@ class TestGenerate:
         assert [other.request_id for other in engine.step()] == ["mine"]
 
     def test_an_interruption_leaves_nothing_behind(self) -> None:
-        engine = make()
+        engine = make(decode_steps=1)
         run, calls = engine.runner.run, []
 
         def interrupted(batch: Batch) -> torch.Tensor:
@@ -468,6 +468,22 @@ class TestFailures:
         outputs = engine.generate([[5], [6], [7]], params)
         assert [output.finish_reason for output in outputs] == ["length", "error", "length"]
         assert "no threes" in (outputs[1].error or "")
+
+    def test_a_request_that_cannot_be_queued_is_alone_to_blame(self) -> None:
+        class Picky(FakeRunner):
+            def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+                if num_prompt == 3:
+                    raise ArithmeticError("three is too many")
+                return 0
+
+        engine = make(Picky())
+        engine.add("good", [1], GREEDY)
+        with pytest.raises(RequestFailed, match="could not be queued: three is too many"):
+            engine.add("bad", [1, 2, 3], GREEDY)
+        assert set(finish(engine)) == {"good"}
+        assert engine.stats().rejected == 1
+        good, bad = engine.generate([[1], [1, 2, 3]], GREEDY)
+        assert (good.finish_reason, bad.finish_reason) == ("length", "error")
 
     def test_a_constraint_that_raises_ends_one_request(self) -> None:
         class Fussy:

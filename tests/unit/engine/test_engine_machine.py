@@ -34,20 +34,30 @@ PROMPTS = st.one_of(
     st.tuples(st.lists(TOKENS, max_size=6), st.sampled_from([RAISES, NAN])).map(lambda t: [*t[0], t[1]]),
 )
 PARAMS = st.builds(
-    SamplingParams,
+    lambda lengths, **others: SamplingParams(max_tokens=lengths[0], min_tokens=lengths[1], **others),
+    lengths=st.sampled_from([(0, 0), (1, 0), (5, 0), (5, 3), (16, 0), (16, 3), (None, 0)]),
     temperature=st.sampled_from([0.0, 0.0, 1.0]),
     top_k=st.sampled_from([0, 5]),
-    max_tokens=st.sampled_from([0, 1, 5, 16, None]),
     seed=st.sampled_from([None, 3]),
     n=st.sampled_from([1, 1, 3]),
     prompt_logprobs=st.sampled_from([None, None, 1]),
-    presence_penalty=st.sampled_from([0.0, 1.0]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    stop_token_ids=st.sampled_from([(), (), (3, 7)]),
+    logprobs=st.sampled_from([None, None, 1]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 1.0]),
     ignore_eos=st.booleans(),
 )
 
 
-def runner(num_blocks: int, block_size: int) -> FakeRunner:
-    return FakeRunner(num_blocks=num_blocks, block_size=block_size, max_model_len=MAX_LEN, raises_on=RAISES, nan_on=NAN)
+def runner(num_blocks: int, block_size: int, *, is_static: bool = False) -> FakeRunner:
+    return FakeRunner(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=MAX_LEN,
+        raises_on=RAISES,
+        nan_on=NAN,
+        is_static=is_static,
+    )
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -59,8 +69,19 @@ class EngineMachine(RuleBasedStateMachine):
         seqs=st.sampled_from([1, 3, 8]),
         tokens=st.sampled_from([2, 8, 64]),
         caching=st.booleans(),
+        decode_steps=st.sampled_from([None, 1, 2, 8]),
+        is_static=st.booleans(),
     )
-    def make(self, block_size: int, blocks: int, seqs: int, tokens: int, caching: bool) -> None:
+    def make(
+        self,
+        block_size: int,
+        blocks: int,
+        seqs: int,
+        tokens: int,
+        caching: bool,
+        decode_steps: int | None,
+        is_static: bool,
+    ) -> None:
         # At least as many blocks as the longest request needs, seldom enough for all.
         num_blocks = -(-MAX_LEN // block_size) + blocks
         config = EngineConfig(
@@ -68,8 +89,9 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             enable_prefix_caching=caching,
+            decode_steps=decode_steps,
         )
-        self.engine = Engine(runner(num_blocks, block_size), None, config)
+        self.engine = Engine(runner(num_blocks, block_size, is_static=is_static), None, config)
         self.given: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
         self.outputs: dict[str, RequestOutput] = {}
@@ -135,7 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
                 continue
             assert got == want
             assert output.prompt_logprobs == alone.prompt_logprobs
-            if params.greedy and not params.penalized:
+            if params.greedy and not (params.penalized or params.stop_token_ids or params.min_tokens):
                 reference = runner(1, 1).greedy(prompt, alone_limit(prompt, params), ignore_eos=params.ignore_eos)
                 assert got == [reference] * params.n
 
@@ -147,7 +169,9 @@ def alone_limit(prompt: tuple[int, ...], params: SamplingParams) -> int:
 @cache
 def run_alone(request_id: str, prompt: tuple[int, ...], params: str) -> RequestOutput:
     """The request by itself, with room for everything and nothing shared."""
-    config = EngineConfig(block_size=1, max_num_seqs=8, max_num_batched_tokens=512, enable_prefix_caching=False)
+    config = EngineConfig(
+        block_size=1, max_num_seqs=8, max_num_batched_tokens=512, enable_prefix_caching=False, decode_steps=1
+    )
     engine = Engine(runner(512, 1), None, config)
     engine.add(request_id, prompt, eval(params, {"SamplingParams": SamplingParams}))
     outputs: list[RequestOutput] = []

@@ -17,7 +17,11 @@ def engine(
 ) -> Engine:
     runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, max_model_len=10_000)
     config = EngineConfig(
-        block_size=block_size, max_num_seqs=seqs, max_num_batched_tokens=tokens, enable_prefix_caching=caching
+        block_size=block_size,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        enable_prefix_caching=caching,
+        decode_steps=1,
     )
     return Engine(runner, None, config)
 

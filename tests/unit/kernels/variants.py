@@ -13,6 +13,7 @@ from kernels.device import Device
 from kernels.kv_write import write_launch
 from kernels.launch import Launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
+from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.rotary import rotate_launch
 
 META = torch.device("meta")
@@ -54,11 +55,11 @@ class Heads:
 
 LLAMA = Heads()
 GPT_OSS = Heads(64, 8, 64, 64, window=128, sinks=True)
-GEMMA_2 = Heads(8, 4, 256, 256, block_size=32, window=4096, soft_cap=50.0)
-FLOAT8 = Heads(block_size=64, kv_dtype=torch.float8_e4m3fn)
-ORDINARY_HEADS = (LLAMA, GEMMA_2, FLOAT8)
-MORE_HEADS = (
+SHAPES = (
+    LLAMA,
     GPT_OSS,
+    Heads(block_size=64, kv_dtype=torch.float8_e4m3fn),
+    Heads(8, 4, 256, 256, block_size=32, window=4096, soft_cap=50.0),
     Heads(20, 20, 64, 64),
     Heads(12, 12, 64, 64, block_size=128, dtype=torch.float16, kv_dtype=torch.float16),
     Heads(6, 3, 80, 80, block_size=8),
@@ -121,6 +122,34 @@ def plan(heads: Heads, device: Device) -> Launch:
     return plan_launch(decode_plan(heads, device), ints(64), ints(65))
 
 
+def prefill_plan(heads: Heads, device: Device) -> PrefillPlan:
+    group = heads.num_heads // heads.num_kv_heads
+    tiles = prefill_tiles(group, heads.head_dim, heads.value_dim, heads.dtype, device)
+    return PrefillPlan.allocate(512, 64, block_q=tiles.block_q(group), device=META)
+
+
+def prefill(heads: Heads, device: Device) -> Launch:
+    return prefill_launch(
+        empty(512, heads.num_heads, heads.head_dim, dtype=heads.dtype),
+        *caches(heads),
+        ints(64, 512),
+        ints(64),
+        ints(65),
+        prefill_plan(heads, device),
+        empty(512, heads.num_heads, heads.value_dim, dtype=heads.dtype),
+        scale=0.1,
+        window=heads.window,
+        soft_cap=heads.soft_cap,
+        sinks=empty(heads.num_heads) if heads.sinks else None,
+        **scales(heads),
+        target=device,
+    )
+
+
+def plan_blocks(heads: Heads, device: Device) -> Launch:
+    return prefill_plan_launch(prefill_plan(heads, device), ints(65), 512)
+
+
 def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) -> Launch:
     query = empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype)
     angles = empty(64, 1, heads.head_dim // 2, dtype=heads.dtype)
@@ -156,7 +185,7 @@ class Variant:
 def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel, in every shape, for every device."""
     for device_name, device in devices.items():
-        for name, make in _launches(device, ORDINARY_HEADS + MORE_HEADS):
+        for name, make in _launches(device, SHAPES):
             yield Variant(name, device_name, make)
 
 
@@ -174,6 +203,8 @@ def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Ca
         yield f"decode {heads.name}", partial(decode, heads, device, 0)
         yield f"join decodes {heads.name}", partial(decode, heads, device, 1)
         yield f"plan decodes {heads.name}", partial(plan, heads, device)
+        yield f"prefill {heads.name}", partial(prefill, heads, device)
+        yield f"plan prefills {heads.name}", partial(plan_blocks, heads, device)
         yield f"write {heads.name}", partial(write, heads, device, False)
         yield f"turn and write {heads.name}", partial(write, heads, device, True)
     yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)

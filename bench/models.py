@@ -1,0 +1,108 @@
+"""The models of the workloads: the shapes of known ones with random weights, made once and kept on disk.
+
+Speed does not depend on what the weights say. They are saved in bfloat16, which every contender can load exactly into
+whatever it computes in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+END = "<|endoftext|>"
+# A spread above the initial one, so that greedy outputs are no single repeated token.
+SPREAD = 1.5
+
+
+def _gpt2(**shape: int) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(bos_token_id=0, eos_token_id=0, pad_token_id=0, **shape)
+
+
+def _qwen3() -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "gpt2": _gpt2,
+    "gpt2-large": lambda: _gpt2(n_embd=1280, n_layer=36, n_head=20),
+    "qwen3-0.6b": _qwen3,
+    "tiny": lambda: _gpt2(n_embd=64, n_layer=2, n_head=4, vocab_size=16_000, n_positions=256),
+}
+
+
+def model_directory(name: str, cache: Path) -> Path:
+    """The model's directory under `cache`, with weights and tokenizer; made where it is not there yet."""
+    directory = cache / "models" / name
+    if not directory.exists():
+        draft = directory.with_name(f".{name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        _save_weights(CONFIGS[name](), draft)
+        save_tokenizer(CONFIGS[name]().vocab_size, draft)
+        draft.rename(directory)  # at once, so that what is there is whole
+    return directory
+
+
+def save_config(name: str, directory: Path) -> None:
+    """A directory without weights, for an engine that makes them up itself."""
+    CONFIGS[name]().save_pretrained(directory)
+    save_tokenizer(CONFIGS[name]().vocab_size, directory)
+
+
+def _save_weights(config: Any, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.mul_(SPREAD)
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(directory)
+
+
+def save_tokenizer(vocab_size: int, directory: Path) -> None:
+    """A byte-level BPE tokenizer with a token for each id of the model, so that every output becomes text.
+
+    Texts are encoded byte by byte: the longer tokens have no merges that lead to them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ("".join(word) for length in itertools.count(2) for word in itertools.product(letters, repeat=length))
+    tokens = itertools.chain([END], letters, words)
+    vocabulary = {token: number for number, token in enumerate(itertools.islice(tokens, vocab_size))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {"bos_token": END, "eos_token": END, "pad_token": END, "unk_token": END}
+    # The class's name of before transformers 5, which older rivals need and newer ones understand.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Pagemill as a contender, each file offering `CONTENDERS`."""

@@ -1,0 +1,42 @@
+"""The bare engine, as a library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
+from bench.workload import Request
+
+
+class _Engine(Runner):
+    def __init__(self, setup: Setup) -> None:
+        import torch
+
+        from engine import Engine, EngineConfig
+
+        torch.set_num_threads(setup.threads)
+        is_int8 = setup.precision == "int8"
+        config = EngineConfig(
+            device="cpu",
+            dtype=setup.compute if is_int8 else setup.precision,
+            quantization="int8" if is_int8 else None,
+        )
+        self._engine = Engine.from_pretrained(setup.model, config)
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        from engine import SamplingParams
+
+        params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=True) for one in requests]
+        results = self._engine.generate([one.prompt for one in requests], params)
+        return [Output(len(result.token_ids), list(result.token_ids)) for result in results]
+
+
+CONTENDERS = (
+    Contender(
+        name="engine",
+        title="Pagemill, bare engine",
+        precisions=PRECISIONS,
+        start=_Engine,
+        packages=("torch", "transformers"),
+    ),
+)

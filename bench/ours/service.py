@@ -1,0 +1,67 @@
+"""The whole service: API, Postgres, Valkey, courier and one worker; from the POST of a job to its last result line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.contender import Contender, Output, Runner, Setup
+from bench.workload import Request
+
+PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends
+
+
+class _Service(Runner):
+    def __init__(self, setup: Setup) -> None:
+        from cli.client import Client
+        from cli.stack import running_stack
+        from jobs.settings import Settings
+
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagemill-bench-")))
+            settings = Settings(data_dir=directory / "data", port=0, device="cpu", dtype=setup.precision)
+            self._stack = stack.enter_context(running_stack(settings, [str(setup.model)]))
+            self._client = stack.enter_context(contextlib.closing(Client(self._stack.base_url, self._stack.api_key)))
+            self._lines = directory / "job.jsonl"
+            self._running = stack.pop_all()
+        self._model = setup.model.name
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        from cli.client import TERMINAL, Submission
+
+        with self._lines.open("w") as file:
+            for place, request in enumerate(requests):
+                line = {"custom_id": str(place), "prompt": request.prompt, "max_tokens": request.max_tokens}
+                file.write(json.dumps(line | {"temperature": 0, "ignore_eos": True}) + "\n")
+        job = self._client.submit(self._lines, Submission(self._model))
+        while job["status"] not in TERMINAL:
+            job = self._client.job(job["id"], wait=PATIENCE)
+        tokens: dict[str, int] = {}
+        for text in self._client.results(job["id"]):
+            result = json.loads(text)
+            if result["error"] is not None:
+                raise RuntimeError(result["error"]["message"])
+            tokens[result["custom_id"]] = result["response"]["body"]["usage"]["completion_tokens"]
+        return [Output(tokens[str(place)]) for place in range(len(requests))]
+
+    def processes(self) -> Sequence[int]:
+        """The worker: what it needs is what depends on the model."""
+        return [self._stack.pids()["worker"]]
+
+    def close(self) -> None:
+        self._running.close()
+
+
+CONTENDERS = (
+    Contender(
+        name="service",
+        title="Pagemill, whole service",
+        precisions=("float32", "bfloat16"),
+        start=_Service,
+        packages=("torch", "transformers"),
+        may_be_stopped=False,
+    ),
+)

@@ -1,0 +1,204 @@
+"""Attention by Triton kernels: on a GPU, or slowly, for tests, in Triton's interpreter on the CPU.
+
+Sequences with one new token go through the decode kernel, which splits long ones; prompts and chunks through the
+prefill kernel. Both work on the same buffers and each leaves the other's rows alone, so that a mixed step is two
+launches and no sorting. Each kernel follows a plan that a small kernel makes on the device, once a step for all layers
+of like shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.errors import ModelError
+from engine.kv_cache import KVCache
+from kernels.device import device_of
+from kernels.kv_write import write_kv
+from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
+from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
+
+_MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """Where the tokens of a step stand, on the device: what kernels read. S sequences, T tokens.
+
+    A step whose sequences all have one new token may be padded: with sequences of length 0 (each with its row), and
+    with negative slots for their tokens.
+    """
+
+    block_tables: Tensor
+    """`[S, blocks]` integers; beyond a sequence's length, anything."""
+
+    seq_lens: Tensor
+    """`[S]` int32: tokens of each sequence, the new ones with it."""
+
+    query_starts: Tensor
+    """`[S + 1]` int32: each one's first row, and the end of the last one's."""
+
+    slots: Tensor
+    """`[T]` integers."""
+
+    has_decodes: bool
+    """Whether any sequence may have one new token."""
+
+    has_prefills: bool
+    """Whether any may have more."""
+
+
+class TritonAttention:
+    """Triton kernels over the paged cache, with their buffers, which grow to the largest step and stay."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Raises `ModelError` when Triton cannot run on the device."""
+        try:
+            self._target = device_of(device)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        self._device = device
+        self._decode_plans: dict[Hashable, DecodePlan] = {}
+        self._prefill_plans: dict[int, PrefillPlan] = {}
+
+    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+        """See `AttentionBackend`."""
+        return self.begin_on_device(_to_device(layout, self._device), cache)
+
+    def begin_on_device(self, layout: DeviceLayout, cache: KVCache) -> StepAttention:
+        """The same for a layout that is on the device already. Neither this nor the step's calls read it on the CPU, so
+        that a CUDA graph can hold them once `reserve` has made their buffers."""
+        return _TritonStep(self, layout, cache)
+
+    def reserve(self, layers: list[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
+        """Make the buffers for decodes of up to so many sequences: after this, no step of theirs allocates."""
+        for layer in layers:
+            self.decode_plan(layer, kv_dtype, max_sequences)
+
+    def decode_plan(self, layer: AttentionLayer, kv_dtype: torch.dtype, num_sequences: int) -> DecodePlan:
+        """The plan that a layer's decodes follow; layers of the same shape share it."""
+        if max(layer.head_dim, layer.value_dim) > _MAX_HEAD_DIM:
+            raise ModelError(
+                f"heads of {max(layer.head_dim, layer.value_dim)} numbers are too large for the Triton kernels "
+                f"({_MAX_HEAD_DIM}); set attention='torch'"
+            )
+        shape = (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.value_dim, layer.sliding_window, kv_dtype)
+        plan = self._decode_plans.get(shape)
+        if plan is None or plan.max_sequences < num_sequences:
+            plan = self._decode_plans[shape] = DecodePlan.allocate(
+                _room(num_sequences),
+                num_heads=layer.num_heads,
+                num_kv_heads=layer.num_kv_heads,
+                head_dim=layer.head_dim,
+                value_dim=layer.value_dim,
+                kv_dtype=kv_dtype,
+                window=layer.sliding_window,
+                device=self._device,
+            )
+        return plan
+
+    def prefill_plan(
+        self, layer: AttentionLayer, dtype: torch.dtype, num_tokens: int, num_sequences: int
+    ) -> PrefillPlan:
+        """The plan that a layer's prompts follow; layers whose blocks hold as many tokens share it."""
+        group = layer.num_heads // layer.num_kv_heads
+        block_q = prefill_tiles(group, layer.head_dim, layer.value_dim, dtype, self._target).block_q(group)
+        plan = self._prefill_plans.get(block_q)
+        if plan is None or plan.max_blocks < num_tokens // block_q + num_sequences:
+            plan = self._prefill_plans[block_q] = PrefillPlan.allocate(
+                _room(num_tokens), _room(num_sequences), block_q=block_q, device=self._device
+            )
+        return plan
+
+
+class _TritonStep:
+    def __init__(self, backend: TritonAttention, layout: DeviceLayout, cache: KVCache) -> None:
+        self._backend, self._layout, self._cache = backend, layout, cache
+        self._planned: set[int] = set()
+
+    def __call__(
+        self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+    ) -> Tensor:
+        layout = self._layout
+        keys, values = self._cache.layers[layer.index]
+        query, key, value = (_rows(heads) for heads in (query, key, value))
+        write_kv(key, value, keys, values, layout.slots)
+        out = torch.empty(*query.shape[:2], layer.value_dim, dtype=query.dtype, device=query.device)
+        if layout.has_decodes:
+            decodes = self._backend.decode_plan(layer, keys.dtype, len(layout.seq_lens))
+            if self._is_new(decodes):
+                plan_decode(decodes, layout.seq_lens, layout.query_starts)
+            paged_decode(
+                query,
+                keys,
+                values,
+                layout.block_tables,
+                layout.seq_lens,
+                layout.query_starts,
+                decodes,
+                out,
+                scale=layer.scale,
+                soft_cap=layer.soft_cap,
+                sinks=sinks,
+            )
+        if layout.has_prefills:
+            prefills = self._backend.prefill_plan(layer, query.dtype, len(query), len(layout.seq_lens))
+            if self._is_new(prefills):
+                plan_prefill(prefills, layout.query_starts, len(query))
+            paged_prefill(
+                query,
+                keys,
+                values,
+                layout.block_tables,
+                layout.seq_lens,
+                layout.query_starts,
+                prefills,
+                out,
+                scale=layer.scale,
+                window=layer.sliding_window,
+                soft_cap=layer.soft_cap,
+                sinks=sinks,
+            )
+        return out
+
+    def _is_new(self, plan: object) -> bool:
+        """Whether no layer of this step has filled the plan before."""
+        is_new = id(plan) not in self._planned
+        self._planned.add(id(plan))
+        return is_new
+
+
+def _to_device(layout: StepLayout, device: torch.device) -> DeviceLayout:
+    """One transfer for all."""
+    num_sequences, width = layout.block_tables.shape
+    packed = np.empty(num_sequences * (width + 2) + 1, np.int32)
+    tables, seq_lens, query_starts = np.split(packed, (num_sequences * width, num_sequences * (width + 1)))
+    tables[:] = layout.block_tables.reshape(-1)
+    seq_lens[:] = layout.starts + layout.query_lens
+    query_starts[0] = 0
+    np.cumsum(layout.query_lens, out=query_starts[1:])
+    on_device = torch.from_numpy(packed).to(device, non_blocking=True)
+    end = num_sequences * width
+    return DeviceLayout(
+        block_tables=on_device[:end].view(num_sequences, width),
+        seq_lens=on_device[end : end + num_sequences],
+        query_starts=on_device[end + num_sequences :],
+        slots=layout.slots,
+        has_decodes=bool((layout.query_lens == 1).any()),
+        has_prefills=bool((layout.query_lens > 1).any()),
+    )
+
+
+def _rows(heads: Tensor) -> Tensor:
+    """Heads whose numbers follow each other, as kernels read them."""
+    return heads if heads.stride(-1) == 1 else heads.contiguous()
+
+
+def _room(needed: int) -> int:
+    """A size that growing steps do not exceed each time anew."""
+    return max(64, 1 << (needed - 1).bit_length())

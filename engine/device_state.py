@@ -1,0 +1,169 @@
+"""What a device knows of the running sequences, so that it can decode without being told.
+
+    seat        0     1     2     …     pad          one row a sequence, its own for its whole stay in the batch
+    numbers     token, position, tokens left, …      [seats + 1, columns] int64
+    table       7 3 9 0 0 …                          [seats + 1, blocks] int32
+
+The host sends what changed: whole rows of sequences that are new here or went on elsewhere meanwhile, and blocks that
+were appended. All of it travels as one vector. What a decode step changes, the device changes itself.
+
+Real numbers are kept as the bits of a float64 among the integers, so that a row is one vector too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum, auto
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.batch import DecodeEntry
+from engine.sampler import SamplingState
+
+MAX_STOP_TOKENS = 8
+"""Tokens that may end a sequence here. Whoever has more is decoded step by step."""
+
+
+class Column(IntEnum):
+    """Where a row keeps what."""
+
+    TOKEN = 0
+    POSITION = auto()
+    TOKENS_LEFT = auto()
+    """0: the sequence has ended."""
+    TOKENS_HELD = auto()
+    """For so many more tokens it may not stop (`min_tokens`)."""
+    ROPE_LENGTH = auto()
+    SEED = auto()
+    INDEX = auto()
+    TOP_K = auto()
+    TEMPERATURE = auto()
+    """A real number; 0: greedy."""
+    TOP_P = auto()
+    MIN_P = auto()
+    STOP = auto()
+    """The first of `MAX_STOP_TOKENS`; those that are not needed repeat the first, or are -1 where there is none."""
+
+
+NUM_COLUMNS = Column.STOP + MAX_STOP_TOKENS
+
+
+def decodes_on_device(sampling: SamplingState) -> bool:
+    """Whether a row says all that this sequence's next token depends on, and nothing but the token is asked for."""
+    params = sampling.params
+    return (
+        sampling.counts is None
+        and sampling.constraint is None
+        and params.logprobs is None
+        and not params.logit_bias
+        and not params.banned_token_ids
+        and params.allowed_token_ids is None
+        and len(sampling.held_back) <= MAX_STOP_TOKENS
+    )
+
+
+class DeviceState:
+    """The rows, and the host's knowledge of what stands in them."""
+
+    def __init__(self, seats: int, max_blocks: int, vocab_size: int, device: torch.device) -> None:
+        """For `seats` sequences of at most `max_blocks` blocks."""
+        self.device = device
+        self.pad = seats
+        """A row that has ended for good: what a batch is filled up with."""
+        self.numbers = torch.zeros(seats + 1, NUM_COLUMNS, dtype=torch.int64, device=device)
+        self.numbers[self.pad, Column.TOP_K] = vocab_size
+        self.numbers[self.pad, Column.TOP_P] = _bits(1.0)
+        self.table = torch.zeros(seats + 1, max_blocks, dtype=torch.int32, device=device)
+        self.vocab_size = vocab_size
+        self._admission = [-1] * seats
+        self._position = [-1] * seats
+        self._num_blocks = [0] * seats
+
+    def update(self, entries: Sequence[DecodeEntry], padded: int) -> Tensor:
+        """Bring the rows up to date; returns the entries' rows on the device, `[padded]`, filled up with `pad`."""
+        rows = np.full(padded, self.pad, np.int64)
+        rows[: len(entries)] = [entry.seat for entry in entries]
+        stale = [entry for entry in entries if not self._is_current(entry)]
+        values = np.array([self._row(entry) for entry in stale], np.int64).reshape(-1)
+        places: list[npt.NDArray[np.int64]] = []
+        blocks: list[int] = []
+        for entry in entries:
+            seat, table = entry.seat, entry.block_table
+            known = self._num_blocks[seat] if self._admission[seat] == entry.admission else 0
+            if known < len(table):
+                first = seat * self.table.shape[1]
+                places.append(np.arange(first + known, first + len(table)))
+                blocks += table[known:]
+        packed = np.concatenate(
+            [rows, np.array([entry.seat for entry in stale], np.int64), values, *places, np.array(blocks, np.int64)]
+        )
+        sizes = [padded, len(stale), len(values), len(blocks), len(blocks)]
+        on_device, stale_rows, row_values, block_places, block_values = torch.split(self._to_device(packed), sizes)
+        if stale:
+            self.numbers.index_copy_(0, stale_rows, row_values.view(len(stale), NUM_COLUMNS))
+        if blocks:
+            self.table.view(-1).index_copy_(0, block_places, block_values.to(torch.int32))
+        for entry in entries:
+            self._admission[entry.seat] = entry.admission
+            self._position[entry.seat] = entry.position
+            self._num_blocks[entry.seat] = len(entry.block_table)
+        return on_device
+
+    def went_on(self, seats: Sequence[int], num_tokens: Sequence[int]) -> None:
+        """Note that the device moved these rows on by so many tokens."""
+        for seat, count in zip(seats, num_tokens, strict=True):
+            self._position[seat] += count
+
+    def distrust(self, seats: Sequence[int]) -> None:
+        """Note that nothing is known of these rows: they are sent anew."""
+        for seat in seats:
+            self._admission[seat] = -1
+
+    def _is_current(self, entry: DecodeEntry) -> bool:
+        return self._admission[entry.seat] == entry.admission and self._position[entry.seat] == entry.position
+
+    def _row(self, entry: DecodeEntry) -> list[int]:
+        sampling, params = entry.sampling, entry.sampling.params
+        stop = list(sampling.held_back)
+        stop += (stop[:1] or [-1]) * (MAX_STOP_TOKENS - len(stop))
+        return [
+            entry.token_id,
+            entry.position,
+            entry.max_tokens,
+            max(0, params.min_tokens - sampling.num_output),
+            entry.rope_length,
+            _signed(sampling.seed),
+            sampling.index,
+            min(params.top_k or self.vocab_size, self.vocab_size),
+            _bits(0.0 if params.greedy else params.temperature),
+            _bits(params.top_p),
+            _bits(params.min_p),
+            *stop,
+        ]
+
+    def _to_device(self, packed: npt.NDArray[np.int64]) -> Tensor:
+        host = torch.from_numpy(packed)
+        if self.device.type == "cpu":
+            return host
+        # A fresh pinned copy each time: the last one may still be on its way.
+        return host.pin_memory().to(self.device, non_blocking=True)
+
+
+def real(numbers: Tensor, column: Column) -> Tensor:
+    """A column of real numbers from rows `[S, columns]`, float32 `[S]`."""
+    column_bits = numbers[:, column]
+    return column_bits.view(torch.float64).to(torch.float32)
+
+
+def _bits(value: float) -> int:
+    """The float64's bits as a signed integer."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits
+
+
+def _signed(seed: int) -> int:
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,0 +1,228 @@
+"""Several decode steps in one launch: each token is drawn on the device and is the next step's input there.
+
+    rows ── gather ── token, position, slot ── model ── logits ── draw ── stop? ── scatter ─┐
+      ▲                                                                                     │
+      └───────────────────────────── k times, nobody looks ─────────────────────────────────┘
+
+A row that has ended goes on as padding: it writes its key and value into a block that belongs to nobody, and no token
+comes of it. All shapes follow from the batch size, the number of steps and the widest block table, so that a CUDA graph
+can hold it. On the CPU, where looking costs nothing, rows leave the batch as they end instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.attention import DecodeLayout
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry
+from engine.device_state import Column, DeviceState, real
+from engine.graphs import Graphs, batch_size
+from engine.models.decoder import TokenInputs
+from engine.sampler import Filters, draw
+
+Forward = Callable[[TokenInputs, DecodeLayout], Tensor]
+"""One step of the model over its cache: logits `[S, vocab_size]`."""
+
+_NEG_INF = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a burst's rows choose their tokens, known on the host: part of what a graph is made for."""
+
+    random: bool
+    """Whether any row draws."""
+
+    holds: bool
+    """Whether any row is kept from stopping at first."""
+
+    filters: Filters
+
+    @classmethod
+    def of(cls, entries: Sequence[DecodeEntry], vocab_size: int) -> Choice:
+        params = [entry.sampling.params for entry in entries if not entry.sampling.params.greedy]
+        top_k = max((p.top_k for p in params if p.top_k < vocab_size), default=0)
+        return cls(
+            random=bool(params),
+            holds=any(entry.sampling.num_output < entry.sampling.params.min_tokens for entry in entries),
+            # The next power of two: any number of candidates from the largest k on gives the same.
+            filters=Filters(
+                top_k=min(1 << (top_k - 1).bit_length(), vocab_size) if top_k else 0,
+                top_p=any(p.top_p < 1.0 for p in params),
+                min_p=any(p.min_p > 0.0 for p in params),
+            ),
+        )
+
+
+class MultiStepDecoder:
+    """Runs bursts over one model, one cache and one state."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        state: DeviceState,
+        graphs: Graphs,
+        *,
+        block_size: int,
+        spare_block: int,
+        is_static: bool,
+    ) -> None:
+        """`spare_block` belongs to no sequence: padding is written there. `is_static` keeps shapes and places, as
+        graphs need it; without it, rows leave as they end, which the host has to look for.
+        """
+        self._forward = forward
+        self._state = state
+        self._graphs = graphs
+        self._block_size = block_size
+        self._spare_slot = spare_block * block_size
+        self._is_static = is_static
+        self._buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @torch.inference_mode()
+    def decode(self, burst: Burst) -> DeviceDecoding:
+        """See `Runner.decode`."""
+        entries = burst.entries
+        width = max(len(entry.block_table) for entry in entries)
+        choice = Choice.of(entries, self._state.vocab_size)
+        seats = [entry.seat for entry in entries]
+        try:
+            run = self._run_static if self._is_static else self._run_leaving
+            tokens = run(entries, burst.num_steps, width, choice)
+        except Exception:
+            self._state.distrust(seats)
+            raise
+        return DeviceDecoding(self._state, seats, tokens)
+
+    def _run_leaving(self, entries: Sequence[DecodeEntry], num_steps: int, width: int, choice: Choice) -> Tensor:
+        """`[S, num_steps]`; rows leave as they end."""
+        rows = self._state.update(entries, len(entries))
+        tokens = torch.full((len(rows), num_steps), NO_TOKEN, dtype=torch.int64)
+        places = torch.arange(len(rows))
+        tables = self._state.table.index_select(0, rows)[:, :width]
+        for step in range(num_steps):
+            drawn, alive = self._step(rows, tables, choice)
+            tokens[places, step] = drawn
+            if not bool(alive.all()):
+                rows, tables, places = rows[alive], tables[alive], places[alive]
+                if len(rows) == 0:
+                    break
+        return tokens
+
+    def _run_static(self, entries: Sequence[DecodeEntry], num_steps: int, width: int, choice: Choice) -> Tensor:
+        """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
+        padded = batch_size(len(entries))
+        # The next power of two, so that a graph serves until the tables have doubled.
+        width = min(1 << (width - 1).bit_length(), self._state.table.shape[1])
+        rows, tokens = self._buffers_for(padded, num_steps)
+        rows.copy_(self._state.update(entries, padded))
+
+        def steps() -> None:
+            tables = self._state.table.index_select(0, rows)[:, :width]
+            for step in range(num_steps):
+                drawn, _ = self._step(rows, tables, choice)
+                tokens[:, step] = drawn
+
+        self._graphs.run((padded, num_steps, width, choice), steps)
+        is_cuda = self._state.device.type == "cuda"
+        host = torch.empty(len(entries), num_steps, dtype=torch.int64, pin_memory=is_cuda)
+        return host.copy_(tokens[: len(entries)], non_blocking=True)
+
+    def _buffers_for(self, padded: int, num_steps: int) -> tuple[Tensor, Tensor]:
+        """Where the graphs of one size find their rows, and leave their tokens."""
+        key = (padded, num_steps)
+        if key not in self._buffers:
+            device = self._state.device
+            self._buffers[key] = (
+                torch.empty(padded, dtype=torch.int64, device=device),
+                torch.empty(padded, num_steps, dtype=torch.int64, device=device),
+            )
+        return self._buffers[key]
+
+    def _step(self, rows: Tensor, tables: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """One token for each row: what was drawn, and which rows go on; `[S]` each."""
+        numbers = self._state.numbers.index_select(0, rows)
+        alive = numbers[:, Column.TOKENS_LEFT] > 0
+        positions = torch.where(alive, numbers[:, Column.POSITION], 0)
+        blocks = tables.gather(1, (positions // self._block_size)[:, None])[:, 0].long()
+        slots = torch.where(alive, blocks * self._block_size + positions % self._block_size, self._spare_slot)
+        inputs = TokenInputs(
+            token_ids=numbers[:, Column.TOKEN],
+            positions=positions,
+            lengths=torch.maximum(numbers[:, Column.ROPE_LENGTH], positions + 1),
+        )
+        logits = self._forward(inputs, DecodeLayout(positions, tables, slots)).float()
+        tokens, sound, allowed = choose(logits, numbers, choice, is_static=self._is_static)
+
+        held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)
+        stops = (tokens[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
+        goes_on = alive & sound & allowed & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
+        drawn = torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
+        drawn = torch.where(alive, drawn, NO_TOKEN)
+        numbers[:, Column.TOKEN] = torch.where(alive, tokens, numbers[:, Column.TOKEN])
+        numbers[:, Column.POSITION] += alive
+        numbers[:, Column.TOKENS_LEFT] = torch.where(goes_on, numbers[:, Column.TOKENS_LEFT] - 1, 0)
+        numbers[:, Column.TOKENS_HELD] = held
+        # Rows of padding are all the same row, and write the same.
+        self._state.numbers.index_copy_(0, rows, numbers)
+        return drawn, goes_on
+
+
+def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A token for each row of logits `[S, vocab_size]`, as `Sampler` would choose it.
+
+    `numbers` are the rows `[S, columns]` of the state. Returns `[S]` each: the tokens, whether the logits are finite
+    numbers, and whether any token is allowed. Logits are overwritten. `is_static` waits for no result on the way.
+    """
+    best = logits.amax(dim=-1)
+    sound = torch.isfinite(best)
+    allowed = torch.ones_like(sound)
+    if choice.holds:
+        stop = numbers[:, Column.STOP :]
+        places = stop.clamp(min=0)
+        is_held = (stop >= 0) & (numbers[:, Column.TOKENS_HELD] > 0)[:, None]
+        logits.scatter_(1, places, torch.where(is_held, _NEG_INF, logits.gather(1, places)))
+        allowed = logits.amax(dim=-1) > _NEG_INF
+    tokens = logits.argmax(dim=-1)
+    if choice.random:
+        temperature = real(numbers, Column.TEMPERATURE)
+        greedy = temperature == 0
+        drawn = draw(
+            logits,
+            temperature=torch.where(greedy, 1.0, temperature),
+            top_k=numbers[:, Column.TOP_K],
+            top_p=real(numbers, Column.TOP_P),
+            min_p=real(numbers, Column.MIN_P),
+            filters=choice.filters,
+            is_static=is_static,
+            seeds=numbers[:, Column.SEED],
+            positions=numbers[:, Column.POSITION] + 1,
+            indices=numbers[:, Column.INDEX],
+        )
+        tokens = torch.where(greedy, tokens, drawn)
+    return tokens, sound, allowed
+
+
+class DeviceDecoding:
+    """Tokens of a burst on their way to the host; implements `Decoding`."""
+
+    def __init__(self, state: DeviceState, seats: Sequence[int], tokens: Tensor) -> None:
+        self._state = state
+        self._seats = seats
+        self._tokens = tokens
+        self._copied: torch.cuda.Event | None = None
+        if state.device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> npt.NDArray[np.int64]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        tokens: npt.NDArray[np.int64] = self._tokens.numpy()
+        self._state.went_on(self._seats, (tokens != NO_TOKEN).sum(axis=1).tolist())
+        return tokens

@@ -1,0 +1,45 @@
+"""The harness on a tiny model: our engine beside a rival, and one that is not installed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from bench.comparison import Comparison, Entry
+from bench.contender import contenders
+from bench.machine import family
+from bench.summary import ratios, record, rows
+from bench.workload import workloads
+
+NO_CEILINGS = {"precisions": {}}
+
+
+def test_contenders_take_turns_and_make_the_same_tokens(tmp_path: Path) -> None:
+    # In this environment instead of their own.
+    names = ("engine", "transformers-padded", "vllm")
+    entries = [Entry(replace(contenders()[name], environment=None), "float32") for name in names]
+    ours, rival, absent = entries
+    workload = workloads()["tiny"]
+    with Comparison(workload, entries, tmp_path, threads=1, limit=120) as comparison:
+        comparison.prepare()
+        for number in range(2):
+            comparison.round(number)
+        found = record(comparison, NO_CEILINGS, "pytest", threads=1)
+        assert len(family(os.getpid())) > 1
+    assert family(os.getpid()) == [os.getpid()]
+
+    assert absent.failure == "ModuleNotFoundError: No module named 'vllm'"
+    assert not absent.turns
+    tokens = sum(request.max_tokens for request in workload.requests(0))
+    for entry in (ours, rival):
+        assert entry.failure is None
+        assert [turn.round for turn in entry.turns] == [0, 1]
+        assert all(turn.output_tokens == tokens and turn.measured_requests == 6 for turn in entry.turns)
+        assert all(turn.seconds > 0 and turn.peak_memory > 2**20 for turn in entry.turns)
+    # Other prompts each round, and the same for both.
+    assert ours.outputs[0] != ours.outputs[1]
+    assert ours.outputs == rival.outputs
+    assert [entry["same_tokens"] for entry in found["entries"]] == [None, 1.0, None]
+    assert {row.name for row in rows(found)} == set(names)
+    assert ratios(found, found["entries"][0], found["entries"][1]) is not None

@@ -1,0 +1,301 @@
+"""Several decode steps at once give what one at a time gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from engine.batch import NO_TOKEN, Burst, DecodeEntry, Decoding
+from engine.device_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
+from engine.errors import EngineFailed
+from engine.graphs import batch_size
+from engine.multistep import Choice, choose
+from engine.sampler import Sampler, SamplingState
+from engine.text import Text
+from tests.unit.engine.fake_runner import FakeRunner
+from tests.unit.engine.test_text import byte_level
+
+STEPS = 8
+LONG = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+
+
+def make(runner: FakeRunner, text: Text | None = None, decode_steps: int | None = STEPS) -> Engine:
+    config = EngineConfig(
+        block_size=runner.block_size, max_num_seqs=32, max_num_batched_tokens=256, decode_steps=decode_steps
+    )
+    return Engine(runner, text, config)
+
+
+def finish(engine: Engine) -> list[RequestOutput]:
+    outputs: list[RequestOutput] = []
+    while engine.has_unfinished:
+        outputs += engine.step()
+        engine.check()
+    return sorted(outputs, key=lambda output: output.request_id)
+
+
+def run(
+    decode_steps: int, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, is_static: bool = False
+) -> tuple[list[RequestOutput], Engine, FakeRunner]:
+    text = Text(byte_level())
+    runner = FakeRunner(
+        vocab_size=len(text.tokenizer), eos_token_ids=frozenset({1}), num_blocks=500, is_static=is_static
+    )
+    engine = make(runner, text, decode_steps)
+    for number, (prompt, its_params) in enumerate(zip(prompts, params, strict=True)):
+        engine.add(f"r{number:02}", prompt, its_params)
+    return finish(engine), engine, runner
+
+
+def said(prompt: Sequence[int], first: int, last: int) -> str:
+    """What the model says greedily with its output's tokens `first .. last`."""
+    text = Text(byte_level())
+    runner = FakeRunner(vocab_size=len(text.tokenizer))
+    return text.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
+
+
+PROMPTS = [[5, 6, 7, 8, 9, 10 + n] for n in range(28)]
+VARIETY = [
+    LONG,
+    SamplingParams(temperature=0, max_tokens=7),
+    SamplingParams(seed=1, max_tokens=20, ignore_eos=True),
+    SamplingParams(seed=2, max_tokens=21, temperature=0.7, top_k=5),
+    SamplingParams(seed=3, max_tokens=22, temperature=1.3, top_p=0.7, ignore_eos=True),
+    SamplingParams(seed=4, max_tokens=23, min_p=0.1, top_p=0.9, top_k=40, ignore_eos=True),
+    SamplingParams(seed=5, max_tokens=24, n=3, stop_token_ids=list(range(0, 300, 40))),
+    SamplingParams(seed=6, max_tokens=25, min_tokens=12, stop_token_ids=list(range(0, 300, 50)), ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=26, ignore_eos=True, stop=[said(PROMPTS[8], 9, 11)]),
+    SamplingParams(temperature=0, max_tokens=27, ignore_eos=True, logprobs=2),
+    SamplingParams(seed=7, max_tokens=28, presence_penalty=1.0, repetition_penalty=1.2),
+    SamplingParams(seed=8, max_tokens=29, allowed_token_ids=list(range(40)), logit_bias={3: 2.0}),
+    *(SamplingParams(seed=seed, max_tokens=30 + seed, ignore_eos=True) for seed in range(16)),
+]
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_outputs_are_those_of_single_steps(is_static: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Tokens, reasons, texts, log-probabilities; and afterwards the same blocks are cached."""
+    single, engine, runner = run(1, PROMPTS, VARIETY)
+    assert runner.bursts == []
+    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static)
+    assert several == single
+    assert {burst.num_steps for burst in bursting.bursts} >= {2, 4}
+    assert caplog.text == ""  # no burst failed
+    assert single[8].stop_reason is not None
+    assert "stop" in {output.finish_reason for output in single[6:8]}
+    assert other.scheduler.blocks.num_cached == engine.scheduler.blocks.num_cached
+    assert other.stats().computed_tokens == engine.stats().computed_tokens
+    assert len(bursting.batches) + len(bursting.bursts) < len(runner.batches)
+    for prompt, output in zip(PROMPTS, single, strict=True):
+        # What was hashed is found again: the output's full blocks, and not a token more.
+        whole = [*prompt, *output.token_ids]
+        for made in (engine, other):
+            hits = made.scheduler.blocks.lookup(whole, b"", len(whole))
+            assert len(hits) == (len(whole) - 1) // runner.block_size
+
+
+def test_nothing_is_hashed_past_a_stop_string() -> None:
+    """The device went on to the end of its burst; those tokens are nobody's."""
+    prompt = PROMPTS[0]
+    stop = said(prompt, 4, 6)
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=stop)
+    (output,), engine, runner = run(STEPS, [prompt], [params])
+    (burst,) = runner.bursts
+    assert 1 + burst.num_steps > len(output.token_ids)
+    whole = [*prompt, *runner.greedy(prompt, 30, ignore_eos=True)]
+    accepted = len(prompt) + len(output.token_ids) - 1
+    assert len(engine.scheduler.blocks.lookup(whole, b"", len(whole))) == accepted // runner.block_size
+
+
+def test_not_a_number_fails_one_request_and_keeps_its_tokens() -> None:
+    runner = FakeRunner()
+    tokens = runner.greedy([3], 30, ignore_eos=True)
+    runner.nan_on = tokens[4]
+    engine = make(runner)
+    engine.add("bad", [3], LONG)
+    engine.add("good", [4], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+    bad, good = finish(engine)
+    assert runner.bursts
+    assert (bad.error, bad.token_ids) == ("the model's logits are not finite numbers", tokens[:5])
+    assert good.error is None
+
+
+def test_no_token_allowed_fails_one_request() -> None:
+    runner = FakeRunner(vocab_size=4, eos_token_ids=frozenset())
+    params = SamplingParams(temperature=0, max_tokens=30, min_tokens=20, stop_token_ids=[0, 1, 2, 3])
+    single, several = (make(FakeRunner(vocab_size=4), decode_steps=k).generate([[1]], params)[0] for k in (1, STEPS))
+    assert single.error == several.error == "no token is allowed here by the request's parameters"
+    assert single.token_ids == several.token_ids
+    assert runner.bursts == []
+
+
+class TestGroups:
+    def test_who_needs_the_host_decodes_beside_the_others(self) -> None:
+        """Penalties, log-probabilities and many stop tokens go one by one, in the same steps."""
+        runner = FakeRunner(num_blocks=300, eos_token_ids=frozenset())
+        engine = make(runner)
+        for number in range(12):
+            engine.add(f"r{number}", [number + 1], LONG)
+        alone = SamplingParams(max_tokens=30, ignore_eos=True, stop_token_ids=tuple(range(40, 41 + MAX_STOP_TOKENS)))
+        engine.add("alone", [1], alone)
+        engine.step()
+        before = len(runner.batches)
+        engine.step()
+        assert len(runner.bursts[-1].entries) == 12
+        assert [len(batch.entries) for batch in runner.batches[before:]] == [1]
+        outputs = finish(engine)
+        assert all(output.error is None for output in outputs)
+
+    def test_half_a_batch_that_needs_the_host_keeps_all_of_it_in_step(self) -> None:
+        runner = FakeRunner(num_blocks=300)
+        engine = make(runner)
+        for number in range(4):
+            engine.add(f"r{number}", [number + 1], LONG)
+            engine.add(f"p{number}", [number + 1], SamplingParams(max_tokens=30, ignore_eos=True, presence_penalty=1))
+        finish(engine)
+        assert runner.bursts == []
+
+
+class TestFailures:
+    def test_a_burst_that_raises_is_done_one_by_one(self, caplog: pytest.LogCaptureFixture) -> None:
+        runner = FakeRunner()
+        good = runner.greedy([3], 30, ignore_eos=True)
+        bad = runner.greedy([4], 30, ignore_eos=True)
+        only_bad = next(token for token in bad[3:] if token not in good)
+        runner.raises_on = only_bad
+        engine = make(runner)
+        engine.add("bad", [4], LONG)
+        engine.add("good", [3], LONG)
+        outputs = finish(engine)
+        assert "fake kernel failure" in (outputs[0].error or "")
+        assert outputs[0].token_ids == bad[: bad.index(only_bad) + 1]
+        assert outputs[1].token_ids == good
+        assert "tried one by one: fake kernel failure" in caplog.text
+
+    def test_a_device_error_ends_the_engine(self) -> None:
+        class Lost:
+            def read(self) -> np.ndarray:
+                raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        def at_once(burst: Burst) -> Decoding:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        for decode in (at_once, lambda burst: Lost()):
+            engine = make(FakeRunner())
+            engine.runner.decode = decode  # type: ignore[method-assign,assignment]
+            engine.add("r", [1], LONG)
+            engine.step()
+            with pytest.raises(EngineFailed, match="illegal memory access"):
+                engine.step()
+
+
+def test_choices_are_those_of_the_sampler() -> None:
+    """The same logits, parameters and draws, once through the sampler and once from the device's rows."""
+    generator = torch.Generator().manual_seed(3)
+    vocab_size = 700
+    params = [
+        SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            min_tokens=min_tokens,
+            stop_token_ids=[0, 5, 9],
+            max_tokens=50,
+        )
+        for temperature in (0.0, 0.6, 1.0)
+        for top_k in (0, 1, 17)
+        for top_p in (1.0, 0.9, 0.3)
+        for min_p in (0.0, 0.05)
+        for min_tokens in (0, 40)
+    ]
+    states = [
+        SamplingState(p, seed=2**64 - 1 - n, index=n % 3, position=10 + n, num_output=5, held_back=[0, 5, 9])
+        for n, p in enumerate(params)
+    ]
+    entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
+    device_state = DeviceState(len(states), 4, vocab_size, torch.device("cpu"))
+    rows = device_state.update(entries, len(entries))
+    for _ in range(4):
+        logits = torch.randn(len(states), vocab_size, generator=generator) * 4
+        logits[:, 5] += 8  # what must not stop would often be chosen
+        sampled = Sampler(vocab_size).sample(logits.clone(), states)
+        expected = [one.token_id for one in sampled]
+        assert len(set(expected)) > 20
+        for is_static in (False, True):
+            tokens, sound, allowed = choose(
+                logits.clone(), device_state.numbers[rows], Choice.of(entries, vocab_size), is_static=is_static
+            )
+            assert tokens.tolist() == expected
+            assert bool((sound & allowed).all())
+
+
+class TestDeviceState:
+    def entry(self, position: int, blocks: Sequence[int], *, seat: int = 0, admission: int = 1) -> DecodeEntry:
+        sampling = SamplingState(SamplingParams(), seed=1, index=0, position=position + 1)
+        return DecodeEntry(seat, admission, 7, position, 30, blocks, 0, sampling)
+
+    def test_only_what_changed_is_sent(self) -> None:
+        state = DeviceState(4, 8, 50, torch.device("cpu"))
+        sent: list[int] = []
+        to_device = state._to_device
+
+        def spy(packed: np.ndarray) -> torch.Tensor:
+            sent.append(len(packed))
+            return to_device(packed)
+
+        state._to_device = spy  # type: ignore[method-assign]
+        whole_row = 1 + NUM_COLUMNS
+        state.update([self.entry(5, [3, 4])], 1)
+        assert sent.pop() == 1 + whole_row + 2 * 2
+        state.went_on([0], [4])
+        state.update([self.entry(9, [3, 4, 6])], 1)  # as the device left it, and one more block
+        assert sent.pop() == 1 + 2
+        state.update([self.entry(9, [3, 4, 6])], 1)
+        assert sent.pop() == 1
+        state.update([self.entry(12, [3, 4, 6])], 1)  # it went on elsewhere
+        assert sent.pop() == 1 + whole_row
+        state.update([self.entry(12, [1], admission=2)], 1)  # somebody else's seat now
+        assert sent.pop() == 1 + whole_row + 2
+        assert state.table[0, :3].tolist() == [1, 4, 6]
+        state.distrust([0])
+        state.update([self.entry(12, [1], admission=2)], 4)
+        assert sent.pop() == 4 + whole_row + 2
+
+    def test_what_is_left_of_a_batch_is_filled_with_rows_that_have_ended(self) -> None:
+        state = DeviceState(4, 8, 50, torch.device("cpu"))
+        rows = state.update([self.entry(5, [3, 4], seat=2)], 4)
+        assert rows.tolist() == [2, state.pad, state.pad, state.pad]
+
+
+def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
+    """Three sequences in a batch of four, of which two end early: what they may not touch stays as it was."""
+    runner = FakeRunner(num_blocks=12, is_static=True, eos_token_ids=frozenset())
+    marked = 41
+    for block in range(12):
+        runner._cache[block] = [marked] * runner.block_size
+    sampling = SamplingState(SamplingParams(temperature=0), seed=1, index=0, position=2)
+    entries = [
+        DecodeEntry(seat, seat, 5, 1, tokens, [3 * seat, 3 * seat + 1, 3 * seat + 2], 0, sampling)
+        for seat, tokens in enumerate((8, 2, 1))
+    ]
+    drawn = runner.decode(Burst(entries, 8)).read()
+    assert (drawn != NO_TOKEN).sum(axis=1).tolist() == [8, 2, 1]
+    written = [
+        sum(slot != marked for block in range(3 * s, 3 * s + 3) for slot in runner._cache[block]) for s in range(3)
+    ]
+    assert written == [8, 2, 1]
+    assert all(slot == marked for block in range(9, 12) for slot in runner._cache[block])
+    assert runner._cache[12][0] != -1
+
+
+def test_graph_sizes_reach_far_with_little_padding() -> None:
+    sizes = {batch_size(count) for count in range(1, 4097)}
+    assert len(sizes) < 70
+    assert all(batch_size(count) >= count for count in range(1, 4097))
+    assert all(batch_size(count) < 1.25 * count for count in range(33, 4097))
+    assert batch_size(2048) == 2048

@@ -1,0 +1,57 @@
+"""The engine's owner, without Postgres: what becomes of one bad request among others."""
+
+from __future__ import annotations
+
+import threading
+from uuid import UUID
+
+import orjson
+
+from engine import Engine, EngineConfig, SamplingParams
+from jobs.queries.claiming import ClaimedRequest
+from jobs.queries.settling import Outcome
+from jobs.states import RequestState
+from tests.processes import await_condition
+from tests.unit.engine.fake_runner import FakeRunner
+from worker.engine_owner import EngineOwner, Listeners
+
+
+class Engine13(Engine):
+    """An engine with a slip: it cannot take in a prompt of 13 tokens."""
+
+    def _check(self, request_id: str, prompt: object, params: SamplingParams) -> int:
+        assert isinstance(prompt, list)
+        if len(prompt) == 13:
+            raise ZeroDivisionError("thirteen")
+        return super()._check(request_id, prompt, params)
+
+
+def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
+    body = orjson.dumps({"prompt": prompt, "max_tokens": 4})
+    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), 0, body)
+
+
+def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
+    outcomes: dict[int, Outcome] = {}
+    broken: list[BaseException] = []
+    loaded = threading.Event()
+    listeners = Listeners(
+        loaded=lambda model: loaded.set(),
+        outcome=lambda outcome: outcomes.update({outcome.line: outcome}),
+        room=lambda: None,
+        broken=lambda error, *, is_understood: broken.append(error),
+    )
+    owner = EngineOwner(
+        lambda: Engine13(FakeRunner(), None, EngineConfig(block_size=4)), listeners, model="m", share_prefixes=False
+    )
+    owner.start()
+    assert loaded.wait(60)
+    owner.submit([claimed(1, [1, 2]), claimed(2, [1] * 13), claimed(3, [3, 4])])
+    await_condition(lambda: len(outcomes) == 3, "three outcomes")
+    owner.close()
+    assert broken == []
+    states = {line: outcome.state for line, outcome in outcomes.items()}
+    assert states == {1: RequestState.COMPLETED, 2: RequestState.FAILED, 3: RequestState.COMPLETED}
+    assert orjson.loads(outcomes[2].body)["response"]["body"]["error"]["message"].endswith(
+        "could not be queued: thirteen"
+    )
