@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 512  # rows of a chunk of prompts
-COLD_BYTES = 128 << 20  # of weights to go through before the first ones come again
+COLD_BYTES = 128 << 20  # of weights to go through before the first ones come again, if it takes no more than
+MOST_COPIES = 64
 STREAM_BYTES = 512 << 20
 SECONDS = 0.1  # for each of the runs of which the fastest counts
 RUNS = 3
@@ -129,7 +130,7 @@ def _int8_ways(rows: int, shape: Shape) -> Iterator[Callable[[], Any]]:
 
 
 def _copies(shape: Shape, item_bytes: int) -> int:
-    return max(1, -(-COLD_BYTES // (shape[0] * shape[1] * item_bytes)))
+    return min(MOST_COPIES, -(-COLD_BYTES // (shape[0] * shape[1] * item_bytes)))
 
 
 def _in_turn(weights: Sequence[Any], product: Callable[[Any], Tensor]) -> Callable[[], Tensor]:

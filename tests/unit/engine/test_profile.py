@@ -1,0 +1,101 @@
+"""The profile's parts make up the whole, count what was computed, and leave no trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config
+
+from engine import Engine, EngineConfig, SamplingParams
+from engine.attention import StepLayout
+from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT, _positions, profiled
+from engine.runner import ModelRunner
+from tests.unit.engine.fake_runner import FakeRunner
+
+HIDDEN, LAYERS, VOCABULARY = 32, 2, 64
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
+NEW_TOKENS = 4
+
+
+@pytest.fixture
+def engine(tmp_path: object) -> Engine:
+    GPT2Config(
+        n_embd=HIDDEN, n_layer=LAYERS, n_head=4, vocab_size=VOCABULARY, n_positions=64, bos_token_id=0, eos_token_id=0
+    ).save_pretrained(tmp_path)
+    return Engine.from_pretrained(
+        str(tmp_path), EngineConfig(device="cpu", dtype="float32", random_weights=True, enable_prefix_caching=False)
+    )
+
+
+def _generate(engine: Engine) -> list[list[int]]:
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    return [list(output.token_ids) for output in engine.generate(PROMPTS, params)]
+
+
+def test_parts_make_up_the_steps(engine: Engine) -> None:
+    with profiled(engine) as profile:
+        _generate(engine)
+    steps = engine.stats().steps
+    assert profile.steps == steps == profile.parts[SCHEDULER].calls == profile.parts[MODEL].calls
+    for part in (LOOP, SCHEDULER, MODEL, LINEARS, ATTENTION, SAMPLING):
+        assert profile.parts[part].seconds > 0
+    assert profile.parts[TEXT].calls == 0  # this model has no tokenizer
+    # Query-key-value, out, up and down, and the head.
+    assert profile.parts[LINEARS].calls == steps * (4 * LAYERS + 1)
+    assert profile.parts[ATTENTION].calls == steps * (LAYERS + 1)
+
+
+def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("engine.profile.perf_counter", lambda: float(next(clock)))
+    with profiled(engine) as profile:
+        _generate(engine)
+    # Each reading of the clock is a second after the last. A part is one at its beginning and one at its end, and
+    # nothing is open between the steps.
+    calls = sum(part.calls for part in profile.parts.values())
+    assert profile.seconds == 2 * calls - profile.steps
+
+
+def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
+    with profiled(engine) as profile:
+        _generate(engine)
+    tokens = sum(len(prompt) + NEW_TOKENS - 1 for prompt in PROMPTS)
+    outputs = len(PROMPTS) * NEW_TOKENS
+    assert profile.parts[LINEARS].flops == 2 * (12 * HIDDEN**2 * LAYERS * tokens + HIDDEN * VOCABULARY * outputs)
+    looks = sum(position + 1 for prompt in PROMPTS for position in range(len(prompt) + NEW_TOKENS - 1))
+    assert profile.parts[ATTENTION].flops == LAYERS * 4 * HIDDEN * looks
+    weights = 4 * profile.steps * (12 * HIDDEN**2 * LAYERS + HIDDEN * VOCABULARY)
+    assert profile.parts[LINEARS].bytes > weights
+
+
+def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
+    expected = _generate(engine)
+    runner = engine.runner
+    assert isinstance(runner, ModelRunner)
+    owners = [engine, engine.scheduler, engine.sampler, runner, runner.backend, *runner.model.modules()]
+    before = [set(vars(owner)) for owner in owners]
+    with profiled(engine):
+        assert _generate(engine) == expected
+    assert [set(vars(owner)) for owner in owners] == before
+    assert _generate(engine) == expected
+
+
+def test_needs_a_model() -> None:
+    engine = Engine(FakeRunner(), None, EngineConfig())
+    with pytest.raises(TypeError, match="runs a model"), profiled(engine):
+        pass
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
+def test_positions_are_those_that_tokens_look_at(window: int | None) -> None:
+    starts, lengths = [0, 5, 2, 9], [4, 1, 7, 3]
+    layout = StepLayout(np.array(starts), np.array(lengths), np.zeros((4, 1), np.int64), torch.zeros(0))
+    looks = seen = 0
+    for start, length in zip(starts, lengths, strict=True):
+        spans = [
+            range(max(0, position - (window or 10**9) + 1), position + 1) for position in range(start, start + length)
+        ]
+        looks += sum(len(span) for span in spans)
+        seen += len({position for span in spans for position in span})
+    assert _positions(layout, window) == (looks, seen)
