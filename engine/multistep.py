@@ -22,9 +22,9 @@ from torch import Tensor
 from engine.attention import DecodeLayout
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry
 from engine.device_state import Column, DeviceState, real
+from engine.drawing import Filters, draw
 from engine.graphs import Graphs, batch_size
 from engine.models.decoder import TokenInputs
-from engine.sampler import Filters, draw
 
 Forward = Callable[[TokenInputs, DecodeLayout], Tensor]
 """One step of the model over its cache: logits `[S, vocab_size]`."""

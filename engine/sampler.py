@@ -1,10 +1,9 @@
 """From logits to tokens, for a whole batch at once.
 
     logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────────────────────── greedy rows
-                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ softmax ─ draw ─ random rows
+                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ draw (drawing.py) ── random rows
 
 Each row is computed from its own logits, parameters and Philox draw alone: what else is in the batch changes nothing.
-A draw inverts the cumulative distribution in order of token id, with one uniform number a row.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 
 from engine.constraint import Constraint
+from engine.drawing import Filters, draw
 from engine.outputs import TokenLogprobs
-from engine.philox import uniform
 from engine.sampling_params import SamplingParams
 from engine.token_counts import TokenCounts
 
@@ -25,12 +24,6 @@ NO_NUMBERS = "the model's logits are not finite numbers"
 NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
 
 _NEG_INF = float("-inf")
-
-# Elements of the float64 cumulative distribution that may be alive at once (512 MiB).
-_MAX_ELEMENTS = 2**26
-
-# A nucleus is nearly always inside the most likely tokens; only where it is not is a whole row sorted.
-_NUCLEUS_CANDIDATES = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -229,108 +222,6 @@ class Sampler:
             positions=torch.tensor(positions, device=logits.device),
             indices=settings.indices,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """Which filters any row uses, known without asking the device."""
-
-    top_k: int
-    """The largest k of any row; 0: none filters."""
-
-    top_p: bool
-    min_p: bool
-
-
-def draw(
-    logits: torch.Tensor,
-    *,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    filters: Filters,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    indices: torch.Tensor,
-    is_static: bool = False,
-) -> torch.Tensor:
-    """A token from each row's filtered distribution, int64 `[rows]`; logits `[rows, vocab_size]` are overwritten.
-
-    Everything else is `[rows]`, on the logits' device: the filters' parameters as in `filter_logits`, and what the
-    draw's random number depends on. `is_static` never looks at a result on the host, and may do more work for it.
-    """
-    draws = uniform(seeds, positions, indices)
-    logits.div_(temperature[:, None])
-    tokens = []
-    size = max(1, _MAX_ELEMENTS // logits.shape[-1])
-    for start in range(0, len(logits), size):
-        part = slice(start, start + size)
-        kept = filter_logits(logits[part], top_k[part], top_p[part], min_p[part], filters, is_static=is_static)
-        tokens.append(_invert(torch.softmax(kept, dim=-1), draws[part]))
-    return torch.cat(tokens)
-
-
-def filter_logits(
-    logits: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    filters: Filters,
-    *,
-    is_static: bool = False,
-) -> torch.Tensor:
-    """Set what top-k, then top-p, then min-p remove to -inf, in place.
-
-    Logits are float `[rows, vocab_size]`; the parameters are `[rows]`, with k = vocab_size, p = 1 and min_p = 0 for
-    rows that do not filter. Tokens that tie with the last one kept are kept too.
-    """
-    if filters.top_k:
-        width = min(filters.top_k, logits.shape[-1])
-        best = logits.topk(width, dim=-1).values
-        least = best.gather(-1, (top_k.clamp(max=width) - 1)[:, None])
-        least = torch.where(top_k[:, None] < logits.shape[-1], least, _NEG_INF)
-        logits.masked_fill_(logits < least, _NEG_INF)
-    if filters.top_p:
-        logits.masked_fill_(logits < _nucleus_threshold(logits, top_p, is_static=is_static)[:, None], _NEG_INF)
-    if filters.min_p:
-        least = logits.amax(dim=-1, keepdim=True) + min_p[:, None].log()
-        logits.masked_fill_(logits < least, _NEG_INF)
-    return logits
-
-
-def _nucleus_threshold(logits: torch.Tensor, top_p: torch.Tensor, *, is_static: bool) -> torch.Tensor:
-    """The least logit in each row's nucleus, `[rows]`: a token is in when those before it hold less than top_p."""
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    width = logits.shape[-1] if is_static else min(_NUCLEUS_CANDIDATES, logits.shape[-1])
-    best = logits.topk(width, dim=-1).values
-    threshold, covered = _cut(best, total, top_p)
-    # p = 1 keeps everything, and needs no sort to find that out.
-    covered |= top_p >= 1.0
-    threshold = torch.where(top_p < 1.0, threshold, _NEG_INF)
-    if width < logits.shape[-1] and not bool(covered.all()):
-        rows = (~covered).nonzero().squeeze(-1)
-        whole = logits[rows].sort(dim=-1, descending=True).values
-        threshold[rows] = _cut(whole, total[rows], top_p[rows])[0]
-    return threshold
-
-
-def _cut(best: torch.Tensor, total: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The threshold within descending logits `[rows, width]`, and whether the nucleus ends within them."""
-    probs = (best - total).exp()
-    reached = probs.cumsum(dim=-1)
-    inside = (reached - probs) < top_p[:, None]
-    inside[:, 0] = True
-    last = inside.sum(dim=-1, keepdim=True) - 1
-    return best.gather(-1, last).squeeze(-1), reached[:, -1] >= top_p
-
-
-def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The token at which the cumulative distribution passes each draw; int64 `[rows]`."""
-    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
-    targets = draws[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
-    return found.clamp_(max=probs.shape[-1] - 1)  # passed only by rows that are not sound
 
 
 @dataclass(frozen=True, slots=True)

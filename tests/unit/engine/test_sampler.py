@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from transformers.generation import logits_process as hf
 
 from engine import SamplingParams
-from engine.sampler import Filters, Sampler, SamplingState, filter_logits
+from engine.drawing import Filters, draw, filter_logits
+from engine.philox import uniform
+from engine.sampler import Sampler, SamplingState
 from engine.token_counts import TokenCounts
 
 VOCAB = 1003
@@ -307,7 +310,7 @@ class TestDraws:
         logits = fixed_logits(10)
         states = [state(SamplingParams(seed=n, top_p=0.9)) for n in range(10)]
         whole = Sampler(VOCAB).sample(logits.clone(), states)
-        monkeypatch.setattr("engine.sampler._MAX_ELEMENTS", 3 * VOCAB)
+        monkeypatch.setattr("engine.drawing._MAX_SORTED", 3 * VOCAB)
         assert Sampler(VOCAB).sample(logits.clone(), states) == whole
 
 
@@ -338,3 +341,53 @@ class TestLogprobs:
             assert scored[row].token_id == token
             assert scored[row].logprob == pytest.approx(expected[row, token].item())
             assert [t for t, _ in scored[row].top] == expected[row].topk(2).indices.tolist()
+
+
+class TestDrawing:
+    """The quick ways to a token, against the definition: `filter_logits`, then the distribution summed in order."""
+
+    VOCAB = 6007  # above every number of candidates, and not a multiple of a block
+
+    @pytest.mark.parametrize("scale", [0.3, 2.0, 6.0], ids=["flat", "natural", "sharp"])
+    @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+    def test_every_way_leads_to_the_same_token(self, scale: float, ties: bool) -> None:
+        rng = random.Random(7)
+        rows = 400
+        logits = fixed_logits(rows, self.VOCAB, seed=3, scale=scale)
+        if ties:  # some hundred values, so that what is kept ends among equals
+            logits = (logits * 20).round() / 20
+        top_k = torch.tensor([rng.choice([1, 7, 63, 64, 65, 511, 2000, self.VOCAB, self.VOCAB]) for _ in range(rows)])
+        top_p = torch.tensor([rng.choice([0.05, 0.5, 0.9, 0.99, 1.0, 1.0]) for _ in range(rows)])
+        min_p = torch.tensor([rng.choice([0.0, 0.0, 0.01, 0.3]) for _ in range(rows)])
+        filters = Filters(top_k=2000, top_p=True, min_p=True)
+        where = {"seeds": torch.arange(rows), "positions": torch.full((rows,), 9), "indices": torch.zeros(rows).long()}
+
+        def drawn(**options: bool) -> torch.Tensor:
+            parameters = {"temperature": torch.ones(rows), "top_k": top_k, "top_p": top_p, "min_p": min_p}
+            return draw(logits.clone(), filters=filters, **parameters, **where, **options)  # type: ignore[arg-type]
+
+        kept = torch.softmax(filter_logits(logits.clone(), top_k, top_p, min_p, filters).double(), dim=-1)
+        draws = uniform(**where)[:, None]
+        expected = torch.searchsorted(kept.cumsum(-1), draws, right=True).squeeze(-1)
+        assert torch.equal(drawn(), expected)
+        assert torch.equal(drawn(is_static=True), expected)
+
+    def test_only_rows_that_need_it_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sorted_rows: list[int] = []
+        monkeypatch.setattr(
+            "engine.drawing.filter_logits",
+            lambda logits, *rest: sorted_rows.append(len(logits)) or filter_logits(logits, *rest),
+        )
+        logits = fixed_logits(8, self.VOCAB, scale=6.0)
+        logits[5] = 0.0  # everything is as likely as everything
+        Sampler(self.VOCAB).sample(logits, [state(SamplingParams(seed=n, top_p=0.9)) for n in range(8)])
+        assert sorted_rows == [1]
+
+    def test_a_draw_at_the_edge_falls_on_a_token_that_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The least and the greatest uniform number, with nothing kept at either end of the vocabulary."""
+        logits = torch.full((2, 600), -100.0)
+        logits[:, 270:290] = 0.0
+        monkeypatch.setattr("engine.drawing.uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64))
+        for params in (SamplingParams(min_p=0.5), SamplingParams(top_k=20)):
+            sampled = Sampler(600).sample(logits.clone(), [state(params), state(params)])
+            assert [row.token_id for row in sampled] == [270, 289]
