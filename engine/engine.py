@@ -274,6 +274,8 @@ class Engine:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
             logger.warning("%d steps at once failed, and are tried one by one: %s", step.num_steps, error)
+            if isinstance(error, torch.OutOfMemoryError):
+                self.scheduler.pressure.relieve(len(step.burst))
         step.scheduled += step.burst
         step.burst, step.num_steps = [], 1
         return None
@@ -326,7 +328,12 @@ class Engine:
         """Take a step's results in; returns how many tokens were generated."""
         if step.failed and not step.results:
             self._probe(*step.failed[0])
-        for share in step.tainted:
+        if step.too_many is not None:
+            logger.warning("the memory does not suffice for a step of %d tokens: steps become smaller", step.too_many)
+            self.scheduler.pressure.relieve(step.too_many)
+        else:
+            self.scheduler.pressure.ease()
+        for share in [*step.tainted, *step.postponed]:
             self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
             self.scheduler.preempt(share.sequence)
         for share, error in step.failed:

@@ -1,7 +1,8 @@
 """Finding the request at fault when a step raises, so that its neighbours go on.
 
 A step changes nothing but the KV cache until it is settled, and writing the same keys and values twice is harmless. So
-a step that raises is run again in halves, down to the single request that raises alone.
+a step that raises is run again in halves, down to the single request that raises alone. Where only memory was short,
+that is no request's fault as long as its share can be made smaller.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import torch
 
 from engine.errors import EngineFailed
 from engine.scheduled import Scheduled
@@ -26,6 +29,12 @@ class Isolated(Generic[Result]):
 
     tainted: list[Scheduled] = field(default_factory=list)
     """Those that attend to blocks which a failed one should have filled, directly or through another."""
+
+    postponed: list[Scheduled] = field(default_factory=list)
+    """Those that found no memory by themselves, and would need less with fewer tokens."""
+
+    too_many: int | None = None
+    """The fewest tokens for which memory did not suffice."""
 
 
 def isolate(
@@ -58,6 +67,13 @@ def isolate(
             failure = error.with_traceback(None)
         else:
             continue
+        if isinstance(failure, torch.OutOfMemoryError):
+            num_tokens = sum(share.end - share.start for share in part)
+            outcome.too_many = min(num_tokens, outcome.too_many or num_tokens)
+            if len(part) == 1 and num_tokens > 1:
+                outcome.postponed.append(part[0])
+                unfilled.update(filled_blocks(part[0], block_size))
+                continue
         if len(part) == 1:
             outcome.failed.append((part[0], failure))
             unfilled.update(filled_blocks(part[0], block_size))

@@ -156,7 +156,8 @@ class MultiStepDecoder:
             positions=positions,
             lengths=torch.maximum(numbers[:, Column.ROPE_LENGTH], positions + 1),
         )
-        logits = self._forward(inputs, DecodeLayout(positions, tables, slots)).float()
+        lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
+        logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots)).float()
         tokens, sound, allowed = choose(logits, numbers, choice, is_static=self._is_static)
 
         held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)

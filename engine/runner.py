@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from engine.batch import Batch, BatchEntry, Burst, Decoding
 from engine.config import EngineConfig
 from engine.device_state import DeviceState
 from engine.errors import ModelError
-from engine.graphs import CudaGraphs, EagerGraphs, Graphs
+from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
 from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.kv_cache import KVCache, choose_num_blocks
 from engine.linears import prepare_linears
@@ -79,26 +80,40 @@ class ModelRunner:
 
     def run(self, batch: Batch) -> Tensor:
         """See `Runner.run`."""
-        return self._run(batch, self.cache)
+        with self._tidying():
+            return self._run(batch, self.cache)
 
     def decode(self, burst: Burst) -> Decoding:
         """See `Runner.decode`."""
-        return self._decoder.decode(burst)
+        with self._tidying():
+            return self._decoder.decode(burst)
+
+    @contextmanager
+    def _tidying(self) -> Iterator[None]:
+        """When memory runs out, give back what torch keeps in pieces, so that less is tried with all there is."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise
 
     def _make_decoder(self, config: EngineConfig) -> MultiStepDecoder:
-        seats = min(config.max_num_seqs, config.max_num_batched_tokens)
         max_blocks = min(-(-self.max_model_len // config.block_size), self.cache.num_blocks)
         return MultiStepDecoder(
             self._forward,
-            DeviceState(seats, max_blocks, self.vocab_size, self.device),
-            self._graphs(),
+            DeviceState(_seats(config), max_blocks, self.vocab_size, self.device),
+            self._graphs(config),
             block_size=config.block_size,
             spare_block=self.cache.spare_block,
             is_static=self.device.type == "cuda",
         )
 
-    def _graphs(self) -> Graphs:
+    def _graphs(self, config: EngineConfig) -> Graphs:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
+            self.backend.reserve(
+                self.model.attention_layers, kv_dtype=self.dtype, max_sequences=batch_size(_seats(config))
+            )
             return CudaGraphs(self.device, _GRAPH_BYTES)
         return EagerGraphs()
 
@@ -196,6 +211,11 @@ def _logit_rows(entries: Sequence[BatchEntry]) -> npt.NDArray[np.int64]:
     offsets = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
     rows: npt.NDArray[np.int64] = np.repeat(ends - wanted, wanted) + offsets
     return rows
+
+
+def _seats(config: EngineConfig) -> int:
+    """Sequences that may be in the batch: each takes a token of a step."""
+    return min(config.max_num_seqs, config.max_num_batched_tokens)
 
 
 def _max_model_len(model: Decoder, config: EngineConfig) -> int:

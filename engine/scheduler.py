@@ -22,6 +22,7 @@ import numpy as np
 from engine.admission import Forecast, RequestSizes
 from engine.block_manager import BlockManager, Hit
 from engine.lookahead import Lookahead
+from engine.pressure import Pressure
 from engine.scheduled import Scheduled
 from engine.sequence import Sequence, Status
 from engine.waiting import WaitingQueue
@@ -62,10 +63,14 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_prompt_tokens = 0
-        # A decoding sequence takes a token of the budget each step: more of them than tokens would only starve.
-        self._seats = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.pressure = Pressure(limits.max_num_batched_tokens)
         self._free_seats = list(reversed(range(self._seats)))
         self._admissions = itertools.count()
+
+    @property
+    def _seats(self) -> int:
+        """How many sequences may run: each takes a token of every step, and more of them would only starve."""
+        return min(self.limits.max_num_seqs, self.pressure.tokens)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.push(sequence)
@@ -73,8 +78,10 @@ class Scheduler:
     def schedule(self) -> Step:
         """Decide the next step, give its tokens blocks, and index those that it fills."""
         step = Step()
+        while len(self.running) > self._seats:  # there were more, until memory was short
+            self.preempt(self.running[-1], step)
         budget = _Budget(
-            self.limits.max_num_batched_tokens,
+            self.pressure.tokens,
             self.limits.max_prompt_logits,
             decodes=sum(sequence.num_pending == 1 for sequence in self.running),
         )
@@ -196,7 +203,7 @@ class Scheduler:
         What would fit into the batch now, by the forecast, and a quarter more, so that seats which come free
         meanwhile are filled at once; less what waits already.
         """
-        free_seats = self._seats - len(self.running)
+        free_seats = max(0, self._seats - len(self.running))
         if len(self.waiting) >= self._ahead(free_seats):
             return 0
         typical = self.blocks.blocks_for(int(self.sizes.typical_prompt + self.sizes.typical_output) + 1)
@@ -212,10 +219,8 @@ class Scheduler:
         """Audit queue, batch and blocks between steps; raises AssertionError."""
         self.waiting.check()
         self.blocks.check(sequence.table for sequence in self.running)
-        if len(self.running) > self._seats:
-            raise AssertionError(f"{len(self.running)} sequences run on {self._seats} seats")
         seats = [sequence.seat for sequence in self.running]
-        if sorted(seats + self._free_seats) != list(range(self._seats)):
+        if sorted(seats + self._free_seats) != list(range(len(seats) + len(self._free_seats))):
             raise AssertionError("a seat is held twice, or by nobody")
         keys = [sequence.key for sequence in self.running]
         if keys != sorted(set(keys)):

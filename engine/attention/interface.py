@@ -9,11 +9,13 @@ of the model call in turn. It is passed down through the model, so that two engi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
@@ -64,6 +66,9 @@ class DecodeLayout:
     positions: Tensor
     """`[S]` int64: where each token stands. A row that is only padding stands at 0."""
 
+    lengths: Tensor
+    """`[S]` int32: how many tokens each attends to, itself among them; 0 for padding, whose result nobody reads."""
+
     block_tables: Tensor
     """`[S, blocks]` int32, padded with zeros."""
 
@@ -103,5 +108,8 @@ class AttentionBackend(Protocol):
 class CapturableAttention(Protocol):
     """A backend whose decode steps need nothing from the host, so that a CUDA graph can hold them."""
 
+    def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
+        """Make the buffers for decodes of up to so many sequences: they stay where they are from then on."""
+
     def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
-        """As `AttentionBackend.begin`; reads no tensor on the host, and allocates by shapes alone."""
+        """As `AttentionBackend.begin`; reads no tensor on the host, and what outlives the step was reserved."""

@@ -8,14 +8,14 @@ of like shape.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout
 from engine.errors import ModelError
 from engine.kv_cache import KVCache
 from kernels.device import device_of
@@ -70,12 +70,27 @@ class TritonAttention:
         """See `AttentionBackend`."""
         return self.begin_on_device(_to_device(layout, self._device), cache)
 
+    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+        """See `CapturableAttention`."""
+        num_sequences = len(layout.slots)
+        return self.begin_on_device(
+            DeviceLayout(
+                block_tables=layout.block_tables,
+                seq_lens=layout.lengths,
+                query_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=self._device),
+                slots=layout.slots,
+                has_decodes=True,
+                has_prefills=False,
+            ),
+            cache,
+        )
+
     def begin_on_device(self, layout: DeviceLayout, cache: KVCache) -> StepAttention:
         """The same for a layout that is on the device already. Neither this nor the step's calls read it on the CPU, so
         that a CUDA graph can hold them once `reserve` has made their buffers."""
         return _TritonStep(self, layout, cache)
 
-    def reserve(self, layers: list[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
+    def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
         """Make the buffers for decodes of up to so many sequences: after this, no step of theirs allocates."""
         for layer in layers:
             self.decode_plan(layer, kv_dtype, max_sequences)

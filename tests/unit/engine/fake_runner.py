@@ -51,6 +51,7 @@ class FakeRunner:
         """A larger batch runs out of memory."""
         self.batches: list[Batch] = []
         self.bursts: list[Burst] = []
+        self.num_out_of_memory = 0
         self._cache = [[-1] * block_size for _ in range(num_blocks + 1)]
         self._decoder = MultiStepDecoder(
             self._forward,
@@ -119,6 +120,7 @@ class FakeRunner:
 
     def _need_memory(self, num_tokens: int) -> None:
         if self.max_tokens_at_once is not None and num_tokens > self.max_tokens_at_once:
+            self.num_out_of_memory += 1
             raise torch.OutOfMemoryError("fake memory is full")
 
     def _slot(self, entry: BatchEntry, position: int) -> tuple[int, int]:

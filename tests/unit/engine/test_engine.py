@@ -12,6 +12,7 @@ import torch
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
 from engine.errors import EngineFailed, RequestFailed, RequestRejected
+from engine.pressure import Pressure
 from engine.text import Text
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.test_text import byte_level
@@ -413,11 +414,50 @@ class TestFailures:
         assert engine.stats().preemptions == 1
         assert finish(engine)["good"].token_ids == runner.greedy([*shared, 6, 7, 8, 9], 10, ignore_eos=True)
 
-    def test_a_step_too_large_for_memory_runs_in_parts(self) -> None:
-        runner = FakeRunner(max_tokens_at_once=5)
+    @pytest.mark.parametrize("decode_steps", [1, 8])
+    def test_a_step_too_large_for_memory_runs_in_parts_and_later_ones_are_smaller(self, decode_steps: int) -> None:
+        runner = FakeRunner()
         prompts = [[n, 2] for n in range(1, 9)]
-        outputs = make(runner).generate(prompts, GREEDY)
-        assert [o.token_ids for o in outputs] == [runner.greedy(p, 10, ignore_eos=True) for p in prompts]
+        engine = make(runner, decode_steps=decode_steps)
+        engine.scheduler.sizes._prior_output = 1  # all of them run
+        for number, prompt in enumerate(prompts):
+            engine.add(str(number), prompt, GREEDY)
+        engine.step()
+        runner.max_tokens_at_once = 5  # somebody else took the rest
+        outputs = finish(engine)
+        assert {output.error for output in outputs.values()} == {None}
+        for number, prompt in enumerate(prompts):
+            assert outputs[str(number)].token_ids == runner.greedy(prompt, 10, ignore_eos=True)
+        assert runner.num_out_of_memory <= 2
+        assert engine.stats().preemptions >= 4
+
+    def test_a_prompt_too_large_for_memory_is_read_in_smaller_pieces(self) -> None:
+        runner = FakeRunner(max_tokens_at_once=5)
+        engine = make(runner)
+        (output,) = engine.generate([[3] * 60], GREEDY)
+        assert output.token_ids == runner.greedy([3] * 60, 10, ignore_eos=True)
+        engine.check()
+
+    def test_memory_that_suffices_for_no_token_ends_the_engine(self) -> None:
+        engine = make(FakeRunner(max_tokens_at_once=0))
+        engine.add("r", [3, 4], GREEDY)
+        with pytest.raises(EngineFailed, match="memory is full"):
+            finish(engine)
+
+    def test_the_limit_recovers(self) -> None:
+        pressure = Pressure(32)
+        pressure.relieve(32)
+        assert pressure.tokens == 16
+        for _ in range(128):
+            pressure.ease()
+        assert pressure.tokens == 32
+        pressure.relieve(20)
+        for _ in range(128):
+            pressure.ease()
+        assert pressure.tokens == 10  # it was wrong before, and waits longer
+        for _ in range(5):
+            pressure.relieve(1)
+        assert pressure.tokens == 1
 
     def test_two_bad_requests_alone_do_not_end_the_engine(self) -> None:
         engine = make(FakeRunner(raises_on=49))

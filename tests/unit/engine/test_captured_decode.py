@@ -1,0 +1,174 @@
+"""Decode steps as a graph would hold them: recorded once, and repeated without Python looking on.
+
+There is no GPU here, so a recorder stands for the graph. It notes the tensor operations of a burst, and fails where the
+work looks at a value, as capturing would; the recording is then run again and again over the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from engine import Engine, EngineConfig, SamplingParams
+from engine.attention import (
+    AttentionLayer,
+    CapturableAttention,
+    DecodeLayout,
+    StepAttention,
+    StepLayout,
+    TorchAttention,
+)
+from engine.kv_cache import KVCache
+from engine.multistep import MultiStepDecoder
+from engine.runner import ModelRunner
+from tests.parity.tiny_models import NATIVE
+
+
+class StaticAttention:
+    """Plain torch whose decodes read all of a block table, and mask what lies beyond the length."""
+
+    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+        return TorchAttention().begin(layout, cache)
+
+    def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
+        """There is nothing that outlives a step."""
+
+    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+        size = cache.block_size
+        offsets = torch.arange(layout.block_tables.shape[1] * size)
+        slots = layout.block_tables.long().repeat_interleave(size, dim=1) * size + offsets % size
+
+        def attend(
+            layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        ) -> Tensor:
+            assert sinks is None
+            keys, values = (
+                part.view(-1, *part.shape[2:]).index_copy_(0, layout.slots, new)
+                for part, new in zip(cache.layers[layer.index], (key, value), strict=True)
+            )
+            seen = offsets < layout.lengths.clamp(min=1)[:, None]
+            if layer.sliding_window is not None:
+                seen = seen & (offsets > layout.positions[:, None] - layer.sliding_window)
+            grouped = query.view(len(query), layer.num_kv_heads, -1, layer.head_dim)
+            scores = torch.einsum("skgd,smkd->skgm", grouped, keys[slots]) * layer.scale
+            weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(dim=-1)
+            return torch.einsum("skgm,smkd->skgd", weights, values[slots]).flatten(1, 2)
+
+        return attend
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every tensor operation, and refuses those that tell the host a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a graph cannot be captured of work that looks at a value")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """The same operations on the same outer tensors; what they made is made anew."""
+        made: dict[int, Tensor] = {}
+
+        def now(value: Any) -> Any:
+            return made.get(id(value), value) if isinstance(value, Tensor) else value
+
+        for func, args, kwargs, before in self.calls:
+            result = func(*tree_map(now, args), **tree_map(now, kwargs))
+            for old, new in zip(tree_leaves(before), tree_leaves(result), strict=True):
+                if isinstance(old, Tensor):
+                    made[id(old)] = new
+
+
+class Recorded:
+    """Stands for CUDA graphs: work is recorded when its key first comes up, and from then on replayed."""
+
+    def __init__(self, state: Sequence[Tensor] = ()) -> None:
+        self._state = state
+        """What the work changes: recording it must not."""
+        self._recorders: dict[Hashable, Recorder] = {}
+        self.replays = 0
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        if key not in self._recorders:
+            before = [tensor.clone() for tensor in self._state]
+            self._recorders[key] = Recorder()
+            with self._recorders[key]:
+                work()
+            for tensor, old in zip(self._state, before, strict=True):
+                tensor.copy_(old)
+        self.replays += 1
+        self._recorders[key].replay()
+
+
+def engine(directory: Path, *, decode_steps: int) -> Engine:
+    return Engine.from_pretrained(
+        directory,
+        EngineConfig(device="cpu", dtype="float32", num_kv_blocks=64, block_size=8, decode_steps=decode_steps),
+    )
+
+
+def recording(made: Engine) -> Recorded:
+    """Give the engine what it would have on a GPU: static attention, and bursts that are recorded."""
+    runner = made.runner
+    assert isinstance(runner, ModelRunner)
+    runner.backend = StaticAttention()
+    assert isinstance(runner.backend, CapturableAttention)
+    state = runner._decoder._state
+    graphs = Recorded([state.numbers, *(part for layer in runner.cache.layers for part in layer)])
+    runner._decoder = MultiStepDecoder(
+        runner._forward, state, graphs, block_size=8, spare_block=runner.cache.spare_block, is_static=True
+    )
+    return graphs
+
+
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=40, ignore_eos=True),
+    SamplingParams(seed=1, max_tokens=37, ignore_eos=True),
+    SamplingParams(seed=2, temperature=0.8, top_p=0.8, top_k=20, max_tokens=33, ignore_eos=True),
+    SamplingParams(seed=3, min_p=0.05, max_tokens=40, min_tokens=10, stop_token_ids=[5, 6, 7, 8]),
+    SamplingParams(temperature=0, max_tokens=21, ignore_eos=True),
+]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_recording_gives_the_tokens_of_single_steps(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a GPU, linear layers stay torch's own; those of the CPU are no tensor operations that could be recorded.
+    monkeypatch.setattr("engine.runner.prepare_linears", lambda *_: None)
+    next(model for model in NATIVE if model.name == name).save(tmp_path, torch.float32)
+    prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(len(PARAMS))]
+    expected = engine(tmp_path, decode_steps=1).generate(prompts, PARAMS)
+    made = engine(tmp_path, decode_steps=4)
+    graphs = recording(made)
+    outputs = made.generate(prompts, PARAMS)
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
+    assert [output.finish_reason for output in outputs] == [output.finish_reason for output in expected]
+    assert graphs.replays >= 4
+    assert "tried one by one" not in caplog.text
+
+
+def test_looking_at_a_value_is_found_out() -> None:
+    """Or the test above would show nothing."""
+    tensor = torch.ones(3)
+    graphs = Recorded()
+
+    def work() -> None:
+        if tensor.sum() > 2:
+            tensor.add_(1)
+
+    with pytest.raises(RuntimeError):
+        graphs.run("key", work)
