@@ -10,6 +10,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     """The engine's part of the settings."""
     return EngineConfig(
         dtype=settings.dtype,
+        quantization=settings.quantization,
         device=settings.device,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

@@ -1,6 +1,6 @@
 """Measure the demo model through the engine, on problems that training never saw.
 
-    python -m demo.evaluate [--count 900] [--dtype bfloat16] [DIRECTORY]
+    python -m demo.evaluate [--count 900] [--dtype bfloat16] [--quantization int8] [DIRECTORY]
 
 Exits 1 where a task falls below 99 %.
 """
@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=HOLDOUT_PER_TASK, help="problems per task")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--quantization", choices=["int8"])
     arguments = parser.parse_args()
 
-    config = EngineConfig(dtype=arguments.dtype, device=arguments.device)
+    config = EngineConfig(dtype=arguments.dtype, device=arguments.device, quantization=arguments.quantization)
     engine = Engine.from_pretrained(arguments.directory, config)
     started = time.monotonic()
     worst = 1.0

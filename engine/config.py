@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("int8",)
 ATTENTION_BACKENDS = ("auto", "torch", "triton", "cpu")
 
 
@@ -56,10 +57,12 @@ class EngineConfig:
     """Make up the weights from the seed instead of loading them: for benchmarks and tests."""
 
     quantization: str | None = None
-    """How weights are stored; None: as `dtype` says."""
+    """How the weights of linear layers are stored; None: as `dtype` says. "int8": rounded at load, one scale for each
+    output; what they are multiplied with is rounded token by token. On the CPU only."""
 
     attention: str = "auto"
-    """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, else torch."""
+    """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, C++
+    on a CPU where there is a compiler, else torch."""
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
@@ -74,8 +77,8 @@ class EngineConfig:
             raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}")
         if self.deterministic:
             raise ValueError("deterministic=True is not available: results may differ by rounding with the batch")
-        if self.quantization is not None:
-            raise ValueError(f"quantization {self.quantization!r} is not available: only None")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ValueError(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

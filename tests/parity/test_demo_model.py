@@ -15,6 +15,7 @@ from demo.tasks import LONGEST_ANSWER, TASKS, holdout, mixed_holdout
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import InvalidPrompt
 from engine.text import Text
+from kernels.cpu.library import CpuKernelsUnavailable, library
 
 MODEL = Path(demo.__file__).parent / "model"
 GREEDY = SamplingParams(temperature=0, max_tokens=LONGEST_ANSWER + 2)
@@ -42,6 +43,17 @@ def test_held_out_problems_are_answered_exactly(dtype: str, count: int) -> None:
     engine = load(dtype)
     for task in TASKS:
         result = score(engine, task, holdout(task, count, seed=1))
+        assert result.share >= LEAST_SHARE, result.wrong
+
+
+def test_int8_still_answers_exactly() -> None:
+    try:
+        library()
+    except CpuKernelsUnavailable as error:
+        pytest.skip(str(error))
+    engine = Engine.from_pretrained(MODEL, EngineConfig(device="cpu", num_kv_blocks=1024, quantization="int8"))
+    for task in TASKS:
+        result = score(engine, task, holdout(task, 100, seed=1))
         assert result.share >= LEAST_SHARE, result.wrong
 
 

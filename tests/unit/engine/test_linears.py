@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 from engine import EngineConfig
+from engine.errors import ModelError
 from engine.linears import prepare_linears
+from engine.linears.packed import PackedEmbedding, PackedLinear
+from engine.models.decoder import Decoder
+from kernels.cpu.library import CpuKernelsUnavailable
+from tests.unit.kernels.cpu_variants import cpu_library
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """A tied head, a layer in two places, one with a bias, and a subclass."""
+
+    vocab_size = 50
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,13 +35,29 @@ class Model(nn.Module):
         self.head = nn.Linear(33, 50, bias=False)
         self.head.weight = self.embedding.weight
 
-    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         hidden = self.second(self.first(self.embedding(token_ids)))
         result: torch.Tensor = self.head(self.special(self.again(torch.cat((hidden, hidden, hidden), -1)[..., :70])))
         return result
 
 
+@pytest.fixture(params=["kernels", "no compiler"])
+def may_compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With the kernels in C++, and where they are not to be had."""
+    import engine.linears.choice as choice
+
+    def unavailable() -> None:
+        raise CpuKernelsUnavailable("no C++ compiler is installed")
+
+    if request.param == "no compiler":
+        monkeypatch.setattr(choice, "library", unavailable)
+    else:
+        cpu_library("native")
+    return bool(request.param == "kernels")
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 64])
+@pytest.mark.usefixtures("may_compile")
 def test_the_same_comes_out(rows: int) -> None:
     torch.manual_seed(0)
     model = Model().requires_grad_(False)
@@ -45,9 +68,45 @@ def test_the_same_comes_out(rows: int) -> None:
     assert model.again is model.second[1]
 
 
+@pytest.mark.usefixtures("may_compile")
 def test_exchanged_layers_keep_no_second_copy() -> None:
     model = Model().requires_grad_(False)
     first = model.first
     prepare_linears(model, EngineConfig(), torch.device("cpu"))
     assert model.first is not first
     assert not hasattr(first, "weight")
+
+
+def test_a_tied_embedding_reads_the_packed_head() -> None:
+    cpu_library("native")
+    model = Model().requires_grad_(False)
+    expected = model.embedding(torch.arange(50))
+    prepare_linears(model, EngineConfig(), torch.device("cpu"))
+    if isinstance(model.head, PackedLinear):
+        assert isinstance(model.embedding, PackedEmbedding)
+        assert not [name for name, _ in model.named_parameters() if "embedding" in name or "head" in name]
+    assert torch.equal(model.embedding(torch.arange(50)), expected)
+
+
+def test_int8_leaves_routers_and_the_head() -> None:
+    cpu_library("native")
+    torch.manual_seed(0)
+    model = Model().requires_grad_(False)
+    expected = model(torch.arange(50))
+    prepare_linears(model, EngineConfig(quantization="int8"), torch.device("cpu"))
+    stored = {name: module.weight.dtype for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert stored["first"] is torch.int8
+    assert all(dtype is not torch.int8 for name, dtype in stored.items() if name != "first")
+    found = model(torch.arange(50))
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import engine.linears.choice as choice
+
+    def unavailable() -> None:
+        raise CpuKernelsUnavailable("no C++ compiler is installed")
+
+    monkeypatch.setattr(choice, "library", unavailable)
+    with pytest.raises(ModelError, match=r"int8.*no C\+\+ compiler"):
+        prepare_linears(Model(), EngineConfig(quantization="int8"), torch.device("cpu"))

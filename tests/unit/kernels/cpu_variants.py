@@ -19,9 +19,9 @@ def cpu_library(name: str) -> Library:
         if name == "native":
             return library()
         if name == "generic":
-            return load(name, build(name))
+            return load(name, build(name, options=("-O1",)))
         variant = native_variant()
-        # 64-byte vectors pass through registers that are not there; GCC says that it is no ABI.
-        return load(variant, build(variant, options=("-DPAGEMILL_WIDTH=16", "-Wno-psabi")))
+        # Vectors of 64 bytes are cut in two here, which takes the optimizer minutes.
+        return load(variant, build(variant, options=("-DPAGEMILL_WIDTH=16", "-Wno-psabi", "-O1")))
     except CpuKernelsUnavailable as error:
         pytest.skip(str(error))
