@@ -15,6 +15,7 @@ from kernels.launch import Launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.rotary import rotate_launch
+from kernels.sampling import MAX_CANDIDATES, sample_launch
 
 META = torch.device("meta")
 
@@ -173,6 +174,19 @@ def rotate(device: Device, interleaved: bool) -> Launch:
     return rotate_launch(heads, angles, angles, heads, interleaved=interleaved, target=device)
 
 
+def sample(device: Device, dtype: torch.dtype, random: bool, filtered: bool) -> Launch:
+    rows = 64
+    numbers, whole = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
+    return sample_launch(
+        empty(rows, 128256, dtype=dtype),
+        (numbers, whole, numbers, numbers, whole, whole, whole) if random else None,
+        (ints(rows, MAX_CANDIDATES), empty(rows, MAX_CANDIDATES, dtype=torch.float32)) if filtered else None,
+        empty(rows, dtype=torch.int64),
+        filtered=filtered,
+        target=device,
+    )
+
+
 @dataclass(frozen=True)
 class Variant:
     """One launch to compile for one device."""
@@ -207,6 +221,9 @@ def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Ca
         yield f"plan prefills {heads.name}", partial(plan_blocks, heads, device)
         yield f"write {heads.name}", partial(write, heads, device, False)
         yield f"turn and write {heads.name}", partial(write, heads, device, True)
+    yield "sample, filtered", partial(sample, device, torch.float32, True, True)
+    yield "sample", partial(sample, device, torch.float32, True, False)
+    yield "greedy", partial(sample, device, torch.bfloat16, False, False)
     yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)
     for interleaved in (False, True):
         yield f"turn {'interleaved' if interleaved else 'halves'}", partial(rotate, device, interleaved)

@@ -1,0 +1,137 @@
+"""Token choice against its twin, and against what it promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.philox import uniform as uniform_torch
+from kernels import sampling
+from kernels.sampling import NONE_ALLOWED, NOT_FINITE, argmax, sample, sample_torch
+
+VOCAB = 5003
+
+
+def parameters(rows: int, device: torch.device, **given: float) -> dict[str, Tensor]:
+    values = {"temperature": 1.0, "top_k": VOCAB, "top_p": 1.0, "min_p": 0.0} | given
+    made = {
+        name: torch.full((rows,), value, device=device, dtype=torch.int64 if name == "top_k" else torch.float32)
+        for name, value in values.items()
+    }
+    made["seeds"] = torch.arange(rows, device=device) * 0x9E3779B97F4A7C1 - 2**62
+    made["positions"] = torch.arange(rows, device=device) + 17
+    made["indices"] = torch.arange(rows, device=device) % 3
+    return made
+
+
+def both(logits: Tensor, given: dict[str, Tensor]) -> tuple[list[int], list[int]]:
+    draws = uniform_torch(given["seeds"], given["positions"], given["indices"])
+    filters = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    return sample(logits, **given).tolist(), sample_torch(logits, **filters, draws=draws).tolist()
+
+
+@triton.jit
+def _uniform_kernel(seeds, positions, indices, out, ROWS: tl.constexpr):
+    row = tl.arange(0, ROWS)
+    seed, position, index = tl.load(seeds + row), tl.load(positions + row), tl.load(indices + row)
+    tl.store(out + row, sampling.uniform(seed, position, index))
+
+
+def test_random_numbers_are_the_engines_bits(device: torch.device) -> None:
+    seeds = torch.tensor([0, 1, -1, 2**40 + 3, -(2**63), 12345, 2**63 - 1, 7], device=device)
+    positions = torch.tensor([0, 1, 5, 2**31 + 5, 100, 3, 2**20, 7], device=device)
+    indices = torch.tensor([0, 0, 1, 2, 3, 100, 0, 7], device=device)
+    out = torch.empty(8, device=device)
+    _uniform_kernel[(1,)](seeds, positions, indices, out, ROWS=8)
+    assert out.double().tolist() == uniform_torch(seeds, positions, indices).tolist()
+
+
+FILTERS = {
+    "none": {},
+    "hot": {"temperature": 3.0},
+    "top-k": {"top_k": 20},
+    "top-1": {"top_k": 1},
+    "top-p": {"top_p": 0.8},
+    "min-p": {"min_p": 0.2},
+    "all": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.05},
+    "large-k": {"top_k": 900},
+    "flat-top-p": {"temperature": 50.0, "top_p": 0.97},
+    "flat-min-p": {"temperature": 50.0, "min_p": 0.9},
+    "large-k-and-p": {"top_k": 900, "top_p": 0.9999, "temperature": 5.0},
+}
+
+
+NOT_AMONG_CANDIDATES = ("large-k", "flat-top-p", "flat-min-p", "large-k-and-p")
+
+
+@pytest.mark.parametrize("name", list(FILTERS))
+def test_the_twins_tokens(name: str, device: torch.device) -> None:
+    rows = 1 if name in NOT_AMONG_CANDIDATES else 2
+    logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(1)).mul(3).to(device)
+    ours, theirs = both(logits, parameters(rows, device, **FILTERS[name]))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FILTERS))
+@pytest.mark.parametrize("vocab", [1, 2, 1003, 2048, 2049, 40000])
+def test_the_twins_tokens_over_many_rows(vocab: int, name: str, device: torch.device) -> None:
+    rows = 24
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)).mul(3).to(device)
+    given = parameters(rows, device, **FILTERS[name])
+    given["top_k"] = given["top_k"].clamp(max=vocab)
+    if "top_k" not in FILTERS[name]:
+        given["top_k"].fill_(vocab)
+    ours, theirs = both(logits, given)
+    assert ours == theirs
+
+
+def test_each_row_goes_its_own_way(device: torch.device) -> None:
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(2)).mul(2).to(device)
+    given = parameters(4, device)
+    given["temperature"] = torch.tensor([0.0, 1.0, 0.5, 1.0], device=device)
+    given["top_k"] = torch.tensor([VOCAB, 3, VOCAB, VOCAB], device=device)
+    given["top_p"] = torch.tensor([0.5, 1.0, 0.9, 1.0], device=device)
+    ours, theirs = both(logits, given)
+    assert ours == theirs
+    # Its neighbours change nothing.
+    alone = {name: tensor[3:4].contiguous() for name, tensor in given.items()}
+    assert sample(logits[3:4], **alone).tolist() == ours[3:4]
+
+
+def test_tokens_that_tie_with_the_last_kept_are_kept(device: torch.device) -> None:
+    logits = torch.full((1, 100), -5.0, device=device)
+    logits[0, [10, 20, 30, 40]] = 2.0
+    given = parameters(1, device, top_k=2)
+    # A draw that only the last of four tokens covers.
+    given["positions"] += next(
+        step for step in range(100) if uniform_torch(given["seeds"], given["positions"] + step, given["indices"]) > 0.8
+    )
+    assert sample(logits, **given).tolist() == [40]
+
+
+def test_rows_without_a_choice(device: torch.device) -> None:
+    logits = torch.randn(4, 300, device=device)
+    logits[0, 7] = float("nan")
+    logits[1, 7] = float("inf")
+    logits[2] = float("-inf")
+    expected = [NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
+    assert sample(logits, **parameters(4, device, top_p=0.9)).tolist()[:3] == expected
+    assert argmax(logits).tolist() == [*expected, int(logits[3].argmax())]
+
+
+def test_greedy_takes_the_first_of_equals(device: torch.device) -> None:
+    logits = torch.zeros(2, VOCAB, device=device)
+    logits[0, [3000, 4900, 77]] = 1.0
+    assert argmax(logits).tolist() == [77, 0]
+    assert argmax(logits.bfloat16()).tolist() == [77, 0]
+
+
+def test_banned_tokens_are_never_drawn(device: torch.device) -> None:
+    logits = torch.full((2, VOCAB), float("-inf"), device=device)
+    logits[:, [4001, 4002]] = 0.0
+    for filters in ({}, {"top_k": 20, "top_p": 0.99}):
+        assert set(sample(logits, **parameters(2, device, **filters)).tolist()) <= {4001, 4002}
