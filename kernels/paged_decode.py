@@ -89,7 +89,7 @@ def _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE: tl.constexp
     inside = sequence < num_sequences
     start = tl.load(query_starts + sequence, mask=inside, other=0)
     end = tl.load(query_starts + sequence + 1, mask=inside, other=0)
-    length = tl.load(seq_lens + sequence, mask=inside, other=0)
+    length = tl.load(seq_lens + sequence, mask=inside, other=0).to(tl.int32)
     tiles = (length + TILE - 1) // TILE
     if WINDOW:
         tiles -= tl.maximum(length - WINDOW, 0) // TILE
@@ -141,7 +141,7 @@ def _decode_kernel(
         return
     sequence = tl.load(item_sequence + item)
     split = tl.load(item_split + item)
-    length = tl.load(seq_lens + sequence)
+    length = tl.load(seq_lens + sequence).to(tl.int32)
     splits = tl.load(num_splits + sequence)
     row = tl.load(query_starts + sequence).to(tl.int64)
 
@@ -202,8 +202,8 @@ def _decode_kernel(
         v = v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_SOFT_CAP:
-            # tanh by its definition: large arguments end at -1 and 1, and it is off by 1e-7 at most.
-            scores = soft_cap * (1.0 - 2.0 / (tl.exp(scores * (2.0 / soft_cap)) + 1.0))
+            # tanh by its definition, off by 1e-7 at most; 2 / e^80 is nothing already.
+            scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
         scores = tl.where(inside[None, :], scores * 1.4426950408889634, float("-inf"))
         # Every tile holds a position that counts, so the maximum is a number.
         higher = tl.maximum(highest, tl.max(scores, 1))

@@ -126,7 +126,7 @@ def _attend_tiles(
         v = v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_SOFT_CAP:
-            scores = soft_cap * (1.0 - 2.0 / (tl.exp(scores * (2.0 / soft_cap)) + 1.0))
+            scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
         scores *= 1.4426950408889634
         if MASKED:
             sees = inside[None, :] & (key_position[None, :] <= position[:, None])
@@ -188,7 +188,7 @@ def _prefill_kernel(
     first = tl.load(block_first + block)
     start = tl.load(query_starts + sequence)
     new = tl.load(query_starts + sequence + 1) - start
-    length = tl.load(seq_lens + sequence)
+    length = tl.load(seq_lens + sequence).to(tl.int32)
 
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     BLOCK_Q: tl.constexpr = ROWS // GROUP
@@ -358,10 +358,9 @@ class PrefillPlan:
         return len(self.block_sequence)
 
     @classmethod
-    def allocate(cls, max_tokens: int, max_sequences: int, *, block_q: int, device: torch.device) -> PrefillPlan:
-        """Buffers for steps of up to so many tokens and sequences."""
-        blocks = max_tokens // block_q + max_sequences
-        first, second = torch.zeros(2, blocks, dtype=torch.int32, device=device)
+    def allocate(cls, max_blocks: int, *, block_q: int, device: torch.device) -> PrefillPlan:
+        """Buffers for steps of T tokens and S sequences with `T // block_q + S` up to `max_blocks`."""
+        first, second = torch.zeros(2, max_blocks, dtype=torch.int32, device=device)
         return cls(block_q, first, second)
 
 

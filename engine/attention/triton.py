@@ -27,24 +27,20 @@ _MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLayout:
-    """Where the tokens of a step stand, on the device: what kernels read. S sequences, T tokens.
-
-    A step whose sequences all have one new token may be padded: with sequences of length 0 (each with its row), and
-    with negative slots for their tokens.
-    """
+class _DeviceLayout:
+    """Where the tokens of a step stand, on the device: what kernels read. S sequences, T tokens."""
 
     block_tables: Tensor
     """`[S, blocks]` integers; beyond a sequence's length, anything."""
 
     seq_lens: Tensor
-    """`[S]` int32: tokens of each sequence, the new ones with it."""
+    """`[S]`: tokens of each sequence, the new ones with it."""
 
     query_starts: Tensor
     """`[S + 1]` int32: each one's first row, and the end of the last one's."""
 
     slots: Tensor
-    """`[T]` integers."""
+    """`[T]`"""
 
     has_decodes: bool
     """Whether any sequence may have one new token."""
@@ -54,7 +50,10 @@ class DeviceLayout:
 
 
 class TritonAttention:
-    """Triton kernels over the paged cache, with their buffers, which grow to the largest step and stay."""
+    """Triton kernels over the paged cache, with their buffers, which grow to the largest step.
+
+    Buffers that were outgrown are kept, since a CUDA graph may remember where they are.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Raises `ModelError` when Triton cannot run on the device."""
@@ -63,35 +62,31 @@ class TritonAttention:
         except ValueError as error:
             raise ModelError(str(error)) from error
         self._device = device
-        self._decode_plans: dict[Hashable, DecodePlan] = {}
-        self._prefill_plans: dict[int, PrefillPlan] = {}
+        self._decode_plans: dict[Hashable, list[DecodePlan]] = {}
+        self._prefill_plans: dict[int, list[PrefillPlan]] = {}
+        self._query_starts: dict[int, Tensor] = {}
 
     def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
         """See `AttentionBackend`."""
-        return self.begin_on_device(_to_device(layout, self._device), cache)
+        return _TritonStep(self, _to_device(layout, self._device), cache)
 
     def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
         """See `CapturableAttention`."""
-        num_sequences = len(layout.slots)
-        return self.begin_on_device(
-            DeviceLayout(
-                block_tables=layout.block_tables,
-                seq_lens=layout.lengths,
-                query_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=self._device),
-                slots=layout.slots,
-                has_decodes=True,
-                has_prefills=False,
-            ),
-            cache,
+        num_sequences = len(layout.lengths)
+        if num_sequences not in self._query_starts:
+            self._query_starts[num_sequences] = torch.arange(num_sequences + 1, dtype=torch.int32, device=self._device)
+        on_device = _DeviceLayout(
+            block_tables=layout.block_tables,
+            seq_lens=layout.lengths,
+            query_starts=self._query_starts[num_sequences],
+            slots=layout.slots,
+            has_decodes=True,
+            has_prefills=False,
         )
-
-    def begin_on_device(self, layout: DeviceLayout, cache: KVCache) -> StepAttention:
-        """The same for a layout that is on the device already. Neither this nor the step's calls read it on the CPU, so
-        that a CUDA graph can hold them once `reserve` has made their buffers."""
-        return _TritonStep(self, layout, cache)
+        return _TritonStep(self, on_device, cache)
 
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
-        """Make the buffers for decodes of up to so many sequences: after this, no step of theirs allocates."""
+        """See `CapturableAttention`."""
         for layer in layers:
             self.decode_plan(layer, kv_dtype, max_sequences)
 
@@ -103,19 +98,21 @@ class TritonAttention:
                 f"({_MAX_HEAD_DIM}); set attention='torch'"
             )
         shape = (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.value_dim, layer.sliding_window, kv_dtype)
-        plan = self._decode_plans.get(shape)
-        if plan is None or plan.max_sequences < num_sequences:
-            plan = self._decode_plans[shape] = DecodePlan.allocate(
-                _room(num_sequences),
-                num_heads=layer.num_heads,
-                num_kv_heads=layer.num_kv_heads,
-                head_dim=layer.head_dim,
-                value_dim=layer.value_dim,
-                kv_dtype=kv_dtype,
-                window=layer.sliding_window,
-                device=self._device,
+        plans = self._decode_plans.setdefault(shape, [])
+        if not plans or plans[-1].max_sequences < num_sequences:
+            plans.append(
+                DecodePlan.allocate(
+                    _room(num_sequences),
+                    num_heads=layer.num_heads,
+                    num_kv_heads=layer.num_kv_heads,
+                    head_dim=layer.head_dim,
+                    value_dim=layer.value_dim,
+                    kv_dtype=kv_dtype,
+                    window=layer.sliding_window,
+                    device=self._device,
+                )
             )
-        return plan
+        return plans[-1]
 
     def prefill_plan(
         self, layer: AttentionLayer, dtype: torch.dtype, num_tokens: int, num_sequences: int
@@ -123,16 +120,15 @@ class TritonAttention:
         """The plan that a layer's prompts follow; layers whose blocks hold as many tokens share it."""
         group = layer.num_heads // layer.num_kv_heads
         block_q = prefill_tiles(group, layer.head_dim, layer.value_dim, dtype, self._target).block_q(group)
-        plan = self._prefill_plans.get(block_q)
-        if plan is None or plan.max_blocks < num_tokens // block_q + num_sequences:
-            plan = self._prefill_plans[block_q] = PrefillPlan.allocate(
-                _room(num_tokens), _room(num_sequences), block_q=block_q, device=self._device
-            )
-        return plan
+        plans = self._prefill_plans.setdefault(block_q, [])
+        num_blocks = num_tokens // block_q + num_sequences
+        if not plans or plans[-1].max_blocks < num_blocks:
+            plans.append(PrefillPlan.allocate(_room(num_blocks), block_q=block_q, device=self._device))
+        return plans[-1]
 
 
 class _TritonStep:
-    def __init__(self, backend: TritonAttention, layout: DeviceLayout, cache: KVCache) -> None:
+    def __init__(self, backend: TritonAttention, layout: _DeviceLayout, cache: KVCache) -> None:
         self._backend, self._layout, self._cache = backend, layout, cache
         self._planned: set[int] = set()
 
@@ -188,7 +184,7 @@ class _TritonStep:
         return is_new
 
 
-def _to_device(layout: StepLayout, device: torch.device) -> DeviceLayout:
+def _to_device(layout: StepLayout, device: torch.device) -> _DeviceLayout:
     """One transfer for all."""
     num_sequences, width = layout.block_tables.shape
     packed = np.empty(num_sequences * (width + 2) + 1, np.int32)
@@ -199,7 +195,7 @@ def _to_device(layout: StepLayout, device: torch.device) -> DeviceLayout:
     np.cumsum(layout.query_lens, out=query_starts[1:])
     on_device = torch.from_numpy(packed).to(device, non_blocking=True)
     end = num_sequences * width
-    return DeviceLayout(
+    return _DeviceLayout(
         block_tables=on_device[:end].view(num_sequences, width),
         seq_lens=on_device[end : end + num_sequences],
         query_starts=on_device[end + num_sequences :],
@@ -215,5 +211,5 @@ def _rows(heads: Tensor) -> Tensor:
 
 
 def _room(needed: int) -> int:
-    """A size that growing steps do not exceed each time anew."""
+    """The next power of two, and no fewer than 64."""
     return max(64, 1 << (needed - 1).bit_length())

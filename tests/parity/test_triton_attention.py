@@ -56,7 +56,7 @@ def test_kernels_give_the_tokens_of_plain_torch(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(expected_logprobs), atol=LOGPROB_TOLERANCE, rtol=0)
 
 
-def test_auto_takes_triton_on_a_gpu_and_torch_elsewhere() -> None:
+def test_auto_takes_triton_on_a_gpu_and_not_elsewhere() -> None:
     chosen = make_backend(EngineConfig(device="cuda" if ON_GPU else "cpu"), torch.device("cuda" if ON_GPU else "cpu"))
     assert isinstance(chosen, TritonAttention) == ON_GPU
 

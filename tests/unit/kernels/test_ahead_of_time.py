@@ -35,7 +35,7 @@ def compile_in_another_process(tmp_path: Path, *options: str) -> list[dict[str, 
 def test_kernels_compile_for_nvidia_and_amd(tmp_path: Path) -> None:
     reports = compile_in_another_process(tmp_path)
     assert {report["device"] for report in reports} == {"sm_80", "sm_90", "gfx942"}
-    assert len({report["kernel"] for report in reports}) >= 8
+    assert len({report["kernel"] for report in reports}) >= 20
 
 
 @pytest.mark.slow

@@ -20,9 +20,7 @@ def plan_of(step: PagedStep) -> PrefillPlan:
     group = heads // kv_heads
     device = step.query.device
     tiles = prefill_tiles(group, step.query.shape[2], value_dim, step.query.dtype, device_of(device))
-    plan = PrefillPlan.allocate(
-        len(step.query) + 40, len(step.seq_lens) + 3, block_q=tiles.block_q(group), device=device
-    )
+    plan = PrefillPlan.allocate(len(step.query) + len(step.seq_lens) + 9, block_q=tiles.block_q(group), device=device)
     plan.block_sequence.fill_(2**24)
     plan.block_first.fill_(2**24)
     plan_prefill(plan, step.query_starts, len(step.query))
@@ -112,7 +110,7 @@ def test_float8_caches(device: torch.device) -> None:
 )
 def test_a_plan_names_every_block_once(new_tokens: Sequence[int], device: torch.device) -> None:
     starts = torch.tensor([0, *new_tokens]).cumsum(0).to(torch.int32).to(device)
-    plan = PrefillPlan.allocate(sum(new_tokens), len(new_tokens), block_q=8, device=device)
+    plan = PrefillPlan.allocate(sum(new_tokens) // 8 + len(new_tokens), block_q=8, device=device)
     plan.block_sequence.fill_(-7)
     plan_prefill(plan, starts, sum(new_tokens))
     blocks = list(zip(plan.block_sequence.tolist(), plan.block_first.tolist(), strict=True))

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device
+from kernels.gated_activation import ACTIVATIONS, gated_activation_launch
 from kernels.kv_write import write_launch
 from kernels.launch import Launch
+from kernels.layer_norm import layer_norm_launch
+from kernels.log_probs import log_probs_launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
+from kernels.penalties import penalties_launch
+from kernels.rms_norm import rms_norm_launch
 from kernels.rotary import rotate_launch
 from kernels.sampling import MAX_CANDIDATES, sample_launch
 
@@ -126,7 +131,7 @@ def plan(heads: Heads, device: Device) -> Launch:
 def prefill_plan(heads: Heads, device: Device) -> PrefillPlan:
     group = heads.num_heads // heads.num_kv_heads
     tiles = prefill_tiles(group, heads.head_dim, heads.value_dim, heads.dtype, device)
-    return PrefillPlan.allocate(512, 64, block_q=tiles.block_q(group), device=META)
+    return PrefillPlan.allocate(576, block_q=tiles.block_q(group), device=META)
 
 
 def prefill(heads: Heads, device: Device) -> Launch:
@@ -187,6 +192,35 @@ def sample(device: Device, dtype: torch.dtype, random: bool, filtered: bool) -> 
     )
 
 
+def norm(device: Device, size: int, kind: str, residual: bool) -> Launch:
+    x, weight = empty(64, size), empty(size)
+    second = x if residual else None
+    if kind == "layer":
+        return layer_norm_launch(x, second, weight, weight, x, second, eps=1e-5, target=device)
+    return rms_norm_launch(x, second, weight, x, second, eps=1e-5, offset=1.0, target=device)
+
+
+def head_norm(device: Device) -> Launch:
+    x = empty(64, 32, 128)
+    return rms_norm_launch(x, None, empty(128), x, None, eps=1e-5, offset=0.0, target=device)
+
+
+def gate(activation: str) -> Launch:
+    return gated_activation_launch(empty(64, 8192), empty(64, 4096), activation)
+
+
+def log_probabilities() -> Launch:
+    numbers = empty(64, dtype=torch.float32)
+    return log_probs_launch(empty(64, 128256, dtype=torch.float32), empty(64, dtype=torch.int64), numbers, numbers)
+
+
+def penalties() -> Launch:
+    entries, numbers = empty(999, dtype=torch.int64), empty(64, dtype=torch.float32)
+    return penalties_launch(
+        empty(64, 128256, dtype=torch.float32), entries, entries, entries, numbers, numbers, numbers
+    )
+
+
 @dataclass(frozen=True)
 class Variant:
     """One launch to compile for one device."""
@@ -204,11 +238,11 @@ def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
 
 
 def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
-    """Every kernel in one shape, each for one device after another; those of attention for all."""
+    """Every kernel in one shape, for one device after another."""
     names = list(devices)
     for device_name, device in devices.items():
         for place, (name, make) in enumerate(_launches(device, (GPT_OSS,))):
-            if name.startswith(("decode", "prefill")) or names[place % len(names)] == device_name:
+            if names[place % len(names)] == device_name:
                 yield Variant(name, device_name, make)
 
 
@@ -224,6 +258,16 @@ def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Ca
     yield "sample, filtered", partial(sample, device, torch.float32, True, True)
     yield "sample", partial(sample, device, torch.float32, True, False)
     yield "greedy", partial(sample, device, torch.bfloat16, False, False)
+    for size in (768, 4096, 16384):
+        yield f"RMS norm of {size}", partial(norm, device, size, "rms", False)
+    yield "RMS norm of heads", partial(head_norm, device)
+    yield "add and RMS norm", partial(norm, device, 4096, "rms", True)
+    yield "layer norm", partial(norm, device, 1280, "layer", False)
+    yield "add and layer norm", partial(norm, device, 1280, "layer", True)
+    for activation in ACTIVATIONS:
+        yield f"gate by {activation}", partial(gate, activation)
+    yield "log-probabilities", log_probabilities
+    yield "penalties", penalties
     yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)
     for interleaved in (False, True):
         yield f"turn {'interleaved' if interleaved else 'halves'}", partial(rotate, device, interleaved)

@@ -1,0 +1,129 @@
+"""Root mean square norm (Zhang and Sennrich, arXiv 1910.07467), with the residual's addition before it.
+
+    h = x + residual                                        rounded to the type of x; without a residual h = x
+    y = h / sqrt(mean(h^2) + eps) * weight                  or * (1 + weight), as Gemma has it
+
+over the last dimension, in float32, rounded once. Fusing the addition saves a pass over the hidden state; norms of
+single heads (`[T, H, D]`, which may be a slice of a projection) take many short rows a program.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device import Device, device_of
+from kernels.launch import Launch
+
+# Numbers that a program holds.
+_NUMBERS = 2048
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x,
+    residual,
+    weight,
+    out,
+    total,
+    num_rows,
+    eps,
+    stride,
+    head_stride,
+    NUM_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = (row < num_rows)[:, None] & (column < SIZE)[None, :]
+    place = (row // NUM_HEADS * stride + row % NUM_HEADS * head_stride)[:, None] + column[None, :]
+    flat = row[:, None] * SIZE + column[None, :]
+    h = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        h += tl.load(residual + flat, mask=inside, other=0.0).to(tl.float32)
+        h = h.to(total.dtype.element_ty)
+        tl.store(total + flat, h, mask=inside)
+        h = h.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, 1) / SIZE + eps)
+    w = tl.load(weight + column, mask=column < SIZE, other=0.0).to(tl.float32) + OFFSET
+    tl.store(out + flat, h * scale[:, None] * w[None, :], mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+    """Norm of `x` `[T, size]` or `[T, H, size]`, contiguous in its last dimension; `offset` is added to the weight."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rms_norm_launch(x, None, weight, out, None, eps=eps, offset=offset).run()
+    return out
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The norm of `x + residual`, both `[T, size]` (the residual contiguous), and that sum."""
+    out, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    rms_norm_launch(x, residual, weight, out, total, eps=eps, offset=offset).run()
+    return out, total
+
+
+def rms_norm_launch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    out: Tensor,
+    total: Tensor | None,
+    *,
+    eps: float,
+    offset: float,
+    target: Device | None = None,
+) -> Launch:
+    target = target or device_of(x.device)
+    size = x.shape[-1]
+    num_heads = x.shape[1] if x.dim() == 3 else 1
+    num_rows = x.shape[0] * num_heads
+    block = triton.next_power_of_2(size)
+    rows = max(1, _NUMBERS // block)
+    return Launch(
+        _rms_norm_kernel,
+        (-(-num_rows // rows),),
+        {
+            "x": x,
+            "residual": residual,
+            "weight": weight,
+            "out": out,
+            "total": total,
+            "num_rows": num_rows,
+            "eps": float(eps),
+            "stride": x.stride(0),
+            "head_stride": x.stride(1) if x.dim() == 3 else 0,
+        },
+        {
+            "NUM_HEADS": num_heads,
+            "SIZE": size,
+            "HAS_RESIDUAL": residual is not None,
+            "OFFSET": float(offset),
+            "ROWS": rows,
+            "BLOCK": block,
+        },
+        num_warps=min(16, max(4, block * rows // (16 * target.warp_size))),
+    )
+
+
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+    """The twin of `rms_norm`."""
+    h = x.float()
+    scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    return (h * scale * (weight.float() + offset)).to(x.dtype)
+
+
+def add_rms_norm_torch(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The twin of `add_rms_norm`."""
+    total = x + residual
+    return rms_norm_torch(total, weight, eps, offset=offset), total
