@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING
 from engine.config import EngineConfig
 from engine.outputs import Completion, EngineStats, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from engine.engine import Engine
 
-__all__ = ["Completion", "Engine", "EngineConfig", "EngineStats", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -57,7 +57,7 @@ def decodes_on_device(sampling: SamplingState) -> bool:
     params = sampling.params
     return (
         sampling.counts is None
-        and sampling.constraint is None
+        and params.structured_outputs is None
         and params.logprobs is None
         and not params.logit_bias
         and not params.banned_token_ids

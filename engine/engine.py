@@ -13,6 +13,7 @@ from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,7 @@ from engine.admission import RequestSizes
 from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Burst, Decoding, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
-from engine.constraint import Constraint
-from engine.errors import EngineError, EngineFailed, InvalidPrompt, RequestFailed, RequestRejected
+from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
 from engine.isolation import Isolated, filled_blocks, isolate
 from engine.lookahead import Lookahead
 from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
@@ -32,13 +32,15 @@ from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampled, Sampler, Sampl
 from engine.sampling_params import SamplingParams
 from engine.scheduled import Scheduled
 from engine.scheduler import Limits, Scheduler, Step
-from engine.sequence import Request, Sequence
+from engine.sequence import Request, Sequence, Status
 from engine.stop_strings import StopScanner
 from engine.stopping import Stop, token_stop
 from engine.throughput import Throughput
 from engine.token_counts import TokenCounts
 
 if TYPE_CHECKING:
+    from engine.grammar.compiler import Compiled, GrammarCompiler
+    from engine.grammar.limits import GrammarLimits
     from engine.text import Text
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,9 @@ _FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
 
 # Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
 _TOKENIZE_AT_ONCE = 256
+
+# Seconds that a step waits for a grammar when there is nothing else to do.
+_IDLE_STEP = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,9 @@ class Engine:
     `room` to know when to add more. One thread owns an engine: no method may run beside another.
     """
 
-    def __init__(self, runner: Runner, text: Text | None, config: EngineConfig) -> None:
+    def __init__(
+        self, runner: Runner, text: Text | None, config: EngineConfig, *, grammar_limits: GrammarLimits | None = None
+    ) -> None:
         self.runner = runner
         self.text = text
         """The model's tokenizer; None where it has none, and then prompts must be token ids."""
@@ -88,6 +95,13 @@ class Engine:
             Lookahead(config.decode_steps, runner.rope_length),
         )
         self.sampler = Sampler(runner.vocab_size)
+        self.on_compiled: Callable[[], None] | None = None
+        """Called, from any thread, when `can_step` may have become true without a call of the owner's."""
+        self._grammar_limits = grammar_limits
+        self._grammars: GrammarCompiler | None = None
+        self._compiled: SimpleQueue[Request] = SimpleQueue()
+        """Requests whose grammar is there, or refused; worker threads put them in."""
+        self._num_compiling = 0
         self._requests: dict[str, Request] = {}
         self._ended: list[RequestOutput] = []
         """Outputs that the next `step` returns."""
@@ -121,14 +135,13 @@ class Engine:
         *,
         priority: int = 0,
         cache_salt: bytes | str = b"",
-        constraint: Callable[[], Constraint] | None = None,
     ) -> None:
         """Queue a request; it runs in later steps.
 
         A higher `priority` is served first, equal ones in order of arrival. Prefixes are shared in the KV cache only
-        among requests of one `cache_salt`. `constraint` makes the grammar state of one completion; it is called `n`
-        times. Raises `RequestRejected` for what can never run here and `RequestFailed` for what went wrong with it
-        unexpectedly; then nothing is queued.
+        among requests of one `cache_salt`. One with structured outputs is queued when its grammar is compiled, which
+        happens beside the steps. Raises `RequestRejected` for what can never run here and `RequestFailed` for what went
+        wrong with it unexpectedly; then nothing is queued.
         """
         try:
             max_tokens = self._check(request_id, prompt_token_ids, params)
@@ -136,11 +149,13 @@ class Engine:
             request = Request(request_id, list(prompt_token_ids), params, max_tokens=max_tokens, salt=salt)
             arrival = next(self._arrivals)
             for index in range(params.n):
-                sampling = self._sampling_state(request, index, constraint)
+                sampling = self._sampling_state(request, index)
                 scanner = self._stop_scanner(params)
                 sequence = Sequence(request, sampling, (-priority, arrival, index), scanner)
                 sequence.set_rope_length(self.runner.rope_length(sequence.num_prompt, sequence.num_tokens))
                 request.sequences.append(sequence)
+            if params.structured_outputs is not None:
+                request.grammar = self._compiler().request(params.structured_outputs)
         except RequestRejected:
             self._num_rejected += 1
             raise
@@ -151,6 +166,9 @@ class Engine:
             self._num_rejected += 1
             raise RequestFailed(f"the request could not be queued: {error}") from error
         self._requests[request_id] = request
+        if request.grammar is not None:
+            self._await(request, request.grammar)
+            return
         for sequence in request.sequences:
             self.scheduler.add(sequence)
 
@@ -174,6 +192,8 @@ class Engine:
                 raise RequestRejected(f"{name} names a token beyond the vocabulary of {vocab_size}")
         if self.text is None and (params.stop or params.echo):
             raise RequestRejected("this model has no tokenizer: stop strings and echo need one")
+        if self.text is None and params.structured_outputs is not None:
+            raise RequestRejected("this model has no tokenizer: structured outputs need one")
 
         context = self.runner.max_model_len
         cache = self.scheduler.blocks.num_blocks * self.config.block_size
@@ -199,9 +219,7 @@ class Engine:
             )
         return wanted
 
-    def _sampling_state(
-        self, request: Request, index: int, constraint: Callable[[], Constraint] | None
-    ) -> SamplingState:
+    def _sampling_state(self, request: Request, index: int) -> SamplingState:
         params = request.params
         held_back = set(params.stop_token_ids)
         if not params.ignore_eos:
@@ -213,8 +231,58 @@ class Engine:
             position=len(request.prompt_token_ids),
             held_back=sorted(held_back),
             counts=TokenCounts(request.prompt_token_ids) if params.penalized else None,
-            constraint=None if constraint is None else constraint(),
         )
+
+    # Grammars
+
+    def _await(self, request: Request, grammar: Compiled) -> None:
+        for sequence in request.sequences:
+            sequence.status = Status.COMPILING
+        self._num_compiling += len(request.sequences)
+        grammar.add_done_callback(lambda _: self._announce(request))
+
+    def _compiler(self) -> GrammarCompiler:
+        if self._grammars is None:
+            from engine.grammar.compiler import GrammarCompiler
+            from engine.grammar.vocabulary import Vocabulary
+
+            assert self.text is not None
+            tokenizer, vocab_size, eos = self.text.tokenizer, self.runner.vocab_size, self.runner.eos_token_ids
+            self._grammars = GrammarCompiler(lambda: Vocabulary.of(tokenizer, vocab_size, eos), self._grammar_limits)
+        return self._grammars
+
+    def _announce(self, request: Request) -> None:
+        """From a compiler's thread, or at once where the grammar was there."""
+        self._compiled.put(request)
+        if self.on_compiled is not None:
+            self.on_compiled()
+
+    def _take_compiled(self) -> None:
+        """Queue the requests whose grammar has come, end those whose grammar is refused; the others cost nothing."""
+        idle = self._num_compiling > 0 and not self.can_step
+        while True:
+            try:
+                request = self._compiled.get(block=idle, timeout=_IDLE_STEP)
+            except Empty:
+                return
+            idle = False
+            if request.finished:  # aborted meanwhile
+                continue
+            assert request.grammar is not None
+            error = request.grammar.exception()
+            if error is not None:
+                self._fail(request, error)
+                continue
+            self._num_compiling -= len(request.sequences)
+            for sequence in request.sequences:
+                sequence.status = Status.WAITING
+                sequence.sampling.matcher = request.grammar.result().start()
+                self.scheduler.add(sequence)
+
+    def close(self) -> None:
+        """End the threads and processes that compile grammars; what waits for one never runs."""
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _stop_scanner(self, params: SamplingParams) -> StopScanner | None:
         text = self.text
@@ -234,14 +302,22 @@ class Engine:
         """Whether `step` still has something to do or to return."""
         return bool(self._requests or self._ended)
 
+    @property
+    def can_step(self) -> bool:
+        """Whether `step` has something to do now, and would not only wait for a grammar."""
+        scheduler = self.scheduler
+        return bool(self._ended or scheduler.running or len(scheduler.waiting) or not self._compiled.empty())
+
     def step(self) -> list[RequestOutput]:
         """Run one step; returns the requests that ended since the last one, in whatever way.
 
-        Raises `EngineFailed` when the runner is broken for all, never for one request's sake.
+        Where all requests wait for their grammars, it waits a moment with them. Raises `EngineFailed` when the runner
+        is broken for all, never for one request's sake.
         """
+        self._take_compiled()
         started = time.perf_counter()
         step = self.scheduler.schedule()
-        if self._requests and not (step.scheduled or step.burst or step.preempted):
+        if len(self.scheduler.waiting) and not (step.scheduled or step.burst or step.preempted):
             raise EngineFailed("requests are queued, but none can be scheduled")
         decoding = self._start(step)
         outcome = isolate(
@@ -337,7 +413,7 @@ class Engine:
             self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
             self.scheduler.preempt(share.sequence)
         for share, error in step.failed:
-            self._fail(share.sequence.request, f"the model failed on this request: {error}")
+            self._fail(share.sequence.request, RequestFailed(f"the model failed on this request: {error}"))
         return sum(
             self._move(outcome.share.sequence, partial(self._advance, outcome=outcome)) for outcome in step.results
         )
@@ -356,9 +432,9 @@ class Engine:
         try:
             return advance(sequence)
         except RequestFailed as error:
-            self._fail(sequence.request, error.message)
+            self._fail(sequence.request, error)
         except Exception as error:  # noqa: BLE001 - one request's error must not end the loop
-            self._fail(sequence.request, f"the completion could not be read: {error}")
+            self._fail(sequence.request, RequestFailed(f"the completion could not be read: {error}"))
         return 0
 
     def _probe(self, share: Scheduled, error: Exception) -> None:
@@ -387,7 +463,10 @@ class Engine:
                 self._finish(sequence, Stop("length", None))
             return 0
         if sampled.error is not None:
-            raise RequestFailed(sampled.error)
+            raise sampled.error
+        if sampled.ends:
+            self._finish(sequence, Stop("stop", None))
+            return 0
 
         sequence.token_ids.append(sampled.token_id)
         if sampled.logprobs is not None:
@@ -436,7 +515,7 @@ class Engine:
         if stop is None:
             return
         sequence.text = text
-        sequence.finish_reason, sequence.stop_reason = stop
+        sequence.finish_reason, sequence.stop_reason = stop.finish_reason, stop.stop_reason
         self.scheduler.finish(sequence)
         self.scheduler.sizes.record(sequence.num_prompt, sequence.num_output)
         if sequence.request.finished:
@@ -448,10 +527,11 @@ class Engine:
             return "", None
         params = sequence.request.params
         output = sequence.output_token_ids()
-        ended_by_token = stop is not None and stop.finish_reason == "stop"
-        if ended_by_token and not params.include_stop_str_in_output:
+        if stop is not None and stop.by_token and not params.include_stop_str_in_output:
             output.pop()
-        text = self.text.decode(output, skip_special_tokens=params.skip_special_tokens)
+        matcher = sequence.sampling.matcher
+        decode = self.text.decode if matcher is None else matcher.grammar.vocabulary.decode
+        text = decode(output, skip_special_tokens=params.skip_special_tokens)
         cut = None if sequence.stop_scanner is None else sequence.stop_scanner.cut(output, text)
         kept = text if cut is None else cut[0]
         if params.echo:
@@ -462,14 +542,15 @@ class Engine:
             kept = whole[: len(whole) - (len(text) - len(kept))]
         return kept, None if cut is None else cut[1]
 
-    def _fail(self, request: Request, error: str) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         """End a request, with all its completions, for the error of one."""
         if request.finished:
             return
         for sequence in request.sequences:
             # What it computed may be what is wrong.
             self.scheduler.blocks.forget(sequence.table.blocks)
-        request.error = error
+        request.error = str(error)
+        request.error_code = "invalid_grammar" if isinstance(error, GrammarError) else "generation_failed"
         self._end(request, "error")
 
     def _end(self, request: Request, reason: FinishReason) -> None:
@@ -477,6 +558,8 @@ class Engine:
         for sequence in request.sequences:
             if sequence.finished:
                 continue
+            if sequence.status is Status.COMPILING:
+                self._num_compiling -= 1
             self.scheduler.finish(sequence)
             sequence.finish_reason = reason
             try:
@@ -558,7 +641,7 @@ class Engine:
         From the KV blocks that a forecast of the running requests leaves, by the lengths that requests turned out to
         have, plus some to fill the places of those about to finish, minus what waits already.
         """
-        return self.scheduler.room()
+        return max(0, self.scheduler.room() - self._num_compiling)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
@@ -566,6 +649,7 @@ class Engine:
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
+            compiling=self._num_compiling,
             kv_blocks=scheduler.blocks.num_blocks,
             kv_blocks_used=scheduler.blocks.num_used,
             steps=self._num_steps,
@@ -584,8 +668,8 @@ class Engine:
         """Audit everything between steps; raises AssertionError that says what does not add up."""
         self.scheduler.check()
         running = sum(not s.finished for request in self._requests.values() for s in request.sequences)
-        if running != len(self.scheduler.running) + len(self.scheduler.waiting):
-            raise AssertionError("a request's sequence is neither running nor waiting")
+        if running != len(self.scheduler.running) + len(self.scheduler.waiting) + self._num_compiling:
+            raise AssertionError("a request's sequence is neither running nor waiting nor compiling")
 
 
 def _seed(engine_seed: int, request_id: str) -> int:

@@ -5,6 +5,7 @@
     ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
     ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
     ├── RequestFailed                    one request that cannot go on, or be queued: NaN logits, no token allowed
+    │   └── GrammarError                 a schema, regex or grammar that is wrong, or costs too much
     ├── ModelError                       a model that cannot be served
     │   ├── ModelNotFound                nothing at that path or hub id
     │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason
@@ -41,6 +42,10 @@ class RequestRejected(EngineError, ValueError):
 
 class RequestFailed(EngineError):
     """One request cannot go on; its neighbours can."""
+
+
+class GrammarError(RequestFailed):
+    """A request's schema, regex or grammar is wrong or costs too much; it would fail again."""
 
 
 class ModelError(EngineError):

@@ -9,6 +9,9 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "abort", "error"]
 """stop: end of sequence, a stop token or a stop string. length: max_tokens or the context is reached."""
 
+ErrorCode = Literal["invalid_grammar", "generation_failed"]
+"""invalid_grammar: the schema, regex or grammar of its structured outputs is wrong or costs too much."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -54,6 +57,9 @@ class RequestOutput:
     error: str | None = None
     """Why the request failed; then each completion holds what it had until then."""
 
+    error_code: ErrorCode | None = None
+    """Which kind of error, where it came up after `add`."""
+
     @classmethod
     def failed(cls, request_id: str, prompt_token_ids: Sequence[int], error: str) -> RequestOutput:
         """A request that failed before it ran."""
@@ -93,6 +99,9 @@ class EngineStats:
 
     waiting: int
     """Completions queued, preempted ones included."""
+
+    compiling: int
+    """Completions that wait for their grammar."""
 
     kv_blocks: int
     kv_blocks_used: int

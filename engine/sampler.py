@@ -10,20 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from engine.constraint import Constraint
 from engine.drawing import Filters, draw
+from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    from engine.grammar.matcher import MaskFiller, Matcher
 
 NO_NUMBERS = "the model's logits are not finite numbers"
 NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
 
 _NEG_INF = float("-inf")
+
+# Tokens of a mask that are a byte each at a time (64 MiB).
+_UNPACKED = 2**26
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +54,8 @@ class SamplingState:
     counts: TokenCounts | None = None
     """Present when the parameters penalize."""
 
-    constraint: Constraint | None = None
+    matcher: Matcher | None = None
+    """Where in its grammar the output stands, if it has one."""
 
     def skip(self, num_tokens: int) -> None:
         """Take in tokens that neither penalties nor a grammar have to know."""
@@ -55,13 +63,13 @@ class SamplingState:
         self.num_output += num_tokens
 
     def advance(self, token_id: int) -> None:
-        """Take in a chosen token; raises what the constraint raises."""
+        """Take in a chosen token; raises `GrammarError` where it leaves the grammar."""
         self.position += 1
         self.num_output += 1
         if self.counts is not None:
             self.counts.add(token_id)
-        if self.constraint is not None:
-            self.constraint.accept(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,9 @@ class Sampled:
 
     token_id: int = -1
     logprobs: TokenLogprobs | None = None
-    error: str | None = None
+    error: RequestFailed | None = None
+    ends: bool = False
+    """The output is complete by its grammar, and has no further token."""
 
 
 class Sampler:
@@ -79,11 +89,13 @@ class Sampler:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self._settings: _Settings | None = None
+        self._masks: MaskFiller | None = None
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
         """Logits are float32 `[rows, vocab_size]`, one row a state, and are overwritten."""
-        errors: dict[int, str] = {}
+        errors: dict[int, RequestFailed] = {}
+        ended: set[int] = set()
         settings = self._settings_of(states, logits.device)
         log_probs = _log_probs(logits, settings.logprob_rows)
 
@@ -91,20 +103,26 @@ class Sampler:
         sound = torch.isfinite(logits.amax(dim=-1))
         allowed = sound
         if settings.restricts:
-            self._restrict(logits, states, settings, errors)
+            self._restrict(logits, states, settings)
+            if settings.constrained:
+                ended = self._constrain(logits, states, settings.constrained, errors)
             allowed = logits.amax(dim=-1) > _NEG_INF
         tokens = self._choose(logits, states, settings)
 
         chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
         for row in range(len(states)):
             if not are_sound[row]:
-                errors.setdefault(row, NO_NUMBERS)
-            elif not are_allowed[row]:
-                errors.setdefault(row, NO_TOKEN_ALLOWED)
+                errors.setdefault(row, RequestFailed(NO_NUMBERS))
+            elif not are_allowed[row] and row not in ended:
+                errors.setdefault(row, RequestFailed(NO_TOKEN_ALLOWED))
 
         top = _top_logprobs(log_probs, settings, tokens, states)
         return [
-            Sampled(error=errors[row]) if row in errors else Sampled(token, top.get(row))
+            Sampled(error=errors[row])
+            if row in errors
+            else Sampled(ends=True)
+            if row in ended
+            else Sampled(token, top.get(row))
             for row, token in enumerate(chosen)
         ]
 
@@ -132,7 +150,6 @@ class Sampler:
         logits: torch.Tensor,
         states: Sequence[SamplingState],
         settings: _Settings,
-        errors: dict[int, str],
     ) -> None:
         """Apply bias, penalties and bans in place."""
         if settings.bias is not None:
@@ -158,8 +175,6 @@ class Sampler:
         if held_back:
             rows, ids = torch.tensor(held_back, device=logits.device).unbind(1)
             logits[rows, ids] = _NEG_INF
-        for row in settings.constrained:
-            self._constrain(logits, row, states[row], errors)
 
     def _penalize(self, logits: torch.Tensor, states: Sequence[SamplingState], penalized: Sequence[int]) -> None:
         counts = [states[row].counts for row in penalized]
@@ -186,17 +201,33 @@ class Sampler:
         values -= frequency * count + presence * (count > 0)
         logits[rows, ids] = values
 
-    def _constrain(self, logits: torch.Tensor, row: int, state: SamplingState, errors: dict[int, str]) -> None:
-        assert state.constraint is not None
-        bitmask = torch.full((-(-self.vocab_size // 32),), -1, dtype=torch.int32)
-        try:
-            state.constraint.fill(bitmask)
-        except Exception as error:  # noqa: BLE001 - whatever a grammar library raises is this request's error
-            errors[row] = f"the output constraint failed: {error}"
-            return
-        bits = torch.arange(32, dtype=torch.int32)
-        allowed = ((bitmask[:, None] >> bits) & 1).bool().flatten()[: self.vocab_size]
-        logits[row].masked_fill_(~allowed.to(logits.device), _NEG_INF)
+    def _constrain(
+        self,
+        logits: torch.Tensor,
+        states: Sequence[SamplingState],
+        rows: Sequence[int],
+        errors: dict[int, RequestFailed],
+    ) -> set[int]:
+        """Ban what the rows' grammars do not allow; returns the rows whose output is complete."""
+        if self._masks is None:
+            from engine.grammar.matcher import MaskFiller
+
+            self._masks = MaskFiller()
+        matchers = [matcher for row in rows if (matcher := states[row].matcher) is not None]
+        masks = self._masks.fill(matchers, [states[row].params.ignore_eos for row in rows])
+        errors.update((rows[place], error) for place, error in masks.failed.items())
+        size = max(1, _UNPACKED // self.vocab_size)
+        octets = torch.from_numpy(masks.words.view(np.uint8)).to(logits.device)
+        bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        for start in range(0, len(rows), size):
+            part = octets[start : start + size]
+            banned = ((part[:, :, None] >> bits) & 1 == 0).flatten(1)[:, : self.vocab_size]
+            if len(rows) == len(logits):
+                logits[start : start + size].masked_fill_(banned, _NEG_INF)
+            else:
+                places = torch.tensor(rows[start : start + size], device=logits.device)
+                logits[places] = logits[places].masked_fill_(banned, _NEG_INF)
+        return {rows[place] for place in masks.complete}
 
     def _choose(self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings) -> torch.Tensor:
         """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
@@ -288,7 +319,7 @@ class _Settings:
             logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
             penalized=[row for row, p in enumerate(params) if p.penalized],
             with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],
-            constrained=[row for row, state in enumerate(states) if state.constraint is not None],
+            constrained=[row for row, state in enumerate(states) if state.matcher is not None],
             bias=(
                 (*indices(bias), tensor([b for p in params for b in p.logit_bias.values()], torch.float32))
                 if bias

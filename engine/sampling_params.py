@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import InvalidParams
+from engine.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
@@ -86,6 +87,9 @@ class SamplingParams:
     banned_token_ids: Sequence[int] = ()
     """Never chosen."""
 
+    structured_outputs: StructuredOutputs | None = None
+    """The form that the output must have. It ends where nothing can follow, also before `min_tokens`."""
+
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
@@ -142,6 +146,8 @@ class SamplingParams:
         for name in ("stop_token_ids", "banned_token_ids", "allowed_token_ids"):
             for token in getattr(self, name) or ():
                 _check_int(name, token, 0, None)
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise InvalidParams("structured_outputs must be a StructuredOutputs")
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidParams("logit_bias must map token ids to numbers")
         for token, bias in self.logit_bias.items():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Sequence_
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from engine.block_manager import BlockTable
 from engine.device_state import decodes_on_device
-from engine.outputs import Completion, FinishReason, RequestOutput, TokenLogprobs
+from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampler import SamplingState
 from engine.sampling_params import SamplingParams
 from engine.stop_strings import StopScanner
 
+if TYPE_CHECKING:
+    from engine.grammar.compiler import Compiled
+
 
 class Status(Enum):
+    COMPILING = "compiling"
+    """Known to the engine alone, which queues it when its grammar is compiled; an abort or an error finishes it."""
+
     WAITING = "waiting"
     """In the queue, without blocks. The scheduler admits it; an abort finishes it."""
 
@@ -150,6 +157,8 @@ class Request:
     __slots__ = (
         "cached_tokens",
         "error",
+        "error_code",
+        "grammar",
         "max_tokens",
         "params",
         "prompt_logprobs",
@@ -173,6 +182,9 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []
         """Of the prompt's tokens from the second on, as far as they are known. The first sequence collects them."""
         self.error: str | None = None
+        self.error_code: ErrorCode | None = None
+        self.grammar: Compiled | None = None
+        """Of its structured outputs; it is queued when that is there."""
 
     @property
     def finished(self) -> bool:
@@ -187,4 +199,5 @@ class Request:
             prompt_logprobs=(None, *self.prompt_logprobs) if self.params.prompt_logprobs is not None else None,
             cached_tokens=self.cached_tokens,
             error=self.error,
+            error_code=self.error_code,
         )

@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
-from jobs.errors import InvalidInput
+from jobs import strict_json
+from jobs.errors import InvalidInput, InvalidJson
 
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_CUSTOM_ID = 512
 PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
 DEFAULT_MAX_TOKENS = 256
+MAX_STRUCTURE_BYTES = 131_072  # of a schema, a regex, a grammar, or all choices together; the engine's own limit
+MAX_CHOICES = 4096
+_MAX_SCHEMA_DEPTH = 64
 _NAME_SHOWN = 100  # characters of an unknown field's name
 _PATH_SHOWN = 300  # characters of a field's path
 
@@ -34,6 +48,82 @@ class _Strict(BaseModel):
     """Unknown fields are refused by name, and "5" is not 5."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _schema(value: object) -> object:
+    """A JSON schema that can be stored, as an object; whether it makes sense, only the worker can tell."""
+    if isinstance(value, str):
+        try:
+            value = strict_json.parse(value.encode("utf-8", "surrogatepass"), max_depth=_MAX_SCHEMA_DEPTH)
+        except InvalidJson as error:
+            raise ValueError(error.message) from None
+    if not isinstance(value, dict):
+        raise ValueError("a JSON schema is expected here: an object, or the text of one")
+    try:
+        size = len(orjson.dumps(value))
+    except TypeError as error:  # a whole number beyond 64 bits
+        raise ValueError(f"the schema cannot be stored: {error}") from None
+    if size > MAX_STRUCTURE_BYTES:
+        raise ValueError(f"the schema has {size} bytes; at most {MAX_STRUCTURE_BYTES} are allowed")
+    return value
+
+
+def _no_larger(value: str | list[str]) -> str | list[str]:
+    size = sum(len(text.encode()) for text in ([value] if isinstance(value, str) else value))
+    if size > MAX_STRUCTURE_BYTES:
+        raise ValueError(f"{size} bytes; at most {MAX_STRUCTURE_BYTES} are allowed")
+    return value
+
+
+Schema = Annotated[dict[str, Any], BeforeValidator(_schema)]
+Structure = Annotated[str, AfterValidator(_no_larger)]
+
+
+class StructuredOutputs(_Strict):
+    """The form that an output must have: exactly one of these. Names are vLLM's."""
+
+    json_: Schema | None = Field(default=None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: Structure | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), AfterValidator(_no_larger)] | None = None
+    grammar: Structure | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StructuredOutputs:
+        if (
+            sum(value is not None for value in (self.json_, self.json_object, self.regex, self.choice, self.grammar))
+            != 1
+        ):
+            raise ValueError("exactly one of 'json', 'json_object', 'regex', 'choice' and 'grammar' is needed")
+        return self
+
+
+class JsonSchema(_Strict):
+    """OpenAI's wrapping of a schema. The output always keeps to it, `strict` or not."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    description: Annotated[str, StringConstraints(max_length=4096)] | None = None
+    schema_: Schema = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """The form that an output must have, as OpenAI spells it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' is needed with the type 'json_schema', and with no other")
+        return self
+
+    def structured_outputs(self) -> StructuredOutputs | None:
+        """The same in our words; None for plain text."""
+        if self.json_schema is not None:
+            return StructuredOutputs(json=self.json_schema.schema_)
+        return StructuredOutputs(json_object=True) if self.type == "json_object" else None
 
 
 class Params(_Strict):
@@ -53,12 +143,32 @@ class Params(_Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20, description="how many likely tokens to list beside each")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _at_least_not_above_at_most(self) -> Params:
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_ask_for_a_form(self) -> Params:
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError("either 'response_format' or 'structured_outputs', not both")
+        return self
+
+    def stored(self) -> dict[str, Any]:
+        """What the worker reads. A form is stored in our own words, also the wish for none."""
+        fields = self.model_dump(exclude_none=True, exclude={"custom_id", "response_format", "structured_outputs"})
+        wanted = self.structured_outputs
+        if self.response_format is not None:
+            wanted = self.response_format.structured_outputs()
+            fields["structured_outputs"] = None
+        if wanted is not None:
+            ((name, value),) = ((n, v) for n, v in wanted if v is not None)
+            fields["structured_outputs"] = {name.rstrip("_"): value}
+        return fields
 
 
 class Message(_Strict):
@@ -156,7 +266,7 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
         document = {"prompt": document}
     request = validate(PromptLine, document)
     _check_limits(request, defaults, model)
-    body = defaults.model_dump(exclude_none=True) | request.model_dump(exclude_none=True, exclude={"custom_id"})
+    body = defaults.stored() | request.stored()
     if len(request.model_fields_set & {"min_tokens", "max_tokens"}) == 1:
         validate(Params, {key: body[key] for key in ("min_tokens", "max_tokens") if key in body})
     beginning = request.prompt if request.prompt is not None else [m.model_dump() for m in request.messages or ()]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from engine import Engine, RequestOutput, SamplingParams
+from engine import Engine, RequestOutput, SamplingParams, StructuredOutputs
 from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestFailed, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Hold, Outcome
@@ -128,6 +128,8 @@ class EngineOwner:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout=CLOSE_TIMEOUT)
+        if self._engine is not None:
+            self._engine.close()
 
     def stalled_for(self) -> float:
         """Seconds since the step that is under way began; 0 between steps."""
@@ -150,6 +152,7 @@ class EngineOwner:
     def _run(self) -> None:
         try:
             engine = self._engine = self._load()
+            engine.on_compiled = self._wake
             self._publish_room(engine)
             self._listeners.loaded(ModelLimits(self._model, engine.runner.max_model_len, engine.runner.vocab_size))
             while self._wait_for_work(engine):
@@ -164,8 +167,13 @@ class EngineOwner:
 
     def _wait_for_work(self, engine: Engine) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._inbox or self._aborts or engine.has_unfinished)
+            self._changed.wait_for(lambda: self._closing or self._inbox or self._aborts or engine.can_step)
             return not self._closing
+
+    def _wake(self) -> None:
+        """From any thread: a request's grammar is compiled."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _take_in(self, engine: Engine) -> None:
         with self._changed:
@@ -211,6 +219,8 @@ class EngineOwner:
             self._changed.notify_all()
 
     def _outcome(self, prepared: Prepared, output: RequestOutput) -> Outcome:
+        if output.error is not None and output.error_code == "invalid_grammar":
+            return responses.refused(prepared.request, output.error, code="invalid_grammar")
         if output.error is not None:
             return responses.broken(prepared.request, output.error)
         answer = responses.Answer(
@@ -280,7 +290,8 @@ class EngineOwner:
         options.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, context - prompt_tokens))
         # A request that runs again, after a crash or elsewhere, draws the same tokens again.
         options.setdefault("seed", _seed(request))
-        return SamplingParams(**options)
+        wanted = options.pop("structured_outputs", None)
+        return SamplingParams(**options, structured_outputs=None if wanted is None else StructuredOutputs(**wanted))
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

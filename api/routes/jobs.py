@@ -64,11 +64,17 @@ class InlineJob(JobHead):
     prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
 
 
+_OBJECTS = frozenset({"metadata", "response_format", "structured_outputs"})
+
+
 def _submission_schema() -> dict[str, Any]:
     """What OpenAPI cannot learn from a function that reads the body as a stream."""
     inline = InlineJob.model_json_schema(ref_template="#/components/schemas/{model}")
     inline.pop("$defs")
-    fields = Params.model_json_schema()["properties"] | {
+    fields = {
+        name: {"type": "object"} if "$ref" in str(schema) else schema
+        for name, schema in Params.model_json_schema()["properties"].items()
+    } | {
         name: schema for name, schema in JobHead.model_json_schema()["properties"].items() if "$ref" not in str(schema)
     }
     fields |= {"webhook_url": {"type": "string"}, "webhook_events": {"type": "array", "items": {"type": "string"}}}
@@ -90,7 +96,7 @@ def _submission_schema() -> dict[str, Any]:
                 "in": "query",
                 "name": name,
                 "schema": schema,
-                "description": "for application/x-ndjson" + (" (a JSON object)" if name == "metadata" else ""),
+                "description": "for application/x-ndjson" + (" (a JSON object)" if name in _OBJECTS else ""),
             }
             for name, schema in sorted(fields.items())
         ],

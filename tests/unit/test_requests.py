@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import structured_outputs
 from jobs.errors import InvalidInput
 from jobs.requests import (
+    MAX_CHOICES,
+    MAX_STRUCTURE_BYTES,
     PREFIX_BYTES,
     JobHead,
     ModelLimits,
@@ -174,3 +177,69 @@ def test_windows() -> None:
     assert [window_seconds(window) for window in ("30m", "24h", "7d")] == [1800, 86400, 604800]
     for window in ("0h", "-1h", "1", "h", "1w", "1h ", "99999h", "1h\n"):
         assert complaint(JobHead, {"model": "m", "completion_window": window}).param == "completion_window"
+
+
+class TestForm:
+    """The form of the output, in OpenAI's words or vLLM's."""
+
+    def test_is_stored_in_one_way(self) -> None:
+        schema = {"type": "object", "properties": {"a": {"enum": [None, "é"]}}, "default": None}
+        openai = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+        for wanted in (
+            {"response_format": openai},
+            {"structured_outputs": {"json": schema}},
+            {"structured_outputs": {"json": json.dumps(schema)}},
+        ):
+            assert body({"prompt": "a", **wanted}) == {"prompt": "a", "structured_outputs": {"json": schema}}
+        assert body({"prompt": "a", "response_format": {"type": "json_object"}}) == {
+            "prompt": "a",
+            "structured_outputs": {"json_object": True},
+        }
+
+    def test_a_line_s_own_wins_over_the_job_s_whatever_words_they_use(self) -> None:
+        job = Params.model_validate({"response_format": {"type": "json_object"}})
+        assert body("a", job)["structured_outputs"] == {"json_object": True}
+        assert body({"prompt": "a", "structured_outputs": {"regex": "b"}}, job)["structured_outputs"] == {"regex": "b"}
+        assert body({"prompt": "a", "response_format": {"type": "text"}}, job)["structured_outputs"] is None
+
+    @pytest.mark.parametrize(
+        ("wanted", "param"),
+        [
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
+            ({"response_format": {"type": "json_schema"}}, "response_format"),
+            ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format"),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+                "response_format.json_schema.schema",
+            ),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"schema": 7}}},
+                "response_format.json_schema.schema",
+            ),
+            ({"structured_outputs": {}}, "structured_outputs"),
+            ({"structured_outputs": {"regex": "a", "grammar": "start: a"}}, "structured_outputs"),
+            ({"structured_outputs": {"lark": "a"}}, "structured_outputs.lark"),
+            ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+            ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
+            ({"structured_outputs": {"json": '{"a": 1, "a": 2}'}}, "structured_outputs.json"),
+            ({"structured_outputs": {"json": {"maximum": 10**30}}}, "structured_outputs.json"),
+            ({"structured_outputs": {"json": {"const": "a" * MAX_STRUCTURE_BYTES}}}, "structured_outputs.json"),
+            ({"structured_outputs": {"regex": "é" * MAX_STRUCTURE_BYTES}}, "structured_outputs.regex"),
+            ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+            ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice[1]"),
+            ({"structured_outputs": {"choice": ["a" * 2**16] * 3}}, "structured_outputs.choice"),
+            ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
+            ({"structured_outputs": {"json_object": True}, "response_format": {"type": "text"}}, None),
+        ],
+        ids=lambda value: str(value)[:60],
+    )
+    def test_a_shape_that_is_certainly_wrong_is_named(self, wanted: dict[str, object], param: str | None) -> None:
+        refused = complaint(PromptLine, {"prompt": "a", **wanted})
+        assert refused.param == param
+        assert len(refused.message) < 200
+
+    def test_its_limits_are_the_engine_s(self) -> None:
+        assert (MAX_STRUCTURE_BYTES, MAX_CHOICES) == (
+            structured_outputs.MAX_SOURCE_BYTES,
+            structured_outputs.MAX_CHOICES,
+        )

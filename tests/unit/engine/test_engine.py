@@ -525,22 +525,6 @@ class TestFailures:
         good, bad = engine.generate([[1], [1, 2, 3]], GREEDY)
         assert (good.finish_reason, bad.finish_reason) == ("length", "error")
 
-    def test_a_constraint_that_raises_ends_one_request(self) -> None:
-        class Fussy:
-            def fill(self, bitmask: torch.Tensor) -> None:
-                bitmask.fill_(0b100)  # token 2, and those 32 apart
-
-            def accept(self, token_id: int) -> None:
-                raise ValueError("not that one")
-
-        engine = make()
-        engine.add("bad", [1], GREEDY, constraint=Fussy)
-        engine.add("good", [1], GREEDY)
-        outputs = finish(engine)
-        assert "not that one" in (outputs["bad"].error or "")
-        assert outputs["bad"].token_ids[0] % 32 == 2
-        assert outputs["good"].finish_reason == "length"
-
 
 def test_salts_keep_tenants_apart() -> None:
     engine = make(FakeRunner(block_size=4))

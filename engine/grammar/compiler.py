@@ -1,0 +1,181 @@
+"""Compiles grammars beside the steps, once for all who ask for the same one.
+
+    request ──▶ cached? ──▶ queue ──▶ worker thread: trial in its process ──▶ compile here, without the GIL ──▶ Future
+
+Compiling twice is the price of a process that may die of it; a grammar that passed the trial costs no more here.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+from llguidance import LLMatcher
+
+from engine.errors import GrammarError
+from engine.grammar.limits import GrammarLimits
+from engine.grammar.matcher import Grammar, explained
+from engine.grammar.source import grammar_text
+from engine.grammar.trial_process import TrialFailed, TrialProcess
+from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
+from engine.structured_outputs import StructuredOutputs
+
+Compiled = Future[Grammar]
+
+# What a kept outcome counts for at least, in bytes.
+_LEAST_BYTES = 1 << 16
+
+
+class GrammarCompiler:
+    """The grammars of one vocabulary. Its threads and processes start with the first request, and end with it."""
+
+    def __init__(self, read_vocabulary: Callable[[], Vocabulary], limits: GrammarLimits | None = None) -> None:
+        """`read_vocabulary` may take long, and is called on a worker thread; it raises `UnreadableVocabulary`."""
+        self._workshop = _Workshop(read_vocabulary, limits or GrammarLimits())
+        self._end = weakref.finalize(self, self._workshop.close)
+
+    def request(self, wanted: StructuredOutputs) -> Compiled:
+        """A grammar to be, or one that is there already; its exception is a `GrammarError`. Never waits."""
+        return self._workshop.request(wanted)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._workshop.cache)
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._workshop.cache.num_bytes
+
+    def close(self) -> None:
+        """End the threads and their processes. What is not compiled by now never will be."""
+        self._end()
+
+
+class _Workshop:
+    """What the worker threads share; apart from `GrammarCompiler`, so that they do not keep it alive."""
+
+    def __init__(self, read_vocabulary: Callable[[], Vocabulary], limits: GrammarLimits) -> None:
+        self._read_vocabulary = read_vocabulary
+        self._vocabulary: Vocabulary | UnreadableVocabulary | None = None
+        self._reading = threading.Lock()
+        self._limits = limits
+        self._lock = threading.Lock()  # of the two below
+        self.cache = _Cache(limits.cached, limits.cached_bytes)
+        self._pending: dict[StructuredOutputs, Compiled] = {}
+        self._queue: SimpleQueue[tuple[StructuredOutputs, Compiled] | None] = SimpleQueue()
+        self._trials: list[TrialProcess] = []
+
+    def request(self, wanted: StructuredOutputs) -> Compiled:
+        with self._lock:
+            known = self.cache.get(wanted) or self._pending.get(wanted)
+            if known is not None:
+                return known
+            future: Compiled = Future()
+            self._pending[wanted] = future
+        if not self._trials:
+            self._trials = [TrialProcess(self._limits) for _ in range(self._limits.workers)]
+            for trial in self._trials:
+                threading.Thread(target=self._work, args=(trial,), name="grammars", daemon=True).start()
+        self._queue.put((wanted, future))
+        return future
+
+    def close(self) -> None:
+        for trial in self._trials:
+            self._queue.put(None)
+            trial.close()
+
+    def _work(self, trial: TrialProcess) -> None:
+        while (task := self._queue.get()) is not None:
+            wanted, future = task
+            keep = True
+            try:
+                outcome: Grammar | GrammarError = self._compile(wanted, trial)
+            except GrammarError as error:
+                outcome = error
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not leave the request waiting for ever
+                outcome, keep = GrammarError(f"the grammar could not be compiled: {explained(str(error))}"), False
+            with self._lock:
+                self._pending.pop(wanted, None)
+                if keep:
+                    self.cache.put(wanted, future, outcome)
+            if isinstance(outcome, Grammar):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+    def _compile(self, wanted: StructuredOutputs, trial: TrialProcess) -> Grammar:
+        vocabulary = self._known_vocabulary()
+        try:
+            text = grammar_text(wanted)
+        except ValueError as error:
+            raise GrammarError(f"not a {_NAMES[wanted.kind]}: {explained(str(error))}") from error
+        try:
+            verdict = trial.judge(text, vocabulary)
+        except TrialFailed as error:
+            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be compiled: {error}") from error
+        if "error" in verdict:
+            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {explained(verdict['error'])}")
+        limits = self._limits.parser.for_llguidance()
+        matcher = LLMatcher(vocabulary.for_llguidance, text, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {explained(matcher.get_error())}")
+        return Grammar(matcher, vocabulary, verdict["bytes"])
+
+    def _known_vocabulary(self) -> Vocabulary:
+        with self._reading:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = self._read_vocabulary()
+                except UnreadableVocabulary as error:
+                    self._vocabulary = error
+        if isinstance(self._vocabulary, UnreadableVocabulary):
+            raise GrammarError(f"this model cannot give structured output: {self._vocabulary}")
+        return self._vocabulary
+
+
+_NAMES = {
+    "json": "JSON schema",
+    "json_object": "JSON schema",
+    "regex": "regular expression",
+    "choice": "list of choices",
+    "grammar": "grammar",
+}
+
+
+class _Cache:
+    """The grammars and refusals that were asked for last, bounded in number and bytes."""
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[StructuredOutputs, tuple[Compiled, Grammar | None, int]] = OrderedDict()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, wanted: StructuredOutputs) -> Compiled | None:
+        entry = self._entries.get(wanted)
+        if entry is None:
+            return None
+        future, grammar, _ = entry
+        if grammar is not None and grammar.is_broken:
+            self._drop(wanted)
+            return None
+        self._entries.move_to_end(wanted)
+        return future
+
+    def put(self, wanted: StructuredOutputs, future: Compiled, outcome: Grammar | GrammarError) -> None:
+        grammar = outcome if isinstance(outcome, Grammar) else None
+        size = max(_LEAST_BYTES, len(wanted.source) + (0 if grammar is None else grammar.num_bytes))
+        self._entries[wanted] = (future, grammar, size)
+        self.num_bytes += size
+        while len(self._entries) > self._max_entries or self.num_bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, wanted: StructuredOutputs) -> None:
+        self.num_bytes -= self._entries.pop(wanted)[2]

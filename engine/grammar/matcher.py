@@ -1,0 +1,110 @@
+"""A compiled grammar, and where in it one completion stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+
+from engine.errors import GrammarError
+from engine.grammar.vocabulary import Vocabulary, Words
+
+_SHOWN = 300  # characters of the library's message
+
+# What follows is the parser's state, a backtrace, or the grammar with the lines that we added.
+_STATE = re.compile(r"<non-verbose/>|<backtrace>|<state>|\n *[0-9]+ \| ")
+
+
+def explained(message: str) -> str:
+    """The library's message in one short line, without the parser's state or a backtrace."""
+    text = _STATE.split(message, maxsplit=1)[0]
+    if text.strip() == "NoExtensionBias":
+        return "no text in the model's tokens satisfies it"
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …"
+
+
+class Grammar:
+    """Compiled. Its completions share the automaton, which grows while they use it."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, num_bytes: int) -> None:
+        self.vocabulary = vocabulary
+        self.num_bytes = num_bytes
+        """What compiling it took in memory."""
+        self.is_broken = False
+        """Whether a completion ran into a limit of the automaton, which all share: it is not used for new ones."""
+        self._matcher = matcher
+
+    def start(self) -> Matcher:
+        """The state of a completion that has no tokens yet."""
+        return Matcher(self._matcher.deep_copy(), self)
+
+
+class Matcher:
+    """Where one completion stands. It moves on with each accepted token, and stays where it is over preemptions."""
+
+    __slots__ = ("_matcher", "grammar")
+
+    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
+        self._matcher = matcher
+        self.grammar = grammar
+
+    def accept(self, token_id: int) -> None:
+        """Move on past a token that was chosen; raises `GrammarError`. The end of sequence is no part of a grammar."""
+        if token_id in self.grammar.vocabulary.eos_token_ids and not self._matcher.validate_tokens([token_id]):
+            return
+        if not self._matcher.consume_token(token_id):
+            raise self.failure()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing can follow any more."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def failure(self) -> GrammarError:
+        self.grammar.is_broken = True
+        message = self._matcher.get_error()
+        if message.startswith("NoExtensionBias"):
+            return GrammarError("the output cannot be finished: the grammar wants what no token of the model says")
+        return GrammarError(f"the grammar is too costly here: {explained(message)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What may come next in several completions."""
+
+    words: Words
+    """int32 `[completions, words]`; bit `t % 32` of word `t // 32` allows token t."""
+
+    complete: Sequence[int]
+    """Places where nothing but the end can follow."""
+
+    failed: dict[int, GrammarError]
+    """Places where the grammar cannot say."""
+
+
+class MaskFiller:
+    """Asks all of a step's grammars at once, on as many threads as the machine has cores."""
+
+    def __init__(self) -> None:
+        self._executor: LLExecutor | None = None
+
+    def fill(self, matchers: Sequence[Matcher], ignore_eos: Sequence[bool]) -> Masks:
+        """Changes no state. The end of sequence is allowed where the output may end, unless it is to be ignored."""
+        if self._executor is None:
+            self._executor = LLExecutor()
+        vocabulary = matchers[0].grammar.vocabulary
+        words: Words = np.zeros((len(matchers), vocabulary.num_words), dtype=np.int32)
+        states = [(matcher._matcher, place) for place, matcher in enumerate(matchers)]
+        self._executor.unsafe_compute_mask_ptr(states, words.ctypes.data, words.shape[1] * 4, len(matchers))
+        word, bit = divmod(vocabulary.end_id, 32)
+        may_end = (words[:, word] >> bit & 1).astype(bool)
+        words &= vocabulary.real_bits
+        # Where the grammar itself names an end-of-sequence token, that is left as it is.
+        complete = may_end & ~words.any(axis=1)
+        words[may_end & ~np.array(ignore_eos)] |= vocabulary.eos_bits
+        failed = {place: m.failure() for place, m in enumerate(matchers) if m._matcher.is_error()}
+        return Masks(words, [place for place in np.flatnonzero(complete).tolist() if place not in failed], failed)

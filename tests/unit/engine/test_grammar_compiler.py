@@ -1,0 +1,273 @@
+"""Compiling: what comes out, what is kept, and what strangers cannot do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine import StructuredOutputs
+from engine.errors import GrammarError
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.limits import GrammarLimits
+from engine.grammar.matcher import Grammar, MaskFiller, Matcher
+from engine.grammar.source import grammar_text
+from engine.grammar.trial_process import TrialFailed, TrialProcess
+from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
+from tests.unit.engine.hostile import HOSTILE
+from tests.unit.engine.test_text import byte_level
+
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    tokenizer = byte_level()
+    return Vocabulary.of(tokenizer, len(tokenizer) + 13, {1})
+
+
+@pytest.fixture(scope="module")
+def compiler(vocabulary: Vocabulary) -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(lambda: vocabulary)
+    yield compiler
+    compiler.close()
+
+
+def compiled(compiler: GrammarCompiler, **wanted: object) -> Grammar:
+    return compiler.request(StructuredOutputs(**wanted)).result(PATIENCE)  # type: ignore[arg-type]
+
+
+def spelled(vocabulary: Vocabulary, text: str) -> list[int]:
+    """A text byte by byte."""
+    return [vocabulary.tokens.index(bytes([byte])) for byte in text.encode()]
+
+
+def allowed(matcher: Matcher, *, ignore_eos: bool = False) -> set[int]:
+    masks = MaskFiller().fill([matcher], [ignore_eos])
+    assert not masks.failed
+    return {t for t in range(masks.words.shape[1] * 32) if masks.words[0, t // 32] >> (t % 32) & 1}
+
+
+class TestGrammar:
+    @pytest.mark.parametrize(
+        ("wanted", "accepted", "rejected"),
+        [
+            ({"json": {"enum": ["é", 1.5, None]}}, ['"é"', "1.5", "null"], ['"e"', "1.50", "true"]),
+            ({"json": '{"type": "array", "items": {"type": "integer"}}'}, ["[]", "[1, 2]", "[\n1\n]"], ["[1.5]", "{}"]),
+            ({"json_object": True}, ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", "{'a': 1}"]),
+            ({"regex": "a/b+\n?é"}, ["a/bé", "a/bbb\né"], ["a/é", "xa/bé"]),
+            ({"regex": "^[ab]{2}$"}, ["ab"], ["a", "abb"]),
+            ({"choice": [" yes", "ye", 'n"o\n\x01/', "é"]}, [" yes", "ye", 'n"o\n\x01/', "é"], ["yes", "no"]),
+            ({"grammar": 'start: "(" start ")" | "x"'}, ["x", "((x))"], ["((x)", "()"]),
+            ({"grammar": "start: NUM\nNUM: /[0-9]+/"}, ["12"], ["1a"]),
+            ({"grammar": 'start: "x"\n%llguidance {"no_forcing": false}'}, ["x"], ["y"]),
+        ],
+        ids=str,
+    )
+    def test_allows_what_it_says(
+        self,
+        compiler: GrammarCompiler,
+        vocabulary: Vocabulary,
+        wanted: dict[str, object],
+        accepted: list[str],
+        rejected: list[str],
+    ) -> None:
+        grammar = compiled(compiler, **wanted)
+        for text in accepted:
+            matcher = grammar.start()
+            for token in spelled(vocabulary, text):
+                assert token in allowed(matcher), text
+                matcher.accept(token)
+            assert matcher.is_complete or 1 in allowed(matcher), text
+        for text in rejected:
+            matcher = grammar.start()
+            follows = True
+            for token in spelled(vocabulary, text):
+                follows = token in allowed(matcher)
+                if not follows:
+                    break
+                matcher.accept(token)
+            assert not follows or not (matcher.is_complete or 1 in allowed(matcher)), text
+
+    def test_the_end_is_allowed_where_it_may_end(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        (a,) = spelled(vocabulary, "a")
+        matcher = compiled(compiler, regex="a{2,3}").start()
+        assert 1 not in allowed(matcher)
+        matcher.accept(a)
+        matcher.accept(a)
+        assert 1 in allowed(matcher)
+        assert 1 not in allowed(matcher, ignore_eos=True)
+        matcher.accept(1)  # the end itself is no part of a grammar
+        assert not matcher.is_complete
+        matcher.accept(a)
+        assert matcher.is_complete
+        assert MaskFiller().fill([matcher], [False]).complete == [0]
+
+    def test_no_special_token_and_no_padding_says_text(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        within = allowed(compiled(compiler, regex="(?s:.*)").start(), ignore_eos=True)
+        assert within == {t for t, text in enumerate(vocabulary.tokens) if text and t not in vocabulary.special} - {
+            t for t, text in enumerate(vocabulary.tokens) if text[:1] and text[0] in _NEVER_FIRST
+        }
+
+    def test_a_grammar_may_name_special_tokens_but_no_padding(
+        self, compiler: GrammarCompiler, vocabulary: Vocabulary
+    ) -> None:
+        assert allowed(compiled(compiler, grammar='start: <s> "a"').start()) == {0}
+        everything = allowed(compiled(compiler, grammar="start: <[*]>").start())
+        assert everything == {t for t, text in enumerate(vocabulary.tokens) if text}
+
+    def test_blanks_between_json_s_marks_are_bounded(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        (blank,) = spelled(vocabulary, "\n")
+        matcher = compiled(compiler, json={"type": "array", "items": {"type": "null"}}).start()
+        for token in [*spelled(vocabulary, "["), *[blank] * 64]:
+            matcher.accept(token)
+        assert blank not in allowed(matcher)
+        with pytest.raises(GrammarError):
+            matcher.accept(blank)
+
+    def test_masks_of_many_are_those_of_each(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        matchers = [compiled(compiler, regex=regex).start() for regex in ("a+", "[ab]+", "a+", "c")]
+        matchers[0].accept(*spelled(vocabulary, "a"))
+        words = MaskFiller().fill(matchers, [False, True, False, True]).words
+        for place, (matcher, ignore_eos) in enumerate(zip(matchers, (False, True, False, True), strict=True)):
+            assert (MaskFiller().fill([matcher], [ignore_eos]).words[0] == words[place]).all()
+
+
+# Bytes that no character of UTF-8 begins with.
+_NEVER_FIRST = {*range(0x80, 0xC2), *range(0xF5, 0x100)}
+
+
+class TestHostile:
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_is_refused_in_a_sentence_or_costs_little(self, compiler: GrammarCompiler, name: str) -> None:
+        error = compiler.request(HOSTILE[name]).exception(PATIENCE)
+        if error is None:
+            matcher = compiler.request(HOSTILE[name]).result().start()
+            assert not MaskFiller().fill([matcher], [False]).failed
+        else:
+            assert isinstance(error, GrammarError)
+            assert 20 < len(str(error)) < 400
+            assert "\n" not in str(error)
+
+    def test_there_are_fifty(self) -> None:
+        assert len(HOSTILE) >= 50
+
+    def test_a_grammar_beyond_its_time(self, vocabulary: Vocabulary) -> None:
+        compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds=0.1, memory=16 << 30, workers=1))
+        error = compiler.request(HOSTILE["schema: doubling allOf"]).exception(PATIENCE)
+        assert "processor time" in str(error)
+        assert compiled(compiler, regex="after it").start() is not None
+        compiler.close()
+
+    def test_a_grammar_beyond_its_memory(self, vocabulary: Vocabulary) -> None:
+        compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds=60.0, memory=256 << 20, workers=1))
+        error = compiler.request(HOSTILE["schema: doubling allOf"]).exception(PATIENCE)
+        assert "MiB of memory" in str(error)
+        assert compiled(compiler, regex="after it").start() is not None
+        compiler.close()
+
+    def test_tokens_that_take_long_are_refused(self, vocabulary: Vocabulary) -> None:
+        compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds_a_token=-1.0, workers=1))
+        error = compiler.request(StructuredOutputs(regex="abc")).exception(PATIENCE)
+        assert "ms to check" in str(error)
+        compiler.close()
+
+    def test_a_process_that_hangs_is_given_up(self, vocabulary: Vocabulary) -> None:
+        trial = TrialProcess(GrammarLimits())
+        grammar = grammar_text(StructuredOutputs(regex="a"))
+        assert "bytes" in trial.judge(grammar, vocabulary)
+        assert trial.pid is not None
+        os.kill(trial.pid, signal.SIGSTOP)
+        trial.patience = 0.2
+        with pytest.raises(TrialFailed, match="no answer within"):
+            trial.judge(grammar, vocabulary)
+        assert trial.pid is None
+        trial.patience = PATIENCE
+        assert "bytes" in trial.judge(grammar, vocabulary)
+        trial.close()
+
+
+def trials() -> set[int]:
+    """The processes that try grammars for this one."""
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and any(Path(part).name == "trial.py" for part in child.cmdline())
+    }
+
+
+class TestKeeping:
+    def test_the_same_grammar_is_compiled_once(self, compiler: GrammarCompiler) -> None:
+        first = compiler.request(StructuredOutputs(regex="once"))
+        assert compiler.request(StructuredOutputs(regex="once")) is first
+        first.result(PATIENCE)
+        assert compiler.request(StructuredOutputs(regex="once")) is first
+
+    def test_a_refusal_is_kept(self, compiler: GrammarCompiler) -> None:
+        first = compiler.request(StructuredOutputs(regex="(["))
+        assert first.exception(PATIENCE) is not None
+        assert compiler.request(StructuredOutputs(regex="([")) is first
+
+    def test_is_bounded_in_number_and_bytes(self, vocabulary: Vocabulary) -> None:
+        for limits in (GrammarLimits(cached=3, workers=1), GrammarLimits(cached_bytes=3 << 16, workers=1)):
+            compiler = GrammarCompiler(lambda: vocabulary, limits)
+            first = compiler.request(StructuredOutputs(regex="0"))
+            for number in range(1, 8):
+                compiler.request(StructuredOutputs(regex=str(number))).result(PATIENCE)
+                assert compiler.num_cached <= 3
+                assert compiler.cached_bytes <= 256 << 20
+                assert compiler.request(StructuredOutputs(regex=str(number))).done()
+            assert compiler.request(StructuredOutputs(regex="0")) is not first
+            compiler.close()
+
+    def test_one_that_broke_is_compiled_anew(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        wanted = StructuredOutputs(regex="[ab]c")
+        grammar = compiler.request(wanted).result(PATIENCE)
+        with pytest.raises(GrammarError):
+            grammar.start().accept(*spelled(vocabulary, "x"))
+        again = compiler.request(wanted).result(PATIENCE)
+        assert again is not grammar
+        assert compiler.request(wanted).result(PATIENCE) is again
+
+
+class TestEnds:
+    def test_closing_ends_its_processes(self, vocabulary: Vocabulary) -> None:
+        before = trials()
+        compiler = GrammarCompiler(lambda: vocabulary)
+        compiler.request(StructuredOutputs(regex="a")).result(PATIENCE)
+        assert trials() - before
+        compiler.close()
+        assert not trials() - before
+
+    def test_so_does_letting_go_of_it(self, vocabulary: Vocabulary) -> None:
+        before = trials()
+        compiler = GrammarCompiler(lambda: vocabulary)
+        compiler.request(StructuredOutputs(regex="a")).result(PATIENCE)
+        assert trials() - before
+        del compiler
+        assert not trials() - before
+
+    def test_a_process_of_which_nothing_is_known_knows_nothing(
+        self, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PAGEMILL_DATABASE_URL", "postgresql://secret")
+        before = trials()
+        compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(workers=1))
+        compiler.request(StructuredOutputs(regex="a")).result(PATIENCE)
+        (pid,) = trials() - before
+        assert "PAGEMILL_DATABASE_URL" not in psutil.Process(pid).environ()
+        compiler.close()
+
+    def test_a_tokenizer_that_cannot_be_read_is_each_request_s_error(self) -> None:
+        def read() -> Vocabulary:
+            raise UnreadableVocabulary("its tokens are poems")
+
+        compiler = GrammarCompiler(read)
+        for regex in ("a", "b"):
+            error = compiler.request(StructuredOutputs(regex=regex)).exception(PATIENCE)
+            assert "its tokens are poems" in str(error)
+        compiler.close()

@@ -1,0 +1,98 @@
+"""Tokens as bytes, for each kind of tokenizer, against what the tokenizer itself decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from demo.tokenizer import build_tokenizer
+from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
+from tests.unit.engine.test_text import byte_level, with_byte_fallback
+
+MakeTokenizer = Callable[[], PreTrainedTokenizerFast]
+
+KINDS: dict[str, MakeTokenizer] = {
+    "byte-level": byte_level,
+    "byte fallback": with_byte_fallback,
+    "characters": lambda: build_tokenizer(100),
+}
+
+
+def vocabulary(
+    tokenizer: PreTrainedTokenizerFast, padding: int = 0, eos: frozenset[int] = frozenset({1})
+) -> Vocabulary:
+    return Vocabulary.of(tokenizer, len(tokenizer) + padding, eos)
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_tokens_say_what_the_tokenizer_says(make: MakeTokenizer) -> None:
+    tokenizer = make()
+    read = vocabulary(tokenizer)
+    for text in ("the fox", '{"a": [1, 2]}', "a  b", "x\ny"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert b"".join(read.tokens[token] for token in ids).decode().strip() == tokenizer.decode(ids).strip()
+
+
+@pytest.mark.parametrize("make", [byte_level, with_byte_fallback])
+def test_every_byte_has_a_token_and_broken_characters_are_shown(make: MakeTokenizer) -> None:
+    read = vocabulary(make())
+    single = {token for token in read.tokens if len(token) == 1}
+    assert len(single) >= 255  # 0xff stands in no text
+    smile = [read.tokens.index(bytes([byte])) for byte in "🙂".encode()]
+    assert read.decode(smile, skip_special_tokens=True) == "🙂"
+    assert read.decode(smile[:3], skip_special_tokens=True) == "�"
+
+
+def test_a_leading_space_stays() -> None:
+    tokenizer = with_byte_fallback()
+    token = tokenizer.convert_tokens_to_ids("▁the")
+    assert tokenizer.decode([token]) == "the"
+    assert vocabulary(tokenizer).decode([token], skip_special_tokens=True) == " the"
+
+
+def test_special_tokens_say_nothing() -> None:
+    read = vocabulary(byte_level())
+    assert {0, 1, 2} <= read.special
+    assert read.decode([0, 1], skip_special_tokens=True) == ""
+    assert read.decode([0, 1], skip_special_tokens=False) == "<s></s>"
+
+
+def test_rows_that_pad_the_model_are_no_tokens() -> None:
+    tokenizer = byte_level()
+    read = vocabulary(tokenizer, padding=45)
+    allowed = {t for t in range(read.num_words * 32) if read.real_bits[t // 32] >> (t % 32) & 1}
+    assert allowed == {t for t in range(len(tokenizer)) if read.tokens[t]}
+    assert read.end_id == len(tokenizer) + 45
+
+
+def test_a_model_smaller_than_its_tokenizer() -> None:
+    tokenizer = byte_level()
+    read = Vocabulary.of(tokenizer, len(tokenizer) - 10, {1})
+    assert len(read.tokens) == len(tokenizer) - 10
+
+
+class TestUnreadable:
+    def make(self, decoder: object) -> PreTrainedTokenizerFast:
+        tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        if decoder is not None:
+            tokenizer.decoder = decoder
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+    @pytest.mark.parametrize(
+        ("decoder", "reason"),
+        [(None, "no decoder"), (decoders.WordPiece(), "WordPiece"), (decoders.Fuse(), "no word")],
+        ids=["none", "word pieces", "words"],
+    )
+    def test_says_why(self, decoder: object, reason: str) -> None:
+        with pytest.raises(UnreadableVocabulary, match=reason):
+            vocabulary(self.make(decoder))
+
+    def test_a_decoder_that_writes_something_else(self) -> None:
+        tokenizer = build_tokenizer(100)
+        tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip("}", 0, 1)])
+        with pytest.raises(UnreadableVocabulary, match="writes"):
+            vocabulary(tokenizer)
