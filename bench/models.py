@@ -45,10 +45,38 @@ def _qwen3() -> Any:
     )
 
 
+def _llama3() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": _gpt2,
     "gpt2-large": lambda: _gpt2(n_embd=1280, n_layer=36, n_head=20),
     "qwen3-0.6b": _qwen3,
+    "llama-3.1-8b": _llama3,
     "tiny": lambda: _gpt2(n_embd=64, n_layer=2, n_head=4, vocab_size=16_000, n_positions=256),
 }
 

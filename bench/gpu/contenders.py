@@ -1,0 +1,165 @@
+"""Those that run a case. Each is loaded in a process of its own, and imports what it is only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.workload import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a contender is told when it starts."""
+
+    model: Path
+    """A directory with a configuration and a tokenizer, without weights."""
+
+    device: str
+    dtype: str
+    max_tokens: int
+    """Of the longest request, prompt and output together."""
+
+    max_num_seqs: int
+    temperature: float
+
+
+class Loaded(Protocol):
+    def generate(self, requests: Sequence[Request]) -> list[int]:
+        """Complete all, handed over at once; how many tokens each brought."""
+
+
+class Pagemill:
+    def __init__(self, setup: Setup) -> None:
+        from engine import Engine, EngineConfig
+
+        self.engine = Engine.from_pretrained(
+            setup.model,
+            EngineConfig(
+                device=setup.device,
+                dtype=setup.dtype,
+                random_weights=True,
+                max_model_len=setup.max_tokens,
+                max_num_seqs=setup.max_num_seqs,
+                max_num_batched_tokens=max(8192, setup.max_num_seqs) if setup.device == "cuda" else 256,
+                num_kv_blocks=None if setup.device == "cuda" else 256,
+            ),
+        )
+        self._temperature = setup.temperature
+
+    def generate(self, requests: Sequence[Request]) -> list[int]:
+        from engine import SamplingParams
+
+        params = [
+            SamplingParams(temperature=self._temperature, seed=place, max_tokens=one.max_tokens, ignore_eos=True)
+            for place, one in enumerate(requests)
+        ]
+        outputs = self.engine.generate([one.prompt for one in requests], params)
+        errors = [output.error for output in outputs if output.error is not None]
+        if errors:
+            raise RuntimeError(errors[0])
+        return [len(output.token_ids) for output in outputs]
+
+
+class _Transformers:
+    def __init__(self, setup: Setup) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        torch.set_grad_enabled(False)
+        config = AutoConfig.from_pretrained(setup.model)
+        with torch.device(setup.device):
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, setup.dtype))
+        self.model.eval()
+        self.setup = setup
+
+
+class Sequential(_Transformers):
+    """The article's baseline: one request after the other."""
+
+    def generate(self, requests: Sequence[Request]) -> list[int]:
+        import torch
+        from transformers import GenerationConfig
+
+        counts = []
+        for request in requests:
+            prompt = torch.tensor([request.prompt], device=self.setup.device)
+            config = GenerationConfig(
+                max_new_tokens=request.max_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+            generated = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+            counts.append(generated.shape[1] - prompt.shape[1])
+        return counts
+
+
+class Continuous(_Transformers):
+    def generate(self, requests: Sequence[Request]) -> list[int]:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        longest = max(request.max_tokens for request in requests)
+        # An end of sequence that no token is.
+        generation = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        # On a CPU it does not find out by itself how much fits.
+        sizes = {} if self.setup.device == "cuda" else {"num_blocks": 64, "max_batch_tokens": 256}
+        counts: dict[str, int] = {}
+        with self.model.continuous_batching_context_manager(
+            generation_config=generation,
+            block=True,
+            timeout=5,
+            continuous_batching_config=ContinuousBatchingConfig(**sizes),
+        ) as manager:
+            names = [manager.add_request(list(one.prompt), max_new_tokens=one.max_tokens) for one in requests]
+            while len(counts) < len(requests):
+                result = manager.get_result(timeout=600.0)
+                if result is None or result.error:
+                    raise RuntimeError("no result came" if result is None else result.error)
+                if result.is_finished():
+                    counts[result.request_id] = len(result.generated_tokens)
+        return [counts[name] for name in names]
+
+
+class Vllm:
+    def __init__(self, setup: Setup) -> None:
+        from vllm import LLM
+
+        self._engine: Any = LLM(
+            model=str(setup.model),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=setup.dtype,
+            max_model_len=setup.max_tokens,
+            max_num_seqs=setup.max_num_seqs,
+            seed=0,
+        )
+        self._temperature = setup.temperature
+
+    def generate(self, requests: Sequence[Request]) -> list[int]:
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                temperature=self._temperature,
+                seed=None if self._temperature == 0 else place,
+                max_tokens=one.max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+            )
+            for place, one in enumerate(requests)
+        ]
+        prompts = [{"prompt_token_ids": list(one.prompt)} for one in requests]
+        results = self._engine.generate(prompts, params, use_tqdm=False)
+        return [len(result.outputs[0].token_ids) for result in results]
+
+
+CONTENDERS: dict[str, Callable[[Setup], Loaded]] = {
+    "pagemill": Pagemill,
+    "vllm": Vllm,
+    "transformers-continuous": Continuous,
+    "transformers-sequential": Sequential,
+}
+
+SAMPLE = {"transformers-sequential": 8}
+"""How many requests really run where all would take too long; the time is scaled by the tokens generated."""

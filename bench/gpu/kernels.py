@@ -1,0 +1,314 @@
+"""Single kernels beside the hardware's limits, measured in the same run, and beside what torch has.
+
+Reading counts at the rate of a large copy on the device (bytes read plus bytes written), products at the rate of a
+large bfloat16 matrix product. Inputs are random and fresh, and several sets of them take turns, so that no cache helps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, StepLayout, make_backend
+from engine.config import EngineConfig
+from engine.drawing import Filters, draw
+from engine.kv_cache import KVCache
+
+BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large everything is."""
+
+    heads: Sequence[tuple[str, int, int, int]]
+    """Name, query heads, KV heads, head size."""
+
+    decodes: Sequence[tuple[int, int]]
+    """Batch, tokens of each sequence."""
+
+    prefills: Sequence[tuple[int, int]]
+    vocabulary: tuple[int, int]
+    """Rows, tokens."""
+
+    copy_bytes: int
+    matmul: int
+    repeats: int
+
+
+FULL = Sizes(
+    heads=(("Qwen3-0.6B", 16, 8, 128), ("Llama-3.1-8B", 32, 8, 128), ("gpt2-large", 20, 20, 64)),
+    decodes=((1, 1024), (16, 1024), (64, 1024), (256, 1024), (64, 4096), (8, 32_768)),
+    prefills=((8, 1024), (1, 4096), (2, 4096), (1, 16_384)),
+    vocabulary=(256, 151_936),
+    copy_bytes=4 << 30,
+    matmul=8192,
+    repeats=30,
+)
+DRY = Sizes(
+    heads=(("tiny", 4, 2, 16),),
+    decodes=((2, 70),),
+    prefills=((2, 70),),
+    vocabulary=(2, 1000),
+    copy_bytes=1 << 16,
+    matmul=64,
+    repeats=2,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the device reached in this run."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    kernel: str
+    shape: str
+    seconds: float
+    limit: str
+    """"copy" or "matmul": what it is measured against."""
+
+    share: float
+    """Of the limit, 0 to 1."""
+
+    others: dict[str, float]
+    """Seconds of what torch has for the same, by name."""
+
+
+def measure(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """All kernels; takes minutes on a GPU."""
+    watch = _Watch(device, sizes.repeats)
+    with torch.inference_mode():
+        limits = _limits(sizes, device, dtype, watch)
+        timings = [
+            *(_decode(head, size, device, dtype, limits, watch) for head in sizes.heads for size in sizes.decodes),
+            *(_prefill(head, size, device, dtype, limits, watch) for head in sizes.heads for size in sizes.prefills),
+            *_sampling(sizes.vocabulary, device, limits, watch),
+        ]
+    return {"limits": asdict(limits), "kernels": [asdict(timing) for timing in timings]}
+
+
+class _Watch:
+    """Median seconds of a piece of work on a device."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self._device, self._repeats = device, repeats
+
+    def time(self, works: Sequence[Callable[[], object]]) -> float:
+        """Of the same work on several sets of inputs, which take turns."""
+        for work in works:
+            work()
+        return statistics.median(self._one(works[turn % len(works)]) for turn in range(self._repeats))
+
+    def _one(self, work: Callable[[], object]) -> float:
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        milliseconds: float = start.elapsed_time(end)
+        return milliseconds / 1e3
+
+
+def _limits(sizes: Sizes, device: torch.device, dtype: torch.dtype, watch: _Watch) -> Limits:
+    size = sizes.matmul
+    copying = watch.time([_copying(sizes.copy_bytes, device)])
+    pairs = [
+        (torch.randn(size, size, dtype=dtype, device=device), torch.randn(size, size, dtype=dtype, device=device))
+        for _ in range(2)
+    ]
+    multiplying = watch.time([lambda pair=pair: torch.mm(*pair) for pair in pairs])  # type: ignore[misc]
+    return Limits(2 * sizes.copy_bytes / copying, 2 * size**3 / multiplying)
+
+
+def _copying(num_bytes: int, device: torch.device) -> Callable[[], object]:
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Paged:
+    """A cache with sequences of equal length in it, their blocks strewn about."""
+
+    cache: KVCache
+    tables: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def random(
+        cls, layer: AttentionLayer, batch: int, length: int, new: int, device: torch.device, dtype: torch.dtype
+    ) -> _Paged:
+        blocks = -(-length // BLOCK)
+        cache = KVCache.allocate([layer], batch * blocks, BLOCK, dtype=dtype, device=device)
+        for part in cache.layers[0]:
+            part.normal_()
+        tables = torch.randperm(batch * blocks, device=device).view(batch, blocks).to(torch.int32)
+        shapes = ((layer.num_heads, layer.head_dim), *[(layer.num_kv_heads, layer.head_dim)] * 2)
+        heads = [torch.randn(batch * new, *shape, dtype=dtype, device=device) for shape in shapes]
+        return cls(cache, tables, *heads)
+
+
+def _layer(head: tuple[str, int, int, int]) -> AttentionLayer:
+    _, heads, kv_heads, dim = head
+    return AttentionLayer(0, heads, kv_heads, dim, dim, dim**-0.5)
+
+
+def _decode(
+    head: tuple[str, int, int, int],
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: Limits,
+    watch: _Watch,
+) -> Timing:
+    """One layer of a decode step, the writing of the new key and value with it."""
+    (batch, length), layer = size, _layer(head)
+    backend = make_backend(EngineConfig(device=device.type), device)
+    moved = 2 * batch * length * layer.num_kv_heads * layer.head_dim * dtype.itemsize
+    works = []
+    for _ in range(_sets(moved)):
+        paged = _Paged.random(layer, batch, length, 1, device, dtype)
+        last = torch.full((batch,), length - 1, device=device)
+        slots = paged.tables[:, -1].long() * BLOCK + (length - 1) % BLOCK
+        layout = DecodeLayout(last, (last + 1).to(torch.int32), paged.tables, slots)
+        works.append(_decode_work(backend, layout, paged, layer))
+    key = torch.randn(batch, layer.num_kv_heads, length, layer.head_dim, dtype=dtype, device=device)
+    query = torch.randn(batch, layer.num_heads, 1, layer.head_dim, dtype=dtype, device=device)
+    seconds = watch.time(works)
+    return Timing(
+        "attention, decode",
+        f"{head[0]}: {batch} x {length:,}",
+        seconds,
+        "copy",
+        moved / seconds / limits.bytes_per_second,
+        _torch_attention(query, key, key.clone(), watch, is_causal=False),
+    )
+
+
+def _decode_work(backend: Any, layout: DecodeLayout, paged: _Paged, layer: AttentionLayer) -> Callable[[], object]:
+    if isinstance(backend, CapturableAttention):
+        return lambda: backend.begin_decode(layout, paged.cache)(layer, paged.query, paged.key, paged.value)
+    on_host = layout.on_host()
+    return lambda: backend.begin(on_host, paged.cache)(layer, paged.query, paged.key, paged.value)
+
+
+def _prefill(
+    head: tuple[str, int, int, int],
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: Limits,
+    watch: _Watch,
+) -> Timing:
+    """One layer of a step that reads whole prompts."""
+    (batch, length), layer = size, _layer(head)
+    backend = make_backend(EngineConfig(device=device.type), device)
+    paged = _Paged.random(layer, batch, length, length, device, dtype)
+    tables = paged.tables.cpu().numpy().astype(np.int64)
+    positions = np.arange(length)
+    slots = torch.from_numpy((tables[:, positions // BLOCK] * BLOCK + positions % BLOCK).reshape(-1)).to(device)
+    layout = StepLayout(np.zeros(batch, np.int64), np.full(batch, length, np.int64), tables, slots)
+    seconds = watch.time([lambda: backend.begin(layout, paged.cache)(layer, paged.query, paged.key, paged.value)])
+    flops = 4 * batch * layer.num_heads * layer.head_dim * length * (length + 1) / 2
+    query, key, value = (
+        part.view(batch, length, -1, layer.head_dim).transpose(1, 2) for part in (paged.query, paged.key, paged.value)
+    )
+    return Timing(
+        "attention, prompts",
+        f"{head[0]}: {batch} x {length:,}",
+        seconds,
+        "matmul",
+        flops / seconds / limits.flops_per_second,
+        _torch_attention(query, key, value, watch, is_causal=True),
+    )
+
+
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, watch: _Watch, *, is_causal: bool) -> dict[str, float]:
+    """Seconds of torch's own on keys that lie in one piece: `[B, H, N, D]` and `[B, KH, M, D]`."""
+    grouped = query.shape[1] != key.shape[1]
+    found = {
+        "SDPA": watch.time(
+            [lambda: F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=grouped)]
+        )
+    }
+    if query.is_cuda:  # compiled for the CPU, it takes a minute and says nothing
+        found["flex"] = watch.time([_flex(query, key, value, is_causal=is_causal, grouped=grouped)])
+    return found
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, grouped: bool) -> Callable[[], object]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return row >= column
+
+    mask = (
+        create_block_mask(causal, None, None, query.shape[2], key.shape[2], device=str(query.device))
+        if is_causal
+        else None
+    )
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run() -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return compiled(query, key, value, block_mask=mask, enable_gqa=grouped)
+
+    return run
+
+
+def _sampling(vocabulary: tuple[int, int], device: torch.device, limits: Limits, watch: _Watch) -> Iterator[Timing]:
+    """Drawing one token a row; the limit is reading the logits once."""
+    logits = torch.randn(vocabulary, device=device) * 4
+    yield _read_once("greedy", logits, watch.time([lambda: logits.argmax(dim=-1)]), limits)
+    for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k 50", 50, 1.0), ("top-p 0.9", 0, 0.9)):
+        yield _read_once(name, logits, watch.time([_drawing(logits, top_k, top_p)]), limits)
+
+
+def _drawing(logits: Tensor, top_k: int, top_p: float) -> Callable[[], object]:
+    rows, size = logits.shape
+
+    def every(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((rows,), value, dtype=dtype, device=logits.device)
+
+    settings: dict[str, Any] = {
+        "temperature": every(1.0, torch.float32),
+        "top_k": every(top_k or size, torch.int64),
+        "top_p": every(top_p, torch.float32),
+        "min_p": every(0.0, torch.float32),
+        "filters": Filters(top_k=top_k, top_p=top_p < 1, min_p=False),
+        "seeds": every(1, torch.int64),
+        "positions": torch.arange(rows, device=logits.device),
+        "indices": every(0, torch.int64),
+    }
+    return lambda: draw(logits.clone(), **settings, is_static=True)
+
+
+def _read_once(name: str, logits: Tensor, seconds: float, limits: Limits) -> Timing:
+    share = logits.nbytes / seconds / limits.bytes_per_second
+    return Timing("sampling, " + name, f"{len(logits)} x {logits.shape[1]:,}", seconds, "copy", share, {})
+
+
+def _sets(num_bytes: int) -> int:
+    """How many sets of inputs no cache holds."""
+    return max(1, min(16, (256 << 20) // num_bytes)) if num_bytes > 1 << 20 else 2

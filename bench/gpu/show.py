@@ -1,0 +1,77 @@
+"""What was found, as a table and as plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from bench.chart import Bar, bar_chart
+
+OURS = "pagemill"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown."""
+    lines = [f"Device: {found['device']}", ""]
+    if found["is_dry"]:
+        lines = ["A dry run on the CPU: the figures mean nothing.", ""]
+    if "limits" in found:
+        limits = found["limits"]
+        lines += [
+            f"Copy {limits['bytes_per_second'] / 1e9:,.0f} GB/s, matrix product "
+            f"{limits['flops_per_second'] / 1e12:,.1f} TFLOP/s.",
+            "",
+            "| kernel | shape | us | of the limit | torch's, us |",
+            "|---|---|---|---|---|",
+        ]
+        for timing in found["kernels"]:
+            others = ", ".join(f"{name} {seconds * 1e6:,.0f}" for name, seconds in timing["others"].items())
+            lines.append(
+                f"| {timing['kernel']} | {timing['shape']} | {timing['seconds'] * 1e6:,.0f} "
+                f"| {timing['share']:.0%} ({timing['limit']}) | {others} |"
+            )
+        lines.append("")
+    for case in found["cases"]:
+        lines += [
+            case["title"],
+            "",
+            "| | output tokens/s | requests/s | Pagemill is faster by | GPU busy |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_row(name, turn, case["turns"].get(OURS)) for name, turn in case["turns"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(name: str, turn: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
+    if "failure" in turn:
+        return f"| {name} | {turn['failure'].splitlines()[0]} | | | |"
+    ratio = ""
+    if ours is not None and "failure" not in ours and ours is not turn:
+        ratio = f"{statistics.median(turn['seconds']) / statistics.median(ours['seconds']):.2f}"
+    title = name + (" (scaled)" if turn["is_scaled"] else "")
+    busy = f"{turn['gpu_busy']:.0%}" if "gpu_busy" in turn else ""
+    return (
+        f"| {title} | {turn['output_tokens_per_second']:,.0f} | {turn['requests_per_second']:,.1f} | {ratio} | {busy} |"
+    )
+
+
+def plots(found: Mapping[str, Any]) -> dict[str, str]:
+    """An SVG for each case that anybody finished, by the case's name."""
+    pictures = {}
+    for case in found["cases"]:
+        bars = [
+            Bar(
+                name,
+                turn["output_tokens_per_second"],
+                turn["output_tokens"] / max(turn["seconds"]),
+                turn["output_tokens"] / min(turn["seconds"]),
+                name == OURS,
+            )
+            for name, turn in case["turns"].items()
+            if "failure" not in turn
+        ]
+        if bars:
+            pictures[case["case"]] = bar_chart(f"{case['title']}: output tokens/s", bars)
+    return pictures
