@@ -77,7 +77,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2-large": lambda: _gpt2(n_embd=1280, n_layer=36, n_head=20),
     "qwen3-0.6b": _qwen3,
     "llama-3.1-8b": _llama3,
-    "tiny": lambda: _gpt2(n_embd=64, n_layer=2, n_head=4, vocab_size=16_000, n_positions=256),
+    "tiny": lambda: _gpt2(n_embd=128, n_layer=2, n_head=2, vocab_size=16_000, n_positions=256),
 }
 
 

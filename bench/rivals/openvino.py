@@ -65,9 +65,9 @@ class _OpenVino(Runner):
 
 
 def _export(source: Path, target: Path, precision: str) -> None:
-    tool = Path(sys.executable).with_name("optimum-cli")
+    tool = [sys.executable, "-m", "optimum.commands.optimum_cli"]
     options = ["--task", "text-generation-with-past", "--weight-format", WEIGHTS[precision]]
-    subprocess.run([tool, "export", "openvino", "-m", source, *options, target], check=True)
+    subprocess.run([*tool, "export", "openvino", "-m", source, *options, target], check=True)
 
 
 CONTENDERS = (
