@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.contender import Contender, Output, Runner, Setup
+from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
 from bench.workload import Request
 
 PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends
@@ -20,9 +20,16 @@ class _Service(Runner):
         from cli.stack import running_stack
         from jobs.settings import Settings
 
+        is_int8 = setup.precision == "int8"
         with contextlib.ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagemill-bench-")))
-            settings = Settings(data_dir=directory / "data", port=0, device="cpu", dtype=setup.precision)
+            settings = Settings(
+                data_dir=directory / "data",
+                port=0,
+                device="cpu",
+                dtype=setup.compute if is_int8 else setup.precision,
+                quantization="int8" if is_int8 else None,
+            )
             self._stack = stack.enter_context(running_stack(settings, [str(setup.model)]))
             self._client = stack.enter_context(contextlib.closing(Client(self._stack.base_url, self._stack.api_key)))
             self._lines = directory / "job.jsonl"
@@ -59,7 +66,7 @@ CONTENDERS = (
     Contender(
         name="service",
         title="Pagemill, whole service",
-        precisions=("float32", "bfloat16"),
+        precisions=PRECISIONS,
         start=_Service,
         packages=("torch", "transformers"),
         may_be_stopped=False,
