@@ -80,6 +80,9 @@ class Burst:
 
     entries: Sequence_[DecodeEntry]
     num_steps: int
+    goes_on: bool = False
+    """Whether all entries are as an earlier burst, unread yet, leaves them: their tokens are not known here, and some
+    may have ended."""
 
 
 NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
@@ -109,6 +112,10 @@ class Runner(Protocol):
     @property
     def max_model_len(self) -> int:
         """Positions a sequence may have, prompt and output together."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `decode` returns before its steps have run, so that the host has time for something else."""
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...

@@ -83,11 +83,14 @@ class DeviceState:
         self._position = [-1] * seats
         self._num_blocks = [0] * seats
 
-    def update(self, entries: Sequence[DecodeEntry], padded: int) -> Tensor:
-        """Bring the rows up to date; returns the entries' rows on the device, `[padded]`, filled up with `pad`."""
+    def update(self, entries: Sequence[DecodeEntry], padded: int, *, goes_on: bool = False) -> Tensor:
+        """Bring the rows up to date; returns the entries' rows on the device, `[padded]`, filled up with `pad`.
+
+        Where the burst `goes_on`, only blocks are new: the rows are right once the device comes to them.
+        """
         rows = np.full(padded, self.pad, np.int64)
         rows[: len(entries)] = [entry.seat for entry in entries]
-        stale = [entry for entry in entries if not self._is_current(entry)]
+        stale = [] if goes_on else [entry for entry in entries if not self._is_current(entry)]
         values = np.array([self._row(entry) for entry in stale], np.int64).reshape(-1)
         places: list[npt.NDArray[np.int64]] = []
         blocks: list[int] = []
@@ -108,8 +111,9 @@ class DeviceState:
         if blocks:
             self.table.view(-1).index_copy_(0, block_places, block_values.to(torch.int32))
         for entry in entries:
-            self._admission[entry.seat] = entry.admission
-            self._position[entry.seat] = entry.position
+            if not goes_on:
+                self._admission[entry.seat] = entry.admission
+                self._position[entry.seat] = entry.position
             self._num_blocks[entry.seat] = len(entry.block_table)
         return on_device
 

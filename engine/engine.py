@@ -25,6 +25,7 @@ from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Burst, Dec
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
+from engine.flight import Flight
 from engine.isolation import Isolated, filled_blocks, isolate
 from engine.lookahead import Lookahead
 from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
@@ -108,6 +109,9 @@ class Engine:
         self._arrivals = itertools.count()
         self._generated = itertools.count()
         self._throughput = Throughput()
+        self._flying: Flight | None = None
+        self._landed = 0.0
+        """When the last burst was over, by `time.perf_counter`."""
         self._num_steps = 0
         self._num_output_tokens = 0
         self._num_computed_tokens = 0
@@ -316,34 +320,50 @@ class Engine:
         """
         self._take_compiled()
         started = time.perf_counter()
-        step = self.scheduler.schedule()
-        if len(self.scheduler.waiting) and not (step.scheduled or step.burst or step.preempted):
-            raise EngineFailed("requests are queued, but none can be scheduled")
-        decoding = self._start(step)
-        outcome = isolate(
-            step.scheduled, self.config.block_size, lambda shares: self._sample(shares, self._run(shares))
-        )
-        num_output = self._settle(outcome)
-        num_computed = sum(share.end - share.start for share in step.scheduled)
-        if decoding is not None:
-            num_drawn = self._settle_burst(step.burst, self._wait_for(decoding))
-            num_output, num_computed = num_output + num_drawn, num_computed + num_drawn
-        if num_computed:
-            seconds = time.perf_counter() - started
-            self._num_steps += step.num_steps
-            self._num_output_tokens += num_output
-            self._num_computed_tokens += num_computed
-            self._throughput.record(seconds, num_output, num_computed)
-            self.scheduler.lookahead.record(seconds, step.num_steps)
+        before = self._num_output_tokens, self._num_computed_tokens
+        if self._flying is None:
+            self._step()
+        else:
+            flight, self._flying = self._flying, self._go_on(self._flying)
+            self._land(flight)
+        num_output, num_computed = self._num_output_tokens - before[0], self._num_computed_tokens - before[1]
+        if num_computed or self._flying is not None:
+            self._throughput.record(time.perf_counter() - started, num_output, num_computed)
         ended, self._ended = self._ended, []
         return ended
 
-    def _start(self, step: Step) -> Decoding | None:
-        """Start a step's burst; if that fails, let its sequences decode one token, where it shows who is at fault."""
+    def _step(self) -> None:
+        started = time.perf_counter()
+        step = self.scheduler.schedule()
+        if len(self.scheduler.waiting) and not (step.scheduled or step.burst or step.preempted):
+            raise EngineFailed("requests are queued, but none can be scheduled")
+        flight = self._start(step, goes_on=False)
+        if flight is None:
+            step.scheduled += step.burst
+        elif self.runner.overlaps and not step.scheduled:
+            self._flying = flight
+            return
+        if step.scheduled:
+            outcome = isolate(
+                step.scheduled, self.config.block_size, lambda shares: self._sample(shares, self._run(shares))
+            )
+            self._num_output_tokens += self._settle(outcome)
+            self._num_computed_tokens += sum(share.end - share.start for share in step.scheduled)
+        if flight is not None:
+            self._land(flight)
+        elif step.scheduled:
+            self._num_steps += 1
+            self.scheduler.lookahead.record(time.perf_counter() - started, 1)
+
+    def _start(self, step: Step, *, goes_on: bool) -> Flight | None:
+        """Start a step's burst. None where that fails: its sequences then decode one token, and it shows who is at
+        fault."""
         if not step.burst:
             return None
+        burst = Burst([share.decode_entry() for share in step.burst], step.num_steps, goes_on)
+        started = time.perf_counter()
         try:
-            return self.runner.decode(Burst([share.decode_entry() for share in step.burst], step.num_steps))
+            return Flight(step.burst, burst, self.runner.decode(burst), started)
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
         except EngineFailed:
@@ -352,9 +372,28 @@ class Engine:
             logger.warning("%d steps at once failed, and are tried one by one: %s", step.num_steps, error)
             if isinstance(error, torch.OutOfMemoryError):
                 self.scheduler.pressure.relieve(len(step.burst))
-        step.scheduled += step.burst
-        step.burst, step.num_steps = [], 1
         return None
+
+    def _go_on(self, flight: Flight) -> Flight | None:
+        """Start the burst after one that was not looked at yet, if nothing else is due first."""
+        shares = flight.beyond()
+        step = None if shares is None else self.scheduler.go_on(shares)
+        return None if step is None else self._start(step, goes_on=True)
+
+    def _land(self, flight: Flight) -> None:
+        """Wait for a burst, and take its tokens in."""
+        drawn = self._wait_for(flight.decoding)
+        now = time.perf_counter()
+        # It ran after the last one, whenever it was started.
+        self.scheduler.lookahead.record(now - max(flight.started, self._landed), flight.burst.num_steps)
+        self._landed = now
+        num_output = sum(
+            self._move(share.sequence, partial(self._advance_by, drawn=row)) for share, row in flight.arrivals(drawn)
+        )
+        self.scheduler.pressure.ease()
+        self._num_steps += flight.burst.num_steps
+        self._num_output_tokens += num_output
+        self._num_computed_tokens += num_output
 
     def _wait_for(self, decoding: Decoding) -> npt.NDArray[np.int64]:
         try:
@@ -416,13 +455,6 @@ class Engine:
             self._fail(share.sequence.request, RequestFailed(f"the model failed on this request: {error}"))
         return sum(
             self._move(outcome.share.sequence, partial(self._advance, outcome=outcome)) for outcome in step.results
-        )
-
-    def _settle_burst(self, burst: Sequence_[Scheduled], drawn: npt.NDArray[np.int64]) -> int:
-        """Take a burst's tokens in, `[sequences, steps]`; returns how many were generated."""
-        return sum(
-            self._move(share.sequence, partial(self._advance_by, drawn=row))
-            for share, row in zip(burst, drawn.tolist(), strict=True)
         )
 
     def _move(self, sequence: Sequence, advance: Callable[[Sequence], int]) -> int:

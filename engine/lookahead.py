@@ -20,7 +20,6 @@ from collections.abc import Sequence as Sequence_
 from engine.admission import RequestSizes
 from engine.block_manager import BlockManager
 from engine.scheduled import Scheduled
-from engine.sequence import Sequence
 
 _MOST = 16
 """The most steps unless the configuration says otherwise."""
@@ -72,26 +71,27 @@ class Lookahead:
             return 1, []
         steps = 1 << (limit.bit_length() - 1)
         while steps > 1:
-            bound = [share for share in able if self._keeps_rope(share.sequence, steps)]
+            bound = [share for share in able if self._keeps_rope(share, steps)]
             if _brings_enough(bound, steps) and _fits(bound, steps, blocks):
                 return steps, bound
             steps //= 2
         return 1, []
 
-    def _keeps_rope(self, sequence: Sequence, steps: int) -> bool:
+    def _keeps_rope(self, share: Scheduled, steps: int) -> bool:
         """Whether the sequence's positions are encoded the same way all along."""
-        steps = min(steps, sequence.tokens_left)
-        return self._rope_length(sequence.num_prompt, sequence.num_tokens + steps - 1) == sequence.rope_length
+        sequence = share.sequence
+        longest = share.end + min(steps, share.tokens_left) - 1
+        return self._rope_length(sequence.num_prompt, longest) == sequence.rope_length
 
 
 def _brings_enough(shares: Sequence_[Scheduled], steps: int) -> bool:
-    tokens = sum(min(steps, share.sequence.tokens_left) for share in shares)
+    tokens = sum(min(steps, share.tokens_left) for share in shares)
     return tokens > 0 and tokens >= _FILLED * steps * len(shares)
 
 
 def _fits(shares: Sequence_[Scheduled], steps: int, blocks: BlockManager) -> bool:
-    missing = 0
-    for share in shares:
-        sequence = share.sequence
-        missing += blocks.blocks_for(share.start + min(steps, sequence.tokens_left)) - len(sequence.table.blocks)
+    missing = sum(
+        blocks.blocks_for(share.start + min(steps, share.tokens_left)) - len(share.sequence.table.blocks)
+        for share in shares
+    )
     return missing <= blocks.num_free

@@ -93,15 +93,16 @@ class MultiStepDecoder:
         seats = [entry.seat for entry in entries]
         try:
             run = self._run_static if self._is_static else self._run_leaving
-            tokens = run(entries, burst.num_steps, width, choice)
+            tokens = run(burst, width, choice)
         except Exception:
             self._state.distrust(seats)
             raise
         return DeviceDecoding(self._state, seats, tokens)
 
-    def _run_leaving(self, entries: Sequence[DecodeEntry], num_steps: int, width: int, choice: Choice) -> Tensor:
+    def _run_leaving(self, burst: Burst, width: int, choice: Choice) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
-        rows = self._state.update(entries, len(entries))
+        num_steps = burst.num_steps
+        rows = self._state.update(burst.entries, len(burst.entries), goes_on=burst.goes_on)
         tokens = torch.full((len(rows), num_steps), NO_TOKEN, dtype=torch.int64)
         places = torch.arange(len(rows))
         tables = self._state.table.index_select(0, rows)[:, :width]
@@ -114,13 +115,14 @@ class MultiStepDecoder:
                     break
         return tokens
 
-    def _run_static(self, entries: Sequence[DecodeEntry], num_steps: int, width: int, choice: Choice) -> Tensor:
+    def _run_static(self, burst: Burst, width: int, choice: Choice) -> Tensor:
         """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
+        entries, num_steps = burst.entries, burst.num_steps
         padded = batch_size(len(entries))
         # The next power of two, so that a graph serves until the tables have doubled.
         width = min(1 << (width - 1).bit_length(), self._state.table.shape[1])
         rows, tokens = self._buffers_for(padded, num_steps)
-        rows.copy_(self._state.update(entries, padded))
+        rows.copy_(self._state.update(entries, padded, goes_on=burst.goes_on))
 
         def steps() -> None:
             tables = self._state.table.index_select(0, rows)[:, :width]

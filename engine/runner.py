@@ -71,6 +71,11 @@ class ModelRunner:
         return self.cache.num_blocks
 
     @property
+    def overlaps(self) -> bool:
+        """See `Runner.overlaps`."""
+        return self.device.type == "cuda"
+
+    @property
     def vocab_size(self) -> int:
         return self.model.vocab_size
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.batch import BatchEntry, DecodeEntry
 from engine.sequence import Sequence
@@ -27,6 +27,15 @@ class Scheduled:
         """Whether all it does is to run the last token for the next one."""
         return self.samples and self.end - self.start == 1 and self.start > 0 and not self.scores_prompt
 
+    @property
+    def tokens_left(self) -> int:
+        """How many the sequence may generate from here on."""
+        return self.sequence.max_output - (self.end - self.sequence.num_prompt)
+
+    def after(self, num_steps: int) -> Scheduled:
+        """Where a share that decodes stands so many steps later, whatever the tokens are."""
+        return replace(self, start=self.start + num_steps, end=self.end + num_steps)
+
     def entry(self) -> BatchEntry:
         sequence = self.sequence
         return BatchEntry(
@@ -45,7 +54,7 @@ class Scheduled:
             admission=sequence.admission,
             token_id=sequence.token_ids[-1],
             position=self.start,
-            max_tokens=sequence.tokens_left,
+            max_tokens=self.tokens_left,
             block_table=sequence.table.blocks,
             rope_length=sequence.rope_length,
             sampling=sequence.sampling,

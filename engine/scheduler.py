@@ -167,10 +167,30 @@ class Scheduler:
             step.scheduled, self.blocks, self.sizes, num_waiting=len(self.waiting)
         )
         if step.burst:
-            step.scheduled = [share for share in step.scheduled if share not in step.burst]
+            ahead = {id(share) for share in step.burst}
+            step.scheduled = [share for share in step.scheduled if id(share) not in ahead]
+        self._grow(step)
+
+    def go_on(self, shares: list[Scheduled]) -> Step | None:
+        """A burst of these shares, all of which stand further than their sequences are known to be.
+
+        None where somebody else should get a turn first: who waits and may find a seat, or who runs besides.
+        """
+        can_admit = len(self.waiting) and len(self.running) < self._seats
+        if not shares or can_admit or len(self.running) > self._seats:
+            return None
+        step = Step()
+        step.num_steps, step.burst = self.lookahead.choose(
+            shares, self.blocks, self.sizes, num_waiting=len(self.waiting)
+        )
+        if len(step.burst) < len(shares):
+            return None
+        self._grow(step)
+        return step
+
+    def _grow(self, step: Step) -> None:
         for share in step.burst:
-            sequence = share.sequence
-            self.blocks.grow(sequence.table, share.start + min(step.num_steps, sequence.tokens_left))
+            self.blocks.grow(share.sequence.table, share.start + min(step.num_steps, share.tokens_left))
 
     def preempt(self, sequence: Sequence, step: Step | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""

@@ -107,11 +107,6 @@ class Sequence:
         return self.request.max_tokens
 
     @property
-    def tokens_left(self) -> int:
-        """How many it may still generate."""
-        return self.max_output - self.num_output
-
-    @property
     def finished(self) -> bool:
         return self.status is Status.FINISHED
 

@@ -37,12 +37,14 @@ class FakeRunner:
         nan_on: int | None = None,
         max_tokens_at_once: int | None = None,
         is_static: bool = False,
+        overlaps: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.eos_token_ids = eos_token_ids
+        self.overlaps = overlaps
         self.raises_on = raises_on
         """A token that makes a step raise which has it among its new ones."""
         self.nan_on = nan_on

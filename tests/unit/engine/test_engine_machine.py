@@ -49,7 +49,7 @@ PARAMS = st.builds(
 )
 
 
-def runner(num_blocks: int, block_size: int, *, is_static: bool = False) -> FakeRunner:
+def runner(num_blocks: int, block_size: int, *, is_static: bool = False, overlaps: bool = False) -> FakeRunner:
     return FakeRunner(
         num_blocks=num_blocks,
         block_size=block_size,
@@ -57,6 +57,7 @@ def runner(num_blocks: int, block_size: int, *, is_static: bool = False) -> Fake
         raises_on=RAISES,
         nan_on=NAN,
         is_static=is_static,
+        overlaps=overlaps,
     )
 
 
@@ -71,6 +72,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         decode_steps=st.sampled_from([None, 1, 2, 8]),
         is_static=st.booleans(),
+        overlaps=st.booleans(),
     )
     def make(
         self,
@@ -81,6 +83,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching: bool,
         decode_steps: int | None,
         is_static: bool,
+        overlaps: bool,
     ) -> None:
         # At least as many blocks as the longest request needs, seldom enough for all.
         num_blocks = -(-MAX_LEN // block_size) + blocks
@@ -91,7 +94,7 @@ class EngineMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             decode_steps=decode_steps,
         )
-        self.engine = Engine(runner(num_blocks, block_size, is_static=is_static), None, config)
+        self.engine = Engine(runner(num_blocks, block_size, is_static=is_static, overlaps=overlaps), None, config)
         self.given: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
         self.outputs: dict[str, RequestOutput] = {}

@@ -39,11 +39,20 @@ def finish(engine: Engine) -> list[RequestOutput]:
 
 
 def run(
-    decode_steps: int, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, is_static: bool = False
+    decode_steps: int,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    *,
+    is_static: bool = False,
+    overlaps: bool = False,
 ) -> tuple[list[RequestOutput], Engine, FakeRunner]:
     text = Text(byte_level())
     runner = FakeRunner(
-        vocab_size=len(text.tokenizer), eos_token_ids=frozenset({1}), num_blocks=500, is_static=is_static
+        vocab_size=len(text.tokenizer),
+        eos_token_ids=frozenset({1}),
+        num_blocks=500,
+        is_static=is_static,
+        overlaps=overlaps,
     )
     engine = make(runner, text, decode_steps)
     for number, (prompt, its_params) in enumerate(zip(prompts, params, strict=True)):
@@ -76,12 +85,12 @@ VARIETY = [
 ]
 
 
-@pytest.mark.parametrize("is_static", [False, True])
-def test_outputs_are_those_of_single_steps(is_static: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("is_static", "overlaps"), [(False, False), (True, False), (True, True)])
+def test_outputs_are_those_of_single_steps(is_static: bool, overlaps: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Tokens, reasons, texts, log-probabilities; and afterwards the same blocks are cached."""
     single, engine, runner = run(1, PROMPTS, VARIETY)
     assert runner.bursts == []
-    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static)
+    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static, overlaps=overlaps)
     assert several == single
     assert {burst.num_steps for burst in bursting.bursts} >= {2, 4}
     assert caplog.text == ""  # no burst failed
@@ -98,17 +107,105 @@ def test_outputs_are_those_of_single_steps(is_static: bool, caplog: pytest.LogCa
             assert len(hits) == (len(whole) - 1) // runner.block_size
 
 
-def test_nothing_is_hashed_past_a_stop_string() -> None:
-    """The device went on to the end of its burst; those tokens are nobody's."""
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_nothing_is_hashed_past_a_stop_string(overlaps: bool) -> None:
+    """The device went on to the end of its burst, or to that of the next; those tokens are nobody's."""
     prompt = PROMPTS[0]
     stop = said(prompt, 4, 6)
-    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=stop)
-    (output,), engine, runner = run(STEPS, [prompt], [params])
-    (burst,) = runner.bursts
-    assert 1 + burst.num_steps > len(output.token_ids)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)
+    (output,), engine, runner = run(STEPS, [prompt], [params], overlaps=overlaps)
+    assert [burst.goes_on for burst in runner.bursts] == [False, True][: 1 + overlaps]
+    assert 1 + runner.bursts[0].num_steps > len(output.token_ids)
     whole = [*prompt, *runner.greedy(prompt, 30, ignore_eos=True)]
     accepted = len(prompt) + len(output.token_ids) - 1
     assert len(engine.scheduler.blocks.lookup(whole, b"", len(whole))) == accepted // runner.block_size
+
+
+class TestOverlap:
+    """The next burst starts before the last one's tokens are looked at."""
+
+    def flying(self, *lengths: int, num_blocks: int = 300) -> tuple[Engine, FakeRunner]:
+        """After the step that reads the prompts and the one that starts a burst."""
+        runner = FakeRunner(num_blocks=num_blocks, eos_token_ids=frozenset(), overlaps=True, is_static=True)
+        engine = make(runner)
+        for number, length in enumerate(lengths):
+            engine.add(f"r{number}", [number + 1], SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
+        engine.step()
+        assert engine.step() == []
+        assert len(runner.bursts) == 1
+        engine.check()
+        return engine, runner
+
+    def assert_right(self, engine: Engine, runner: FakeRunner, *lengths: int) -> None:
+        for output, (number, length) in zip(finish(engine), enumerate(lengths), strict=True):
+            assert output.token_ids == runner.greedy([number + 1], length, ignore_eos=True)
+
+    def test_the_host_is_a_burst_behind(self) -> None:
+        engine, runner = self.flying(60, 60)
+        assert engine.stats().output_tokens == 2
+        engine.step()
+        assert len(runner.bursts) == 2
+        assert runner.bursts[1].goes_on
+        assert engine.stats().output_tokens == 2 + 2 * STEPS
+        self.assert_right(engine, runner, 60, 60)
+        # Only the last tokens, too few for a burst of any use, are decoded one by one.
+        assert len(runner.batches) <= 1 + 3
+
+    def test_who_ends_in_a_burst_is_not_in_the_next(self) -> None:
+        engine, runner = self.flying(*[60] * 9, 4)
+        assert [output.request_id for output in engine.step()] == ["r9"]
+        assert [len(burst.entries) for burst in runner.bursts] == [10, 9]
+        self.assert_right(engine, runner, *[60] * 9)
+
+    def test_who_can_get_a_seat_gets_it_first(self) -> None:
+        engine, runner = self.flying(60, 60)
+        engine.add("r2", [3], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
+        engine.step()
+        assert len(runner.bursts) == 1
+        engine.step()
+        assert len(runner.batches[-1].entries) == 3
+        self.assert_right(engine, runner, 60, 60, 60)
+
+    def test_who_is_gone_when_it_lands_gets_nothing(self) -> None:
+        engine, runner = self.flying(60, 60, 60)
+        engine.step()
+        engine.abort("r0")
+        engine.scheduler.preempt(engine.scheduler.running[0])
+        engine.check()
+        outputs = finish(engine)
+        assert outputs[0].token_ids == runner.greedy([1], 60, ignore_eos=True)[: 1 + STEPS]
+        for number in (1, 2):
+            assert outputs[number].token_ids == runner.greedy([number + 1], 60, ignore_eos=True)
+
+    def test_blocks_of_who_left_are_written_by_the_next_owner_last(self) -> None:
+        """A cache with room for one: the second gets the blocks that the first's unseen burst went on to write."""
+        engine, runner = self.flying(60, num_blocks=26)
+        engine.step()
+        engine.abort("r0")
+        second = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+        engine.add("r1", [2], second)
+        outputs = finish(engine)
+        assert outputs[1].token_ids == runner.greedy([2], 100, ignore_eos=True)
+
+    def test_all_gone_while_it_flies(self) -> None:
+        engine, runner = self.flying(60)
+        engine.abort("r0")
+        assert [output.request_id for output in engine.step()] == ["r0"]
+        assert not engine.has_unfinished
+        engine.add("r1", [2], LONG)
+        (output,) = finish(engine)
+        assert output.token_ids == runner.greedy([2], 30, ignore_eos=True)
+
+    def test_a_burst_that_cannot_go_on_is_done_one_by_one(self) -> None:
+        engine, runner = self.flying(60, 60)
+        decode = runner.decode
+
+        def short_of_memory(burst: Burst) -> Decoding:
+            runner.decode = decode  # type: ignore[method-assign]
+            raise torch.OutOfMemoryError("fake memory is full")
+
+        runner.decode = short_of_memory  # type: ignore[method-assign]
+        self.assert_right(engine, runner, 60, 60)
 
 
 def test_not_a_number_fails_one_request_and_keeps_its_tokens() -> None:
