@@ -18,6 +18,9 @@ RUN pip install -c constraints.txt .
 FROM base AS build-worker
 COPY . .
 RUN pip install -c constraints.txt '.[worker]'
+# Compiled here for every kind of processor: what runs the image needs no compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ \
+    && cd / && python -m kernels.cpu --into-package
 
 FROM base AS runtime
 # What is written goes to the data directory: the pepper, and the worker's downloads from the model hub.
@@ -33,6 +36,10 @@ ENTRYPOINT ["pagemill"]
 CMD ["--help"]
 
 FROM runtime AS worker
+USER root
+# The OpenMP that the kernels were linked with; in the worker torch's own takes its place.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+USER pagemill
 COPY --from=build-worker /opt/pagemill /opt/pagemill
 # SIGTERM, which Docker sends, lets running requests finish.
 CMD ["worker"]

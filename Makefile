@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,dev]'
+	@$(BIN)/python -m kernels.cpu >/dev/null || true  # compiled now, so that nobody waits for it later; it says what it lacks
 	@touch $(READY)
 
 demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything

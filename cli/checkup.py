@@ -73,6 +73,7 @@ def checks(settings: Settings) -> list[Check]:
         Check("memory", memory),
         Check("model", lambda: model(settings)),
         Check("devices", lambda: devices(settings.device)),
+        Check("CPU kernels", cpu_kernels),
         Check("API", lambda: api(settings)),
     ]
     if settings.database_url is not None:
@@ -201,6 +202,19 @@ def devices(wanted: str) -> Finding:
     if not _is_installed("triton"):
         return Finding(Verdict.NOTE, f"{detail}; triton is missing", "pip install -c constraints.txt triton")
     return Finding(Verdict.GOOD, detail)
+
+
+def cpu_kernels() -> Finding:
+    """What computes attention and linear layers on the CPU; compiles the kernels where nobody has yet."""
+    if not _is_installed("torch"):
+        return Finding(Verdict.NOTE, "unknown without torch")
+    library = importlib.import_module("kernels.cpu.library")
+    try:
+        found = library.library()
+    except library.CpuKernelsUnavailable as error:
+        mend = "Install a C++ compiler (apt-get install g++) to let models run faster on a CPU."
+        return Finding(Verdict.NOTE, f"plain torch and oneDNN: {error}", mend)
+    return Finding(Verdict.GOOD, f"C++, variant {found.variant}, in {found.path}")
 
 
 def api(settings: Settings) -> Finding:

@@ -1,4 +1,4 @@
-"""Weights into a model, one tensor at a time, so that memory never holds more than the model and one shard."""
+"""Weights into a model, one tensor at a time, so that memory never holds more than the model and a few tensors."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from engine.models.registry import NATIVE
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
+_MAPPED_BYTES = 2**26
+"""Of a file that may be in memory at once, but for a tensor that is larger by itself."""
+
 _DEFAULT_STD = 0.02
 
 
@@ -126,11 +129,21 @@ def _materialize(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+    """All tensors, one after another; each must be let go of before the next but one is asked for."""
     for path in files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
-                    yield path, name, file.get_tensor(name)
+                remaining = list(file.keys())
+            while remaining:
+                # What was read of a mapped file counts as this process's memory until the mapping ends.
+                read = 0
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    while remaining and read < _MAPPED_BYTES:
+                        name = remaining.pop(0)
+                        tensor = file.get_tensor(name)
+                        read += tensor.nbytes
+                        yield path, name, tensor
+                        del tensor
         except SafetensorError as error:
             raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
 

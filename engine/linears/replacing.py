@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection
 
 from torch import nn
@@ -22,6 +23,14 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module | No
             replacement = made[child]
             if replacement is not None:
                 setattr(parent, name, replacement)
+                _return_memory()
+
+
+def _return_memory() -> None:
+    """Let the C library give freed weights back at once: what it keeps would count beside the packed ones."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def tied_embeddings(model: nn.Module, linear: nn.Linear) -> list[nn.Embedding]:

@@ -1,10 +1,12 @@
 """Compiles the CPU kernels ahead of their first use: `python -m kernels.cpu [--into-package]`.
 
-With `--into-package` every variant goes beside the sources, for an image whose machines have no compiler.
+With `--into-package` every variant of the processor's kind goes beside the sources, for an image whose machines have no
+compiler.
 """
 
 from __future__ import annotations
 
+import platform
 import sys
 
 from kernels.cpu.library import PREBUILT, VARIANTS, CpuKernelsUnavailable, build, library
@@ -12,7 +14,7 @@ from kernels.cpu.library import PREBUILT, VARIANTS, CpuKernelsUnavailable, build
 if __name__ == "__main__":
     try:
         if "--into-package" in sys.argv[1:]:
-            for variant in VARIANTS:
+            for variant in VARIANTS if platform.machine() == "x86_64" else ("generic",):
                 sys.stdout.write(f"{build(variant, PREBUILT)}\n")
         else:
             sys.stdout.write(f"{library().path}\n")

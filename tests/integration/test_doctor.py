@@ -116,6 +116,18 @@ def test_a_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> 
     assert "libcudart" in found.detail
 
 
+def test_a_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    import kernels.cpu.library as cpu
+
+    def unavailable() -> None:
+        raise cpu.CpuKernelsUnavailable("no C++ compiler is installed")
+
+    monkeypatch.setattr(cpu, "library", unavailable)
+    found = checkup.cpu_kernels()
+    assert (found.verdict, "no C++ compiler" in found.detail) == (Verdict.NOTE, True)
+    assert "g++" in found.mend
+
+
 def test_a_gpu_that_is_asked_for_and_not_there() -> None:
     import torch
 
