@@ -24,6 +24,19 @@ def first_key(settings: Settings) -> str:
     return keys.read_or_create_secret(settings.data_dir / KEY_FILE, keys.new_key)
 
 
+def ensure_first_key(settings: Settings, database_url: str) -> str:
+    """The first key, stored and good. One of ours that was revoked makes way for a new one; raises `UnusableKey`."""
+    key = first_key(settings)
+    if store_key(settings, database_url, key, name="first").is_live:
+        return key
+    if settings.api_key is not None:
+        raise UnusableKey("PAGEMILL_API_KEY was revoked: set another, or unset it and let `pagemill up` make one.")
+    (settings.data_dir / KEY_FILE).unlink()
+    key = first_key(settings)
+    store_key(settings, database_url, key, name="first")
+    return key
+
+
 class UnusableKey(ValueError):
     """The operator's own first key is one that the API would refuse."""
 
@@ -33,6 +46,7 @@ class Stored:
     """What `store_key` came to."""
 
     is_new: bool  # False: it was a key already
+    is_live: bool  # False: it is revoked or expired
     webhook_secret: str | None  # of a tenant that was made with it
 
 
@@ -53,5 +67,7 @@ def store_key(
     with engine.begin() as connection:
         secret = keys.new_webhook_secret()
         owner = tenants.ensure_tenant(connection, tenant, secret)
-        added = tenants.add_key(connection, owner.id, name=name, hint=keys.hint(key), digest=keys.digest(key, pepper))
-    return Stored(added is not None, secret if owner.webhook_secret == secret else None)
+        digest = keys.digest(key, pepper)
+        added = tenants.add_key(connection, owner.id, name=name, hint=keys.hint(key), digest=digest)
+        is_live = tenants.find_key(connection, digest) is not None
+    return Stored(added is not None, is_live, secret if owner.webhook_secret == secret else None)

@@ -28,7 +28,7 @@ from cli import models
 from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded import embedded_services
-from cli.first_key import first_key, store_key
+from cli.first_key import ensure_first_key
 from cli.running import Running
 from cli.supervisor import Child, Supervisor
 from jobs.database import sqlalchemy_url
@@ -97,8 +97,7 @@ def running_stack(
         settings = settings.model_copy(update={"database_url": database_url, "redis_url": redis_url})
 
         upgrade(database_url)
-        api_key = first_key(settings)
-        store_key(settings, database_url, api_key, name="first")
+        api_key = ensure_first_key(settings, database_url)
         base_url = f"http://{_reachable(settings.host)}:{settings.port}"
         stack.callback(Running.remove, data_dir.path)
         Running(base_url, database_url, redis_url).write(data_dir.path)

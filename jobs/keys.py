@@ -14,7 +14,8 @@ from pathlib import Path
 from jobs.settings import Settings
 
 PREFIX = "pm_"
-HINT_LENGTH = 10  # characters of a key that may be shown again
+HINT_LENGTH = 10  # characters of a key that may be shown again: of ours, 157 random bits stay hidden
+_SHARE_SHOWN = 4  # of an operator's own key, which may be short, a quarter
 _RANDOM = 24  # bytes
 _CHECKSUM = 4
 
@@ -41,8 +42,8 @@ def digest(key: str, pepper: bytes) -> bytes:
 
 
 def hint(key: str) -> str:
-    """What may be shown of a key later."""
-    return key[:HINT_LENGTH]
+    """What may be shown of a key later: its beginning."""
+    return key[: HINT_LENGTH if key.startswith(PREFIX) else min(HINT_LENGTH, len(key) // _SHARE_SHOWN)]
 
 
 def new_webhook_secret() -> str:

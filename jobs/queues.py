@@ -5,11 +5,16 @@ A message is `drain(job_id)` on the queue of a model. It only wakes a worker; wo
 
 from __future__ import annotations
 
+import os
+
 from jobs.settings import Settings
 
 DRAIN_TASK = "pagemill.drain"
 NUDGE_TASK = "pagemill.nudge"
 COURIER_QUEUE = "courier"
+
+# Another application's, perhaps: our broker is PAGEMILL_REDIS_URL.
+_CELERY_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
 def model_queue(model: str) -> str:
@@ -28,9 +33,14 @@ class BrokerNotConfigured(RuntimeError):
 
 
 def celery_config(settings: Settings) -> dict[str, object]:
-    """Configuration of every Celery app here: JSON only, no results, and no call that can hang on a dead Redis."""
+    """Configuration of every Celery app here: JSON only, no results, and no call that can hang on a dead Redis.
+
+    Celery would let variables of its own say where the broker is; they are taken out of this process's environment.
+    """
     if settings.redis_url is None:
         raise BrokerNotConfigured
+    for name in _CELERY_VARIABLES:
+        os.environ.pop(name, None)
     timeout = settings.redis_timeout
     return {
         "broker_url": settings.redis_url,

@@ -313,7 +313,14 @@ def _invalid(complaint: ErrorDetails) -> InvalidInput:
 def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> None:
     """Refuse now what is certain without a tokenizer; what a text comes to, only the worker can tell."""
     max_tokens = request.max_tokens if request.max_tokens is not None else defaults.max_tokens
-    wanted = max_tokens if max_tokens is not None else 1  # an unset limit shrinks to what fits
+    min_tokens = request.min_tokens if request.min_tokens is not None else defaults.min_tokens
+    if max_tokens is None and min_tokens is not None and min_tokens > DEFAULT_MAX_TOKENS:
+        raise InvalidInput(
+            f"min_tokens ({min_tokens}) is above max_tokens, which is {DEFAULT_MAX_TOKENS} where it is not given",
+            param="min_tokens",
+        )
+    # An unset limit shrinks to what fits.
+    wanted = max_tokens if max_tokens is not None else max(1, min_tokens or 0)
     prompt = request.prompt if isinstance(request.prompt, list) else None
     if prompt is not None and (largest := max(prompt)) >= model.vocab_size:
         raise InvalidInput(
@@ -322,10 +329,9 @@ def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> 
         )
     length = len(prompt) if prompt is not None else 1
     if length + wanted > model.max_model_len:
-        counted = f"{length} prompt tokens and max_tokens {wanted}" if prompt is not None else f"max_tokens {wanted}"
-        raise InvalidInput(
-            f"{counted} exceed the context of {model.name} ({model.max_model_len} tokens)", param="max_tokens"
-        )
+        limit = "max_tokens" if max_tokens is not None or not min_tokens else "min_tokens"
+        counted = f"{length} prompt tokens and {limit} {wanted}" if prompt is not None else f"{limit} {wanted}"
+        raise InvalidInput(f"{counted} exceed the context of {model.name} ({model.max_model_len} tokens)", param=limit)
 
 
 def _prefix(beginning: object) -> int:

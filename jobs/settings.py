@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _home_is_meant(cls, path: Path) -> Path:
+        # A shell does not expand the tilde of a value in quotes, nor of one in an env file.
+        return path.expanduser()
 
     @model_validator(mode="after")
     def _clocks_in_proportion(self) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -37,8 +38,7 @@ def submit(file: Path, *, model: str | None, wait: bool, output: Path | None, we
         err.print(f"{job['id']}: {job['request_counts']['total']} requests for {job['model']}")
         job = follow(client, job)
         if output is not None:
-            with output.open("wb") as target:
-                _write_results(client, job["id"], 0, target)
+            _write_file(client, job["id"], 0, output)
         else:
             out.print(job["id"])
     return 0 if job["status"] == "completed" and not job["request_counts"]["failed"] else 1
@@ -74,8 +74,7 @@ def results(job_id: str, *, after: int, output: Path | None) -> int:
         if output is None:
             _write_results(client, job_id, after, sys.stdout.buffer)
         else:
-            with output.open("wb") as target:
-                _write_results(client, job_id, after, target)
+            _write_file(client, job_id, after, output)
     return 0
 
 
@@ -118,6 +117,21 @@ def follow(client: Client, job: dict[str, Any]) -> dict[str, Any]:
 
 def _done(job: dict[str, Any]) -> int:
     return int(job["request_counts"]["total"] - job["request_counts"]["open"])
+
+
+def _write_file(client: Client, job_id: str, after: int, path: Path) -> None:
+    """What is there stays as it is unless every line came."""
+    if path.exists() and not path.is_file():  # a pipe or a device holds nothing that could be lost
+        with path.open("wb") as target:
+            _write_results(client, job_id, after, target)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as target:
+            _write_results(client, job_id, after, target)
+        partial.replace(path.resolve())
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write_results(client: Client, job_id: str, after: int, target: BinaryIO) -> None:

@@ -47,16 +47,13 @@ def list_all() -> int:
 
 @explained
 def revoke(hint: str) -> int:
-    hint = hint.rstrip("…")[: keys.HINT_LENGTH]  # the whole key will do too
-    if len(hint) < keys.HINT_LENGTH:
-        err.print(
-            f"Give the first {keys.HINT_LENGTH} characters of a key, as `pagemill keys list` shows them.", style="red"
-        )
-        return 2
     with _transaction() as connection:
-        revoked = tenants.revoke_key(connection, hint)
+        revoked = tenants.revoke_key(connection, hint.rstrip("…"))  # the whole key will do too
     out.print(f"{revoked} revoked")
-    return 0 if revoked else 1
+    if not revoked:
+        err.print("Give the beginning of a live key, as `pagemill keys list` shows it.", style="red")
+        return 2
+    return 0
 
 
 @contextlib.contextmanager

@@ -103,11 +103,12 @@ def list_keys(connection: Connection) -> list[ApiKey]:
     return [ApiKey(**row._mapping) for row in rows]
 
 
-def revoke_key(connection: Connection, hint: str) -> int:
-    """Revoke the keys whose hint starts so. Returns how many were live."""
+def revoke_key(connection: Connection, beginning: str) -> int:
+    """Revoke the keys whose hint `beginning` starts with: the hint, or more of the key. Returns how many were live."""
     return connection.execute(
         text(
-            "UPDATE api_keys SET revoked_at = clock_timestamp() WHERE starts_with(hint, :hint) AND revoked_at IS NULL"
+            "UPDATE api_keys SET revoked_at = clock_timestamp() "
+            "WHERE starts_with(:beginning, hint) AND revoked_at IS NULL"
         ),
-        {"hint": hint},
+        {"beginning": beginning},
     ).rowcount

@@ -57,3 +57,12 @@ def test_a_setting_that_makes_no_sense_is_named(operator: CliRunner, monkeypatch
             listed = operator.invoke(app, ["keys", "list"])
         assert listed.exit_code == 1
         assert name in listed.stderr
+
+
+def test_little_is_shown_of_a_key_of_one_s_own(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEMILL_API_KEY", "sixteen-letters!")
+    assert operator.invoke(app, ["migrate"]).exit_code == 0
+    listed = operator.invoke(app, ["keys", "list"]).stdout
+    assert "sixt…" in listed
+    assert "sixte" not in listed
+    assert operator.invoke(app, ["keys", "revoke", "sixteen-letters!"]).exit_code == 0

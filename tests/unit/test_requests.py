@@ -28,6 +28,19 @@ from jobs.requests import (
 MODEL = ModelLimits("demo", max_model_len=100, vocab_size=50)
 
 
+def test_min_tokens_above_what_is_generated_where_nothing_is_said() -> None:
+    model = ModelLimits("large", max_model_len=1000, vocab_size=50)
+    for document, defaults in (({"prompt": "a", "min_tokens": 257}, Params()), ("a", Params(min_tokens=257))):
+        with pytest.raises(InvalidInput, match="is 256 where it is not given") as refused:
+            parse_request(document, 1, defaults, model)
+        assert refused.value.param == "min_tokens"
+    assert parse_request({"prompt": "a", "min_tokens": 257, "max_tokens": 300}, 1, Params(), model)
+    assert parse_request({"prompt": "a", "min_tokens": 256}, 1, Params(), model)
+    with pytest.raises(InvalidInput, match="min_tokens 100 exceed the context") as refused:
+        stage({"prompt": "a", "min_tokens": 100})
+    assert refused.value.param == "min_tokens"
+
+
 def stage(document: object, defaults: Params = Params(), line: int = 1) -> StagedLine:  # noqa: B008  frozen
     return parse_request(document, line, defaults, MODEL)
 
