@@ -14,6 +14,18 @@ def _gpt2(config: Any) -> NativeDecoder:
     return GPT2(config)
 
 
+def _gptj(config: Any) -> NativeDecoder:
+    from engine.models.gptj import GPTJ
+
+    return GPTJ(config)
+
+
+def _falcon(config: Any) -> NativeDecoder:
+    from engine.models.falcon import Falcon
+
+    return Falcon(config)
+
+
 def _llama(config: Any) -> NativeDecoder:
     from engine.models.llama import Llama
 
@@ -28,10 +40,12 @@ def _gemma(config: Any) -> NativeDecoder:
 
 # By transformers' `model_type`. Classes are imported when they are needed.
 NATIVE: dict[str, Callable[[Any], NativeDecoder]] = {
+    "falcon": _falcon,
     "gemma2": _gemma,
     "gemma3": _gemma,
     "gemma3_text": _gemma,
     "gpt2": _gpt2,
+    "gptj": _gptj,
     "llama": _llama,
     "mistral": _llama,
     "mixtral": _llama,

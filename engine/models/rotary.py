@@ -181,3 +181,11 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+def rotate_pairs(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `rotate`, where neighbours (2i, 2i + 1) turn together instead of (i, i + rot/2)."""
+    dim = 2 * cos.shape[-1]
+    first, second = heads[..., 0:dim:2], heads[..., 1:dim:2]
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+    return torch.cat((turned, heads[..., dim:]), dim=-1)

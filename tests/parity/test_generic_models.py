@@ -99,8 +99,8 @@ def test_a_mask_that_means_more_than_causality_is_caught(tmp_path: Path) -> None
         ("bloom", {}, "ALiBi"),
         ("mpt", {}, "ALiBi"),
         ("falcon", {"alibi": True}, "ALiBi"),
-        ("falcon", {}, "does not use the attention interface"),
-        ("gptj", {}, "does not use the attention interface"),
+        ("codegen", {}, "does not use the attention interface"),
+        ("xglm", {}, "does not use the attention interface"),
         ("llama4_text", {}, "chunked_attention"),
         ("clip", {}, "no causal language model"),
         (

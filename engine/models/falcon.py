@@ -1,0 +1,117 @@
+"""Falcon (Almazrouei et al., arXiv 2311.16867), in the arrangements that its checkpoints have.
+
+    7B     x = x + out( attention( norm(x) ) ) + mlp( norm(x) )             one KV head for all
+    40B    x = x + out( attention( norm_a(x) ) ) + mlp( norm_m(x) )         one KV head a group; two norms or one
+    RW     x = x + out( attention( norm(x) ) );  x = x + mlp( norm_2(x) )   one after the other
+
+Query, key and value come out of one projection, KV head by KV head: the group's queries, then its key and its value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from engine.attention import AttentionLayer
+from engine.errors import UnsupportedModel
+from engine.models.decoder import NativeDecoder, TokenInputs, Weights
+from engine.models.layers import Stack, activation
+from engine.models.rotary import Rotary, rotate, stretched_positions
+
+if TYPE_CHECKING:
+    from engine.attention import StepAttention
+
+
+class Falcon(NativeDecoder):
+    def __init__(self, config: Any) -> None:
+        """From a transformers `FalconConfig`; raises `UnsupportedModel`."""
+        super().__init__()
+        if config.alibi:
+            raise UnsupportedModel(
+                "models of the type 'falcon' are not supported where they bias attention by distance (ALiBi)"
+            )
+        self.vocab_size = config.vocab_size
+        self.max_positions = stretched_positions(config.rope_parameters, config.max_position_embeddings)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = Rotary(config.rope_parameters, config.head_dim, config.max_position_embeddings)
+        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._tied = config.tie_word_embeddings
+        if self._tied:
+            self.head.weight = self.embedding.weight
+        self.attention_layers = [layer.attention for layer in self.layers]
+
+    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
+        hidden = self.embedding(inputs.token_ids)
+        cos, sin = self.rotary(inputs, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, attention)
+        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+        return logits
+
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        return self.rotary.rope_length(num_prompt, num_tokens)
+
+    def weights(self) -> Weights:
+        weights = Weights(prefix="transformer.", ignored=[re.compile(r".*\.inv_freq")])
+        weights.add("transformer.word_embeddings.weight", self.embedding.weight)
+        for index, layer in enumerate(self.layers):
+            layer.add_weights(weights, f"transformer.h.{index}")
+        weights.add_linear("transformer.ln_f", self.norm)
+        if self._tied:
+            weights.copies["lm_head.weight"] = "transformer.word_embeddings.weight"
+        else:
+            weights.add_linear("lm_head", self.head)
+        return weights
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: Any, index: int) -> None:
+        super().__init__()
+        hidden, heads, dim = config.hidden_size, config.num_attention_heads, config.head_dim
+        is_new = config.new_decoder_architecture
+        kv_heads = 1 if config.multi_query and not is_new else config.num_kv_heads
+        self.attention = AttentionLayer(index, heads, kv_heads, dim, dim, dim**-0.5)
+        self._is_parallel = is_new or config.parallel_attn
+        self._has_two_norms = is_new and config.num_ln_in_parallel_attn != 1
+        self.norm_1 = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.norm_2 = (
+            nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+            if self._has_two_norms or not self._is_parallel
+            else None
+        )
+        self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.bias)
+        self.out = nn.Linear(hidden, hidden, bias=config.bias)
+        self.up = nn.Linear(hidden, config.ffn_hidden_size, bias=config.bias)
+        self.down = nn.Linear(config.ffn_hidden_size, hidden, bias=config.bias)
+        self._act = activation(config.activation)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+        normed = self.norm_1(hidden)
+        attended = self.out(self._attend(normed, cos, sin, attention))
+        if not self._is_parallel:
+            hidden = hidden + attended
+        if self.norm_2 is not None:
+            normed = self.norm_2(hidden)
+        mlp = self.down(self._act(self.up(normed)))
+        result: Tensor = hidden + (mlp + attended if self._is_parallel else mlp)
+        return result
+
+    def _attend(self, normed: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+        kv_heads, dim = self.attention.num_kv_heads, self.attention.head_dim
+        qkv = self.qkv(normed).view(len(normed), kv_heads, -1, dim)
+        query = rotate(qkv[:, :, :-2].flatten(1, 2), cos, sin)
+        key = rotate(qkv[:, :, -2], cos, sin)
+        return attention(self.attention, query, key, qkv[:, :, -1]).flatten(1)
+
+    def add_weights(self, weights: Weights, name: str) -> None:
+        weights.add_linear(f"{name}.{'ln_attn' if self._has_two_norms else 'input_layernorm'}", self.norm_1)
+        if self.norm_2 is not None:
+            weights.add_linear(f"{name}.{'ln_mlp' if self._has_two_norms else 'post_attention_layernorm'}", self.norm_2)
+        weights.add_linear(f"{name}.self_attention.query_key_value", self.qkv)
+        weights.add_linear(f"{name}.self_attention.dense", self.out)
+        weights.add_linear(f"{name}.mlp.dense_h_to_4h", self.up)
+        weights.add_linear(f"{name}.mlp.dense_4h_to_h", self.down)

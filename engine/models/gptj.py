@@ -1,0 +1,93 @@
+"""GPT-J (Wang and Komatsuzaki, 2021): attention and MLP side by side behind one norm, rotary positions in pairs.
+
+x = x + out( attention( rotate_pairs( qkv( norm(x) ) ) ) ) + down( act( up( norm(x) ) ) )
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from engine.attention import AttentionLayer
+from engine.errors import UnsupportedModel
+from engine.models.decoder import NativeDecoder, TokenInputs, Weights
+from engine.models.layers import Stack, activation
+from engine.models.rotary import Rotary, rotate_pairs
+
+if TYPE_CHECKING:
+    from engine.attention import StepAttention
+
+
+class GPTJ(NativeDecoder):
+    def __init__(self, config: Any) -> None:
+        """From a transformers `GPTJConfig`; raises `UnsupportedModel`."""
+        super().__init__()
+        if config.rotary_dim is None:
+            raise UnsupportedModel("GPT-J without rotary_dim is not known")
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.n_positions
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.rotary = Rotary({"rope_theta": 10_000.0}, config.rotary_dim, config.n_positions)
+        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.head = nn.Linear(config.n_embd, config.vocab_size)
+        self._tied = config.tie_word_embeddings
+        if self._tied:
+            self.head.weight = self.embedding.weight
+        self.attention_layers = [layer.attention for layer in self.layers]
+
+    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
+        hidden = self.embedding(inputs.token_ids)
+        cos, sin = self.rotary(inputs, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, attention)
+        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+        return logits
+
+    def weights(self) -> Weights:
+        # Old checkpoints hold the causal mask, too.
+        weights = Weights(prefix="transformer.", ignored=[re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")])
+        weights.add("transformer.wte.weight", self.embedding.weight)
+        for index, layer in enumerate(self.layers):
+            layer.add_weights(weights, f"transformer.h.{index}")
+        weights.add_linear("transformer.ln_f", self.norm)
+        if self._tied:
+            weights.copies["lm_head.weight"] = "transformer.wte.weight"
+            weights.add("lm_head.bias", self.head.bias)
+        else:
+            weights.add_linear("lm_head", self.head)
+        return weights
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: Any, index: int) -> None:
+        super().__init__()
+        hidden, heads = config.n_embd, config.n_head
+        head_dim = hidden // heads
+        inner = config.n_inner if config.n_inner is not None else 4 * hidden
+        self.attention = AttentionLayer(index, heads, heads, head_dim, head_dim, head_dim**-0.5)
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.up = nn.Linear(hidden, inner)
+        self.down = nn.Linear(inner, hidden)
+        self._act = activation(config.activation_function)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+        heads = self.attention.num_heads
+        normed = self.norm(hidden)
+        qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
+        turned = rotate_pairs(qkv[:, : 2 * heads], cos, sin)
+        attended = attention(self.attention, turned[:, :heads], turned[:, heads:], qkv[:, 2 * heads :])
+        result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self._act(self.up(normed)))
+        return result
+
+    def add_weights(self, weights: Weights, name: str) -> None:
+        weights.add_linear(f"{name}.ln_1", self.norm)
+        sizes = [self.out.in_features] * 3
+        weights.add_fused([f"{name}.attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
+        weights.add_linear(f"{name}.attn.out_proj", self.out)
+        weights.add_linear(f"{name}.mlp.fc_in", self.up)
+        weights.add_linear(f"{name}.mlp.fc_out", self.down)
