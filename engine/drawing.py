@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.philox import uniform
+from kernels.device import has_kernels
+from kernels.sampling import sample
 
 _NEG_INF = float("-inf")
 
@@ -72,6 +74,11 @@ def draw(
     draw's random number depends on. `is_static` never looks at a result on the host, and does more work for it. Rows
     without a sound distribution get some token, which the caller drops.
     """
+    if has_kernels(logits):
+        filtered = bool(filters.top_k or filters.top_p or filters.min_p)
+        tokens = sample(logits, temperature, top_k, top_p, min_p, seeds, positions, indices, filtered=filtered)
+        # Codes for what cannot be drawn from are no tokens.
+        return tokens.clamp_(min=0)
     draws = uniform(seeds, positions, indices)
     logits.div_(temperature[:, None])
     cuts = _Cuts(top_k, top_p, min_p, filters)

@@ -56,6 +56,11 @@ def interprets() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def has_kernels(tensor: torch.Tensor) -> bool:
+    """Whether a kernel from here should do the work on a tensor: on a GPU. The interpreter is for tests."""
+    return tensor.is_cuda
+
+
 @cache
 def device_of(device: torch.device) -> Device:
     """The device that a tensor lies on. Raises `ValueError` for a CPU without the interpreter."""

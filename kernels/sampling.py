@@ -309,8 +309,8 @@ def sample(
 ) -> Tensor:
     """A token for each row of `logits` `[rows, vocab_size]`, float, the last dimension contiguous; int64 `[rows]`.
 
-    All else is `[rows]` on the same device: temperature (0: greedy), top_p and min_p float32 or float64; top_k, seeds
-    (64 bits), positions and indices integers. k = vocab_size, p = 1 and min_p = 0 filter nothing; `filtered=False`
+    All else is `[rows]` on the same device: temperature (0: greedy), top_p and min_p floats; top_k, seeds (64 bits),
+    positions and indices integers. k = vocab_size, p = 1 and min_p = 0 filter nothing; `filtered=False`
     promises that for all rows. Where no token can be chosen stands `NOT_FINITE` or `NONE_ALLOWED`. The twin is
     `sample_torch`.
     """
@@ -319,7 +319,7 @@ def sample(
     capacity = MAX_CANDIDATES if filtered else 0
     sample_launch(
         logits,
-        (temperature, top_k, top_p, min_p, seeds, positions, indices),
+        tuple(p.contiguous() for p in (temperature, top_k, top_p, min_p, seeds, positions, indices)),
         (
             torch.empty(rows, capacity, dtype=torch.int32, device=logits.device),
             torch.empty(rows, capacity, dtype=torch.float32, device=logits.device),
@@ -339,7 +339,7 @@ def argmax(logits: Tensor) -> Tensor:
 
 def sample_launch(
     logits: Tensor,
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None,
+    parameters: tuple[Tensor, ...] | None,
     workspace: tuple[Tensor, Tensor] | None,
     tokens: Tensor,
     *,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Stack, activation
+from engine.models.layers import LayerNorm, Stack, activation
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -70,7 +70,7 @@ class _Layer(nn.Module):
         self.norm_1 = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.out = nn.Linear(hidden, hidden)
-        self.norm_2 = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.norm_2 = LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.up = nn.Linear(hidden, inner)
         self.down = nn.Linear(inner, hidden)
         self._act = activation(config.activation_function)
@@ -78,8 +78,9 @@ class _Layer(nn.Module):
     def forward(self, hidden: Tensor, attention: StepAttention) -> Tensor:
         heads = self.qkv(self.norm_1(hidden)).view(len(hidden), 3, self.attention.num_heads, self.attention.head_dim)
         query, key, value = heads.unbind(1)
-        hidden = hidden + self.out(attention(self.attention, query, key, value).flatten(1))
-        result: Tensor = hidden + self.down(self._act(self.up(self.norm_2(hidden))))
+        attended = attention(self.attention, query, key, value)
+        hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
+        result: Tensor = hidden + self.down(self._act(self.up(normed)))
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:

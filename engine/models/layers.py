@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedModel
 from engine.models.decoder import Weights
+from kernels.device import has_kernels
+from kernels.gated_activation import gated_activation
+from kernels.layer_norm import add_layer_norm
+from kernels.rms_norm import add_rms_norm, rms_norm
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -21,6 +25,15 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
+
+_GATES = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""What the kernel for gates calls them."""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -40,6 +53,40 @@ class Stack(nn.ModuleList, Generic[Layer]):
         return cast(Iterator[Layer], super().__iter__())
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm over the last dimension, with a kernel of our own on a GPU."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        super().__init__(size, eps=eps)
+        self._eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Of `[T, size]`, or of single heads `[T, H, size]`."""
+        if has_kernels(hidden):
+            return rms_norm(hidden, self.weight, self._eps)
+        return super().forward(hidden)
+
+    def after_adding(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """`hidden + update`, `[T, size]`, and the norm of it."""
+        if has_kernels(hidden):
+            normed, hidden = add_rms_norm(update, hidden, self.weight, self._eps)
+            return hidden, normed
+        hidden = hidden + update
+        return hidden, super().forward(hidden)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last dimension, which can take the addition before it along."""
+
+    def after_adding(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """`hidden + update`, `[T, size]`, and the norm of it."""
+        if has_kernels(hidden):
+            normed, hidden = add_layer_norm(update, hidden, self.weight, self.bias, self.eps)
+            return hidden, normed
+        hidden = hidden + update
+        return hidden, self(hidden)
+
+
 class OffsetRMSNorm(nn.Module):
     """RMS norm that scales by 1 + weight, in float32 throughout."""
 
@@ -50,6 +97,8 @@ class OffsetRMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Over the last dimension."""
+        if has_kernels(hidden):
+            return rms_norm(hidden, self.weight, self._eps, offset=1.0)
         return F.rms_norm(hidden.float(), self.weight.shape, 1.0 + self.weight.float(), self._eps).type_as(hidden)
 
 
@@ -61,10 +110,14 @@ class GatedMLP(nn.Module):
         self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=bias)
         self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self._act = activation(act)
+        self._gate = _GATES.get(act)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        gate_up = self.gate_up(hidden)
+        if self._gate is not None and has_kernels(gate_up):
+            return cast(Tensor, self.down(gated_activation(gate_up, self._gate)))
+        gate, up = gate_up.chunk(2, dim=-1)
         result: Tensor = self.down(self._act(gate) * up)
         return result
 

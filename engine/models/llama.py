@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import GatedMLP, Stack
+from engine.models.layers import GatedMLP, RMSNorm, Stack
 from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate, stretched_positions
 
@@ -74,7 +74,7 @@ class Llama(NativeDecoder):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings)
         self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tied = config.tie_word_embeddings
         if self._tied:
@@ -115,14 +115,14 @@ class _Layer(nn.Module):
         self.attention = AttentionLayer(
             index, heads, kv_heads, dim, dim, dim**-0.5, _sliding_window(config, family, index)
         )
-        self.norm_1 = nn.RMSNorm(hidden, eps=eps)
+        self.norm_1 = RMSNorm(hidden, eps=eps)
         self.qkv = nn.Linear(
             hidden, (heads + 2 * kv_heads) * dim, bias=bias if family.qkv_bias is None else family.qkv_bias
         )
-        self.query_norm = nn.RMSNorm(dim, eps=eps) if family.head_norms else None
-        self.key_norm = nn.RMSNorm(dim, eps=eps) if family.head_norms else None
+        self.query_norm = RMSNorm(dim, eps=eps) if family.head_norms else None
+        self.key_norm = RMSNorm(dim, eps=eps) if family.head_norms else None
         self.out = nn.Linear(heads * dim, hidden, bias=bias if family.out_bias is None else family.out_bias)
-        self.norm_2 = nn.RMSNorm(hidden, eps=eps)
+        self.norm_2 = RMSNorm(hidden, eps=eps)
         self.mlp = (
             SparseMLP(config)
             if family.experts is not None and _is_sparse(config, index)
@@ -140,8 +140,8 @@ class _Layer(nn.Module):
             query = rotate(self.query_norm(qkv[:, :heads]), cos, sin)
             key = rotate(self.key_norm(qkv[:, heads : heads + kv_heads]), cos, sin)
         attended = attention(self.attention, query, key, qkv[:, heads + kv_heads :])
-        hidden = hidden + self.out(attended.flatten(1))
-        result: Tensor = hidden + self.mlp(self.norm_2(hidden))
+        hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
+        result: Tensor = hidden + self.mlp(normed)
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:

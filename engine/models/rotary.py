@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
+from kernels.device import has_kernels
+from kernels.rotary import rotate as rotate_by_kernel
 
 Rope = Mapping[str, Any]
 
@@ -178,6 +180,8 @@ class Rotary(nn.Module):
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first dimensions of `heads` `[T, H, D]` and leave the rest; cos and sin as `Rotary` gives them."""
+    if has_kernels(heads):
+        return rotate_by_kernel(heads, cos, sin)
     half = cos.shape[-1]
     first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

@@ -1,0 +1,51 @@
+"""Native models with norms, rotations, gates and draws by Triton's kernels, as on a GPU; here in the interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, SamplingParams, drawing
+from engine.models import layers, rotary
+from kernels.device import interprets
+from tests.parity.comparing import LOGPROB_TOLERANCE
+from tests.parity.tiny_models import NATIVE
+
+PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [11]]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0),
+    SamplingParams(temperature=0.9, top_k=40, top_p=0.9, seed=5, max_tokens=4, ignore_eos=True, logprobs=0),
+]
+
+
+def generate(directory: Path) -> list[list[tuple[int, float]]]:
+    engine = Engine.from_pretrained(directory, EngineConfig(attention="torch", device="cpu", num_kv_blocks=16))
+    outputs = engine.generate(PROMPTS, PARAMS)
+    assert all(output.error is None for output in outputs)
+    return [[(entry.token_id, entry.logprob) for entry in output.completions[0].logprobs or ()] for output in outputs]
+
+
+@pytest.mark.skipif(not interprets(), reason="on a GPU, the kernels run anyway")
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "qwen3", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "phi3", "gemma3"))],
+)
+def test_kernels_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    next(model for model in NATIVE if model.name == name).save(tmp_path)
+    expected = generate(tmp_path)
+    used = set()
+
+    def note(tensor: torch.Tensor) -> bool:
+        used.add(tuple(tensor.shape[1:]))
+        return True
+
+    for module in (layers, rotary, drawing):
+        monkeypatch.setattr(module, "has_kernels", note)
+    found = generate(tmp_path)
+    assert used
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [token for token, _ in ours] == [token for token, _ in theirs]
+        for (_, one), (_, other) in zip(ours, theirs, strict=True):
+            assert abs(one - other) < LOGPROB_TOLERANCE
