@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.drawing import Filters, draw
@@ -81,6 +82,16 @@ class Sampled:
     error: RequestFailed | None = None
     ends: bool = False
     """The output is complete by its grammar, and has no further token."""
+
+
+def _unset(words: npt.NDArray[np.int32], size: int, device: torch.device) -> torch.Tensor:
+    """Which of the first `size` bits of each row are 0; bool `[rows, size]`, unpacked where they are needed."""
+    unset = ~words.view(np.uint8)
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(unset, axis=1, count=size, bitorder="little").view(np.bool_))
+    octets = torch.from_numpy(unset).to(device)
+    bits = torch.arange(8, dtype=torch.uint8, device=device)
+    return ((octets[:, :, None] >> bits) & 1).flatten(1)[:, :size].bool()
 
 
 class Sampler:
@@ -217,11 +228,8 @@ class Sampler:
         masks = self._masks.fill(matchers, [states[row].params.ignore_eos for row in rows])
         errors.update((rows[place], error) for place, error in masks.failed.items())
         size = max(1, _UNPACKED // self.vocab_size)
-        octets = torch.from_numpy(masks.words.view(np.uint8)).to(logits.device)
-        bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
         for start in range(0, len(rows), size):
-            part = octets[start : start + size]
-            banned = ((part[:, :, None] >> bits) & 1 == 0).flatten(1)[:, : self.vocab_size]
+            banned = _unset(masks.words[start : start + size], self.vocab_size, logits.device)
             if len(rows) == len(logits):
                 logits[start : start + size].masked_fill_(banned, _NEG_INF)
             else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from engine.grammar.matcher import Grammar, MaskFiller, Matcher
 from engine.grammar.source import grammar_text
 from engine.grammar.trial_process import TrialFailed, TrialProcess
 from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
+from tests.processes import await_condition
 from tests.unit.engine.hostile import HOSTILE
 from tests.unit.engine.test_text import byte_level
 
@@ -200,6 +203,13 @@ def trials() -> set[int]:
     }
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class TestKeeping:
     def test_the_same_grammar_is_compiled_once(self, compiler: GrammarCompiler) -> None:
         first = compiler.request(StructuredOutputs(regex="once"))
@@ -250,6 +260,24 @@ class TestEnds:
         assert trials() - before
         del compiler
         assert not trials() - before
+
+    def test_so_does_a_death_without_a_word(self) -> None:
+        """The processes of an owner that was killed find their input at its end."""
+        code = (
+            "import os, psutil, sys\n"
+            "from engine import StructuredOutputs\n"
+            "from engine.grammar.compiler import GrammarCompiler\n"
+            "from engine.grammar.vocabulary import Vocabulary\n"
+            "vocabulary = Vocabulary([bytes([b]) for b in range(128)], (), {0}, 128)\n"
+            "compiler = GrammarCompiler(lambda: vocabulary)\n"
+            "compiler.request(StructuredOutputs(regex='a')).result(60)\n"
+            "print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+            "os.kill(os.getpid(), 9)\n"
+        )
+        killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+        pids = [int(pid) for pid in killed.stdout.split()]
+        assert pids, killed.stderr
+        await_condition(lambda: not any(is_alive(pid) for pid in pids), "their end")
 
     def test_a_process_of_which_nothing_is_known_knows_nothing(
         self, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
