@@ -160,55 +160,85 @@ class MultiStepDecoder:
         )
         lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
         logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots)).float()
-        tokens, sound, allowed = choose(logits, numbers, choice, is_static=self._is_static)
+        chosen = choose(logits, numbers, choice, is_static=self._is_static)
 
         held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)
-        stops = (tokens[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
-        goes_on = alive & sound & allowed & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
-        drawn = torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
-        drawn = torch.where(alive, drawn, NO_TOKEN)
-        numbers[:, Column.TOKEN] = torch.where(alive, tokens, numbers[:, Column.TOKEN])
+        stops = (chosen[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
+        goes_on = alive & (chosen >= 0) & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
+        numbers[:, Column.TOKEN] = torch.where(goes_on, chosen, 0)
         numbers[:, Column.POSITION] += alive
         numbers[:, Column.TOKENS_LEFT] = torch.where(goes_on, numbers[:, Column.TOKENS_LEFT] - 1, 0)
         numbers[:, Column.TOKENS_HELD] = held
         # Rows of padding are all the same row, and write the same.
         self._state.numbers.index_copy_(0, rows, numbers)
-        return drawn, goes_on
+        return torch.where(alive, chosen, NO_TOKEN), goes_on
 
 
-def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """A token for each row of logits `[S, vocab_size]`, as `Sampler` would choose it.
+def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
+    """A token for each row of logits `[S, vocab_size]`, as `Sampler` would choose it, or the code that says why not.
 
-    `numbers` are the rows `[S, columns]` of the state. Returns `[S]` each: the tokens, whether the logits are finite
-    numbers, and whether any token is allowed. Logits are overwritten. `is_static` waits for no result on the way.
+    `numbers` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
+    way.
     """
-    best = logits.amax(dim=-1)
-    sound = torch.isfinite(best)
+    sound = torch.isfinite(logits.amax(dim=-1))
     allowed = torch.ones_like(sound)
     if choice.holds:
-        stop = numbers[:, Column.STOP :]
-        places = stop.clamp(min=0)
-        is_held = (stop >= 0) & (numbers[:, Column.TOKENS_HELD] > 0)[:, None]
-        logits.scatter_(1, places, torch.where(is_held, _NEG_INF, logits.gather(1, places)))
+        _hold_back(logits, numbers)
         allowed = logits.amax(dim=-1) > _NEG_INF
+    if logits.is_cuda:
+        tokens = choose_in_one_launch(logits, numbers, choice)
+    else:
+        tokens = _choose_in_torch(logits, numbers, choice, is_static=is_static)
+    return torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
+
+
+def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
+    """The same by the Triton kernel, without what may be held back."""
+    # Imported here: where no kernel is wanted, Triton need not be installed.
+    from kernels.sampling import sample
+
+    filters = choice.filters
+    columns = numbers.t().contiguous()
+    return sample(
+        logits,
+        real(numbers, Column.TEMPERATURE),
+        columns[Column.TOP_K],
+        real(numbers, Column.TOP_P),
+        real(numbers, Column.MIN_P),
+        columns[Column.SEED],
+        columns[Column.POSITION] + 1,
+        columns[Column.INDEX],
+        filtered=bool(filters.top_k or filters.top_p or filters.min_p),
+    )
+
+
+def _choose_in_torch(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
     tokens = logits.argmax(dim=-1)
-    if choice.random:
-        temperature = real(numbers, Column.TEMPERATURE)
-        greedy = temperature == 0
-        drawn = draw(
-            logits,
-            temperature=torch.where(greedy, 1.0, temperature),
-            top_k=numbers[:, Column.TOP_K],
-            top_p=real(numbers, Column.TOP_P),
-            min_p=real(numbers, Column.MIN_P),
-            filters=choice.filters,
-            is_static=is_static,
-            seeds=numbers[:, Column.SEED],
-            positions=numbers[:, Column.POSITION] + 1,
-            indices=numbers[:, Column.INDEX],
-        )
-        tokens = torch.where(greedy, tokens, drawn)
-    return tokens, sound, allowed
+    if not choice.random:
+        return tokens
+    temperature = real(numbers, Column.TEMPERATURE)
+    greedy = temperature == 0
+    drawn = draw(
+        logits,
+        temperature=torch.where(greedy, 1.0, temperature),
+        top_k=numbers[:, Column.TOP_K],
+        top_p=real(numbers, Column.TOP_P),
+        min_p=real(numbers, Column.MIN_P),
+        filters=choice.filters,
+        is_static=is_static,
+        seeds=numbers[:, Column.SEED],
+        positions=numbers[:, Column.POSITION] + 1,
+        indices=numbers[:, Column.INDEX],
+    )
+    return torch.where(greedy, tokens, drawn)
+
+
+def _hold_back(logits: Tensor, numbers: Tensor) -> None:
+    """Ban the stop tokens of rows that may not stop yet, in place."""
+    stop = numbers[:, Column.STOP :]
+    places = stop.clamp(min=0)
+    is_held = (stop >= 0) & (numbers[:, Column.TOKENS_HELD] > 0)[:, None]
+    logits.scatter_(1, places, torch.where(is_held, _NEG_INF, logits.gather(1, places)))
 
 
 class DeviceDecoding:

@@ -13,7 +13,7 @@ from engine.batch import NO_TOKEN, Burst, DecodeEntry, Decoding
 from engine.device_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.errors import EngineFailed
 from engine.graphs import batch_size
-from engine.multistep import Choice, choose
+from engine.multistep import Choice, choose, choose_in_one_launch
 from engine.sampler import Sampler, SamplingState
 from engine.text import Text
 from tests.unit.engine.fake_runner import FakeRunner
@@ -290,45 +290,58 @@ class TestFailures:
                 engine.step()
 
 
-def test_choices_are_those_of_the_sampler() -> None:
-    """The same logits, parameters and draws, once through the sampler and once from the device's rows."""
-    generator = torch.Generator().manual_seed(3)
-    vocab_size = 700
-    params = [
-        SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            min_tokens=min_tokens,
-            stop_token_ids=[0, 5, 9],
-            max_tokens=50,
-        )
-        for temperature in (0.0, 0.6, 1.0)
-        for top_k in (0, 1, 17)
-        for top_p in (1.0, 0.9, 0.3)
-        for min_p in (0.0, 0.05)
-        for min_tokens in (0, 40)
-    ]
+MANY = [
+    SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        min_tokens=min_tokens,
+        stop_token_ids=[0, 5, 9],
+        max_tokens=50,
+    )
+    for temperature in (0.0, 0.6, 1.0)
+    for top_k in (0, 1, 17)
+    for top_p in (1.0, 0.9, 0.3)
+    for min_p in (0.0, 0.05)
+    for min_tokens in (0, 40)
+]
+
+
+def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingState], list[DecodeEntry], torch.Tensor]:
+    """The parameters as the sampler has them, and as the device does; of a vocabulary of 700."""
     states = [
         SamplingState(p, seed=2**64 - 1 - n, index=n % 3, position=10 + n, num_output=5, held_back=[0, 5, 9])
         for n, p in enumerate(params)
     ]
     entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
-    device_state = DeviceState(len(states), 4, vocab_size, torch.device("cpu"))
+    device_state = DeviceState(len(states), 4, 700, torch.device("cpu"))
     rows = device_state.update(entries, len(entries))
+    return states, entries, device_state.numbers[rows]
+
+
+def test_choices_are_those_of_the_sampler() -> None:
+    """The same logits, parameters and draws: through the sampler, and from the device's rows."""
+    generator = torch.Generator().manual_seed(3)
+    states, entries, numbers = states_and_rows(MANY)
     for _ in range(4):
-        logits = torch.randn(len(states), vocab_size, generator=generator) * 4
+        logits = torch.randn(len(states), 700, generator=generator) * 4
         logits[:, 5] += 8  # what must not stop would often be chosen
-        sampled = Sampler(vocab_size).sample(logits.clone(), states)
-        expected = [one.token_id for one in sampled]
+        expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
         assert len(set(expected)) > 20
         for is_static in (False, True):
-            tokens, sound, allowed = choose(
-                logits.clone(), device_state.numbers[rows], Choice.of(entries, vocab_size), is_static=is_static
-            )
-            assert tokens.tolist() == expected
-            assert bool((sound & allowed).all())
+            chosen = choose(logits.clone(), numbers, Choice.of(entries, 700), is_static=is_static)
+            assert chosen.tolist() == expected
+
+
+def test_the_kernel_chooses_the_same() -> None:
+    """From the device's rows; in Triton's interpreter where there is no GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    states, entries, numbers = states_and_rows([p for p in MANY if not p.min_tokens][::4])
+    logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4
+    expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
+    chosen = choose_in_one_launch(logits.to(device), numbers.to(device), Choice.of(entries, 700))
+    assert chosen.tolist() == expected
 
 
 class TestDeviceState:
