@@ -51,7 +51,8 @@ class EngineConfig:
     """From which requests without a seed of their own get one, and `random_weights` their values."""
 
     deterministic: bool = False
-    """Make a request's tokens independent of the batch that it runs in."""
+    """Compute each request as if it ran alone: the same bits in any batch, order and chunks, from cached prefixes and
+    after preemption. On the CPU only; docs/benchmarks.md says what it costs."""
 
     random_weights: bool = False
     """Make up the weights from the seed instead of loading them: for benchmarks and tests."""
@@ -75,8 +76,10 @@ class EngineConfig:
                 _positive(name, getattr(self, name))
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}")
-        if self.deterministic:
-            raise ValueError("deterministic=True is not available: results may differ by rounding with the batch")
+        if self.deterministic and self.device == "cuda":
+            raise ValueError("deterministic=True is there for the CPU only: set device to 'cpu'")
+        if self.deterministic and self.attention not in ("auto", "torch"):
+            raise ValueError(f"deterministic=True brings its own attention: attention cannot be {self.attention!r}")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ValueError(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
 

@@ -93,9 +93,9 @@ class Engine:
                 max_prompt_logits=max(1, _MAX_PROMPT_LOGITS // runner.vocab_size),
             ),
             RequestSizes(runner.max_model_len),
-            Lookahead(config.decode_steps, runner.rope_length),
+            Lookahead(1 if config.deterministic else config.decode_steps, runner.rope_length),
         )
-        self.sampler = Sampler(runner.vocab_size)
+        self.sampler = Sampler(runner.vocab_size, row_by_row=config.deterministic)
         self.on_compiled: Callable[[], None] | None = None
         """Called, from any thread, when `can_step` may have become true without a call of the owner's."""
         self._grammar_limits = grammar_limits

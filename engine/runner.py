@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,15 +16,18 @@ from engine.attention import CapturableAttention, DecodeLayout, StepLayout, make
 from engine.batch import Batch, BatchEntry, Burst, Decoding
 from engine.config import EngineConfig
 from engine.device_state import DeviceState
-from engine.errors import ModelError
+from engine.errors import ModelError, UnsupportedModel
 from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
 from engine.hub import eos_token_ids, load_config, resolve_model
+from engine.invariance import check_invariance
 from engine.kv_cache import KVCache, choose_num_blocks
 from engine.linears import prepare_linears
 from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
 from engine.multistep import MultiStepDecoder
+from engine.row_tiles import cut, pad
+from engine.threads import Threads
 
 _GRAPH_BYTES = 2**30
 """Device memory that graphs may take."""
@@ -36,17 +39,28 @@ class ModelRunner:
     def __init__(self, model: Decoder, config: EngineConfig, *, eos_token_ids: frozenset[int] = frozenset()) -> None:
         """Take a loaded model over and allocate its KV cache; raises `ModelError` when context or memory do not fit.
 
-        The model's linear layers are exchanged for faster ones.
+        The model's linear layers are exchanged for faster ones, or for deterministic ones.
         """
         self.model = model
         self.eos_token_ids = eos_token_ids
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.max_model_len = _max_model_len(model, config)
-        prepare_linears(model, config, self.device)
-        self.backend = make_backend(config, self.device)
+        self._is_deterministic = config.deterministic
+        self._threads = Threads()
+        if config.deterministic:
+            _check_deterministic(model, self.device)
+        prepare_linears(model, config, self.device, self._threads)
+        self.backend = make_backend(config, self.device, self._threads)
         if isinstance(model, GenericDecoder):
-            self._verify(model, config.block_size)
+            verify(model, self._on_trial(config.block_size), config.block_size)
+        if config.deterministic:
+            check_invariance(
+                self._on_trial(config.block_size),
+                vocab_size=self.vocab_size,
+                max_positions=self.max_model_len,
+                block_size=config.block_size,
+            )
         num_blocks = choose_num_blocks(
             config,
             model.attention_layers,
@@ -133,12 +147,30 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _run(self, batch: Batch, cache: KVCache) -> Tensor:
+        if self._is_deterministic:
+            return self._run_in_tiles(batch, cache)
         inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
         logits: Tensor = self.model(inputs, self.backend.begin(layout, cache))
         return logits.float()
 
-    def _verify(self, model: GenericDecoder, block_size: int) -> None:
-        """See that a model whose code nobody here knows gives the same on a paged cache as by itself."""
+    def _run_in_tiles(self, batch: Batch, cache: KVCache) -> Tensor:
+        """The same in passes of a fixed shape; see `row_tiles.py`."""
+        wanted = [entry.num_logits for entry in batch.entries]
+        firsts = np.cumsum(wanted) - wanted
+        result = torch.empty(sum(wanted), self.vocab_size, device=self.device)
+        with self._threads.one():
+            for tile in cut(batch.entries):
+                inputs, layout = prepare_inputs([piece.entry for piece in tile], cache.block_size, self.device)
+                logits = self.model(pad(inputs), self.backend.begin(layout, cache))
+                row = 0
+                for piece in tile:
+                    count, first = piece.entry.num_logits, firsts[piece.place] + piece.first_logit
+                    result[first : first + count] = logits[row : row + count]
+                    row += count
+        return result
+
+    def _on_trial(self, block_size: int) -> Callable[[Batch, int], Tensor]:
+        """Runs batches on a small cache of their own, before there is the real one."""
         cache: KVCache | None = None
 
         def run(batch: Batch, num_blocks: int) -> Tensor:
@@ -147,7 +179,7 @@ class ModelRunner:
                 cache = self._cache(num_blocks, block_size)
             return self._run(batch, cache)
 
-        verify(model, run, block_size)
+        return run
 
     def _cache(self, num_blocks: int, block_size: int) -> KVCache:
         layers = self.model.attention_layers
@@ -221,6 +253,18 @@ def _logit_rows(entries: Sequence[BatchEntry]) -> npt.NDArray[np.int64]:
 def _seats(config: EngineConfig) -> int:
     """Sequences that may be in the batch: each takes a token of a step."""
     return min(config.max_num_seqs, config.max_num_batched_tokens)
+
+
+def _check_deterministic(model: Decoder, device: torch.device) -> None:
+    """Refuse what is known beforehand to depend on the batch."""
+    if device.type != "cpu":
+        raise ModelError(f"deterministic=True is there for the CPU only, not for {device.type}")
+    # A trial may well miss it: how many rows an expert gets changes with every step.
+    if isinstance(model, GenericDecoder) and any(parameter.dim() > 2 for parameter in model.parameters()):
+        raise UnsupportedModel(
+            "deterministic=True is not there for this model: its experts, in transformers' own code, multiply as many "
+            "rows at once as happen to be routed to them"
+        )
 
 
 def _max_model_len(model: Decoder, config: EngineConfig) -> int:

@@ -19,7 +19,7 @@ import torch
 from engine.drawing import Filters, draw
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from engine.token_counts import TokenCounts
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ def _unset(words: npt.NDArray[np.int32], size: int, device: torch.device) -> tor
 class Sampler:
     """Chooses the next token of each row."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, row_by_row: bool = False) -> None:
+        """`row_by_row` draws for each row by itself, so that not even rounding depends on how many there are."""
         self.vocab_size = vocab_size
+        self._row_by_row = row_by_row
         self._settings: _Settings | None = None
         self._masks: MaskFiller | None = None
 
@@ -250,16 +252,26 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
         """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
-        return draw(
-            logits,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            filters=settings.filters,
-            seeds=settings.seeds,
-            positions=torch.tensor(positions, device=logits.device),
-            indices=settings.indices,
+        places = torch.tensor(positions, device=logits.device)
+
+        def part(rows: slice, filters: Filters) -> torch.Tensor:
+            return draw(
+                logits[rows],
+                temperature=settings.temperature[rows],
+                top_k=settings.top_k[rows],
+                top_p=settings.top_p[rows],
+                min_p=settings.min_p[rows],
+                filters=filters,
+                seeds=settings.seeds[rows],
+                positions=places[rows],
+                indices=settings.indices[rows],
+            )
+
+        if not self._row_by_row:
+            return part(slice(None), settings.filters)
+        params = [settings.states[row].params for row in settings.random]
+        return torch.cat(
+            [part(slice(row, row + 1), _filters([its], self.vocab_size)) for row, its in enumerate(params)]
         )
 
 
@@ -319,11 +331,7 @@ class _Settings:
             min_p=tensor([params[row].min_p for row in random], torch.float32),
             seeds=tensor([_signed(states[row].seed) for row in random], torch.int64),
             indices=tensor([states[row].index for row in random], torch.int64),
-            filters=Filters(
-                top_k=max((k for k in top_k if k < vocab_size), default=0),
-                top_p=any(params[row].top_p < 1.0 for row in random),
-                min_p=any(params[row].min_p > 0.0 for row in random),
-            ),
+            filters=_filters([params[row] for row in random], vocab_size),
             logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
             penalized=[row for row, p in enumerate(params) if p.penalized],
             with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],
@@ -336,6 +344,14 @@ class _Settings:
             banned=indices(banned) if banned else None,
             allowed=(tensor(allowed_rows, torch.int64), *indices(allowed)) if allowed else None,
         )
+
+
+def _filters(params: Sequence[SamplingParams], vocab_size: int) -> Filters:
+    return Filters(
+        top_k=max((its.top_k for its in params if 0 < its.top_k < vocab_size), default=0),
+        top_p=any(its.top_p < 1.0 for its in params),
+        min_p=any(its.min_p > 0.0 for its in params),
+    )
 
 
 def _signed(seed: int) -> int:
@@ -364,8 +380,9 @@ def _top_logprobs(
 def _read_logprobs(log_probs: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
     """Bring the wanted log-probabilities to the host, in one copy a tensor."""
     chosen = log_probs.gather(-1, token_ids[:, None]).squeeze(-1).tolist()
-    width = min(max(num_top, default=0), log_probs.shape[-1])
-    if width == 0:
+    # Always as many: which ones of equal probability are among the first depends on how many are asked for.
+    width = min(MAX_LOGPROBS, log_probs.shape[-1])
+    if not any(num_top):
         return [TokenLogprobs(t, lp, ()) for t, lp in zip(token_ids.tolist(), chosen, strict=True)]
     values, ids = log_probs.topk(width, dim=-1)
     return [

@@ -7,20 +7,24 @@ import logging
 import torch
 
 from engine.attention.cpu import CpuAttention
+from engine.attention.deterministic import DeterministicAttention
 from engine.attention.interface import AttentionBackend
 from engine.attention.plain import TorchAttention
 from engine.config import EngineConfig
 from engine.errors import ModelError
+from engine.threads import Threads
 from kernels.cpu.library import CpuKernelsUnavailable, library
 
 logger = logging.getLogger(__name__)
 
 
-def make_backend(config: EngineConfig, device: torch.device) -> AttentionBackend:
+def make_backend(config: EngineConfig, device: torch.device, threads: Threads | None = None) -> AttentionBackend:
     """The implementation that the configuration asks for; "auto" takes the best there is for the device.
 
-    Raises `ModelError` where what was asked for by name cannot run here.
+    `threads` are those of the model's passes. Raises `ModelError` where what was asked for by name cannot run here.
     """
+    if config.deterministic:
+        return DeterministicAttention(threads or Threads())
     wanted = config.attention
     if wanted == "auto":
         wanted = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "torch")

@@ -12,7 +12,10 @@ from engine.errors import ModelError
 from engine.linears.onednn import OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.linears.replacing import replace_embeddings, replace_linears, tied_embeddings
+from engine.linears.tiled import TiledLinear, TiledProduct
 from engine.models.decoder import Decoder
+from engine.models.moe import SparseMLP
+from engine.threads import Threads
 from kernels.cpu.library import CpuKernelsUnavailable, Library, library
 
 logger = logging.getLogger(__name__)
@@ -22,12 +25,13 @@ logger = logging.getLogger(__name__)
 _LEAST_QUANTIZED = 64
 
 
-def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device) -> None:
+def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:
     """Exchange the linear layers of a loaded model for the fastest that there are for the device, one by one.
 
     A layer's weight is freed as soon as its packed copy exists, so that no more than one is held twice. With
-    `quantization="int8"` all but routers and the layer that makes the logits are rounded to int8. Raises `ModelError`
-    where the machine cannot do what the configuration asks for.
+    `quantization="int8"` all but routers and the layer that makes the logits are rounded to int8. With
+    `deterministic` the layers see tiles of a fixed number of rows; `threads` are those of the model's passes. Raises
+    `ModelError` where the machine cannot do what the configuration asks for.
     """
     kernels = _kernels(config, device)
     if device.type != "cpu":
@@ -47,7 +51,14 @@ def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device) 
         # What oneDNN has packed cannot be read by an embedding.
         return OneDNNLinear(layer) if OneDNNLinear.takes(layer) and not embeddings else None
 
-    replace_linears(model, make)
+    if not config.deterministic:
+        replace_linears(model, make)
+        return
+    passes = threads or Threads()
+    replace_linears(model, lambda layer: TiledLinear(make(layer) or layer, layer, passes))
+    for module in model.modules():
+        if isinstance(module, SparseMLP):
+            module.product = TiledProduct(passes)
 
 
 def _kernels(config: EngineConfig, device: torch.device) -> Library | None:

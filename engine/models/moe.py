@@ -8,6 +8,7 @@ the router's order: a token's result does not depend on which others are in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ class SparseMLP(nn.Module):
         self.router = nn.Linear(hidden, experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, inner))
+        self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
+        """How rows are multiplied with an expert's weight."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
@@ -54,8 +57,8 @@ class SparseMLP(nn.Module):
         for expert, count in enumerate(counts):
             if count:
                 end = start + count
-                gate, up = F.linear(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
-                results[start:end] = F.linear(self._act(gate) * up, self.down[expert])
+                gate, up = self.product(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
+                results[start:end] = self.product(self._act(gate) * up, self.down[expert])
                 start = end
         by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(hidden), self._per_token, -1)
         return (by_token * weights[:, :, None]).sum(1).to(hidden.dtype)

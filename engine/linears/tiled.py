@@ -1,0 +1,49 @@
+"""Linear layers in tiles of a fixed number of rows: each row comes out the same, whatever the others are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.row_tiles import ROWS, in_tiles
+from engine.threads import Threads
+
+_EXPERT_ROWS = 8
+"""Few, since a pass of `ROWS` tokens spreads over many experts."""
+
+
+class TiledLinear(nn.Module):
+    """Whatever computes a linear layer, `layer` itself or what has taken it over, given a fixed number of rows a time."""
+
+    def __init__(self, compute: nn.Module, layer: nn.Linear, threads: Threads) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._compute = compute
+        self._threads = threads
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        rows = hidden.reshape(-1, self.in_features)
+        with self._threads.all():
+            tiles = [self._compute(tile) for tile in in_tiles(rows, ROWS)]
+        return _joined(tiles, rows, self.out_features).view(*hidden.shape[:-1], self.out_features)
+
+
+class TiledProduct:
+    """`rows @ weight.T` for the experts of a mixture, each of which gets as many rows as are routed to it."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+
+    def __call__(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """`[N, in]` and `[out, in]` to `[N, out]`."""
+        with self._threads.all():
+            tiles = [F.linear(tile, weight) for tile in in_tiles(rows, _EXPERT_ROWS)]
+        return _joined(tiles, rows, len(weight))
+
+
+def _joined(tiles: list[Tensor], rows: Tensor, width: int) -> Tensor:
+    if not tiles:
+        return rows.new_empty(0, width)
+    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[: len(rows)]

@@ -1,0 +1,100 @@
+"""A step cut into passes of always the same number of rows, so that what else is in a step changes no bit.
+
+    entries   A: 40 tokens    B: 1    C: 1
+    passes    A A A … A A (32)  |  A … A (8) B C 0 … 0 (22 of padding)
+
+Libraries choose how to compute a product or a vector by its shape. With one shape there is one way, and each row of a
+pass comes out the same wherever it stands and whatever stands beside it; `engine/invariance.py` tries that at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.batch import BatchEntry
+from engine.models.decoder import TokenInputs
+
+ROWS = 32
+"""Tokens in one pass. A multiple of the longest vector that torch computes with, so that no row holds its remainder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one pass computes of one entry."""
+
+    place: int
+    """The entry's place in the step."""
+
+    entry: BatchEntry
+    first_logit: int
+    """Which of the entry's logits its own begin with."""
+
+
+def cut(entries: Sequence[BatchEntry]) -> Iterator[list[Piece]]:
+    """Passes of at most `ROWS` tokens, in an order in which all keys are there when they are looked at.
+
+    An entry may look at blocks that another one of the step fills. Those lie before its own first token, so that who
+    fills them starts earlier.
+    """
+    tile: list[Piece] = []
+    room = ROWS
+    for place in sorted(range(len(entries)), key=lambda place: entries[place].start):
+        entry = entries[place]
+        length = len(entry.token_ids)
+        quiet = length - entry.num_logits
+        done = 0
+        while done < length:
+            end = min(length, done + room)
+            part = replace(
+                entry,
+                token_ids=entry.token_ids[done:end],
+                start=entry.start + done,
+                num_logits=max(0, end - max(done, quiet)),
+            )
+            tile.append(Piece(place, part, max(0, done - quiet)))
+            room -= end - done
+            done = end
+            if not room:
+                yield tile
+                tile, room = [], ROWS
+    if tile:
+        yield tile
+
+
+def pad(inputs: TokenInputs) -> TokenInputs:
+    """Inputs of `ROWS` tokens that want the logits of `ROWS` rows or of none.
+
+    What is added repeats the last token and the first wanted row; nobody looks at its results.
+    """
+    missing = ROWS - len(inputs.token_ids)
+
+    def padded(rows: Tensor) -> Tensor:
+        return torch.cat((rows, rows[-1:].expand(missing))) if missing else rows
+
+    wanted = inputs.logit_rows
+    if wanted is None:
+        wanted = torch.arange(len(inputs.token_ids), device=inputs.token_ids.device)
+    if len(wanted):
+        wanted = torch.cat((wanted, wanted[:1].expand(ROWS - len(wanted))))
+    return TokenInputs(padded(inputs.token_ids), padded(inputs.positions), padded(inputs.lengths), wanted)
+
+
+def in_tiles(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """`[N, K]` in tiles of `size` rows, the last filled up with zeros; none when there are no rows.
+
+    All begin on a boundary of 64 bytes: where data lie decides how some libraries compute.
+    """
+    for tile in rows.split(size) if len(rows) else ():
+        if len(tile) < size:
+            yield F.pad(tile, (0, 0, 0, size - len(tile)))
+        else:
+            yield (
+                tile
+                if tile.is_contiguous() and tile.data_ptr() % 64 == 0
+                else tile.clone(memory_format=torch.contiguous_format)
+            )
