@@ -1,8 +1,8 @@
 """How many threads torch computes with, where that may change a result.
 
-Element by element, torch computes whole vectors one way and what is left over at the end of a thread's share another way,
-and the two may differ in the last bit. Where shares end depends on the number of threads. Products of matrices do not
-have this flaw, and are where threads pay.
+Element by element, torch computes whole vectors one way and what is left over at the end of a thread's share another
+way, and the two may differ in the last bit. Where shares end depends on the number of threads. Products of matrices do
+not have this flaw, and are where threads pay.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Keys and values are read in tiles that begin at absolute positions, so that neither chunks nor cached prefixes nor the
 size of a block move their bounds, and tiles are added up from the first to the last by an online softmax (Milakov &
-Gimelshein, arXiv 1805.02867). Queries come in pieces of 8 rows of one sequence, filled up where there are fewer: a decode is
-a piece with one row, and goes through the very products that a prompt's rows go through. Everything is float32.
+Gimelshein, arXiv 1805.02867). Queries come in pieces of 8 rows of one sequence, filled up where there are fewer: a
+decode is a piece with one row, and goes through the very products that a prompt's rows go through. All is float32.
 
 A tile in which a row may look at nothing leaves its sums as they are: it multiplies by one and adds zero.
 """
@@ -155,8 +155,7 @@ def _plan(layout: StepLayout, block_size: int, sliding_window: int | None) -> _P
     pieces: list[tuple[int, int, int, int]] = []
     row = 0
     for sequence, (start, length) in enumerate(zip(layout.starts.tolist(), layout.query_lens.tolist(), strict=True)):
-        for done in range(0, length, _ROWS):
-            pieces.append((sequence, row + done, start + done, min(_ROWS, length - done)))
+        pieces += [(sequence, row + done, start + done, min(_ROWS, length - done)) for done in range(0, length, _ROWS)]
         row += length
     num_real = len(pieces)
     if num_real % 2:

@@ -14,7 +14,7 @@ _EXPERT_ROWS = 8
 
 
 class TiledLinear(nn.Module):
-    """Whatever computes a linear layer, `layer` itself or what has taken it over, given a fixed number of rows a time."""
+    """Whatever computes a linear layer, itself or what has taken it over, given a fixed number of rows a time."""
 
     def __init__(self, compute: nn.Module, layer: nn.Linear, threads: Threads) -> None:
         super().__init__()
