@@ -82,12 +82,12 @@ def choose_num_blocks(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
-    activation_bytes: int,
+    reserved_bytes: int,
 ) -> int:
     """How many blocks the cache gets; the weights are loaded already.
 
     As many as memory allows (`gpu_memory_utilization` of the GPU, or half of the CPU's free memory), but no more than
-    `max_num_seqs` sequences of full length could fill. `activation_bytes` are kept free for a step. Raises `ModelError`
+    `max_num_seqs` sequences of full length could fill. `reserved_bytes` are kept free. Raises `ModelError`
     when not even one block fits.
     """
     if config.num_kv_blocks is not None:
@@ -96,7 +96,7 @@ def choose_num_blocks(
         free, total = torch.cuda.mem_get_info(device)
         # What torch has reserved and not used is free for us, too.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        budget = int(free - (1 - config.gpu_memory_utilization) * total) - activation_bytes
+        budget = int(free - (1 - config.gpu_memory_utilization) * total) - reserved_bytes
     elif config.cpu_kv_cache_bytes is not None:
         budget = config.cpu_kv_cache_bytes
     else:

@@ -89,7 +89,7 @@ def in_tiles(rows: Tensor, size: int) -> Iterator[Tensor]:
 
     All begin on a boundary of 64 bytes: where data lie decides how some libraries compute.
     """
-    for tile in rows.split(size) if len(rows) else ():
+    for tile in torch.split(rows, size) if len(rows) else ():
         if len(tile) < size:
             yield F.pad(tile, (0, 0, 0, size - len(tile)))
         else:

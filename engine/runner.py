@@ -28,9 +28,7 @@ from engine.models.generic import GenericDecoder, verify
 from engine.multistep import MultiStepDecoder
 from engine.row_tiles import cut, pad
 from engine.threads import Threads
-
-_GRAPH_BYTES = 2**30
-"""Device memory that graphs may take."""
+from engine.warm_up import graph_bytes, largest_step, state_bytes, step_bytes
 
 
 class ModelRunner:
@@ -67,7 +65,7 @@ class ModelRunner:
             max_model_len=self.max_model_len,
             dtype=self.dtype,
             device=self.device,
-            activation_bytes=self._activation_bytes(config) if self.device.type == "cuda" else 0,
+            reserved_bytes=self._reserved_bytes(config) if self.device.type == "cuda" else 0,
         )
         self.cache = self._cache(num_blocks, config.block_size)
         self._decoder = self._make_decoder(config)
@@ -133,7 +131,7 @@ class ModelRunner:
             self.backend.reserve(
                 self.model.attention_layers, kv_dtype=self.dtype, max_sequences=batch_size(_seats(config))
             )
-            return CudaGraphs(self.device, _GRAPH_BYTES)
+            return CudaGraphs(self.device, graph_bytes(self.device))
         return EagerGraphs()
 
     def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> Tensor:
@@ -185,24 +183,17 @@ class ModelRunner:
         layers = self.model.attention_layers
         return KVCache.allocate(layers, num_blocks, block_size, dtype=self.dtype, device=self.device)
 
-    def _activation_bytes(self, config: EngineConfig) -> int:
-        """What the largest step takes on the GPU besides weights and cache, by running one."""
-        num_tokens = config.max_num_batched_tokens
-        lengths = [self.max_model_len] * (num_tokens // self.max_model_len)
-        lengths += [rest] if (rest := num_tokens % self.max_model_len) else []
-        blocks_each = -(-max(lengths) // config.block_size)
-        cache = self._cache(blocks_each, config.block_size)
-        # Its sequences overwrite each other's blocks: only the memory matters.
-        wanted = -(-min(config.max_num_seqs, num_tokens) // len(lengths))
-        entries = [BatchEntry([0] * length, 0, range(blocks_each), min(length, wanted)) for length in lengths]
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self._run(Batch(entries), cache)
-        torch.cuda.synchronize(self.device)
-        taken = torch.cuda.max_memory_allocated(self.device) - before
-        del cache
+    def _largest_step_bytes(self, config: EngineConfig) -> int:
+        batch, num_blocks = largest_step(config, self.max_model_len)
+        cache = self._cache(num_blocks, config.block_size)
+        return step_bytes(lambda batch: self._run(batch, cache), batch, self.device)
+
+    def _reserved_bytes(self, config: EngineConfig) -> int:
+        """What the largest step, graphs and the device's state take on the GPU besides weights and cache."""
+        taken = self._largest_step_bytes(config)
         torch.cuda.empty_cache()
-        return taken
+        max_blocks = -(-self.max_model_len // config.block_size)
+        return taken + graph_bytes(self.device) + state_bytes(_seats(config), max_blocks)
 
 
 def prepare_inputs(
