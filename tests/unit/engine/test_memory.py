@@ -77,7 +77,7 @@ def test_loading_never_holds_more_than_the_weights_and_one_shard(tmp_path: Path)
         "num_attention_heads": 16, "num_key_value_heads": 16,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | sizes))
-    shapes = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
+    shapes: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
     shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
     shapes |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
     shards = []
