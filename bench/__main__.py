@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--minutes", type=float, help="begin no round that would end later than its workload's share")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a turn is given up")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a turn is given up")
     parser.add_argument("--threads", type=int, help="as many as there are cores")
     parser.add_argument("--cache", type=Path, default=Path(".bench"), help="where environments and models are kept")
     parser.add_argument("--prepare", action="store_true", help="install, make and convert, and measure nothing")

@@ -29,6 +29,9 @@ from bench.workload import Request, Workload
 
 WARM_UP_TOKENS = 4
 START_TIMEOUT = 900.0
+# Who took so many times as long as the fastest in its precision takes no second turn: rounds would take hours, and
+# nobody needs a spread to believe it.
+HOPELESS = 3.0
 # Contenders that wait stay loaded as long as this share of the memory is free.
 ENOUGH_MEMORY = 0.45
 
@@ -99,10 +102,13 @@ class Comparison:
                 self._guarded(entry, functools.partial(self._converted, entry, model))
 
     def round(self, number: int) -> None:
-        """One turn for each that has not failed."""
-        for entry in self.entries:
-            if entry.failure is None:
-                self._guarded(entry, functools.partial(self._turn, entry, number))
+        """One turn for each that has not failed, nor shown already that it is several times as slow as others."""
+        for entry in [entry for entry in self.entries if entry.failure is None and not self._is_hopeless(entry)]:
+            self._guarded(entry, functools.partial(self._turn, entry, number))
+
+    def _is_hopeless(self, entry: Entry) -> bool:
+        turns = [turn for other in self.entries if other.precision == entry.precision for turn in other.turns]
+        return bool(entry.turns) and entry.turns[0].seconds > HOPELESS * min(turn.seconds for turn in turns)
 
     def _guarded(self, entry: Entry, step: Callable[[], object]) -> None:
         try:
@@ -136,7 +142,7 @@ class Comparison:
         )
         entry.turns.append(turn)
         entry.outputs[number] = [output["token_ids"] for output in answer["outputs"]]
-        print(f"  {entry.name}: {all_tokens / turn.seconds:,.0f} tokens/s", file=sys.stderr)
+        print(f"  {entry.name}: {all_tokens / turn.seconds:,.0f} tokens/s, {answer['seconds']:.1f} s", file=sys.stderr)
         self._unseat(entry)
 
     def _seated(self, entry: Entry) -> tuple[Seat, float]:

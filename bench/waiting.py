@@ -1,7 +1,7 @@
 """What queued requests cost those that run: `python -m bench.waiting`.
 
 One engine with a small model decodes the same batch while 100, 10,000 and 100,000 requests wait behind it, in turns. A
-step should take as long in each case.
+step should take as long in each case. One thread, since it is the host's part that could grow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from bench.machine import cores
 from bench.models import save_config
 from bench.report import save
 from engine import Engine, EngineConfig, SamplingParams
@@ -28,7 +27,7 @@ ROUNDS = 3
 
 def measure(model: str = "tiny") -> dict[str, Any]:
     """Milliseconds of a decode step, by how many requests wait."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory:
         save_config(model, Path(directory))
         config = EngineConfig(device="cpu", dtype="float32", random_weights=True, max_num_seqs=RUNNING)
@@ -37,9 +36,8 @@ def measure(model: str = "tiny") -> dict[str, Any]:
     adding: dict[int, list[float]] = {waiting: [] for waiting in WAITING}
     for _ in range(ROUNDS):
         for waiting in WAITING:
-            began = time.perf_counter()
-            _fill(engine, RUNNING + waiting)
-            adding[waiting].append((time.perf_counter() - began) / (RUNNING + waiting))
+            adding[waiting].append(_fill(engine, RUNNING + waiting))
+            engine.step()  # the prompts
             steps[waiting] += _steps(engine)
             for number in range(RUNNING + waiting):
                 engine.abort(str(number))
@@ -53,12 +51,14 @@ def measure(model: str = "tiny") -> dict[str, Any]:
     }
 
 
-def _fill(engine: Engine, requests: int) -> None:
+def _fill(engine: Engine, requests: int) -> float:
+    """Queue them; returns the seconds for each."""
     # Long enough that none of the running ones ends, so that none of the waiting ones starts.
     params = SamplingParams(temperature=0, max_tokens=engine.runner.max_model_len - len(PROMPT), ignore_eos=True)
+    began = time.perf_counter()
     for number in range(requests):
         engine.add(str(number), PROMPT, params)
-    engine.step()  # the prompts
+    return (time.perf_counter() - began) / requests
 
 
 def _steps(engine: Engine) -> list[float]:

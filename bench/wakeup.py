@@ -21,6 +21,7 @@ import httpx
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from bench.report import save
 from cli.stack import Stack, running_stack
 from jobs.database import sqlalchemy_url
 from jobs.settings import Settings
@@ -70,10 +71,10 @@ def _unanswered_url() -> Iterator[str]:
         yield f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
 
 
-def _row(name: str, waits: Sequence[float]) -> str:
+def _figures(waits: Sequence[float]) -> dict[str, float]:
+    """Milliseconds."""
     percentiles = statistics.quantiles(waits, n=100, method="inclusive")
-    shown = (percentiles[49], percentiles[94], max(waits))
-    return f"{name:<22}" + "".join(f"{1000 * value:>9.0f} ms" for value in shown)
+    return {"p50_ms": 1e3 * percentiles[49], "p95_ms": 1e3 * percentiles[94], "longest_ms": 1e3 * max(waits)}
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="as for `pagemill worker`")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pagemill-wakeup-") as directory, _unanswered_url() as unanswered:
-        rows = []
+        found = {}
         for name, redis_url in (("with the bell", None), ("by polling alone", unanswered)):
             # Only what is measured wakes the worker: the courier's own bell is put off.
             settings = Settings(
@@ -93,9 +94,8 @@ def main() -> None:
                     f"{stack.base_url}/v1/models", headers={"Authorization": f"Bearer {stack.api_key}"}, trust_env=False
                 )
                 model = served.raise_for_status().json()["data"][0]["id"]
-                rows.append(_row(name, measure(stack, model, options.jobs)))
-    print(f"From publishing to claim, {options.jobs} jobs each, poll interval {POLL_INTERVAL:g} s")
-    print(f"{'':<22}{'p50':>12}{'p95':>12}{'longest':>12}", *rows, sep="\n")
+                found[name] = _figures(measure(stack, model, options.jobs))
+    save("wakeup", {"jobs_each_way": options.jobs, "poll_interval": POLL_INTERVAL, "publishing_to_claim": found})
 
 
 if __name__ == "__main__":
