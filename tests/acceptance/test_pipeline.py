@@ -1,17 +1,23 @@
-"""A job of 2,000 lines over HTTP through the whole service, with the demo model, while its worker is killed."""
+"""Jobs over HTTP through the whole service, with the demo model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+import httpx
+import jsonschema
+import pytest
 
 from cli.client import Client, Submission
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.models import DEMO
-from cli.stack import running_stack
+from cli.stack import Stack, running_stack
 from demo.tasks import mixed_holdout
 from jobs.settings import Settings
 from tests.oracle import check
@@ -19,8 +25,92 @@ from tests.processes import PATIENCE, await_condition
 
 LINES = 2000
 
+SCHEMA = {
+    "x-guidance": {"whitespace_flexible": False},
+    "type": "object",
+    "properties": {
+        "word": {"type": "string", "maxLength": 6},
+        "size": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["noun", "verb", None]},
+    },
+    "required": ["word", "size", "kind"],
+    "additionalProperties": False,
+}
 
-def test_kill_9_of_the_worker_during_2000_lines(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("stack") / "data",
+        port=0,
+        lease=4,
+        fence_after=3,
+        heartbeat_interval=1,
+        sweep_interval=1,
+        webhook_allow_private=True,
+    )
+    with running_stack(settings, [DEMO]) as stack:
+        yield stack
+
+
+def test_schemas_that_hold_and_one_that_cannot(stack: Stack) -> None:
+    """Structured output beside free text; what is wrong with a schema is its line's error."""
+    openai = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA, "strict": True}}
+    job = {
+        "model": DEMO,
+        "params": {"max_tokens": 120, "response_format": openai},
+        "prompts": [
+            *(f"{number} + 1 =" for number in range(20)),
+            {
+                "custom_id": "bad",
+                "prompt": "a",
+                "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "wyrd"}}},
+            },
+            {
+                "custom_id": "costly",
+                "prompt": "a",
+                "structured_outputs": {"regex": "((a{0,100}){0,100}){0,100}b{9999}"},
+            },
+            {"custom_id": "regex", "prompt": "a", "structured_outputs": {"regex": "[a-c]{3}"}},
+            {"custom_id": "choice", "prompt": "a", "structured_outputs": {"choice": ["yes", "no"]}},
+            {"custom_id": "grammar", "prompt": "a", "structured_outputs": {"grammar": 'start: "<" /[ab]{2}/ ">"'}},
+            {"custom_id": "free", "prompt": "17 + 58 =", "response_format": {"type": "text"}, "temperature": 0},
+        ],
+    }
+    with contextlib.closing(Client(stack.base_url, stack.api_key)) as client:
+        headers = {"authorization": f"Bearer {stack.api_key}"}
+        wrong = {**job, "params": {"response_format": {"type": "json_schema"}}}
+        refused = httpx.post(f"{stack.base_url}/v1/jobs", json=wrong, headers=headers)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "params.response_format"
+
+        accepted = httpx.post(f"{stack.base_url}/v1/jobs", json=job, headers=headers)
+        assert accepted.status_code == 202, accepted.text
+        ended = list(client.follow(accepted.json()["id"]))[-1]
+        assert ended["status"] == "completed"
+        results = {line["custom_id"]: line for line in map(json.loads, client.results(ended["id"]))}
+        check(stack.database_url)
+
+    assert ended["request_counts"]["completed"] == 25 - 1 + (results["costly"]["response"]["status_code"] == 200)
+    texts = {
+        name: line["response"]["body"]["choices"][0]["text"]
+        for name, line in results.items()
+        if line["response"]["status_code"] == 200
+    }
+    for number in range(1, 21):
+        assert results[f"request-{number}"]["response"]["body"]["choices"][0]["finish_reason"] == "stop"
+        jsonschema.validate(json.loads(texts[f"request-{number}"]), SCHEMA)
+    assert re.fullmatch("[a-c]{3}", texts["regex"])
+    assert texts["choice"] in ("yes", "no")
+    assert re.fullmatch("<[ab]{2}>", texts["grammar"])
+    assert texts["free"] == "75"
+    response = results["bad"]["response"]
+    assert response["status_code"] == 400
+    assert response["body"]["error"]["code"] == "invalid_grammar"
+    assert "JSON schema" in response["body"]["error"]["message"]
+
+
+def test_kill_9_of_the_worker_during_2000_lines(stack: Stack, tmp_path: Path) -> None:
     problems = mixed_holdout(600)
     lines = tmp_path / "lines.jsonl"
     with lines.open("w") as file:
@@ -29,17 +119,7 @@ def test_kill_9_of_the_worker_during_2000_lines(tmp_path: Path) -> None:
             file.write(
                 json.dumps({"custom_id": str(place), "prompt": prompt, "temperature": 0, "max_tokens": 12}) + "\n"
             )
-    settings = Settings(
-        data_dir=tmp_path / "data",
-        port=0,
-        lease=4,
-        fence_after=3,
-        heartbeat_interval=1,
-        sweep_interval=1,
-        webhook_allow_private=True,
-    )
     with (
-        running_stack(settings, [DEMO]) as stack,
         contextlib.closing(Client(stack.base_url, stack.api_key)) as client,
         webhook_receiver(client.webhook_secret()) as receiver,
     ):
