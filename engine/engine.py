@@ -353,7 +353,8 @@ class Engine:
             self._land(flight)
         elif step.scheduled:
             self._num_steps += 1
-            self.scheduler.lookahead.record(time.perf_counter() - started, 1)
+            only_decodes = all(share.decodes for share in step.scheduled)
+            self.scheduler.lookahead.record(time.perf_counter() - started, 1, only_decodes=only_decodes)
 
     def _start(self, step: Step, *, goes_on: bool) -> Flight | None:
         """Start a step's burst. None where that fails: its sequences then decode one token, and it shows who is at

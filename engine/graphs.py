@@ -71,7 +71,7 @@ class CudaGraphs:
             graph.replay()
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """None where memory does not suffice."""
+        """None where memory does not suffice, or something in the work cannot be captured."""
         if self.num_bytes >= self._max_bytes:
             return None
         torch.cuda.synchronize(self._device)
@@ -83,6 +83,10 @@ class CudaGraphs:
         except torch.OutOfMemoryError:
             logger.warning("no memory for a CUDA graph of %s: it runs without one", key)
             self._max_bytes = self.num_bytes
+            return None
+        except RuntimeError as error:
+            # If it is the device that is broken, running without a graph says so.
+            logger.warning("no CUDA graph of %s can be captured, it runs without one: %s", key, error)
             return None
         self.num_bytes += torch.cuda.memory_reserved(self._device) - before
         return graph

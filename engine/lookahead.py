@@ -46,9 +46,10 @@ class Lookahead:
         self._rope_length = rope_length
         self._seconds_per_step = 0.0
 
-    def record(self, seconds: float, num_steps: int) -> None:
-        """How long a step of the model takes that only decodes."""
-        self._seconds_per_step = seconds / num_steps
+    def record(self, seconds: float, num_steps: int, *, only_decodes: bool = True) -> None:
+        """How long steps of the model took. One that reads prompts says too much, and counts until there is better."""
+        if only_decodes or not self._seconds_per_step:
+            self._seconds_per_step = seconds / num_steps
 
     def choose(
         self, shares: Sequence_[Scheduled], blocks: BlockManager, sizes: RequestSizes, *, num_waiting: int

@@ -88,6 +88,16 @@ def test_unasked_a_burst_is_kept_short() -> None:
     assert lengths == {None: 4, 16: 16}
 
 
+def test_a_step_that_reads_prompts_says_nothing_about_decoding() -> None:
+    made = engine(decode_steps=None)
+    add(made, *[200] * 4)
+    made.step()
+    lookahead = made.scheduler.lookahead
+    lookahead.record(0.01, 1)
+    lookahead.record(9.0, 1, only_decodes=False)
+    assert made.scheduler.schedule().num_steps == 16
+
+
 def test_whose_positions_would_change_their_scale_waits_for_it_alone() -> None:
     """The first passes the length at which it would be computed anew; the burst goes on without it until then."""
 
