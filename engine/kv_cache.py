@@ -7,11 +7,13 @@ Which block belongs to whom is the block manager's business; here is only how ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,11 +49,8 @@ class KVCache:
         return cls(
             [
                 (
-                    # Zeros, since a value that is weighted with zero must still be a number.
-                    torch.zeros(num_blocks, block_size, layer.num_kv_heads, layer.head_dim, dtype=dtype, device=device),
-                    torch.zeros(
-                        num_blocks, block_size, layer.num_kv_heads, layer.value_dim, dtype=dtype, device=device
-                    ),
+                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.head_dim), dtype, device),
+                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.value_dim), dtype, device),
                 )
                 for layer in layers
             ],
@@ -67,6 +66,14 @@ class KVCache:
     def spare_block(self) -> int:
         """The last: no sequence's, so that rows which are only padding can write somewhere."""
         return self.num_blocks
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, since a value that is weighted with zero must still be a number."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch writes its zeros; NumPy's come from the kernel, page by page, when they are first looked at.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def block_bytes(layers: Sequence[AttentionLayer], block_size: int, dtype: torch.dtype) -> int:

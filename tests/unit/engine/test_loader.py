@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.attention import AttentionLayer
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.hub import load_config, resolve_model, weight_files
+from engine.kv_cache import KVCache
 from engine.loader import empty_model, load_weights
 from engine.runner import ModelRunner
 
@@ -218,6 +221,21 @@ def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_cache_takes_memory_when_it_is_used() -> None:
+    layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
+    before = _resident()
+    cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)
+    taken = sum(tensor.nbytes for tensor in cache.layers[0])
+    assert taken > 2**30
+    assert _resident() - before < taken / 8
+    assert not cache.layers[0][0][123].any()
+
+
+def _resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_loading_takes_the_weights_and_one_shard(tmp_path: Path) -> None:
     """Measured in a process of its own, from when all libraries are imported."""
     from transformers import AutoConfig, AutoModelForCausalLM
