@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.errors import ModelError
-from engine.linears.onednn import OneDNNLinear
+from engine.linears.onednn import OneDNNInt8Linear, OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.linears.replacing import replace_embeddings, replace_linears, tied_embeddings
 from engine.linears.tiled import TiledLinear, TiledProduct
@@ -39,15 +39,17 @@ def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, 
 
     def make(layer: nn.Linear) -> nn.Module | None:
         embeddings = tied_embeddings(model, layer)
-        if kernels is not None and PackedLinear.takes(layer):
-            if config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != model.vocab_size:
+        if config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != model.vocab_size:
+            if OneDNNInt8Linear.is_exact():
+                return OneDNNInt8Linear(layer)
+            if kernels is not None and PackedLinear.takes(layer):
                 return PackedLinear(kernels, layer, int8=True)
-            if not OneDNNLinear.is_best(layer):
-                if not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
-                    return None
-                packed = PackedLinear(kernels, layer)
-                replace_embeddings(model, embeddings, PackedEmbedding(packed))
-                return packed
+        if kernels is not None and PackedLinear.takes(layer) and not OneDNNLinear.is_best(layer):
+            if not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
+                return None
+            packed = PackedLinear(kernels, layer)
+            replace_embeddings(model, embeddings, PackedEmbedding(packed))
+            return packed
         # What oneDNN has packed cannot be read by an embedding.
         return OneDNNLinear(layer) if OneDNNLinear.takes(layer) and not embeddings else None
 
@@ -62,7 +64,7 @@ def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, 
 
 
 def _kernels(config: EngineConfig, device: torch.device) -> Library | None:
-    """The C++ kernels, where there are any for the device; raises `ModelError` where int8 needs them."""
+    """The C++ kernels, where there are any for the device; raises `ModelError` where int8 has nothing else."""
     if device.type != "cpu":
         if config.quantization is not None:
             raise ModelError(f"quantization {config.quantization!r} runs on the CPU only, not on {device.type}")
@@ -70,7 +72,7 @@ def _kernels(config: EngineConfig, device: torch.device) -> Library | None:
     try:
         return library()
     except CpuKernelsUnavailable as error:
-        if config.quantization is not None:
+        if config.quantization is not None and not OneDNNInt8Linear.is_exact():
             raise ModelError(f"quantization {config.quantization!r} needs the C++ kernels: {error}") from error
         logger.warning("linear layers run in oneDNN or plain torch: %s", error)
         return None

@@ -9,9 +9,11 @@ from torch import nn
 from engine import EngineConfig
 from engine.errors import ModelError
 from engine.linears import prepare_linears
+from engine.linears.onednn import OneDNNInt8Linear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.models.decoder import Decoder
 from kernels.cpu.library import CpuKernelsUnavailable
+from kernels.cpu.linear import quantize_rows, quantized_linear_torch
 from tests.unit.kernels.cpu_variants import cpu_library
 
 
@@ -108,5 +110,40 @@ def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         raise CpuKernelsUnavailable("no C++ compiler is installed")
 
     monkeypatch.setattr(choice, "library", unavailable)
+    monkeypatch.setattr(OneDNNInt8Linear, "is_exact", lambda: False)
     with pytest.raises(ModelError, match=r"int8.*no C\+\+ compiler"):
         prepare_linears(Model(), EngineConfig(quantization="int8"), torch.device("cpu"))
+
+
+def test_processors_that_multiply_8_bits_do_so_in_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneDNNInt8Linear, "is_exact", lambda: True)
+    model = Model().requires_grad_(False)
+    prepare_linears(model, EngineConfig(quantization="int8"), torch.device("cpu"))
+    assert isinstance(model.first, OneDNNInt8Linear)
+    assert not isinstance(model.head, OneDNNInt8Linear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 8, 8), (1, 33, 17), (5, 80, 240)])
+def test_int8_in_onednn_is_int8_in_torch(rows: int, inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+    # Small beside the first column, which sets the scale: no pair of products overflows where there is no VNNI.
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False).to(dtype)
+    layer.weight.copy_(torch.randint(-60, 61, layer.weight.shape))
+    layer.weight[:, 0] = 127
+    hidden = torch.randint(-100, 101, (rows, inputs)).to(dtype)
+    hidden[:, 0] = -127
+    expected = quantized_linear_torch(hidden, *quantize_rows(layer.weight), layer.bias)
+    found = OneDNNInt8Linear(layer)(hidden)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, expected, atol=0, rtol=2**-8 if dtype is torch.bfloat16 else 1e-6)
+
+
+def test_a_row_that_is_not_finite_stays_alone() -> None:
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    hidden = torch.zeros(3, 8)
+    hidden[1, 3] = float("nan")
+    found = OneDNNInt8Linear(layer)(hidden)
+    assert found[1].isnan().all()
+    assert found[[0, 2]].isfinite().all()
