@@ -11,6 +11,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     return EngineConfig(
         dtype=settings.dtype,
         quantization=settings.quantization,
+        deterministic=settings.deterministic,
         device=settings.device,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

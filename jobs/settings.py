@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto, cpu or cuda.")
     dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
     quantization: str | None = Field(default=None, description="int8 rounds the weights of linear layers, on a CPU.")
+    deterministic: bool = Field(
+        default=False, description="The same bits for a request in any batch, on a CPU, at the price of speed."
+    )
     max_model_len: int | None = Field(default=None, ge=1, description="Context, if shorter than the model's own.")
     max_num_seqs: int = Field(default=256, ge=1, description="Requests that run in one step at most.")
     max_num_batched_tokens: int = Field(default=2048, ge=16, description="Tokens in one step at most.")
