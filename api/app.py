@@ -14,6 +14,7 @@ from api.deps import Services
 from api.envelope import Envelope
 from api.routes import health, jobs, models
 from api.schemas import ErrorAnswer
+from api.uploads import UploadLocks
 from api.watch import JobWatch
 from jobs.database import connect_async
 from jobs.keys import load_pepper
@@ -28,15 +29,17 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect_async(settings, "pagemill-api")
         bell = Bell(settings)
+        uploads = UploadLocks(settings)
 
         async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:
             async with database.begin() as connection:
                 return await connection.run_sync(reading.no_longer_running, job_ids)
 
-        app.state.services = Services(settings, database, load_pepper(settings), bell, JobWatch(find_ended))
+        app.state.services = Services(settings, database, load_pepper(settings), bell, JobWatch(find_ended), uploads)
         try:
             yield
         finally:
+            await uploads.close()
             await bell.close()
             await database.dispose()
 

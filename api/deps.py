@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.bell import Bell
+from api.uploads import UploadLocks
 from api.watch import JobWatch
 from jobs import keys
 from jobs.errors import InvalidKey
@@ -32,6 +33,7 @@ class Services:
     pepper: bytes
     bell: Bell
     watch: JobWatch
+    uploads: UploadLocks
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""

@@ -3,7 +3,8 @@
     reserve the Idempotency-Key → stage in groups, each its own short transaction → publish with one guarded UPDATE →
     ring the bell
 
-Nothing of it is visible before it is published; whatever goes wrong before that abandons it and frees its key.
+Nothing of it is visible before it is published; whatever goes wrong before that abandons it and frees its key. A key
+whose upload died without being able to say so is taken over by the next request that has it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from uuid import UUID
 
 import orjson
@@ -35,7 +36,7 @@ from jobs.errors import (
     SubmissionCollected,
     TooLarge,
 )
-from jobs.ids import JOB_PREFIX, public_id
+from jobs.ids import JOB_PREFIX, new_id, public_id
 from jobs.queries import reading, submission
 from jobs.queries.reading import Job
 from jobs.queries.submission import Reservation
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 GROUP_BYTES = 4 * 1024 * 1024  # of raw lines: a group of long lines is cut short, so that memory stays flat
 GROUP_SECONDS = 1.0  # a slow upload is checked and stored at least this often
 KEY_POLL = 0.1  # seconds between two looks at a key that another request holds
+# Seconds without the upload's lock. A process whose session Postgres ended takes its locks again in a tenth of this.
+DEAD_AFTER = 2.0
 
 
 async def submit_document(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
@@ -59,11 +62,11 @@ async def submit_document(services: Services, tenant: Tenant, request: Request, 
         raise TooLarge(f"More than {settings.max_lines} prompts in one job.", param="prompts")
     model = await _find_model(services, head)
     fingerprint = hashlib.sha256(b"application/json\n" + raw)
-    reservation = None if key is None else await _reserve(services, tenant, head, key)
-    if reservation is not None and not reservation.is_ours:
-        return await _replay(services, tenant, reservation, fingerprint.digest())
-    groups = _groups_of_prompts(prompts, head.params, model, settings.stage_chunk_lines)
-    return await _store(services, tenant, head, reservation, groups, fingerprint.digest)
+    async with _reserved(services, tenant, head, key) as reservation:
+        if reservation is not None and not reservation.is_ours:
+            return await _replay(services, tenant, reservation, fingerprint.digest())
+        groups = _groups_of_prompts(prompts, head.params, model, settings.stage_chunk_lines)
+        return await _store(services, tenant, head, reservation, groups, fingerprint.digest)
 
 
 async def submit_lines(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
@@ -71,21 +74,21 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
     settings = services.settings
     head = heads.from_query(request.scope["query_string"], max_depth=settings.max_json_depth)
     model = await _find_model(services, head)
-    reservation = None if key is None else await _reserve(services, tenant, head, key)
     # The query is as much of the request as the body is.
     fingerprint = hashlib.sha256(orjson.dumps(head.model_dump(exclude_unset=True), option=orjson.OPT_SORT_KEYS) + b"\n")
     pieces = read_body(request, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
-    if reservation is not None and not reservation.is_ours:
-        async for piece in pieces:
-            fingerprint.update(piece)
-        return await _replay(services, tenant, reservation, fingerprint.digest())
 
     async def groups() -> AsyncIterator[list[StagedLine]]:
         splitter = LineSplitter(max_line_bytes=settings.max_line_bytes, max_lines=settings.max_lines)
         async for group in _groups_of_lines(pieces, fingerprint.update, splitter, settings.stage_chunk_lines):
             yield await asyncio.to_thread(_parse_lines, group, head.params, model, settings.max_json_depth)
 
-    return await _store(services, tenant, head, reservation, groups(), fingerprint.digest)
+    async with _reserved(services, tenant, head, key) as reservation:
+        if reservation is not None and not reservation.is_ours:
+            async for piece in pieces:
+                fingerprint.update(piece)
+            return await _replay(services, tenant, reservation, fingerprint.digest())
+        return await _store(services, tenant, head, reservation, groups(), fingerprint.digest)
 
 
 async def _find_model(services: Services, head: JobHead) -> ModelLimits:
@@ -95,13 +98,34 @@ async def _find_model(services: Services, head: JobHead) -> ModelLimits:
     return model
 
 
-async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str) -> Reservation:
+@asynccontextmanager
+async def _reserved(
+    services: Services, tenant: Tenant, head: JobHead, key: str | None
+) -> AsyncGenerator[Reservation | None]:
+    """What the key stands for, if there is one. If it is ours, it counts as alive until the block ends."""
+    if key is None:
+        yield None
+        return
+    job_id = new_id()
+    # Locked before anybody can see the reservation.
+    async with services.uploads.lock(job_id):
+        yield await _reserve(services, tenant, head, key, job_id)
+
+
+async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str, job_id: UUID) -> Reservation:
     """Open a job, or find the published one that has the key. Waits while another request uploads under the key."""
     patience = time.monotonic() + services.settings.max_wait
     while True:
-        reservation = await services.transaction(_open, tenant.id, head, key)
+        reservation = await services.transaction(_open, tenant.id, head, key, job_id)
+        alive = time.monotonic()
         while not reservation.is_ours and reservation.body_sha256 is None:
-            if time.monotonic() > patience:
+            now = time.monotonic()
+            if not reservation.is_orphaned:
+                alive = now
+            elif now - alive > DEAD_AFTER:
+                await services.transaction(submission.free_orphaned, tenant.id, key)
+                break
+            if now > patience and not reservation.is_orphaned:
                 raise IdempotencyBusy
             await asyncio.sleep(KEY_POLL)
             found = await services.transaction(submission.find_reservation, tenant.id, key)
@@ -112,9 +136,9 @@ async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str) 
             return reservation
 
 
-def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str) -> Reservation:
+def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str, job_id: UUID) -> Reservation:
     with connection.begin_nested() as savepoint:
-        job_id = submission.open_job(connection, tenant_id, head)
+        submission.open_job(connection, tenant_id, head, job_id)
         reservation = submission.reserve(connection, tenant_id, key, job_id)
         if not reservation.is_ours:
             savepoint.rollback()

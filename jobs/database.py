@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import psycopg
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -37,6 +40,15 @@ def sqlalchemy_url(database_url: str) -> URL:
     return make_url(database_url).set(drivername="postgresql+psycopg")
 
 
+def _connect_args(application: str) -> dict[str, Any]:
+    return {
+        "application_name": application,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "options": f"-c statement_timeout={STATEMENT_TIMEOUT} -c idle_in_transaction_session_timeout=60000",
+        **TCP_OPTIONS,
+    }
+
+
 def _options(settings: Settings, application: str) -> dict[str, object]:
     return {
         "hide_parameters": True,  # prompts and results stay out of every error and log
@@ -44,12 +56,7 @@ def _options(settings: Settings, application: str) -> dict[str, object]:
         "max_overflow": 0,
         "pool_timeout": 10,
         "pool_pre_ping": True,
-        "connect_args": {
-            "application_name": application,
-            "connect_timeout": CONNECT_TIMEOUT,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT} -c idle_in_transaction_session_timeout=60000",
-            **TCP_OPTIONS,
-        },
+        "connect_args": _connect_args(application),
     }
 
 
@@ -65,6 +72,18 @@ def connect_async(settings: Settings, application: str) -> AsyncEngine:
     if settings.database_url is None:
         raise DatabaseNotConfigured
     return create_async_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))
+
+
+async def connect_session(settings: Settings, application: str) -> psycopg.AsyncConnection:
+    """One session outside any pool, in autocommit: what it holds ends with it, and it ends with its process."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    url = sqlalchemy_url(settings.database_url)
+    _, where = url.get_dialect()().create_connect_args(url)
+    arguments = {**where, **_connect_args(application)}
+    # Where the whole machine of this process goes silent, it is for the server to notice.
+    arguments["options"] += " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+    return await psycopg.AsyncConnection.connect(autocommit=True, **arguments)
 
 
 def brief(error: SQLAlchemyError) -> str:

@@ -108,12 +108,12 @@ class IdempotencyBusy(PagemillError):
 
 
 class SubmissionCollected(PagemillError):
-    """An upload stored nothing for so long that it was given up; nothing of it is kept."""
+    """An upload was given up, since it stored nothing for too long or was taken for dead; nothing of it is kept."""
 
     code = "upload_timed_out"
 
     def __init__(self) -> None:
-        super().__init__("The upload stored nothing for too long and was given up. Send it again.")
+        super().__init__("The upload stored nothing for too long or seemed dead, and was given up. Send it again.")
 
 
 class InvalidKey(PagemillError):

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     key_pepper: SecretStr | None = Field(
         default=None, description="Secret that API keys are hashed with. Unset: a file in the data directory."
     )
-    database_pool_size: int = Field(default=10, ge=1, description="Connections each process may hold to Postgres.")
+    database_pool_size: int = Field(default=10, ge=1, description="Connections to Postgres in each process' pool.")
     max_body_bytes: int = Field(default=8192 * MIB, ge=1024, description="Largest NDJSON submission.")
     max_inline_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest JSON body of any other request.")
     max_line_bytes: int = Field(default=4 * MIB, ge=64, description="Longest line of an NDJSON submission.")

@@ -18,11 +18,15 @@ from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook, window_seco
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What an Idempotency-Key stands for. `body_sha256` is None while the request that holds it still uploads."""
+    """What an Idempotency-Key stands for. `body_sha256` is None while the request that holds it still uploads.
+
+    `is_orphaned`: it should still upload, but nobody holds the upload's lock.
+    """
 
     job_id: UUID
     body_sha256: bytes | None
     is_ours: bool
+    is_orphaned: bool = False
 
 
 def find_model(connection: Connection, name: str) -> ModelLimits | None:
@@ -33,9 +37,17 @@ def find_model(connection: Connection, name: str) -> ModelLimits | None:
     return None if row is None else ModelLimits(row.name, row.max_model_len, row.vocab_size)
 
 
-def open_job(connection: Connection, tenant_id: UUID, head: JobHead) -> UUID:
-    """A new job in `validating`, invisible until it is published."""
-    job_id = new_id()
+def upload_lock(job_id: UUID) -> int:
+    """The advisory lock that is held, exclusively and by a session, while an upload with a key into `job_id` lives.
+
+    The random half of the id; its variant bits make it negative, and every other lock of ours has a positive key.
+    """
+    return int.from_bytes(job_id.bytes[8:], "big", signed=True)
+
+
+def open_job(connection: Connection, tenant_id: UUID, head: JobHead, job_id: UUID | None = None) -> UUID:
+    """A new job in `validating`, invisible until it is published. Its id may be one that was made before."""
+    job_id = job_id or new_id()
     window = None if head.completion_window is None else window_seconds(head.completion_window)
     connection.execute(
         text(
@@ -100,7 +112,23 @@ def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reser
         text("SELECT job_id, body_sha256 FROM idempotency_keys WHERE tenant_id = :tenant_id AND key = :key"),
         {"tenant_id": tenant_id, "key": key},
     ).one_or_none()
-    return None if row is None else Reservation(row.job_id, row.body_sha256, is_ours=False)
+    if row is None:
+        return None
+    is_orphaned = False
+    if row.body_sha256 is None:
+        # Shared, so that two who look at once do not see each other; kept until the transaction ends.
+        is_orphaned = connection.execute(
+            text("SELECT pg_try_advisory_xact_lock_shared(:lock)"), {"lock": upload_lock(row.job_id)}
+        ).scalar_one()
+    return Reservation(row.job_id, row.body_sha256, is_ours=False, is_orphaned=is_orphaned)
+
+
+def free_orphaned(connection: Connection, tenant_id: UUID, key: str) -> None:
+    """Abandon the job of an Idempotency-Key if its upload is dead. Should it live after all, it stores nothing more."""
+    # While this transaction has the upload's lock, the upload cannot take it again.
+    reservation = find_reservation(connection, tenant_id, key)
+    if reservation is not None and reservation.is_orphaned:
+        abandon(connection, reservation.job_id)
 
 
 def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> bool:

@@ -177,6 +177,8 @@ class TestPostgres:
             assert rows.query("SELECT state FROM jobs") == [("validating",)]
             proxy.up()
             assert api.client.get("/v1/jobs").json()["data"] == []
+            # Nobody could free its key; nobody holds it any more either.
+            assert api.upload(b'"a"\n', {"idempotency-key": "broken"}).status_code == 202
 
     def test_a_full_disk(self, api: Api, rows: Rows) -> None:
         with raising(rows, sqlstate="53100"):

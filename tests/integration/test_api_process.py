@@ -18,8 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.submission import DEAD_AFTER
+from jobs.queries.submission import upload_lock
 from jobs.settings import Settings
-from tests.api_server import NDJSON, anonymous, new_key
+from tests.api_server import NDJSON, anonymous, error_of, new_key, running_api
 from tests.processes import PATIENCE, await_condition
 from tests.rows import rows_in
 
@@ -137,6 +139,54 @@ def test_a_port_that_is_taken_ends_it(database_url: str, redis_url: str, tmp_pat
     ):
         assert api.process.wait(PATIENCE) != 0
         assert "address already in use" in api.log.read_text()
+
+
+def test_an_upload_keeps_its_key_while_its_process_lives_and_no_longer(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        data_dir=tmp_path,
+        max_wait=2 * DEAD_AFTER,  # long enough to take over what looks dead
+    )
+    key = {"idempotency-key": "killed"}
+    with (
+        api_process(database_url, redis_url, tmp_path, PAGEMILL_STAGE_CHUNK_LINES="1") as first,
+        running_api(settings) as second,
+        rows_in(database_url) as rows,
+        socket.create_connection(("127.0.0.1", int(first.url.rpartition(":")[2]))) as upload,
+    ):
+        upload.sendall(
+            b"POST /v1/jobs?model=demo HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+            b"authorization: Bearer %s\r\nidempotency-key: killed\r\ncontent-length: 1000\r\n\r\n"
+            b'"one"\n"two"\n' % first.key.encode()
+        )
+        await_condition(lambda: bool(rows.query("SELECT 1 FROM bodies")), "a stored group")
+        [job_id] = [row.id for row in rows.query("SELECT id FROM jobs")]
+
+        def holders() -> list[int]:
+            found = rows.query(
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted "
+                "AND (classid::bigint << 32 | objid::bigint) = :lock",
+                lock=upload_lock(job_id),
+            )
+            return [row.pid for row in found]
+
+        # Postgres may end the session that proves the upload's life: the process has another one soon.
+        [before] = holders()
+        rows.query("SELECT pg_terminate_backend(:pid)", pid=before)
+        await_condition(lambda: holders() not in ([], [before]), "the lock in another session")
+        # Nothing is slower than a process that does nothing.
+        first.process.send_signal(signal.SIGSTOP)
+        assert error_of(second.upload(b'"again"', key), 409)["code"] == "idempotency_key_in_use"
+        first.process.kill()
+        first.process.wait()
+        answer = second.upload(b'"again"', key)
+        assert answer.status_code == 202, answer.text
+        assert rows.query("SELECT id FROM jobs WHERE deleted_at IS NOT NULL") == [(job_id,)]
+        assert [job["id"] for job in second.client.get("/v1/jobs").json()["data"]] == [answer.json()["id"]]
+        assert second.upload(b'"again"', key).json()["id"] == answer.json()["id"]
 
 
 @pytest.mark.slow
