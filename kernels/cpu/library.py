@@ -173,6 +173,13 @@ def _share_openmp() -> None:
         mapped = Path("/proc/self/maps").read_text()
     except OSError:
         return  # no Linux; there the system's OpenMP is torch's too, or the kernels have one of their own
-    found = re.search(r"\S*/lib(?:g|i|)omp[^/\s]*\.so\S*$", mapped, re.MULTILINE)
-    if found:
-        ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+    path = openmp_path(mapped)
+    if path is not None:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def openmp_path(maps: str) -> str | None:
+    """The OpenMP library among a process' mappings (`/proc/self/maps`); None where there is none."""
+    # address, permissions, offset, device, inode, and the path, which may hold spaces
+    found = re.search(r"^(?:\S+ +){5}(/.*/lib(?:g|i|)omp[^/]*\.so[^/]*)$", maps, re.MULTILINE)
+    return found[1] if found else None

@@ -28,13 +28,14 @@ def test_contenders_take_turns_and_make_the_same_tokens(tmp_path: Path, monkeypa
     entries = [Entry(replace(contenders()[name], environment=None), "float32") for name in names]
     ours, rival, absent = entries
     workload = workloads()["tiny"]
+    before = set(family(os.getpid()))  # other tests of this process may have left servers running
     with Comparison(workload, entries, tmp_path, threads=1, limit=600) as comparison:
         comparison.prepare()
         for number in range(2):
             comparison.round(number)
         found = record(comparison, NO_CEILINGS, "pytest", threads=1)
-        assert len(family(os.getpid())) == 3  # halted, but here
-    assert family(os.getpid()) == [os.getpid()]
+        assert len(set(family(os.getpid())) - before) == 2  # halted, but here
+    assert set(family(os.getpid())) <= before
 
     assert absent.failure == "ModuleNotFoundError: No module named 'vllm'"
     assert not absent.turns

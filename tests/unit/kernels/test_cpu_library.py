@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernels.cpu.library as cpu
-from kernels.cpu.library import SOURCE, VARIANTS, CpuKernelsUnavailable, build, load, native_variant
+from kernels.cpu.library import SOURCE, VARIANTS, CpuKernelsUnavailable, build, load, native_variant, openmp_path
 
 
 @pytest.fixture
@@ -25,6 +25,17 @@ def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         pytest.skip("no compiler")
     return source
+
+
+def test_openmp_is_found_wherever_torch_is_installed() -> None:
+    maps = """\
+7fb08a400000-7fb08a47a000 r--p 00000000 fe:00 2118321                    /usr/lib/libcompat.so.1
+7fb0cbe70000-7fb0cbe76000 r-xp 00010000 fe:00 5243009                    /home/me/a folder/lib/libgomp.so.1.0.0
+7fb0cbe80000-7fb0cbe86000 rw-p 00000000 00:00 0
+"""
+    assert openmp_path(maps) == "/home/me/a folder/lib/libgomp.so.1.0.0"
+    assert openmp_path(maps.replace("libgomp", "libiomp5")) == "/home/me/a folder/lib/libiomp5.so.1.0.0"
+    assert openmp_path(maps.replace("libgomp", "libgompertz/x")) is None
 
 
 def test_compiled_once_and_again_when_sources_change(small_source: Path, tmp_path: Path) -> None:
