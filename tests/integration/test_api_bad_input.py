@@ -15,8 +15,7 @@ import pytest
 from jobs.ids import new_id
 from jobs.settings import Settings
 from tests.api_server import NDJSON, Api, anonymous, error_of, running_api
-from tests.rows import Rows, rows_in
-from tests.services import Services
+from tests.rows import Rows
 
 LONGEST_LINE = 10_000
 LONGEST_BODY = 200_000
@@ -24,34 +23,24 @@ MOST_LINES = 50
 
 
 @pytest.fixture(scope="module")
-def rows(services: Services) -> Iterator[Rows]:
-    with services.database() as url, rows_in(url) as rows:
-        rows.clear()
-        yield rows
-
-
-@pytest.fixture(scope="module")
-def api(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    settings = Settings(
-        database_url=rows.database_url,
-        redis_url=services.redis_database(),
-        data_dir=tmp_path_factory.mktemp("api"),
-        stage_chunk_lines=10,
-        max_body_bytes=LONGEST_BODY,
-        max_inline_bytes=LONGEST_BODY,
-        max_line_bytes=LONGEST_LINE,
-        max_lines=MOST_LINES,
-    )
-    with running_api(settings) as running:
+def api(api_settings: Settings) -> Iterator[Api]:
+    changes = {
+        "stage_chunk_lines": 10,
+        "max_body_bytes": LONGEST_BODY,
+        "max_inline_bytes": LONGEST_BODY,
+        "max_line_bytes": LONGEST_LINE,
+        "max_lines": MOST_LINES,
+    }
+    with running_api(api_settings.model_copy(update=changes)) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(rows: Rows) -> Iterator[None]:
+def nothing_is_left(api_rows: Rows) -> Iterator[None]:
     """No test here makes a job: none may be visible, and none that is not marked for collection."""
     yield
-    assert rows.query("SELECT id FROM jobs WHERE deleted_at IS NULL") == []
-    rows.clear_jobs()
+    assert api_rows.query("SELECT id FROM jobs WHERE deleted_at IS NULL") == []
+    api_rows.clear_jobs()
 
 
 def inline(api: Api, document: object) -> httpx.Response:
@@ -317,9 +306,9 @@ class TestCallers:
         assert known == {(method, path.partition("?")[0].replace("{}", "{job_id}")) for method, path in self.ROUTES}
 
     @pytest.mark.parametrize(("method", "path"), ROUTES)
-    def test_a_foreign_job_is_an_unknown_job(self, api: Api, rows: Rows, method: str, path: str) -> None:
-        theirs = rows.job(tenant="somebody else")
-        rows.finish(theirs)
+    def test_a_foreign_job_is_an_unknown_job(self, api: Api, api_rows: Rows, method: str, path: str) -> None:
+        theirs = api_rows.job(tenant="somebody else")
+        api_rows.finish(theirs)
         unknown = [
             f"job_{new_id().hex}",
             "job_",
@@ -332,17 +321,17 @@ class TestCallers:
         for job_id in (f"job_{theirs.hex}", *unknown):
             error = error_of(api.client.request(method, path.format(job_id)), 404)
             assert error["code"] == "job_not_found"
-        assert rows.job_row(theirs).deleted_at is None
+        assert api_rows.job_row(theirs).deleted_at is None
         with closing(api.client_of("somebody else")) as owner:
             assert owner.request(method, path.format(f"job_{theirs.hex}")).status_code == 200
-        rows.clear_jobs()
+        api_rows.clear_jobs()
 
-    def test_an_unpublished_job_is_an_unknown_job(self, api: Api, rows: Rows) -> None:
-        job_id = rows.job(published=False)
+    def test_an_unpublished_job_is_an_unknown_job(self, api: Api, api_rows: Rows) -> None:
+        job_id = api_rows.job(published=False)
         for method, path in self.ROUTES:
             assert error_of(api.client.request(method, path.format(f"job_{job_id.hex}")), 404)
         assert api.client.get("/v1/jobs").json()["data"] == []
-        rows.clear_jobs()
+        api_rows.clear_jobs()
 
     @pytest.mark.parametrize(
         "authorization",
@@ -360,11 +349,11 @@ class TestCallers:
                         assert error_of(response, 401)["code"] == "invalid_api_key"
                         assert response.headers["www-authenticate"] == "Bearer"
 
-    def test_a_revoked_key_and_an_expired_one(self, api: Api, rows: Rows) -> None:
+    def test_a_revoked_key_and_an_expired_one(self, api: Api, api_rows: Rows) -> None:
         for column, value in (("revoked_at", "now()"), ("expires_at", "now() - interval '1 second'")):
             with closing(api.client_of("leaver")) as client:
                 assert client.get("/v1/models").status_code == 200
-                rows.execute(
+                api_rows.execute(
                     f"UPDATE api_keys SET {column} = {value} FROM tenants t "
                     "WHERE t.id = tenant_id AND t.name = 'leaver'"
                 )

@@ -16,27 +16,14 @@ from jobs.settings import Settings
 from tests.api_server import Api, anonymous, error_of, running_api, served
 from tests.processes import await_condition
 from tests.proxies import Proxy, proxied
-from tests.rows import Rows, rows_in
-from tests.services import Services
+from tests.rows import Rows
 
 CANARY = "canary-7f3a"
 
 
 @pytest.fixture(scope="module")
-def rows(services: Services) -> Iterator[Rows]:
-    with services.database() as url, rows_in(url) as rows:
-        rows.clear()
-        yield rows
-
-
-@pytest.fixture(scope="module")
-def settings(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(
-        database_url=rows.database_url,
-        redis_url=services.redis_database(),
-        data_dir=tmp_path_factory.mktemp("api"),
-        stage_chunk_lines=2,
-    )
+def settings(api_settings: Settings) -> Settings:
+    return api_settings.model_copy(update={"stage_chunk_lines": 2})
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +33,8 @@ def api(settings: Settings) -> Iterator[Api]:
 
 
 @pytest.fixture(autouse=True)
-def no_jobs(rows: Rows) -> None:
-    rows.clear_jobs()
+def no_jobs(api_rows: Rows) -> None:
+    api_rows.clear_jobs()
 
 
 def begin_upload(api: Api, headers: str = "transfer-encoding: chunked", key: str = "cut") -> socket.socket:
@@ -76,23 +63,23 @@ class TestCallersThatHangUp:
         ],
         ids=["in a chunk", "before the announced length", "with rubbish"],
     )
-    def test_a_cut_upload_leaves_nothing(self, api: Api, rows: Rows, framing: str, part: bytes) -> None:
+    def test_a_cut_upload_leaves_nothing(self, api: Api, api_rows: Rows, framing: str, part: bytes) -> None:
         with begin_upload(api, framing) as connection:
             connection.sendall(part)
             if not part.endswith(b"no chunk\r\n"):
-                await_condition(lambda: bool(rows.query("SELECT 1 FROM bodies")), "a stored group")
-        await_condition(lambda: rows.query("SELECT 1 FROM idempotency_keys") == [], "the key's freedom")
-        await_condition(lambda: rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == [], "the job's end")
+                await_condition(lambda: bool(api_rows.query("SELECT 1 FROM bodies")), "a stored group")
+        await_condition(lambda: api_rows.query("SELECT 1 FROM idempotency_keys") == [], "the key's freedom")
+        await_condition(lambda: api_rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == [], "the job's end")
         assert api.client.get("/v1/jobs").json()["data"] == []
         assert api.upload(b'"a"', {"idempotency-key": "cut"}).status_code == 202
 
-    def test_a_caller_that_stops_sending_is_cut(self, settings: Settings, rows: Rows) -> None:
+    def test_a_caller_that_stops_sending_is_cut(self, settings: Settings, api_rows: Rows) -> None:
         with running_api(settings.model_copy(update={"body_timeout": 0.5})) as api, begin_upload(api) as connection:
             connection.sendall(chunk(b'"a"\n"b"\n"c"\n'))
             answer = connection.recv(1000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "request_timeout"' in answer
-        assert rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
+        assert api_rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
 
     def test_a_slow_caller_is_not_cut(self, settings: Settings) -> None:
         # In all it takes longer than the limit, which is one on each piece; a piece takes a thirtieth of it.
@@ -111,7 +98,7 @@ class TestCallersThatHangUp:
 
 class TestRedis:
     @pytest.mark.parametrize("fault", [Proxy.down, Proxy.hang], ids=["down", "hanging"])
-    def test_jobs_are_taken_without_it(self, settings: Settings, rows: Rows, fault: object) -> None:
+    def test_jobs_are_taken_without_it(self, settings: Settings, api_rows: Rows, fault: object) -> None:
         assert settings.redis_url is not None
         assert callable(fault)
         patience = 2.0
@@ -131,11 +118,11 @@ class TestRedis:
             await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis' return")
             assert api.upload(b'"a"').status_code == 202
             await_condition(lambda: api.client.get("/readyz").json()["bells_sent"] > 0, "a bell")
-        assert len(rows.query("SELECT 1 FROM jobs WHERE state = 'in_progress'")) == 4
+        assert len(api_rows.query("SELECT 1 FROM jobs WHERE state = 'in_progress'")) == 4
 
 
 class TestPostgres:
-    def test_without_it_everything_is_unavailable_and_comes_back(self, settings: Settings, rows: Rows) -> None:
+    def test_without_it_everything_is_unavailable_and_comes_back(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
         with (
             proxied(settings.database_url) as (proxy, url),
@@ -159,7 +146,7 @@ class TestPostgres:
             proxy.up()
             assert api.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "in_progress"
 
-    def test_it_goes_away_in_the_middle_of_an_upload(self, settings: Settings, rows: Rows) -> None:
+    def test_it_goes_away_in_the_middle_of_an_upload(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
         with (
             proxied(settings.database_url) as (proxy, url),
@@ -168,23 +155,23 @@ class TestPostgres:
 
             def body() -> Iterator[bytes]:
                 yield b'"a"\n"b"\n"c"\n'
-                await_condition(lambda: bool(rows.query("SELECT 1 FROM bodies")), "a stored group")
+                await_condition(lambda: bool(api_rows.query("SELECT 1 FROM bodies")), "a stored group")
                 proxy.down()
                 yield b'"d"\n' * 10
 
             response = api.upload(body(), {"idempotency-key": "broken"})
             assert error_of(response, 503)["code"] == "unavailable"
-            assert rows.query("SELECT state FROM jobs") == [("validating",)]
+            assert api_rows.query("SELECT state FROM jobs") == [("validating",)]
             proxy.up()
             assert api.client.get("/v1/jobs").json()["data"] == []
             # Nobody could free its key; nobody holds it any more either.
             assert api.upload(b'"a"\n', {"idempotency-key": "broken"}).status_code == 202
 
-    def test_a_full_disk(self, api: Api, rows: Rows) -> None:
-        with raising(rows, sqlstate="53100"):
+    def test_a_full_disk(self, api: Api, api_rows: Rows) -> None:
+        with raising(api_rows, sqlstate="53100"):
             error = error_of(api.upload(b'"a"\n'), 507)
             assert error["code"] == "insufficient_storage"
-            assert rows.query("SELECT 1 FROM jobs") == []
+            assert api_rows.query("SELECT 1 FROM jobs") == []
         assert api.upload(b'"a"\n').status_code == 202
 
     def test_a_database_without_tables(self, settings: Settings, empty_database_url: str) -> None:
@@ -195,10 +182,10 @@ class TestPostgres:
             for path in ("/v1/jobs", "/readyz"):
                 assert "pagemill migrate" in str(error_of(client.get(path), 503)["message"])
 
-    def test_results_that_vanish_under_a_reader_are_cut_visibly(self, api: Api, rows: Rows) -> None:
-        job_id = rows.job(600)
-        rows.finish(job_id)
-        rows.execute(
+    def test_results_that_vanish_under_a_reader_are_cut_visibly(self, api: Api, api_rows: Rows) -> None:
+        job_id = api_rows.job(600)
+        api_rows.finish(job_id)
+        api_rows.execute(
             "UPDATE results SET body = convert_to(json_build_object('response', repeat('x', 100000), 'error', null)"
             "::text, 'UTF8') WHERE job_id = :id",
             id=job_id,
@@ -206,14 +193,14 @@ class TestPostgres:
         with api.client.stream("GET", f"/v1/jobs/job_{job_id.hex}/results") as response:
             pieces = response.iter_raw()
             assert next(pieces).startswith(b'{"id":"req_')
-            rows.execute("DELETE FROM results WHERE job_id = :id", id=job_id)
+            api_rows.execute("DELETE FROM results WHERE job_id = :id", id=job_id)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(pieces)
 
 
 class TestFaultsOfOurs:
-    def test_nothing_leaks(self, api: Api, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
-        with raising(rows, sqlstate="P0001"), caplog.at_level(logging.DEBUG, "pagemill.api"):
+    def test_nothing_leaks(self, api: Api, api_rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        with raising(api_rows, sqlstate="P0001"), caplog.at_level(logging.DEBUG, "pagemill.api"):
             response = api.upload(f'"{CANARY}"\n'.encode(), {"idempotency-key": "ours"})
         error = error_of(response, 500)
         assert error["type"] == "server_error"
@@ -221,7 +208,7 @@ class TestFaultsOfOurs:
         logged = [record.getMessage() for record in caplog.records]
         assert any(response.headers["x-request-id"] in line and "RaiseException" in line for line in logged)
         assert not any(CANARY in line for line in logged)
-        assert rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
+        assert api_rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
         assert api.upload(b'"a"', {"idempotency-key": "ours"}).status_code == 202
 
 

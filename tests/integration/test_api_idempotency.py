@@ -15,36 +15,21 @@ from jobs.queries import submission
 from jobs.settings import Settings
 from tests.api_server import Api, error_of, running_api
 from tests.processes import PATIENCE, await_condition
-from tests.rows import Rows, rows_in
-from tests.services import Services
+from tests.rows import Rows
 
 BODY = b'{"custom_id":"a","prompt":"one"}\n{"custom_id":"b","prompt":"two"}\n'
 
 
 @pytest.fixture(scope="module")
-def rows(services: Services) -> Iterator[Rows]:
-    with services.database() as url, rows_in(url) as rows:
-        rows.clear()
-        yield rows
-
-
-@pytest.fixture(scope="module")
-def api(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    settings = Settings(
-        database_url=rows.database_url,
-        redis_url=services.redis_database(),
-        data_dir=tmp_path_factory.mktemp("api"),
-        stage_chunk_lines=1,
-        max_wait=2,
-        body_timeout=PATIENCE,
-    )
-    with running_api(settings) as running:
+def api(api_settings: Settings) -> Iterator[Api]:
+    changes = {"stage_chunk_lines": 1, "max_wait": 2, "body_timeout": PATIENCE}
+    with running_api(api_settings.model_copy(update=changes)) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def no_jobs(rows: Rows) -> None:
-    rows.clear_jobs()
+def no_jobs(api_rows: Rows) -> None:
+    api_rows.clear_jobs()
 
 
 def key(name: str) -> dict[str, str]:
@@ -100,13 +85,13 @@ class Upload:
         self._pool.shutdown()
 
 
-def test_the_same_upload_again_is_the_same_job(api: Api, rows: Rows) -> None:
+def test_the_same_upload_again_is_the_same_job(api: Api, api_rows: Rows) -> None:
     first = api.upload(BODY, key("again"))
     second = api.upload(iter([BODY[:10], BODY[10:]]), key("again"))
     assert (first.status_code, second.status_code) == (202, 202)
     assert second.headers["location"] == first.headers["location"]
     assert second.json() == first.json()
-    rows.finish(UUID(hex=first.json()["id"].removeprefix("job_")))
+    api_rows.finish(UUID(hex=first.json()["id"].removeprefix("job_")))
     assert api.upload(BODY, key("again")).json()["status"] == "completed"
     assert visible(api) == [first.json()["id"]]
 
@@ -141,8 +126,8 @@ def test_tenants_do_not_share_keys(api: Api) -> None:
     assert answer.json()["id"] != job["id"]
 
 
-def test_a_second_request_waits_for_the_first(api: Api, rows: Rows) -> None:
-    first = Upload(api, rows, "waiting")
+def test_a_second_request_waits_for_the_first(api: Api, api_rows: Rows) -> None:
+    first = Upload(api, api_rows, "waiting")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(api.upload, BODY, key("waiting"))
         with pytest.raises(TimeoutError):
@@ -150,11 +135,11 @@ def test_a_second_request_waits_for_the_first(api: Api, rows: Rows) -> None:
         one = first.finish()
         assert second.result(PATIENCE).json()["id"] == one.json()["id"]
     assert visible(api) == [one.json()["id"]]
-    assert len(rows.query("SELECT 1 FROM jobs")) == 1
+    assert len(api_rows.query("SELECT 1 FROM jobs")) == 1
 
 
-def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, rows: Rows) -> None:
-    first = Upload(api, rows, "cut")
+def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, api_rows: Rows) -> None:
+    first = Upload(api, api_rows, "cut")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(api.upload, BODY, key("cut"))
         first.cut()
@@ -164,15 +149,15 @@ def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, rows: Rows)
     assert visible(api) == [answer.json()["id"]]
 
 
-def test_waiting_has_an_end(api: Api, rows: Rows) -> None:
-    first = Upload(api, rows, "busy")
+def test_waiting_has_an_end(api: Api, api_rows: Rows) -> None:
+    first = Upload(api, api_rows, "busy")
     refused = api.upload(BODY, key("busy"))
     assert error_of(refused, 409)["code"] == "idempotency_key_in_use"
     assert refused.headers["retry-after"] == "1"
     assert first.finish().status_code == 202
 
 
-def test_many_identical_requests_at_once_make_one_job(api: Api, rows: Rows) -> None:
+def test_many_identical_requests_at_once_make_one_job(api: Api, api_rows: Rows) -> None:
     clients = [api.client_of("default") for _ in range(8)]
     document = {"model": "demo", "prompts": ["a", "b", "c"]}
     with ThreadPoolExecutor(8) as pool:
@@ -181,7 +166,7 @@ def test_many_identical_requests_at_once_make_one_job(api: Api, rows: Rows) -> N
         client.close()
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(rows.query("SELECT 1 FROM jobs")) == 1
+    assert len(api_rows.query("SELECT 1 FROM jobs")) == 1
 
 
 def test_the_key_of_a_refused_body_is_free(api: Api) -> None:
@@ -189,7 +174,7 @@ def test_the_key_of_a_refused_body_is_free(api: Api) -> None:
     assert api.upload(BODY, key("refused")).status_code == 202
 
 
-def test_the_key_of_a_deleted_job_is_free(api: Api, rows: Rows) -> None:
+def test_the_key_of_a_deleted_job_is_free(api: Api, api_rows: Rows) -> None:
     job = api.upload(BODY, key("deleted")).json()
     api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert api.client.delete(f"/v1/jobs/{job['id']}").status_code == 200
@@ -198,9 +183,9 @@ def test_the_key_of_a_deleted_job_is_free(api: Api, rows: Rows) -> None:
     assert again.json()["id"] != job["id"]
 
 
-def test_a_published_job_is_not_abandoned(api: Api, rows: Rows) -> None:
+def test_a_published_job_is_not_abandoned(api: Api, api_rows: Rows) -> None:
     """A commit can succeed and its answer be lost: the API gives up then, and the caller sends the request again."""
     job = api.upload(BODY, key("lost")).json()
-    with rows.database.begin() as connection:
+    with api_rows.database.begin() as connection:
         submission.abandon(connection, UUID(hex=job["id"].removeprefix("job_")))
     assert api.upload(BODY, key("lost")).json()["id"] == job["id"]

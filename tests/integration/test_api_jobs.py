@@ -15,34 +15,21 @@ from standardwebhooks import Webhook
 
 from jobs.settings import Settings
 from tests.api_server import Api, error_of, running_api
-from tests.rows import Rows, rows_in
+from tests.rows import Rows
 from tests.services import Services
 
 
 @pytest.fixture(scope="module")
-def rows(services: Services) -> Iterator[Rows]:
-    with services.database() as url, rows_in(url) as rows:
-        rows.clear()
-        yield rows
-
-
-@pytest.fixture(scope="module")
-def api(rows: Rows, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    settings = Settings(
-        database_url=rows.database_url,
-        redis_url=services.redis_database(),
-        data_dir=tmp_path_factory.mktemp("api"),
-        stage_chunk_lines=50,
-        max_wait=10,
-    )
-    with running_api(settings) as running:
+def api(api_settings: Settings) -> Iterator[Api]:
+    changes = {"stage_chunk_lines": 50, "max_wait": 10}
+    with running_api(api_settings.model_copy(update=changes)) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def no_jobs(rows: Rows) -> None:
+def no_jobs(api_rows: Rows) -> None:
     """Claims take what waits, whoever left it there."""
-    rows.clear_jobs()
+    api_rows.clear_jobs()
 
 
 def identity(job: dict[str, object]) -> UUID:
@@ -57,7 +44,7 @@ def lines_of(api: Api, job: dict[str, object], **query: int) -> list[dict[str, o
 
 
 class TestSubmission:
-    def test_an_inline_job_is_stored_as_it_was_asked_for(self, api: Api, rows: Rows) -> None:
+    def test_an_inline_job_is_stored_as_it_was_asked_for(self, api: Api, api_rows: Rows) -> None:
         response = api.client.post(
             "/v1/jobs",
             json={
@@ -84,7 +71,7 @@ class TestSubmission:
         }  # fmt: skip
         assert (job["priority"], job["metadata"], job["completion_window"]) == (3, {"run": "7"}, "24h")
         assert job["expires_at"] - job["in_progress_at"] in (86400, 86401)
-        stored = rows.query("SELECT custom_id, body FROM bodies WHERE job_id = :id ORDER BY line", id=identity(job))
+        stored = api_rows.query("SELECT custom_id, body FROM bodies WHERE job_id = :id ORDER BY line", id=identity(job))
         assert [row.custom_id for row in stored] == ["request-1", "ids", "request-3"]
         assert [json.loads(row.body) for row in stored] == [
             {"max_tokens": 5, "stop": ["\n"], "prompt": "plain text"},
@@ -96,14 +83,14 @@ class TestSubmission:
                 "temperature": 0,
             },
         ]
-        [webhook] = rows.query(
+        [webhook] = api_rows.query(
             "SELECT url, webhook_events FROM jobs JOIN webhook_endpoints e ON e.id = webhook_endpoint_id "
             "WHERE jobs.id = :id",
             id=identity(job),
         )
         assert (webhook.url, webhook.webhook_events) == ("https://example.org/hook", ["job.completed"])
 
-    def test_an_upload_carries_its_head_in_the_query(self, api: Api, rows: Rows) -> None:
+    def test_an_upload_carries_its_head_in_the_query(self, api: Api, api_rows: Rows) -> None:
         body = (
             b'\xef\xbb\xbf{"custom_id":"a","prompt":"one"}\r\n\r\n'
             b'"two \xe2\x80\xa8 bare"\n \t\n{"custom_id":"c","prompt":"last"}'
@@ -130,14 +117,14 @@ class TestSubmission:
         assert response.status_code == 202, response.text
         job = response.json()
         assert (job["priority"], job["metadata"], job["completion_window"]) == (-2, {"run": "8"}, "90m")
-        stored = rows.query(
+        stored = api_rows.query(
             "SELECT line, custom_id, body FROM bodies WHERE job_id = :id ORDER BY line", id=identity(job)
         )
         assert [(row.line, row.custom_id) for row in stored] == [(1, "a"), (3, "request-3"), (5, "c")]
         params = {"max_tokens": 5, "temperature": 0.5, "stop": ["5", "x"], "stop_token_ids": [1], "ignore_eos": True}
         assert json.loads(stored[1].body) == params | {"prompt": "two \u2028 bare"}
 
-    def test_many_groups_make_one_job(self, api: Api, rows: Rows) -> None:
+    def test_many_groups_make_one_job(self, api: Api, api_rows: Rows) -> None:
         def body() -> Iterator[bytes]:
             for number in range(1234):
                 yield b'{"custom_id":"c%d",' % number
@@ -145,20 +132,20 @@ class TestSubmission:
 
         job = api.upload(body()).json()
         assert job["request_counts"]["total"] == 1234
-        assert rows.states(identity(job)) == ["pending"] * 1234
+        assert api_rows.states(identity(job)) == ["pending"] * 1234
 
-    def test_gzip_is_unpacked(self, api: Api, rows: Rows) -> None:
+    def test_gzip_is_unpacked(self, api: Api, api_rows: Rows) -> None:
         import gzip
 
         packed = gzip.compress(b'"a"\n"b"\n') + gzip.compress(b'"c"\n' * 100)
         job = api.upload(packed, {"content-encoding": "gzip"}).json()
         assert job["request_counts"]["total"] == 102
 
-    def test_the_bell_rings_for_the_model(self, services: Services, rows: Rows, tmp_path: Path) -> None:
+    def test_the_bell_rings_for_the_model(self, services: Services, api_rows: Rows, tmp_path: Path) -> None:
         import redis
 
         url = services.redis_database()
-        settings = Settings(database_url=rows.database_url, redis_url=url, data_dir=tmp_path)
+        settings = Settings(database_url=api_rows.database_url, redis_url=url, data_dir=tmp_path)
         with running_api(settings) as api, closing(redis.Redis.from_url(url)) as broker:
             job = api.upload(b'"a"').json()
             popped = broker.brpop(["generate.demo"], timeout=60)
@@ -170,12 +157,12 @@ class TestSubmission:
 
 
 class TestReading:
-    def test_jobs_are_listed_newest_first_in_pages(self, rows: Rows, api: Api) -> None:
+    def test_jobs_are_listed_newest_first_in_pages(self, api_rows: Rows, api: Api) -> None:
         with closing(api.client_of("lister")) as client:
             assert client.get("/v1/jobs").json() == {
                 "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False
             }  # fmt: skip
-            ids = [f"job_{rows.job(tenant='lister').hex}" for _ in range(5)][::-1]
+            ids = [f"job_{api_rows.job(tenant='lister').hex}" for _ in range(5)][::-1]
             page = client.get("/v1/jobs", params={"limit": 2}).json()
             assert [job["id"] for job in page["data"]] == ids[:2]
             assert (page["first_id"], page["last_id"], page["has_more"]) == (ids[0], ids[1], True)
@@ -186,13 +173,13 @@ class TestReading:
             found = client.get("/v1/jobs", params=[("status", "cancelled"), ("status", "expired")]).json()
             assert [job["id"] for job in found["data"]] == [ids[3]]
 
-    def test_a_poll_waits_for_the_end_and_no_longer(self, api: Api, rows: Rows) -> None:
-        job_id = rows.job(2)
+    def test_a_poll_waits_for_the_end_and_no_longer(self, api: Api, api_rows: Rows) -> None:
+        job_id = api_rows.job(2)
         began = time.monotonic()
         job = api.client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 0.3}).json()
         assert job["status"] == "in_progress"
         assert time.monotonic() - began >= 0.3
-        ending = threading.Timer(0.3, rows.finish, [job_id])
+        ending = threading.Timer(0.3, api_rows.finish, [job_id])
         ending.start()
         job = api.client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60}).json()
         ending.join()
@@ -200,10 +187,10 @@ class TestReading:
         api.client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60})
         assert time.monotonic() - began < 60
 
-    def test_a_waiting_poll_holds_no_connection(self, rows: Rows, services: Services, tmp_path: Path) -> None:
-        job_id = rows.job(1)
+    def test_a_waiting_poll_holds_no_connection(self, api_rows: Rows, services: Services, tmp_path: Path) -> None:
+        job_id = api_rows.job(1)
         settings = Settings(
-            database_url=rows.database_url,
+            database_url=api_rows.database_url,
             redis_url=services.redis_database(),
             data_dir=tmp_path,
             database_pool_size=1,
@@ -219,24 +206,24 @@ class TestReading:
             for thread in polls:
                 thread.start()
             assert api.client.get("/v1/jobs").status_code == 200
-            rows.finish(job_id)
+            api_rows.finish(job_id)
             for thread in polls:
                 thread.join()
         assert answers == ["completed"] * 8
 
-    def test_results_come_by_cursor_while_the_job_runs(self, api: Api, rows: Rows) -> None:
+    def test_results_come_by_cursor_while_the_job_runs(self, api: Api, api_rows: Rows) -> None:
         job = api.upload(b"".join(b'{"custom_id":"c%d","prompt":"p"}\n' % number for number in range(300))).json()
         assert lines_of(api, job) == []
-        worker = rows.worker()
-        rows.settle(rows.claim(worker, 120).requests)
+        worker = api_rows.worker()
+        api_rows.settle(api_rows.claim(worker, 120).requests)
         response = api.client.get(f"/v1/jobs/{job['id']}/results")
         assert (response.headers["x-last-seq"], response.headers["x-job-status"]) == ("120", "in_progress")
         first = lines_of(api, job, limit=70)
         second = lines_of(api, job, after=70)
         assert [line["seq"] for line in first + second] == list(range(1, 121))
         assert lines_of(api, job, after=120) == []
-        while claimed := rows.claim(worker, 50).requests:
-            rows.settle(claimed)
+        while claimed := api_rows.claim(worker, 50).requests:
+            api_rows.settle(claimed)
         rest = lines_of(api, job, after=120)
         lines = first + second + rest
         assert [line["seq"] for line in lines] == list(range(1, 301))
@@ -276,9 +263,9 @@ class TestReading:
 
 
 class TestEnding:
-    def test_cancel_keeps_what_is_finished(self, api: Api, rows: Rows) -> None:
+    def test_cancel_keeps_what_is_finished(self, api: Api, api_rows: Rows) -> None:
         job = api.upload(b'"a"\n"b"\n"c"\n"d"\n').json()
-        rows.settle(rows.claim(rows.worker(), 1).requests)
+        api_rows.settle(api_rows.claim(api_rows.worker(), 1).requests)
         cancelled = api.client.post(f"/v1/jobs/{job['id']}/cancel").json()
         assert cancelled["status"] == "cancelled"
         assert cancelled["request_counts"] == {
@@ -290,12 +277,12 @@ class TestEnding:
             "job_cancelled"
         ] * 3
 
-    def test_only_a_job_at_its_end_is_deleted(self, api: Api, rows: Rows) -> None:
+    def test_only_a_job_at_its_end_is_deleted(self, api: Api, api_rows: Rows) -> None:
         job = api.upload(b'"a"\n').json()
         refused = api.client.delete(f"/v1/jobs/{job['id']}")
         assert error_of(refused, 409)["code"] == "job_not_terminal"
         assert refused.headers["x-should-retry"] == "false"
-        rows.finish(identity(job))
+        api_rows.finish(identity(job))
         deleted = api.client.delete(f"/v1/jobs/{job['id']}")
         assert deleted.json() == {"id": job["id"], "object": "job", "deleted": True}
         for response in (

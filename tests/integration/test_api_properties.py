@@ -14,22 +14,12 @@ from hypothesis import strategies as st
 from jobs.requests import JobHead, PromptLine
 from jobs.settings import Settings
 from tests.api_server import NDJSON, Api, running_api
-from tests.rows import rows_in
-from tests.services import Services
 
 
 @pytest.fixture(scope="module")
-def api(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with services.database() as url, rows_in(url) as rows:
-        rows.clear()
-        options = Settings(
-            database_url=url,
-            redis_url=services.redis_database(),
-            data_dir=tmp_path_factory.mktemp("api"),
-            max_json_depth=8,
-        )
-        with running_api(options) as running:
-            yield running
+def api(api_settings: Settings) -> Iterator[Api]:
+    with running_api(api_settings.model_copy(update={"max_json_depth": 8})) as running:
+        yield running
 
 
 quick = settings(
