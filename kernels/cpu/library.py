@@ -181,5 +181,5 @@ def _share_openmp() -> None:
 def openmp_path(maps: str) -> str | None:
     """The OpenMP library among a process' mappings (`/proc/self/maps`); None where there is none."""
     # address, permissions, offset, device, inode, and the path, which may hold spaces
-    found = re.search(r"^(?:\S+ +){5}(/.*/lib(?:g|i|)omp[^/]*\.so[^/]*)$", maps, re.MULTILINE)
+    found = re.search(r"^(?:\S+ +){5}(/.*/lib(?:g|i|)omp[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
     return found[1] if found else None
