@@ -25,6 +25,7 @@ from engine.device_state import Column, DeviceState, real
 from engine.drawing import Filters, draw
 from engine.graphs import Graphs, batch_size
 from engine.models.decoder import TokenInputs
+from kernels.sampling import sample
 
 Forward = Callable[[TokenInputs, DecodeLayout], Tensor]
 """One step of the model over its cache: logits `[S, vocab_size]`."""
@@ -194,9 +195,6 @@ def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) 
 
 def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
     """The same by the Triton kernel, without what may be held back."""
-    # Imported here: where no kernel is wanted, Triton need not be installed.
-    from kernels.sampling import sample
-
     filters = choice.filters
     columns = numbers.t().contiguous()
     return sample(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton
+
+from kernels.language import HAS_TRITON, triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ INTERPRETER = Device("interpreter", 0, num_sms=4)
 
 def interprets() -> bool:
     """Whether Triton was told (`TRITON_INTERPRET=1`) to run kernels in Python, on CPU tensors."""
-    return bool(triton.knobs.runtime.interpret)
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
 def has_kernels(tensor: torch.Tensor) -> bool:
@@ -63,7 +64,9 @@ def has_kernels(tensor: torch.Tensor) -> bool:
 
 @cache
 def device_of(device: torch.device) -> Device:
-    """The device that a tensor lies on. Raises `ValueError` for a CPU without the interpreter."""
+    """The device that a tensor lies on. Raises `ValueError` without Triton, and for a CPU without the interpreter."""
+    if not HAS_TRITON:
+        raise ValueError("Triton kernels cannot run here: Triton is not installed")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         if torch.version.hip:

@@ -9,9 +9,9 @@ every GPU and the interpreter. A stored number is the true one divided by its sc
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from kernels.language import tl, triton
 
 LARGEST = 448.0
 

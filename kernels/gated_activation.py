@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")

@@ -12,12 +12,11 @@ Quantisation (caches of float8_e4m3fn): divide by a scale, round to the nearest,
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, quantize_torch, to_e4m3
+from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.rotary import rotate_torch, turn_tile
 

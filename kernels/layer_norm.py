@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 

@@ -9,10 +9,9 @@ chosen among the logits, whose order is that of the probabilities, so that only 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 _BLOCK = 4096

@@ -26,12 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3
+from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
 

@@ -10,10 +10,9 @@ cost depends on what sequences hold, not on the vocabulary.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 _BLOCK = 256

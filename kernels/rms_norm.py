@@ -10,11 +10,10 @@ single heads (`[T, H, D]`, which may be a slice of a projection) take many short
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 # Numbers that a program holds.

@@ -14,11 +14,10 @@ are taken in float32 and rounded once.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 

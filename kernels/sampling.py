@@ -22,11 +22,10 @@ it costs one Philox a row instead of one for four tokens, and gives the token th
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels.device import Device, device_of
+from kernels.language import tl, triton
 from kernels.launch import Launch
 
 NOT_FINITE = -2

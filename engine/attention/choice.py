@@ -10,6 +10,7 @@ from engine.attention.cpu import CpuAttention
 from engine.attention.deterministic import DeterministicAttention
 from engine.attention.interface import AttentionBackend
 from engine.attention.plain import TorchAttention
+from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.threads import Threads
@@ -29,9 +30,6 @@ def make_backend(config: EngineConfig, device: torch.device, threads: Threads | 
     if wanted == "auto":
         wanted = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "torch")
     if wanted == "triton":
-        # Imported here: where no kernel is wanted, Triton need not be installed.
-        from engine.attention.triton import TritonAttention
-
         return TritonAttention(device)
     if wanted == "cpu":
         if device.type != "cpu":

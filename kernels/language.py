@@ -1,0 +1,29 @@
+"""Triton and its language; without Triton, just enough of it to import this package.
+
+Each kernel stands in one file with its plain-torch twin, and the twins run on machines that Triton is not built for
+(macOS, for one). There kernels are functions that nobody launches: `kernels/device.py` refuses every device.
+"""
+
+from __future__ import annotations
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError as error:
+    if error.name != "triton":
+        raise
+    HAS_TRITON = False
+    tl = None
+
+    class triton:
+        """What kernel files need of Triton while they are imported."""
+
+        @staticmethod
+        def jit(kernel):
+            """The function as it is."""
+            return kernel
+
+else:
+    HAS_TRITON = True
+
+__all__ = ["HAS_TRITON", "tl", "triton"]
