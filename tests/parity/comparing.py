@@ -75,14 +75,15 @@ def greedy(num_tokens: int, logprobs: int | None = TOP_N) -> SamplingParams:
 
 
 def generate_with_preemptions(
-    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams
+    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams | Sequence[SamplingParams]
 ) -> list[RequestOutput]:
     """Like `engine.generate`, but every few steps some running sequence loses its blocks and starts again.
 
     No more than as many times as there are prompts: with small chunks, none would ever come to an end.
     """
-    for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, params)
+    every = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    for index, (prompt, its_params) in enumerate(zip(prompts, every, strict=True)):
+        engine.add(str(index), prompt, its_params)
     outputs: dict[str, RequestOutput] = {}
     draw = random.Random(0)
     steps = 0
