@@ -5,8 +5,8 @@
     python -m bench --workload W1s --rival vllm --rounds 2      a part of it, shown and not kept
     python -m bench --quick                            one small round, to see whether all of it works
 
-Then, and only when everything is asked for, the service's own benchmarks: `bench.submission`, `bench.wakeup`,
-`bench.waiting`.
+Then, and only when everything is asked for, the service's own benchmarks: `bench.submission`,
+`bench.claiming`, `bench.wakeup`, `bench.waiting`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.summary import is_ours, record
 from bench.workload import Workload, workloads
 
 # Each in a process of its own: what one leaves in memory is not the next one's.
-OTHERS = ("bench.submission", "bench.wakeup", "bench.waiting")
+OTHERS = ("bench.submission", "bench.claiming", "bench.wakeup", "bench.waiting")
 # The harness' own check, which says nothing about speed.
 TRIAL = "tiny"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
 from jobs.queries.planning import walk_indexes
 from jobs.queries.settling import Hold, lock_jobs
@@ -52,7 +53,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A job with requests that wait: at least `waiting` of them."""
+    """A job with requests that wait: `waiting` of them, or a few less where other workers claim or settle meanwhile."""
 
     job_id: UUID
     tenant_id: UUID
@@ -85,8 +86,8 @@ def claim(
         alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS))
         if alone:
             return Claim(alone, is_solo=True)
-    candidates = _candidates(connection, model, limit, solo_after_deaths)
-    quotas = share(limit, candidates, _running_by_tenant(connection) if candidates else {})
+    candidates, running = _candidates(connection, model, solo_after_deaths)
+    quotas = share(limit, candidates, running)
     return Claim(_take(connection, worker_id, quotas, deaths=(0, solo_after_deaths)))
 
 
@@ -96,27 +97,40 @@ def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, in
     A higher priority is served whole before a lower one. Within one, each place goes to the tenant that has the fewest
     running, those given here included; within a tenant, to its jobs in the order of `candidates`.
     """
-    places: dict[UUID, int] = defaultdict(int)
-    have = defaultdict(int, running)
+    places: dict[UUID, int] = {}
+    have = dict(running)
     for priority in sorted({candidate.priority for candidate in candidates}, reverse=True):
         queues: dict[UUID, deque[Candidate]] = defaultdict(deque)
         for candidate in candidates:
             if candidate.priority == priority:
                 queues[candidate.tenant_id].append(candidate)
-        poorest_first = [(have[tenant], turn, tenant) for turn, tenant in enumerate(queues)]
-        heapify(poorest_first)
-        while limit > 0 and poorest_first:
-            _, turn, tenant = heappop(poorest_first)
-            queue = queues[tenant]
-            job = queue[0]
-            places[job.job_id] += 1
-            have[tenant] += 1
-            limit -= 1
-            if places[job.job_id] == job.waiting:
-                queue.popleft()
-            if queue:
-                heappush(poorest_first, (have[tenant], turn, tenant))
-    return dict(places)
+        given = _poorest_first(
+            limit, [(have.get(tenant, 0), sum(job.waiting for job in queue)) for tenant, queue in queues.items()]
+        )
+        for (tenant, queue), count in zip(queues.items(), given, strict=True):
+            have[tenant] = have.get(tenant, 0) + count
+            limit -= count
+            while count > 0:
+                job = queue.popleft()
+                places[job.job_id] = min(count, job.waiting)
+                count -= places[job.job_id]
+    return places
+
+
+def _poorest_first(limit: int, tenants: Sequence[tuple[int, int]]) -> list[int]:
+    """How many of `limit` places go to each tenant, who has `(running, waiting)` requests. Equals take turns."""
+    given = [0] * len(tenants)
+    poorest = [(running, turn) for turn, (running, waiting) in enumerate(tenants) if waiting > 0]
+    heapify(poorest)
+    while limit > 0 and poorest:
+        running, turn = poorest[0]
+        given[turn] += 1
+        limit -= 1
+        if given[turn] == tenants[turn][1]:
+            heappop(poorest)
+        else:
+            heapreplace(poorest, (running + 1, turn))
+    return given
 
 
 def still_held(connection: Connection, worker_id: UUID) -> set[Hold]:
@@ -155,33 +169,39 @@ _CLAIMABLE = (
 )
 
 
-def _candidates(connection: Connection, model: str, limit: int, solo_after_deaths: int) -> list[Candidate]:
-    # How much of each job could be taken, counted no further than one claim can go.
-    rows = connection.execute(
+def _candidates(
+    connection: Connection, model: str, solo_after_deaths: int
+) -> tuple[list[Candidate], Mapping[UUID, int]]:
+    """The jobs to choose from, in the order of priority and age, and how many requests each tenant has running."""
+    # Counting what waits would read hundreds of rows in each job; how many are open stands on the job's row.
+    jobs = connection.execute(
         text(
-            "SELECT j.id, j.tenant_id, j.priority, w.waiting FROM ( "
-            "  SELECT *, row_number() OVER (PARTITION BY tenant_id, priority ORDER BY id) AS place FROM jobs j "
-            f"  WHERE {_CLAIMABLE} AND EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending') "
-            ") j CROSS JOIN LATERAL ( "
-            "  SELECT count(*) AS waiting FROM ( "
-            "    SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending' "
-            "      AND r.deaths < :solo_after_deaths LIMIT :limit) AS enough) w "
-            "WHERE j.place <= :jobs AND w.waiting > 0 ORDER BY j.priority DESC, j.id"
+            "SELECT j.id, j.tenant_id, j.priority, j.open FROM ( "
+            "  SELECT id, tenant_id, priority, total - last_seq AS open, "
+            "         row_number() OVER (PARTITION BY tenant_id, priority ORDER BY id) AS place FROM jobs j "
+            f"  WHERE {_CLAIMABLE} AND EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending' "
+            "    AND r.deaths < :solo_after_deaths) "
+            ") j WHERE j.place <= :jobs ORDER BY j.priority DESC, j.id"
         ),
-        {"model": model, "limit": limit, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
-    )
-    return [Candidate(row.id, row.tenant_id, row.priority, row.waiting) for row in rows]
-
-
-def _running_by_tenant(connection: Connection) -> dict[UUID, int]:
-    # Few rows run at a time: as many as the engines hold.
+        {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
+    ).all()
+    if not jobs:
+        return [], {}
+    # Few rows run at a time: as many as the engines hold. What is claimed between the two statements counts as running.
     rows = connection.execute(
         text(
-            "SELECT j.tenant_id, count(*) AS running FROM requests r JOIN jobs j ON j.id = r.job_id "
-            "WHERE r.state = 'running' GROUP BY j.tenant_id"
+            "SELECT r.job_id, j.tenant_id, count(*) AS requests FROM requests r JOIN jobs j ON j.id = r.job_id "
+            "WHERE r.state = 'running' GROUP BY r.job_id, j.tenant_id"
         )
+    ).all()
+    running_by_job = {row.job_id: row.requests for row in rows}
+    running_by_tenant: dict[UUID, int] = defaultdict(int)
+    for row in rows:
+        running_by_tenant[row.tenant_id] += row.requests
+    candidates = (
+        Candidate(job.id, job.tenant_id, job.priority, job.open - running_by_job.get(job.id, 0)) for job in jobs
     )
-    return {row.tenant_id: row.running for row in rows}
+    return [candidate for candidate in candidates if candidate.waiting > 0], running_by_tenant
 
 
 def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
@@ -215,8 +235,8 @@ def _take(
             "), taken AS ( "
             "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
             "  WHERE r.job_id = p.job_id AND r.line = p.line "
-            "  RETURNING r.job_id, r.line, r.epoch, r.worker_id, r.prefix "
-            ") SELECT t.job_id, t.line, t.epoch, t.worker_id AS holder, j.tenant_id, j.priority, b.body "
+            "  RETURNING r.job_id, r.line, r.epoch, r.prefix "
+            ") SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body "
             "FROM taken t JOIN jobs j ON j.id = t.job_id JOIN bodies b ON b.job_id = t.job_id AND b.line = t.line "
             "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"
         ),
@@ -227,5 +247,9 @@ def _take(
             "fewest": deaths[0],
             "most": deaths[1],
         },
+        execution_options=BINARY_RESULTS,
     )
-    return tuple(ClaimedRequest(**row._mapping) for row in rows)
+    return tuple(
+        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, priority, body)
+        for job_id, line, epoch, tenant_id, priority, body in rows
+    )

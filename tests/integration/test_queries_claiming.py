@@ -66,6 +66,13 @@ def test_tenants_share_whatever_the_size_of_their_jobs(rows: Rows) -> None:
     assert _by_job(rows.claim(worker_id, limit=2).requests) == {large: 1, small: 1}
 
 
+def test_what_runs_of_a_job_does_not_wait_in_it(rows: Rows) -> None:
+    old, new = rows.job(3), rows.job(5)
+    worker_id = rows.worker()
+    assert _by_job(rows.claim(worker_id, limit=2).requests) == {old: 2}
+    assert _by_job(rows.claim(worker_id, limit=4).requests) == {old: 1, new: 3}
+
+
 def test_shared_prefixes_come_together(rows: Rows) -> None:
     rows.job(6, prefixes=[7, -3, 7, 5, -3, 7])
     worker_id = rows.worker()
