@@ -21,11 +21,21 @@ from tests.parity.tiny_models import GENERIC, MORE_GENERIC, TinyModel
 
 Save = Callable[..., Saved]
 
+SHAPES = [
+    (1, 8, False),
+    (1, 512, True),
+    (16, 8, True),
+    (16, 512, False),
+    (64, 8, False),
+    (64, 512, True),
+]
+"""Sizes of blocks and steps, and whether prefixes are cached: each value with each value of the other two."""
+
 STARCODER = next(model for model in GENERIC if model.name == "starcoder2")
 
 
 def engine(directory: Path, **options: Any) -> Engine:
-    return Engine.from_pretrained(directory, EngineConfig(device="cpu", num_kv_blocks=256, **options))
+    return Engine.from_pretrained(directory, EngineConfig(device="cpu", **{"num_kv_blocks": 256, **options}))
 
 
 def model_of(engine: Engine) -> GenericDecoder:
@@ -46,8 +56,31 @@ def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
     assert_same(generate_with_preemptions(tried, it.prompts, greedy(NUM_TOKENS)), it.references)
 
 
-def test_bfloat16_parts_only_where_tokens_are_close(saved: Save) -> None:
-    it = saved(STARCODER, torch.bfloat16)
+@pytest.mark.slow
+@pytest.mark.parametrize(("block_size", "budget", "prefix_caching"), SHAPES)
+@pytest.mark.parametrize("model", GENERIC, ids=lambda model: model.name)
+def test_every_shape_gives_the_same_tokens(
+    model: TinyModel, saved: Save, block_size: int, budget: int, prefix_caching: bool
+) -> None:
+    it = saved(model)
+    tried = engine(
+        it.directory,
+        block_size=block_size,
+        max_num_batched_tokens=budget,
+        enable_prefix_caching=prefix_caching,
+        num_kv_blocks=-(-1000 // block_size),
+    )
+    model_of(tried)
+    assert_same(generate_with_preemptions(tried, it.prompts, greedy(NUM_TOKENS)), it.references)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [model if model is STARCODER else pytest.param(model, marks=pytest.mark.slow) for model in GENERIC],
+    ids=lambda model: model.name,
+)
+def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Save) -> None:
+    it = saved(model, torch.bfloat16)
     tried = engine(it.directory)
     assert next(model_of(tried).parameters()).dtype is torch.bfloat16
     assert_close(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)

@@ -95,7 +95,14 @@ def test_every_shape_gives_the_same_tokens(
     assert_same(generate_with_preemptions(tried, it.prompts, greedy(NUM_TOKENS)), it.references)
 
 
-@pytest.mark.parametrize("model", [m for m in NATIVE if m.name in ("gpt2", "llama", "gemma2")], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model",
+    [
+        model if model.name in ("gpt2", "llama", "gemma2") else pytest.param(model, marks=pytest.mark.slow)
+        for model in NATIVE
+    ],
+    ids=lambda model: model.name,
+)
 def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Save) -> None:
     it = saved(model, torch.bfloat16)
     tried = engine(it)

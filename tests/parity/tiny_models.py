@@ -45,6 +45,10 @@ class TinyModel:
     seed: int = 0
     """One with which the most likely token always leads by more than rounding."""
 
+    half_width: float = 2.0
+    """How wide inner weights are drawn in half precision. Where 2 is too wide, transformers' bfloat16 is too far from
+    its own float32 for any comparison, above all where rounding decides which expert is asked."""
+
     def make_config(self) -> Any:
         return AutoConfig.for_model(self.model_type, **{**self.sizes, **self.config})
 
@@ -59,6 +63,8 @@ class TinyModel:
             model = AutoModelForCausalLM.from_config(config, **options)
         generator = torch.Generator().manual_seed(self.seed)
         embeddings = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+        head = model.get_output_embeddings().weight
+        inner = 2.0 if dtype is torch.float32 else self.half_width
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
@@ -67,7 +73,7 @@ class TinyModel:
                 elif id(parameter) in embeddings:
                     parameter.copy_(noise * self.embedding_std)
                 else:
-                    parameter.copy_(noise * 2 / parameter.shape[-1] ** 0.5)
+                    parameter.copy_(noise * (2 if parameter is head else inner) / parameter.shape[-1] ** 0.5)
         return model.to(dtype).eval()
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -98,7 +104,12 @@ NATIVE = (
         sizes=_GPT2,
     ),
     TinyModel("llama", "llama"),
-    TinyModel("llama-biased-tied", "llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    TinyModel(
+        "llama-biased-tied",
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        half_width=1.0,
+    ),
     TinyModel("mistral", "mistral", {"sliding_window": 9, "head_dim": 48}),
     TinyModel(
         "qwen2",
@@ -112,7 +123,7 @@ NATIVE = (
     TinyModel("gemma2", "gemma2", {**_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 12.0}),
     TinyModel("gemma3", "gemma3_text", {**_GEMMA, "num_hidden_layers": 6, "sliding_window_pattern": 3}),
     TinyModel("gemma3-tied", "gemma3_text", {**_GEMMA, "tie_word_embeddings": True}, embedding_std=0.02),
-    TinyModel("mixtral", "mixtral", {"num_local_experts": 5}),
+    TinyModel("mixtral", "mixtral", {"num_local_experts": 5}, half_width=1.0),
     TinyModel("gptj", "gptj", {"rotary_dim": 32}, sizes=_GPT2, embedding_std=0.1),
     TinyModel(
         "gptj-tied",
@@ -146,6 +157,7 @@ NATIVE = (
         "qwen3-moe",
         "qwen3_moe",
         {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "mlp_only_layers": [1]},
+        half_width=1.0,
     ),
 )
 
@@ -196,9 +208,9 @@ GENERIC = (
     TinyModel("olmo2", "olmo2", sizes=_SQUARE),
     TinyModel("cohere2", "cohere2", _WINDOW, seed=5),
     TinyModel("granite", "granite", _MULTIPLIERS),
-    TinyModel("gpt-oss", "gpt_oss", {**_WINDOW, **_LOCAL_EXPERTS}, seed=1),
-    TinyModel("qwen2-moe", "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32}),
-    TinyModel("deepseek-v3", "deepseek_v3", _LATENT, sizes=_SIZES),
+    TinyModel("gpt-oss", "gpt_oss", {**_WINDOW, **_LOCAL_EXPERTS}, seed=1, half_width=0.5),
+    TinyModel("qwen2-moe", "qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32}, half_width=1.0),
+    TinyModel("deepseek-v3", "deepseek_v3", _LATENT, sizes=_SIZES, half_width=0.5),
 )
 
 MORE_GENERIC = (
