@@ -173,8 +173,8 @@ def _candidates(
     connection: Connection, model: str, solo_after_deaths: int
 ) -> tuple[list[Candidate], Mapping[UUID, int]]:
     """The jobs to choose from, in the order of priority and age, and how many requests each tenant has running."""
-    # Counting what waits would read hundreds of rows in each job; how many are open stands on the job's row. OFFSET 0 keeps
-    # EXISTS a look at one row of each job: as a join, statistics of a small table make it read all that waits.
+    # Counting what waits would read hundreds of rows in each job; how many are open stands on the job's row. OFFSET 0
+    # keeps EXISTS a look at one row of each job: as a join, statistics of a small table make it read all that waits.
     jobs = connection.execute(
         text(
             "SELECT j.id, j.tenant_id, j.priority, j.open FROM ( "
