@@ -134,7 +134,9 @@ class ClaimLoop:
 
     def _claim(self) -> int:
         worker_id = self._lease.worker_id
-        is_idle = not self._consumer.held()
+        # What is finished and not written yet would be charged, too, if a request that runs alone ended the process. In
+        # this order: a request reaches the writer before it leaves the engine.
+        is_idle = not self._consumer.held() and not self._unwritten()
         if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
             return 0
         self._runs_solo = False

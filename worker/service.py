@@ -51,7 +51,13 @@ class GenerationService:
         self._settings = settings
         self._database = connect(settings, f"pagemill worker {model}")
         self._lease = Lease(fence_after=settings.fence_after)
-        self._writer = Writer(self._database, self._lease, interval=settings.write_interval, crashed=self._on_crashed)
+        self._writer = Writer(
+            self._database,
+            self._lease,
+            interval=settings.write_interval,
+            crashed=self._on_crashed,
+            on_all_written=lambda: self._claims.ring(),
+        )
         self._owner = EngineOwner(
             load,
             Listeners(loaded=self._on_loaded, outcome=self._writer.put, room=self._on_room, broken=self._on_broken),

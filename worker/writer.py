@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,10 +31,19 @@ class Writer:
     that was lost writes nothing twice: the fence of `settle` sees to it.
     """
 
-    def __init__(self, database: Database, lease: Lease, *, interval: float, crashed: Crashed) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        *,
+        interval: float,
+        crashed: Crashed,
+        on_all_written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._lease = lease
         self._interval = interval
+        self._on_all_written = on_all_written
         self._outcomes: deque[Outcome] = deque()
         self._arrived = threading.Condition()
         self._closing = threading.Event()
@@ -84,7 +94,10 @@ class Writer:
             self._write(group)
             with self._arrived:
                 self._in_flight = []
+                is_all = not self._outcomes
                 self._arrived.notify_all()
+            if is_all:
+                self._on_all_written()
 
     def _next_group(self) -> list[Outcome]:
         group: list[Outcome] = []

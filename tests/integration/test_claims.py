@@ -89,6 +89,17 @@ def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
     loop.close()
 
 
+def test_a_suspect_waits_until_everything_is_written(rows: Rows) -> None:
+    job_id, worker_id = rows.job(1), rows.worker()
+    rows.execute("UPDATE requests SET deaths = 2")
+    unwritten = {Hold(job_id, -1, 1, worker_id)}
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease_of(worker_id), consumer, unwritten)
+    assert loop._claim() == 0
+    unwritten.clear()
+    assert loop._claim() == 1
+
+
 def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
     worker_id = rows.worker()
     lease = lease_of(worker_id)
