@@ -109,8 +109,8 @@ def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
 
 
 def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
-    job_id = pipeline.submit(prompts(3))
     with pipeline.worker(FAKE_BROKEN_SUBMIT="secret") as process:
+        job_id = pipeline.submit(prompts(3))  # now, or it may be gone before anybody has seen that it came
         assert process.wait(timeout=PATIENCE) == 1
     assert pipeline.states(job_id) == {"pending": 3}
     assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {1}
