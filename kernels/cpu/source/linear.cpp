@@ -15,9 +15,9 @@
 // vectors of float32. int8 weights hold two neighbours in k side by side: x is rounded to int8 row by row and the
 // machine multiplies and adds pairs of 16 bits; whole numbers are summed exactly.
 #include <cmath>
-#include <cstdlib>
 
 #include "product.h"
+#include "scratch.h"
 
 using namespace pagemill;
 
@@ -41,22 +41,6 @@ struct Arguments {
     Activation activation;
     int32_t threads;
 };
-
-// Memory that stays with the calling thread, so that no call has to ask for it.
-struct Scratch {
-    char* memory = nullptr;
-    size_t size = 0;
-    char* at_least(size_t bytes) {
-        if (bytes > size) {
-            std::free(memory);
-            size = (bytes + 4095) / 4096 * 4096;
-            memory = static_cast<char*>(std::aligned_alloc(64, size));
-        }
-        return memory;
-    }
-    ~Scratch() { std::free(memory); }
-};
-thread_local Scratch scratch;
 
 INLINE void right_factors(const float* from, Floats& first, Floats& second) {
     first = load<Floats>(from);

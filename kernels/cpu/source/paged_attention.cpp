@@ -2,28 +2,31 @@
 //
 //   out[t, h] = sum_p softmax_p(cap(scale q[t, h] . k[p, h / G])) v[p, h / G]      (../paged_attention.py has all of it)
 //
-// A unit of work is one sequence, one KV head and a few of the sequence's new tokens: with the G query heads that share
-// the KV head these are the unit's rows, and what they see is read once for all of them. Keys are walked in chunks:
-// scores of a chunk, then the softmax so far is corrected by the new maximum (Milakov and Gimelshein, arXiv 1805.02867),
-// then the chunk's values are added. Sums are in float32, whatever the cache holds.
+// A unit of work is a few of a sequence's new tokens and one KV head or several: a KV head's rows are these tokens times
+// the G query heads that share it, and what they see is read once for all of them. Keys are walked in chunks: scores of
+// a chunk, then the softmax so far is corrected by the new maximum (Milakov and Gimelshein, arXiv 1805.02867), then the
+// chunk's values are added. Sums are in float32, whatever the cache holds.
 //
-// Few rows, as in decoding, take keys and values straight from the cache: that is as fast as memory is. Many rows, as in a
-// prompt, are a matrix product: the chunk is first copied, widened, keys turned on their side, into the second-level
-// cache.
+// Few rows, as in decoding, take keys and values straight from the cache, several heads together: the heads of a
+// position lie side by side, and memory is fastest read in the order in which it lies. Many rows, as in a prompt, are a
+// matrix product of one head: the chunk is first copied, widened, keys turned on their side, into the second-level cache.
 //
 // What a row does not see is never read into its sums: another sequence's NaN stays there.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "product.h"
+#include "scratch.h"
 
 using namespace pagemill;
 
 namespace {
 
 constexpr int CHUNK = 64;       // positions
-constexpr int UNIT_ROWS = 48;   // or one token's, if those are more
-constexpr int DIRECT_ROWS = 4;  // up to so many rows, nothing is copied
+constexpr int UNIT_ROWS = 48;   // or one token's of a KV head, if those are more
+constexpr int DIRECT_ROWS = 4;  // up to so many rows of a KV head, nothing is copied
+constexpr int TOGETHER = 4;     // positions whose values are added in one go
 
 struct Arguments {
     const void *query, *key, *value;  // [T, H, D], [T, KH, D], [T, KH, Dv]; contiguous in the last dimension
@@ -43,7 +46,8 @@ struct Arguments {
 
 struct Unit {
     int64_t sequence, row, position;  // of its first token: row in the query, position in the sequence
-    int32_t tokens, kv_head;
+    int32_t tokens, kv_head, kv_heads;
+    bool is_direct;
 };
 
 INLINE int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
@@ -115,29 +119,39 @@ struct Attention {
         }
     }
 
+    bool is_direct(int64_t tokens) const { return is_even && tokens * group <= DIRECT_ROWS; }
+
     std::vector<Unit> units() const {
-        std::vector<Unit> result;
         const int64_t step = max_rows / group;
+        int64_t num_direct = 0;
+        for (int64_t s = 0; s < the.sequences; s++) num_direct += the.query_lens[s] > 0 && is_direct((the.query_lens[s] - 1) % step + 1);
+        // As many heads together as still leave each thread some units to choose from.
+        int64_t together = std::max<int64_t>(1, std::min(the.kv_heads, step));
+        while (together > 1 && num_direct * ((the.kv_heads + together - 1) / together) < 2 * the.threads) together = (together + 1) / 2;
+        std::vector<Unit> result;
         int64_t row = 0;
         for (int64_t s = 0; s < the.sequences; s++) {
             for (int64_t done = 0; done < the.query_lens[s]; done += step) {
-                const int64_t left = the.query_lens[s] - done;
-                for (int64_t head = 0; head < the.kv_heads; head++)
-                    result.push_back({s, row + done, the.starts[s] + done, int32_t(left < step ? left : step), int32_t(head)});
+                const int64_t tokens = std::min(the.query_lens[s] - done, step);
+                const bool direct = is_direct(tokens);
+                const int64_t heads = direct ? std::min(together, max_rows / (tokens * group)) : 1;
+                for (int64_t head = 0; head < the.kv_heads; head += heads)
+                    result.push_back({s, row + done, the.starts[s] + done, int32_t(tokens), int32_t(head),
+                                      int32_t(std::min(the.kv_heads - head, heads)), direct});
             }
             row += the.query_lens[s];
         }
         return result;
     }
 
-    // The unit's pieces of scratch.
+    // The unit's pieces of scratch. Rows are those of its first KV head, then those of the next.
     struct State {
         float *query, *scores, *sums, *largest, *total, *keys, *values;
-        const Element *key_rows[CHUNK], *value_rows[CHUNK];
+        const Element *key_rows[CHUNK], *value_rows[CHUNK];  // of the first KV head
     };
 
     void run_unit(const Unit& unit, float* scratch) const {
-        const int rows = int(unit.tokens * group);
+        const int head_rows = int(unit.tokens * group), rows = head_rows * unit.kv_heads;
         State state;
         state.query = scratch;
         state.scores = state.query + max_rows * key_width;
@@ -154,91 +168,107 @@ struct Attention {
         }
         const int64_t end = unit.position + unit.tokens;
         const int64_t first = the.window && unit.position >= the.window ? unit.position - the.window + 1 : 0;
-        const bool is_direct = is_even && rows <= DIRECT_ROWS;
         for (int64_t begin = first; begin < end; begin += CHUNK) {
             const int count = int(end - begin < CHUNK ? end - begin : CHUNK);
             locate(unit, begin, count, state);
-            if (is_direct) direct_scores(state, rows, count);
+            if (unit.is_direct) direct_scores(state, unit.kv_heads, head_rows, count);
             else copied_scores(state, rows, count);
             for (int i = 0; i < rows; i++) {
-                const int64_t position = unit.position + i / group;
+                const int64_t position = unit.position + i % head_rows / group;
                 const int64_t from = the.window ? position - the.window + 1 - begin : 0;
                 const int64_t to = position + 1 - begin;
                 soften(state, i, int(from < 0 ? 0 : from > count ? count : from), int(to < 0 ? 0 : to > count ? count : to), count);
             }
-            if (is_direct) direct_values(state, rows, count);
+            if (unit.is_direct) direct_values(state, unit.kv_heads, head_rows, count);
             else multiply(state.scores, CHUNK, state.values, value_width, count, state.sums, value_width, rows, value_width, false);
         }
-        give(unit, state, rows);
+        give(unit, state, head_rows);
     }
 
     void take_query(const Unit& unit, State& state) const {
         const Floats scale = splat(the.scale);
-        for (int t = 0; t < unit.tokens; t++)
-            for (int64_t g = 0; g < group; g++) {
-                const Element* from = static_cast<const Element*>(the.query) + (unit.row + t) * the.query_stride[0] +
-                                      (unit.kv_head * group + g) * the.query_stride[1];
-                float* to = state.query + (t * group + g) * key_width;
-                int64_t d = 0;
-                for (; d + W <= the.head_dim; d += W) store(to + d, load_floats(from + d) * scale);
-                for (; d < the.head_dim; d++) to[d] = widen(from[d]) * the.scale;
-            }
+        float* to = state.query;
+        for (int64_t h = unit.kv_head; h < unit.kv_head + unit.kv_heads; h++)
+            for (int t = 0; t < unit.tokens; t++)
+                for (int64_t g = 0; g < group; g++, to += key_width) {
+                    const Element* from = static_cast<const Element*>(the.query) + (unit.row + t) * the.query_stride[0] +
+                                          (h * group + g) * the.query_stride[1];
+                    int64_t d = 0;
+                    for (; d + W <= the.head_dim; d += W) store(to + d, load_floats(from + d) * scale);
+                    for (; d < the.head_dim; d++) to[d] = widen(from[d]) * the.scale;
+                }
     }
 
     void locate(const Unit& unit, int64_t begin, int count, State& state) const {
-        const int64_t* table = the.block_tables + unit.sequence * the.table_width;
+        const int64_t* block = the.block_tables + unit.sequence * the.table_width + begin / the.block_size;
+        int64_t offset = begin % the.block_size;
         for (int i = 0; i < count; i++) {
-            const int64_t position = begin + i;
-            const int64_t slot = table[position / the.block_size] * the.block_size + position % the.block_size;
+            const int64_t slot = *block * the.block_size + offset;
             state.key_rows[i] = static_cast<const Element*>(the.key_cache) + (slot * the.kv_heads + unit.kv_head) * the.head_dim;
             state.value_rows[i] =
                 static_cast<const Element*>(the.value_cache) + (slot * the.kv_heads + unit.kv_head) * the.value_dim;
+            if (++offset == the.block_size) offset = 0, block++;
         }
     }
 
-    // Straight from the cache.
+    // Straight from the cache: a few positions at a time, all heads of these, then the next positions.
 
-    INLINE void direct_scores(State& state, int rows, int count) const {
+    INLINE void direct_scores(State& state, int heads, int rows, int count) const {
         switch (rows) {
-            case 1: return direct_scores<1>(state, count);
-            case 2: return direct_scores<2>(state, count);
-            case 3: return direct_scores<3>(state, count);
-            case 4: return direct_scores<4>(state, count);
+            case 1: return direct_scores<1>(state, heads, count);
+            case 2: return direct_scores<2>(state, heads, count);
+            case 3: return direct_scores<3>(state, heads, count);
+            case 4: return direct_scores<4>(state, heads, count);
         }
     }
     template <int ROWS>
-    void direct_scores(State& state, int count) const {
+    void direct_scores(State& state, int heads, int count) const {
         int c = 0;
-        for (; c + 4 <= count; c += 4) direct_scores<ROWS, 4>(state, c);
-        for (; c < count; c++) direct_scores<ROWS, 1>(state, c);
+        for (; c + TOGETHER <= count; c += TOGETHER) direct_scores<ROWS, TOGETHER>(state, heads, c);
+        for (; c < count; c++) direct_scores<ROWS, 1>(state, heads, c);
     }
     template <int ROWS, int KEYS>
-    INLINE void direct_scores(State& state, int c) const {
-        Floats sums[ROWS][KEYS] = {};
-        for (int64_t d = 0; d < the.head_dim; d += W)
-            for (int j = 0; j < KEYS; j++) {
-                const Floats key = load_floats(state.key_rows[c + j] + d);
-                for (int i = 0; i < ROWS; i++) sums[i][j] += key * load<Floats>(state.query + i * key_width + d);
-            }
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < KEYS; j++) state.scores[i * CHUNK + c + j] = sum(sums[i][j]);
+    INLINE void direct_scores(State& state, int heads, int c) const {
+        for (int h = 0; h < heads; h++) {
+            const float* query = state.query + h * ROWS * key_width;
+            Floats sums[ROWS][KEYS] = {};
+            for (int64_t d = 0; d < the.head_dim; d += W)
+                for (int j = 0; j < KEYS; j++) {
+                    const Floats key = load_floats(state.key_rows[c + j] + h * the.head_dim + d);
+                    for (int i = 0; i < ROWS; i++) sums[i][j] += key * load<Floats>(query + i * key_width + d);
+                }
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < KEYS; j++) state.scores[(h * ROWS + i) * CHUNK + c + j] = sum(sums[i][j]);
+        }
     }
-    INLINE void direct_values(State& state, int rows, int count) const {
+    INLINE void direct_values(State& state, int heads, int rows, int count) const {
         switch (rows) {
-            case 1: return direct_values<1>(state, count);
-            case 2: return direct_values<2>(state, count);
-            case 3: return direct_values<3>(state, count);
-            case 4: return direct_values<4>(state, count);
+            case 1: return direct_values<1>(state, heads, count);
+            case 2: return direct_values<2>(state, heads, count);
+            case 3: return direct_values<3>(state, heads, count);
+            case 4: return direct_values<4>(state, heads, count);
         }
     }
     template <int ROWS>
-    void direct_values(State& state, int count) const {
-        for (int64_t d = 0; d < the.value_dim; d += COLUMNS) {
-            Sums<ROWS> total;
-            total.get(state.sums + d, value_width);
-            for (int c = 0; c < count; c++)
-                total.add(state.scores + c, CHUNK, load_floats(state.value_rows[c] + d), load_floats(state.value_rows[c] + d + W));
-            total.put(state.sums + d, value_width);
+    void direct_values(State& state, int heads, int count) const {
+        int c = 0;
+        for (; c + TOGETHER <= count; c += TOGETHER) direct_values<ROWS, TOGETHER>(state, heads, c);
+        for (; c < count; c++) direct_values<ROWS, 1>(state, heads, c);
+    }
+    template <int ROWS, int VALUES>
+    INLINE void direct_values(State& state, int heads, int c) const {
+        for (int h = 0; h < heads; h++) {
+            const float* weights = state.scores + h * ROWS * CHUNK + c;
+            for (int64_t d = 0; d < the.value_dim; d += COLUMNS) {
+                float* sums = state.sums + h * ROWS * value_width + d;
+                Sums<ROWS> total;
+                total.get(sums, value_width);
+                for (int j = 0; j < VALUES; j++) {
+                    const Element* value = state.value_rows[c + j] + h * the.value_dim + d;
+                    total.add(weights + j, CHUNK, load_floats(value), load_floats(value + W));
+                }
+                total.put(sums, value_width);
+            }
         }
     }
 
@@ -292,9 +322,9 @@ struct Attention {
         state.total[i] += sum(total);
     }
 
-    void give(const Unit& unit, const State& state, int rows) const {
-        for (int i = 0; i < rows; i++) {
-            const int64_t head = unit.kv_head * group + i % group;
+    void give(const Unit& unit, const State& state, int head_rows) const {
+        for (int i = 0; i < head_rows * unit.kv_heads; i++) {
+            const int64_t head = (unit.kv_head + i / head_rows) * group + i % group, token = unit.row + i % head_rows / group;
             float factor = 1, total = state.total[i];
             if (the.sinks) {
                 const float sink = the.sinks[head], largest = state.largest[i];
@@ -306,7 +336,7 @@ struct Attention {
                 }
             }
             factor /= total;
-            Element* to = static_cast<Element*>(the.output) + ((unit.row + i / group) * the.heads + head) * the.value_dim;
+            Element* to = static_cast<Element*>(the.output) + (token * the.heads + head) * the.value_dim;
             const float* sums = state.sums + i * value_width;
             int64_t d = 0;
             for (; d + W <= the.value_dim; d += W) store_floats(to + d, load<Floats>(sums + d) * splat(factor));
@@ -320,9 +350,9 @@ struct Attention {
         {
 #pragma omp for schedule(static)
             for (int64_t token = 0; token < the.tokens; token++) write_token(token);
-            std::vector<float> scratch(scratch_floats);
-#pragma omp for schedule(dynamic, 2)
-            for (size_t i = 0; i < all.size(); i++) run_unit(all[i], scratch.data());
+            float* memory = reinterpret_cast<float*>(scratch.at_least(scratch_floats * sizeof(float)));
+#pragma omp for schedule(dynamic)
+            for (size_t i = 0; i < all.size(); i++) run_unit(all[i], memory);
         }
     }
 };
