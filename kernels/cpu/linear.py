@@ -17,8 +17,8 @@ from kernels.cpu.library import Library
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 INT8_MAX = 127
-# Rows of a weight that are packed at a time, so that little more than the packed weight is in memory.
-_PACKED_AT_ONCE = 4096
+# Numbers of a weight that are packed at a time: what lies between weight and panels stays in the processor's cache.
+_PACKED_AT_ONCE = 2**19
 
 
 class _Arguments(ctypes.Structure):
@@ -67,30 +67,40 @@ def pack_weight(weight: Tensor, width: int, *, int8: bool = False) -> PackedWeig
     columns = 2 * width
     num_panels = -(-out_features // columns)
     dtype = torch.int8 if int8 else weight.dtype
-    if int8:
-        panels = torch.zeros(num_panels, -(-in_features // 2), columns, 2, dtype=dtype)
-        scale = torch.zeros(num_panels * columns)
-    elif dtype is torch.bfloat16:
-        panels, scale = torch.zeros(num_panels, in_features, width, 2, dtype=dtype), None
-    else:
-        panels, scale = torch.zeros(num_panels, in_features, columns, dtype=dtype), None
-    step = _PACKED_AT_ONCE // columns * columns
+    scale = torch.zeros(num_panels * columns) if int8 else None
+    # Two neighbours of 8 bits go to one place of 16.
+    inputs = -(-in_features // 2) if int8 else in_features
+    panels = torch.empty(num_panels, inputs, columns, dtype=torch.int16 if int8 else dtype)
+    step = max(1, _PACKED_AT_ONCE // (in_features * columns)) * columns
     for start in range(0, out_features, step):
         part = weight[start : start + step]
         if scale is not None:
-            part, its_scale = quantize_rows(part)
-            scale[start : start + len(part)] = its_scale
-            part = F.pad(part, (0, in_features % 2))
-        whole = -(-len(part) // columns)
-        part = F.pad(part, (0, 0, 0, whole * columns - len(part)))
-        target = panels[start // columns : start // columns + whole]
-        if int8:
-            target.copy_(part.view(whole, columns, -1, 2).transpose(1, 2))
-        elif dtype is torch.bfloat16:
-            target.copy_(part.view(whole, 2, width, in_features).permute(0, 3, 2, 1))
-        else:
-            target.copy_(part.view(whole, columns, in_features).transpose(1, 2))
+            part, scale[start : start + len(part)] = quantize_rows(part.contiguous())
+            part = F.pad(part, (0, in_features % 2)).view(torch.int16)
+        whole = len(part) // columns
+        first = start // columns
+        _pack(part[: whole * columns].reshape(whole, columns, inputs), panels[first : first + whole])
+        if len(rest := part[whole * columns :]):
+            padded = F.pad(rest, (0, 0, 0, columns - len(rest)))
+            _pack(padded[None], panels[first + whole : first + whole + 1])
+    if int8:
+        panels = panels.view(torch.int8).view(num_panels, inputs, columns, 2)
+    elif dtype is torch.bfloat16:
+        panels = panels.view(num_panels, inputs, width, 2)
     return PackedWeight(panels, scale, in_features, out_features, dtype)
+
+
+def _pack(rows: Tensor, panels: Tensor) -> None:
+    """`[panels, columns, in]` into `[panels, in, columns]`."""
+    rows = rows.transpose(1, 2)
+    if panels.dtype is not torch.bfloat16:
+        panels.copy_(rows)
+        return
+    # Column j beside column j + width. Whole numbers of 16 bits are copied several times as fast.
+    width = panels.shape[2] // 2
+    pairs, rows = panels.view(torch.int16).view(*panels.shape[:2], width, 2), rows.view(torch.int16)
+    pairs[..., 0].copy_(rows[..., :width])
+    pairs[..., 1].copy_(rows[..., width:])
 
 
 def pad_bias(bias: Tensor, width: int) -> Tensor:
