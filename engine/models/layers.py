@@ -43,6 +43,11 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+def gate(name: str) -> str | None:
+    """What the kernels call that function where it is the gate of an MLP; None where they do not have it."""
+    return _GATES.get(name)
+
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -110,15 +115,15 @@ class GatedMLP(nn.Module):
         self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=bias)
         self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self._act = activation(act)
-        self._gate = _GATES.get(act)
+        self._gate = gate(act)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
         gate_up = self.gate_up(hidden)
         if self._gate is not None and has_kernels(gate_up):
             return cast(Tensor, self.down(gated_activation(gate_up, self._gate)))
-        gate, up = gate_up.chunk(2, dim=-1)
-        result: Tensor = self.down(self._act(gate) * up)
+        gates, up = gate_up.chunk(2, dim=-1)
+        result: Tensor = self.down(self._act(gates) * up)
         return result
 
     def add_weights(self, weights: Weights, name: str, *, saved_fused: bool = False) -> None:

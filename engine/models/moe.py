@@ -2,8 +2,9 @@
 
     p = softmax(router(x));   out = sum over the k largest p_e of  p_e * expert_e(x)
 
-Rows are sorted by expert, so that each expert's weights are used once for all of its tokens, and summed per token in
-the router's order: a token's result does not depend on which others are in the batch.
+On a GPU that is five launches (`kernels/expert_mlp.py`), and the host does not learn what goes where. Elsewhere rows
+are sorted by expert, so that each expert's weights are used once for all of its tokens, and summed per token in the
+router's order: a token's result does not depend on which others are in the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.decoder import Weights
-from engine.models.layers import activation
+from engine.models.layers import activation, gate
+from kernels.device import has_kernels
+from kernels.expert_mlp import expert_mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class SparseMLP(nn.Module):
         self._per_token = config.num_experts_per_tok
         self._normalized = getattr(config, "norm_topk_prob", True)
         self._act = activation(config.hidden_act)
+        self._gate = gate(config.hidden_act)
         self.router = nn.Linear(hidden, experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, inner))
@@ -48,6 +52,16 @@ class SparseMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
+        if self._gate is not None and has_kernels(hidden):
+            return expert_mlp(
+                hidden,
+                self.router(hidden),
+                self.gate_up,
+                self.down,
+                self._per_token,
+                normalized=self._normalized,
+                activation=self._gate,
+            )
         weights, experts = self._route(hidden)
         order = experts.flatten().argsort(stable=True)
         counts = torch.bincount(experts.flatten(), minlength=len(self.gate_up)).tolist()
@@ -57,8 +71,8 @@ class SparseMLP(nn.Module):
         for expert, count in enumerate(counts):
             if count:
                 end = start + count
-                gate, up = self.product(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
-                results[start:end] = self.product(self._act(gate) * up, self.down[expert])
+                gates, up = self.product(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
+                results[start:end] = self.product(self._act(gates) * up, self.down[expert])
                 start = end
         by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(hidden), self._per_token, -1)
         return (by_token * weights[:, :, None]).sum(1).to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""Native models with norms, rotations, gates and draws by Triton's kernels, as on a GPU; here in the interpreter."""
+"""Native models with norms, rotations, gates, experts and draws by Triton's kernels, here in the interpreter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams, drawing
-from engine.models import layers, rotary
+from engine.models import layers, moe, rotary
 from kernels.device import interprets
 from tests.parity.comparing import LOGPROB_TOLERANCE
 from tests.parity.tiny_models import NATIVE
@@ -30,7 +30,13 @@ def generate(directory: Path) -> list[list[tuple[int, float]]]:
 @pytest.mark.skipif(not interprets(), reason="on a GPU, the kernels run anyway")
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "qwen3", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "phi3", "gemma3"))],
+    [
+        "gpt2",
+        "qwen3",
+        "gemma2",
+        "qwen3-moe",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "phi3", "gemma3", "mixtral")),
+    ],
 )
 def test_kernels_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     next(model for model in NATIVE if model.name == name).save(tmp_path)
@@ -41,7 +47,7 @@ def test_kernels_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
         used.add(tuple(tensor.shape[1:]))
         return True
 
-    for module in (layers, rotary, drawing):
+    for module in (layers, moe, rotary, drawing):
         monkeypatch.setattr(module, "has_kernels", note)
     found = generate(tmp_path)
     assert used

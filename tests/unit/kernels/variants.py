@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device
+from kernels.expert_mlp import product_launch, product_tiles, sum_launch
+from kernels.expert_routing import Routing, blocks_bound, num_chunks, route_launches
 from kernels.gated_activation import ACTIVATIONS, gated_activation_launch
 from kernels.kv_write import write_launch
 from kernels.launch import Launch
@@ -222,6 +224,73 @@ def penalties() -> Launch:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """A shape of a mixture of experts."""
+
+    tokens: int
+    experts: int = 128
+    per_token: int = 8
+    hidden: int = 2048
+    inner: int = 768
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.tokens}x{self.per_token}/{self.experts}", f"{self.hidden}-{self.inner}"]
+        parts += [str(self.dtype).removeprefix("torch.")] * (self.dtype is not torch.bfloat16)
+        return " ".join(parts)
+
+
+QWEN3_MOE = Mixture(64)
+MIXTURES = (
+    QWEN3_MOE,
+    Mixture(2048),
+    Mixture(8192, 8, 2, 4096, 14336),
+    Mixture(512, 8, 2, 4096, 14336),
+    Mixture(1, 8, 2, 4096, 14336, torch.float16),
+    Mixture(100, 60, 4, 1000, 328, torch.float32),
+)
+
+
+def routing(mixture: Mixture, device: Device) -> Routing:
+    pairs = mixture.tokens * mixture.per_token
+    rows = product_tiles(pairs, mixture.experts, mixture.dtype, device).rows
+    bound = blocks_bound(pairs, mixture.experts, rows)
+    choices = (mixture.tokens, mixture.per_token)
+    return Routing(
+        empty(*choices, dtype=torch.float32), ints(*choices), ints(bound * rows), ints(bound), ints(bound), rows
+    )
+
+
+def routes(mixture: Mixture, device: Device, which: int) -> Launch:
+    logits = empty(mixture.tokens, mixture.experts, dtype=mixture.dtype)
+    counts = ints(num_chunks(mixture.tokens), mixture.experts)
+    return route_launches(logits, routing(mixture, device), counts, normalized=True, target=device)[which]
+
+
+def product(mixture: Mixture, device: Device, gated: bool) -> Launch:
+    pairs, hidden, inner = mixture.tokens * mixture.per_token, mixture.hidden, mixture.inner
+    x, out = (mixture.tokens, hidden), (pairs, inner)
+    if not gated:
+        x, out = out, (pairs, hidden)
+    return product_launch(
+        empty(*x, dtype=mixture.dtype),
+        empty(mixture.experts, out[1] * (1 + gated), x[1], dtype=mixture.dtype),
+        routing(mixture, device),
+        empty(*out, dtype=mixture.dtype),
+        product_tiles(pairs, mixture.experts, mixture.dtype, device),
+        activation="silu" if gated else None,
+        target=device,
+    )
+
+
+def expert_sum(mixture: Mixture, device: Device) -> Launch:
+    results = empty(mixture.tokens * mixture.per_token, mixture.hidden, dtype=mixture.dtype)
+    out = empty(mixture.tokens, mixture.hidden, dtype=mixture.dtype)
+    return sum_launch(results, routing(mixture, device).weights, out)
+
+
+@dataclass(frozen=True)
 class Variant:
     """One launch to compile for one device."""
 
@@ -233,7 +302,7 @@ class Variant:
 def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel, in every shape, for every device."""
     for device_name, device in devices.items():
-        for name, make in _launches(device, SHAPES):
+        for name, make in _launches(device, SHAPES, MIXTURES):
             yield Variant(name, device_name, make)
 
 
@@ -241,12 +310,14 @@ def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel in one shape, for one device after another."""
     names = list(devices)
     for device_name, device in devices.items():
-        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,))):
+        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,), (QWEN3_MOE,))):
             if names[place % len(names)] == device_name:
                 yield Variant(name, device_name, make)
 
 
-def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Callable[[], Launch]]]:
+def _launches(
+    device: Device, shapes: Sequence[Heads], mixtures: Sequence[Mixture]
+) -> Iterator[tuple[str, Callable[[], Launch]]]:
     for heads in shapes:
         yield f"decode {heads.name}", partial(decode, heads, device, 0)
         yield f"join decodes {heads.name}", partial(decode, heads, device, 1)
@@ -255,6 +326,12 @@ def _launches(device: Device, shapes: Sequence[Heads]) -> Iterator[tuple[str, Ca
         yield f"plan prefills {heads.name}", partial(plan_blocks, heads, device)
         yield f"write {heads.name}", partial(write, heads, device, False)
         yield f"turn and write {heads.name}", partial(write, heads, device, True)
+    for mixture in mixtures:
+        yield f"choose experts {mixture.name}", partial(routes, mixture, device, 0)
+        yield f"arrange experts {mixture.name}", partial(routes, mixture, device, 1)
+        yield f"experts' gates {mixture.name}", partial(product, mixture, device, True)
+        yield f"experts' outputs {mixture.name}", partial(product, mixture, device, False)
+        yield f"sum of experts {mixture.name}", partial(expert_sum, mixture, device)
     yield "sample, filtered", partial(sample, device, torch.float32, True, True)
     yield "sample", partial(sample, device, torch.float32, True, False)
     yield "greedy", partial(sample, device, torch.bfloat16, False, False)
