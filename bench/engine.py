@@ -16,6 +16,7 @@ from bench.ceilings import Ceilings
 from bench.ceilings import measure as measure_ceilings
 from bench.machine import computes_in, cores
 from bench.models import save_config
+from bench.ours import KV_CACHE_BYTES
 from bench.workload import Request, Workload
 from engine import Engine, EngineConfig, SamplingParams
 from engine.hub import load_config, resolve_model
@@ -50,6 +51,7 @@ def measure(workload: Workload, precision: str, *, model: str | None = None, is_
         dtype=computes_in() if precision == "int8" else precision,
         quantization="int8" if precision == "int8" else None,
         random_weights=model is None,
+        cpu_kv_cache_bytes=KV_CACHE_BYTES,
     )
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory:

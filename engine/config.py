@@ -42,7 +42,8 @@ class EngineConfig:
     """Share of the GPU's memory that weights, activations and KV cache may take together."""
 
     cpu_kv_cache_bytes: int | None = None
-    """Memory for the KV cache on the CPU. None: half of what is free once the weights are loaded."""
+    """Memory for the KV cache on the CPU, taken at once. None: half of what is free once the weights are loaded, taken
+    as it is needed: a step that uses a block for the first time then waits for the system."""
 
     enable_prefix_caching: bool = True
     """Keep the KV cache of finished prompts for others that begin alike."""

@@ -43,14 +43,15 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        takes_memory: bool = False,
     ) -> KVCache:
-        """An empty cache. On the CPU, memory is taken as blocks are first used."""
+        """An empty cache. On the CPU, memory is taken as blocks are first used, or all at once if `takes_memory`."""
         num_blocks += 1
         return cls(
             [
                 (
-                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.head_dim), dtype, device),
-                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.value_dim), dtype, device),
+                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.head_dim), dtype, device, takes_memory),
+                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.value_dim), dtype, device, takes_memory),
                 )
                 for layer in layers
             ],
@@ -68,9 +69,9 @@ class KVCache:
         return self.num_blocks
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, takes_memory: bool) -> Tensor:
     """Zeros, since a value that is weighted with zero must still be a number."""
-    if device.type != "cpu":
+    if device.type != "cpu" or takes_memory:
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch writes its zeros; NumPy's come from the kernel, page by page, when they are first looked at.
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.attention import DecodeLayout
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry
 from engine.device_state import Column, DeviceState, real
-from engine.drawing import Filters, draw
+from engine.drawing import Filters, draw, most_likely
 from engine.graphs import Graphs, batch_size
 from engine.models.decoder import TokenInputs
 from kernels.sampling import sample
@@ -211,7 +211,7 @@ def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Ten
 
 
 def _choose_in_torch(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
-    tokens = logits.argmax(dim=-1)
+    tokens = most_likely(logits, is_static=is_static)
     if not choice.random:
         return tokens
     temperature = real(numbers, Column.TEMPERATURE)

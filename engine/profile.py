@@ -162,9 +162,9 @@ def _linear(watch: _Stopwatch, module: nn.Module, dtype: torch.dtype) -> Callabl
     size = inputs * outputs
     weight_bytes = _weight_bytes(module, size, dtype)
 
-    def run(hidden: Tensor) -> Tensor:
+    def run(hidden: Tensor, *activation: str) -> Tensor:
         with watch.running(LINEARS) as part:
-            result: Tensor = forward(hidden)
+            result: Tensor = forward(hidden, *activation)
         part.flops += 2 * size * (hidden.numel() // inputs)
         part.bytes += weight_bytes + hidden.nbytes + result.nbytes
         return result

@@ -67,7 +67,8 @@ class ModelRunner:
             device=self.device,
             reserved_bytes=self._reserved_bytes(config) if self.device.type == "cuda" else 0,
         )
-        self.cache = self._cache(num_blocks, config.block_size)
+        takes_memory = config.cpu_kv_cache_bytes is not None
+        self.cache = self._cache(num_blocks, config.block_size, takes_memory=takes_memory)
         self._decoder = self._make_decoder(config)
 
     @classmethod
@@ -179,9 +180,15 @@ class ModelRunner:
 
         return run
 
-    def _cache(self, num_blocks: int, block_size: int) -> KVCache:
-        layers = self.model.attention_layers
-        return KVCache.allocate(layers, num_blocks, block_size, dtype=self.dtype, device=self.device)
+    def _cache(self, num_blocks: int, block_size: int, *, takes_memory: bool = False) -> KVCache:
+        return KVCache.allocate(
+            self.model.attention_layers,
+            num_blocks,
+            block_size,
+            dtype=self.dtype,
+            device=self.device,
+            takes_memory=takes_memory,
+        )
 
     def _largest_step_bytes(self, config: EngineConfig) -> int:
         batch, num_blocks = largest_step(config, self.max_model_len)

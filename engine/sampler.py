@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.drawing import Filters, draw
+from engine.drawing import Filters, draw, most_likely
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -242,10 +242,10 @@ class Sampler:
     def _choose(self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings) -> torch.Tensor:
         """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
         if not settings.random:
-            return logits.argmax(dim=-1)
+            return most_likely(logits)
         if len(settings.random) == len(states):
             return self._draw(logits, [state.position for state in states], settings)
-        tokens = logits.argmax(dim=-1)
+        tokens = most_likely(logits)
         rows = torch.tensor(settings.random, device=logits.device)
         tokens[rows] = self._draw(logits[rows], [states[row].position for row in settings.random], settings)
         return tokens

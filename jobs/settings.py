@@ -64,7 +64,9 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(default=256, ge=1, description="Requests that run in one step at most.")
     max_num_batched_tokens: int = Field(default=2048, ge=16, description="Tokens in one step at most.")
     kv_cache_bytes: int | None = Field(
-        default=None, ge=1, description="Memory for keys and values on a CPU. Unset: a share of what is free."
+        default=None,
+        ge=1,
+        description="Memory for keys and values on a CPU, taken at the start. Unset: up to half of what is free.",
     )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory to use.")
     share_prefixes: bool = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
+from bench.ours import KV_CACHE_BYTES
 from bench.workload import Request
 
 
@@ -20,6 +21,7 @@ class _Engine(Runner):
             device="cpu",
             dtype=setup.compute if is_int8 else setup.precision,
             quantization="int8" if is_int8 else None,
+            cpu_kv_cache_bytes=KV_CACHE_BYTES,
         )
         self._engine = Engine.from_pretrained(setup.model, config)
 

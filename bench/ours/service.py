@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
+from bench.ours import KV_CACHE_BYTES
 from bench.workload import Request
 
 PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends
@@ -29,6 +30,7 @@ class _Service(Runner):
                 device="cpu",
                 dtype=setup.compute if is_int8 else setup.precision,
                 quantization="int8" if is_int8 else None,
+                kv_cache_bytes=KV_CACHE_BYTES,
             )
             self._stack = stack.enter_context(running_stack(settings, [str(setup.model)]))
             self._client = stack.enter_context(contextlib.closing(Client(self._stack.base_url, self._stack.api_key)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kernels.cpu.library import Library
-from kernels.cpu.linear import TYPES, PackedWeight, linear, pack_weight, pad_bias
+from kernels.cpu.linear import ACTIVATIONS, TYPES, PackedWeight, linear, pack_weight, pad_bias
 
 
 class PackedLinear(nn.Module):
     """Takes a linear layer's weight over: the layer is not to be used afterwards."""
+
+    activations = frozenset(ACTIVATIONS)
 
     def __init__(self, library: Library, layer: nn.Linear, *, int8: bool = False) -> None:
         super().__init__()
@@ -23,9 +25,9 @@ class PackedLinear(nn.Module):
     def takes(layer: nn.Linear) -> bool:
         return layer.weight.dtype in TYPES
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, activation: str = "none") -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        return linear(self._library, hidden, self.weight, self._bias)
+        return linear(self._library, hidden, self.weight, self._bias, activation=activation)
 
 
 class PackedEmbedding(nn.Module):

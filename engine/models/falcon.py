@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Stack, activation
+from engine.models.layers import Activated, Stack
 from engine.models.rotary import Rotary, rotate, stretched_positions
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ class _Layer(nn.Module):
         )
         self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.bias)
         self.out = nn.Linear(hidden, hidden, bias=config.bias)
-        self.up = nn.Linear(hidden, config.ffn_hidden_size, bias=config.bias)
+        self.up = Activated(nn.Linear(hidden, config.ffn_hidden_size, bias=config.bias), config.activation)
         self.down = nn.Linear(config.ffn_hidden_size, hidden, bias=config.bias)
-        self._act = activation(config.activation)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
         normed = self.norm_1(hidden)
@@ -96,7 +95,7 @@ class _Layer(nn.Module):
             hidden = hidden + attended
         if self.norm_2 is not None:
             normed = self.norm_2(hidden)
-        mlp = self.down(self._act(self.up(normed)))
+        mlp = self.down(self.up(normed))
         result: Tensor = hidden + (mlp + attended if self._is_parallel else mlp)
         return result
 
@@ -113,5 +112,5 @@ class _Layer(nn.Module):
             weights.add_linear(f"{name}.{'ln_mlp' if self._has_two_norms else 'post_attention_layernorm'}", self.norm_2)
         weights.add_linear(f"{name}.self_attention.query_key_value", self.qkv)
         weights.add_linear(f"{name}.self_attention.dense", self.out)
-        weights.add_linear(f"{name}.mlp.dense_h_to_4h", self.up)
+        weights.add_linear(f"{name}.mlp.dense_h_to_4h", self.up.linear)
         weights.add_linear(f"{name}.mlp.dense_4h_to_h", self.down)

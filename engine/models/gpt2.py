@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import LayerNorm, Stack, activation
+from engine.models.layers import Activated, LayerNorm, Stack
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -71,16 +71,15 @@ class _Layer(nn.Module):
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.out = nn.Linear(hidden, hidden)
         self.norm_2 = LayerNorm(hidden, eps=config.layer_norm_epsilon)
-        self.up = nn.Linear(hidden, inner)
+        self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
-        self._act = activation(config.activation_function)
 
     def forward(self, hidden: Tensor, attention: StepAttention) -> Tensor:
         heads = self.qkv(self.norm_1(hidden)).view(len(hidden), 3, self.attention.num_heads, self.attention.head_dim)
         query, key, value = heads.unbind(1)
         attended = attention(self.attention, query, key, value)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
-        result: Tensor = hidden + self.down(self._act(self.up(normed)))
+        result: Tensor = hidden + self.down(self.up(normed))
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
@@ -89,5 +88,5 @@ class _Layer(nn.Module):
         weights.add_linear(f"{name}.attn.c_attn", self.qkv, transposed=True)
         weights.add_linear(f"{name}.attn.c_proj", self.out, transposed=True)
         weights.add_linear(f"{name}.ln_2", self.norm_2)
-        weights.add_linear(f"{name}.mlp.c_fc", self.up, transposed=True)
+        weights.add_linear(f"{name}.mlp.c_fc", self.up.linear, transposed=True)
         weights.add_linear(f"{name}.mlp.c_proj", self.down, transposed=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Stack, activation
+from engine.models.layers import Activated, Stack
 from engine.models.rotary import Rotary, rotate_pairs
 
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ class _Layer(nn.Module):
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
         self.out = nn.Linear(hidden, hidden, bias=False)
-        self.up = nn.Linear(hidden, inner)
+        self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
-        self._act = activation(config.activation_function)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
         heads = self.attention.num_heads
@@ -81,7 +80,7 @@ class _Layer(nn.Module):
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
         turned = rotate_pairs(qkv[:, : 2 * heads], cos, sin)
         attended = attention(self.attention, turned[:, :heads], turned[:, heads:], qkv[:, 2 * heads :])
-        result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self._act(self.up(normed)))
+        result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self.up(normed))
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
@@ -89,5 +88,5 @@ class _Layer(nn.Module):
         sizes = [self.out.in_features] * 3
         weights.add_fused([f"{name}.attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
         weights.add_linear(f"{name}.attn.out_proj", self.out)
-        weights.add_linear(f"{name}.mlp.fc_in", self.up)
+        weights.add_linear(f"{name}.mlp.fc_in", self.up.linear)
         weights.add_linear(f"{name}.mlp.fc_out", self.down)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +26,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
 
-_GATES = {
+_KERNEL_NAMES = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-"""What the kernel for gates calls them."""
+"""What kernels call them."""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -45,7 +45,36 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 def gate(name: str) -> str | None:
     """What the kernels call that function where it is the gate of an MLP; None where they do not have it."""
-    return _GATES.get(name)
+    return _KERNEL_NAMES.get(name)
+
+
+@runtime_checkable
+class ActivatingLinear(Protocol):
+    """A linear layer that can apply an activation function to its sums before they are stored."""
+
+    activations: Collection[str]
+    """Which, by the names that the kernels give them."""
+
+    def __call__(self, hidden: Tensor, activation: str) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+
+
+class Activated(nn.Module):
+    """act(linear(x)), at once where the layer can."""
+
+    def __init__(self, linear: nn.Linear, act: str) -> None:
+        """`act` as in transformers' configurations; raises `UnsupportedModel`."""
+        super().__init__()
+        self.linear = linear
+        self._act = activation(act)
+        self._name = _KERNEL_NAMES.get(act, act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        layer: nn.Module = self.linear
+        if isinstance(layer, ActivatingLinear) and self._name in layer.activations:
+            return layer(hidden, self._name)
+        return self._act(layer(hidden))
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -1,4 +1,4 @@
-"""Linear layers in C++ (`source/linear.cpp`): out = activation(x W^T + bias) + residual, weights packed beforehand.
+"""Linear layers in C++ (`source/linear.cpp`): out = activation(x W^T + bias), weights packed beforehand.
 
 The twin is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_torch`.
 """
@@ -23,7 +23,7 @@ _PACKED_AT_ONCE = 2**19
 
 class _Arguments(ctypes.Structure):
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("input", "weight", "weight_scale", "bias", "residual", "output")],
+        *[(name, ctypes.c_void_p) for name in ("input", "weight", "weight_scale", "bias", "output")],
         *[(name, ctypes.c_int64) for name in ("rows", "in_features", "out_features", "input_stride")],
         *[(name, ctypes.c_int32) for name in ("type", "activation", "threads")],
     ]
@@ -115,9 +115,8 @@ def linear(
     bias: Tensor | None = None,
     *,
     activation: str = "none",
-    residual: Tensor | None = None,
 ) -> Tensor:
-    """`[..., in]` to `[..., out]`; `bias` from `pad_bias`, `residual` `[..., out]`.
+    """`[..., in]` to `[..., out]`; `bias` from `pad_bias`.
 
     Weights have the type of `hidden`, or are int8: then each row of `hidden` is rounded to int8 by its largest element.
     """
@@ -130,10 +129,6 @@ def linear(
         rows = rows.contiguous()
     out = torch.empty(len(rows), weight.out_features, dtype=hidden.dtype)
     shape = (*hidden.shape[:-1], weight.out_features)
-    if residual is not None:
-        if residual.dtype is not hidden.dtype or residual.shape != shape:
-            raise ValueError("the residual must be like the result")
-        residual = residual.contiguous()
     if len(rows):
         library.functions.pagemill_linear(
             ctypes.byref(
@@ -142,7 +137,6 @@ def linear(
                     weight.panels.data_ptr(),
                     None if weight.scale is None else weight.scale.data_ptr(),
                     None if bias is None else bias.data_ptr(),
-                    None if residual is None else residual.data_ptr(),
                     out.data_ptr(),
                     len(rows),
                     weight.in_features,

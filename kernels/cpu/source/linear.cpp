@@ -1,4 +1,4 @@
-// out = activation(x W^T + bias) + residual, with weights packed once.
+// out = activation(x W^T + bias), with weights packed once.
 //
 //   x     [M, K]   float32, bfloat16 or float16; rows contiguous
 //   W     panels of COLUMNS output features: packed[panel][k][COLUMNS], in the type of x or int8 (below)
@@ -14,6 +14,7 @@
 // bfloat16 and float16 weights hold columns j and j + W side by side, so that one load and two cheap operations make two
 // vectors of float32. int8 weights hold two neighbours in k side by side: x is rounded to int8 row by row and the
 // machine multiplies and adds pairs of 16 bits; whole numbers are summed exactly.
+#include <algorithm>
 #include <cmath>
 
 #include "product.h"
@@ -26,6 +27,8 @@ namespace {
 constexpr int BLOCK_ROWS = 32 * MAX_ROWS;
 constexpr int SLICE = 256;  // of K: a slice of a panel is 16 KiB with AVX2
 constexpr int MAX_GROUP = 4;  // panels
+constexpr int CHUNK = 256;    // numbers of a row that are rounded at a time; even
+constexpr float MAX_FLOAT = 3.402823466e38f;
 
 enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
 
@@ -34,7 +37,6 @@ struct Arguments {
     const void* weight;
     const float* weight_scale;  // [N], padded to whole panels; null: weights are not int8
     const float* bias;          // [N], padded to whole panels; may be null
-    const void* residual;       // [M, N] in the type of x; may be null
     void* output;
     int64_t rows, in_features, out_features, input_stride;
     Type type;
@@ -56,6 +58,20 @@ INLINE void right_factors(const Float16* from, Floats& first, Floats& second) {
     second = load_floats(from + W);
 }
 
+// What is needed next is fetched into the second-level cache, a little every few steps: many requests at once would hold
+// up the loads of the product itself.
+struct Ahead {
+    static constexpr int STEPS = 8;  // of the product, between two fetches
+    static constexpr int LINE = 64;  // bytes
+
+    const char *next, *end;
+    int lines;  // each time
+
+    INLINE void fetch() {
+        for (int i = 0; i < lines && next < end; i++, next += LINE) __builtin_prefetch(next, 0, 2);
+    }
+};
+
 template <class Weight>
 struct Product {
     typedef float Left;
@@ -67,20 +83,40 @@ struct Product {
     int count;
     float* sums;  // [rows][COLUMNS]
     bool is_first;
+    Ahead ahead;
 
     template <int ROWS>
     INLINE void run() {
         Sums<ROWS> total;
         if (is_first) total.clear();
         else total.get(sums, COLUMNS);
-        for (int k = 0; k < count; k++) {
+        int k = 0;
+        const auto step = [&] {
             Floats first, second;
             right_factors(right + k * COLUMNS, first, second);
             total.add(left + k * ROWS, 1, first, second);
+            k++;
+        };
+        while (k + Ahead::STEPS <= count) {
+            ahead.fetch();
+#pragma GCC unroll 8
+            for (int i = 0; i < Ahead::STEPS; i++) step();
         }
+        while (k < count) step();
         total.put(sums, COLUMNS);
     }
 };
+
+// GCC makes eight instructions of the general form.
+INLINE Shorts load_shorts(const int8_t* from) {
+#if defined(__AVX512BW__) && PAGEMILL_WIDTH == 16
+    return (Shorts)_mm512_cvtepi8_epi16(load<__m256i>(from));
+#elif defined(__AVX2__) && PAGEMILL_WIDTH == 8
+    return (Shorts)_mm256_cvtepi8_epi16(load<__m128i>(from));
+#else
+    return __builtin_convertvector(load<Bytes>(from), Shorts);
+#endif
+}
 
 INLINE Ints multiply_pairs(Shorts a, Shorts b) {
 #if defined(__AVX512BW__) && PAGEMILL_WIDTH == 16
@@ -106,22 +142,30 @@ struct Product<int8_t> {
     int count;            // of pairs
     int32_t* sums;
     bool is_first;
+    Ahead ahead;
 
     template <int ROWS>
     INLINE void run() {
         Ints total[ROWS][2];
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < 2; j++) total[i][j] = is_first ? Ints{} : load<Ints>(sums + i * COLUMNS + j * W);
-        for (int k = 0; k < count; k++) {
-            const Shorts first = __builtin_convertvector(load<Bytes>(right + k * 2 * COLUMNS), Shorts);
-            const Shorts second = __builtin_convertvector(load<Bytes>(right + k * 2 * COLUMNS + 2 * W), Shorts);
+        int k = 0;
+        const auto step = [&] {
+            const Shorts first = load_shorts(right + k * 2 * COLUMNS), second = load_shorts(right + k * 2 * COLUMNS + 2 * W);
 #pragma GCC unroll 12
             for (int i = 0; i < ROWS; i++) {
                 const Shorts x = (Shorts)(left[k * ROWS + i] - Ints{});
                 total[i][0] += multiply_pairs(x, first);
                 total[i][1] += multiply_pairs(x, second);
             }
+            k++;
+        };
+        while (k + Ahead::STEPS <= count) {
+            ahead.fetch();
+#pragma GCC unroll 8
+            for (int i = 0; i < Ahead::STEPS; i++) step();
         }
+        while (k < count) step();
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < 2; j++) store(sums + i * COLUMNS + j * W, total[i][j]);
     }
@@ -183,33 +227,42 @@ struct Linear {
     void copy(int64_t first, int rows, int32_t* to) const {
         for (int i = 0; i < rows; i++) {
             const Element* from = row(first + i);
-            float largest = 0;
-            bool is_sound = true;
-            for (int64_t k = 0; k < the.in_features; k++) {
-                const float x = std::fabs(widen(from[k]));
-                largest = x > largest ? x : largest;
-                is_sound &= x <= 3.4e38f;
-            }
+            const float most = largest_magnitude(from);
             // A row with a NaN or an infinity comes out as NaN.
-            scales[first % BLOCK_ROWS + i] = is_sound ? largest / 127 : NAN;
-            const float factor = largest > 0 && is_sound ? 127 / largest : 0;
-            for (int64_t k = 0; k < steps; k++) {
-                const int32_t low = quantize(from[2 * k], factor);
-                const int32_t high = 2 * k + 1 < the.in_features ? quantize(from[2 * k + 1], factor) : 0;
-                to[k * rows + i] = int32_t(uint32_t(high) << 16 | (uint32_t(low) & 0xffff));
+            scales[first % BLOCK_ROWS + i] = most <= MAX_FLOAT ? most / 127 : NAN;
+            const float factor = most > 0 && most <= MAX_FLOAT ? 127 / most : 0;
+            alignas(64) int32_t whole[CHUNK];
+            for (int64_t begin = 0; begin < the.in_features; begin += CHUNK) {
+                const int count = int(std::min<int64_t>(CHUNK, the.in_features - begin));
+                int k = 0;
+                for (; k + W <= count; k += W) store(whole + k, round(load_floats(from + begin + k), factor));
+                for (; k < count; k++) whole[k] = round(splat(widen(from[begin + k])), factor)[0];
+                if (k % 2) whole[k++] = 0;
+                int32_t* pair = to + begin / 2 * rows + i;
+                for (int j = 0; j < k; j += 2, pair += rows) *pair = int32_t(uint32_t(whole[j + 1]) << 16 | (uint32_t(whole[j]) & 0xffff));
             }
         }
     }
-    static INLINE int32_t quantize(Element x, float factor) {
-        const float scaled = widen(x) * factor;
-        return factor ? int32_t(std::nearbyintf(scaled)) : 0;
+    // Infinity where a number is not one.
+    float largest_magnitude(const Element* from) const {
+        Floats most = {};
+        const auto look = [&](Floats x) {
+            x = at_least(x, -x);
+            most = select(x > most, x, select(x <= splat(MAX_FLOAT), most, splat(INFINITY)));
+        };
+        int64_t k = 0;
+        for (; k + W <= the.in_features; k += W) look(load_floats(from + k));
+        for (; k < the.in_features; k++) look(splat(widen(from[k])));
+        return largest(most);
+    }
+    static INLINE Ints round(Floats x, float factor) {
+        const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers, ties to even
+        return factor ? __builtin_convertvector((x * splat(factor) + magic) - magic, Ints) : Ints{};
     }
 
     INLINE void finish(int64_t first, int rows, int64_t column, const Sum* sums, int panel_row) const {
         for (int i = 0; i < rows; i++) {
             Element* to = static_cast<Element*>(the.output) + (first + i) * the.out_features + column;
-            const Element* residual =
-                the.residual ? static_cast<const Element*>(the.residual) + (first + i) * the.out_features + column : nullptr;
             for (int j = 0; j < 2; j++) {
                 const int64_t at = column + j * W;
                 if (at >= the.out_features) break;
@@ -218,11 +271,9 @@ struct Linear {
                 x = activate(the.activation, x);
                 const int64_t width = the.out_features - at;
                 if (width >= W) {
-                    if (residual) x += load_floats(residual + j * W);
                     store_floats(to + j * W, x);
                 } else {
-                    for (int64_t l = 0; l < width; l++)
-                        narrow(residual ? x[l] + widen(residual[j * W + l]) : x[l], to + j * W + l);
+                    for (int64_t l = 0; l < width; l++) narrow(x[l], to + j * W + l);
                 }
             }
         }
@@ -243,16 +294,16 @@ struct Linear {
             const int length = int(steps - k < slice ? steps - k : slice);
             for (int p = 0; p < count; p++) {
                 const Weight* slice_weight = weight + (panel + p) * panel_size + k * PAIR * COLUMNS;
-                // What comes next is fetched meanwhile, a piece with each part.
                 const char* next = reinterpret_cast<const char*>(
                     p + 1 < count ? slice_weight + panel_size : slice_weight - (count - 1) * panel_size + length * PAIR * COLUMNS);
-                const int64_t next_bytes = int64_t(length) * PAIR * COLUMNS * sizeof(Weight);
+                const int64_t next_lines = int64_t(length) * PAIR * COLUMNS * sizeof(Weight) / Ahead::LINE;
+                const int fetches = std::max(1, length / Ahead::STEPS);
                 for (int part = 0; part < parts.parts; part++) {
                     const int begin = parts.begin(part), rows = parts.size(part);
-                    for (int64_t at = next_bytes * part / parts.parts / 64 * 64; at < next_bytes * (part + 1) / parts.parts; at += 64)
-                        __builtin_prefetch(next + at, 0, 2);
+                    const int64_t from = next_lines * part / parts.parts, to = next_lines * (part + 1) / parts.parts;
+                    const Ahead ahead{next + from * Ahead::LINE, next + to * Ahead::LINE, int((to - from + fetches - 1) / fetches)};
                     Inner inner{left + begin * steps + k * rows, slice_weight,
-                                length, sums + (p * BLOCK_ROWS + begin) * COLUMNS, k == 0};
+                                length, sums + (p * BLOCK_ROWS + begin) * COLUMNS, k == 0, ahead};
                     with_rows(rows, inner);
                 }
             }

@@ -12,13 +12,14 @@ from engine.linears import prepare_linears
 from engine.linears.onednn import OneDNNInt8Linear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.models.decoder import Decoder
+from engine.models.layers import Activated
 from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.cpu.linear import quantize_rows, quantized_linear_torch
 from tests.unit.kernels.cpu_variants import cpu_library
 
 
 class Model(Decoder):
-    """A tied head, a layer in two places, one with a bias, and a subclass."""
+    """A tied head, a layer in two places, one with a bias, one with an activation function, and a subclass."""
 
     vocab_size = 50
 
@@ -33,12 +34,13 @@ class Model(Decoder):
         self.first = nn.Linear(33, 70)
         self.second = nn.Sequential(nn.GELU(), nn.Linear(70, 33, bias=False))
         self.again = self.second[1]
+        self.activated = Activated(nn.Linear(33, 33), "gelu_new")
         self.special = Special(33, 33)
         self.head = nn.Linear(33, 50, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        hidden = self.second(self.first(self.embedding(token_ids)))
+        hidden = self.activated(self.second(self.first(self.embedding(token_ids))))
         result: torch.Tensor = self.head(self.special(self.again(torch.cat((hidden, hidden, hidden), -1)[..., :70])))
         return result
 

@@ -225,10 +225,12 @@ def test_the_cache_takes_memory_when_it_is_used() -> None:
     layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
     before = _resident()
     cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)
-    taken = sum(tensor.nbytes for tensor in cache.layers[0])
-    assert taken > 2**30
-    assert _resident() - before < taken / 8
+    size = sum(tensor.nbytes for tensor in cache.layers[0])
+    assert size > 2**30
+    assert _resident() - before < size / 8
     assert not cache.layers[0][0][123].any()
+    taken = KVCache.allocate([layer], 2**12, 16, dtype=torch.bfloat16, device=CPU, takes_memory=True)
+    assert _resident() - before > sum(tensor.nbytes for tensor in taken.layers[0])
 
 
 def _resident() -> int:

@@ -11,7 +11,7 @@ import torch
 from transformers.generation import logits_process as hf
 
 from engine import SamplingParams
-from engine.drawing import Filters, draw, filter_logits
+from engine.drawing import Filters, draw, filter_logits, most_likely
 from engine.philox import uniform
 from engine.sampler import Sampler, SamplingState
 from engine.token_counts import TokenCounts
@@ -351,3 +351,15 @@ class TestDrawing:
         for params in (SamplingParams(min_p=0.5), SamplingParams(top_k=20)):
             sampled = Sampler(600).sample(logits.clone(), [state(params), state(params)])
             assert [row.token_id for row in sampled] == [270, 289]
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_the_most_likely_token_is_the_first_of_equals(is_static: bool) -> None:
+    logits = fixed_logits(7)
+    logits[2] = 1.0
+    logits[3, [900, 17]] = 40.0
+    logits[4] = float("-inf")
+    tokens = most_likely(logits, is_static=is_static)
+    assert tokens.dtype is torch.int64
+    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert tokens[2:5].tolist() == [0, 17, 0]
