@@ -73,7 +73,7 @@ class Activated(nn.Module):
         """`[..., in]` to `[..., out]`."""
         layer: nn.Module = self.linear
         if isinstance(layer, ActivatingLinear) and self._name in layer.activations:
-            return layer(hidden, self._name)
+            return cast(Tensor, layer(hidden, self._name))
         return self._act(layer(hidden))
 
 
