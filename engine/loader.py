@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +18,55 @@ from torch import Tensor, nn
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.hub import weight_files
-from engine.models.decoder import Decoder, NativeDecoder, Weights
+from engine.models.decoder import Decoder, NativeDecoder, Target
 from engine.models.generic import GenericDecoder
 from engine.models.registry import NATIVE
+from engine.staging import Staging
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
-_MAPPED_BYTES = 2**26
+_MAPPED_BYTES = 2**25
 """Of a file that may be in memory at once, but for a tensor that is larger by itself."""
 
-_DEFAULT_STD = 0.02
+_LARGE = 2**24
+"""Numbers in a tensor that is read before the others."""
+
+_STD = 0.02
 
 
-def load_model(directory: Path, model_config: Any, config: EngineConfig, *, device: torch.device) -> Decoder:
-    """The model in `directory`, configured by transformers, with its weights or random ones. Raises `ModelError`."""
+def load_model(
+    directory: Path,
+    model_config: Any,
+    config: EngineConfig,
+    *,
+    device: torch.device,
+    finisher: Callable[[Decoder], Callable[[nn.Module], None]] = lambda model: lambda module: None,
+) -> Decoder:
+    """The model in `directory`, configured by transformers, with its weights or random ones. Raises `ModelError`.
+
+    `finisher(model)` is called with each module of a native model as soon as its own weights are complete. It may
+    exchange the module, so that no more than one module's weights are in memory twice.
+    """
     files = [] if config.random_weights else weight_files(directory)
     dtype = choose_dtype(config, model_config)
-    native = empty_model(model_config, dtype=dtype, device=device)
-    model: Decoder
-    if native is not None:
-        model = native
-        if files:
-            load_weights(native, files)
-    else:
+    native = empty_model(model_config, device=device)
+    if native is None:
         model = GenericDecoder.load(model_config, directory if files else None, dtype=dtype, device=device)
+        if config.random_weights:
+            for (name, parameter), seed in zip(model.named_parameters(), itertools.count(config.seed)):
+                _randomize(parameter, name, seed=seed)
+        return model
+    filling = Filling(native, dtype=dtype, device=device, finished=finisher(native))
     if config.random_weights:
-        randomize_weights(model, seed=config.seed)
-    return model
+        randomize_weights(filling, seed=config.seed)
+    else:
+        load_weights(filling, files)
+    return native
 
 
-def empty_model(config: Any, *, dtype: torch.dtype, device: torch.device) -> NativeDecoder | None:
-    """A native model for transformers' configuration with memory for its weights, but nothing in it.
+def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
+    """A native model for transformers' configuration, without memory for its weights: they are on the meta device.
 
     None where there is no native implementation, or none that does all that the configuration asks for.
     """
@@ -58,29 +79,93 @@ def empty_model(config: Any, *, dtype: torch.dtype, device: torch.device) -> Nat
     except UnsupportedModel as reason:
         logger.info("transformers' own code runs this %s: %s", config.model_type, reason)
         return None
-    _materialize(model, dtype=dtype, device=device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     return model.requires_grad_(False).eval()
 
 
-def load_weights(model: NativeDecoder, files: Sequence[Path]) -> None:
+class Filling:
+    """A native model on its way from the meta device to having its weights.
+
+    A parameter gets memory when its first number comes. A module whose last number came is handed to `finished`.
+    """
+
+    def __init__(
+        self,
+        model: NativeDecoder,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        finished: Callable[[nn.Module], None] = lambda module: None,
+    ) -> None:
+        self.model, self.dtype = model, dtype
+        self._device = device
+        self._finished = finished
+        self._staging = Staging()
+        self._owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                self._owners[parameter].append((module, name))
+        # What a part belongs to is known by its storage.
+        self._parameters = {_storage(parameter): parameter for parameter in self._owners}
+        self._real: dict[nn.Parameter, nn.Parameter] = {}
+        self._missing = {parameter: parameter.numel() for parameter in self._owners}
+        self._incomplete = Counter(module for owners in self._owners.values() for module, _ in owners)
+
+    @contextmanager
+    def part(self, meta: Tensor) -> Iterator[Tensor]:
+        """Memory for a parameter of the model, or for a part of one; filled once what is inside ends."""
+        parameter = self._parameters[_storage(meta)]
+        if parameter not in self._real:
+            self._real[parameter] = self._materialize(parameter)
+        yield self._real[parameter].detach().as_strided(meta.shape, meta.stride(), meta.storage_offset())
+        self._missing[parameter] -= meta.numel()
+        if self._missing[parameter] == 0:
+            self._complete(parameter)
+
+    def _materialize(self, parameter: nn.Parameter) -> nn.Parameter:
+        if self._device.type == "cpu":
+            memory = self._staging.empty(parameter.shape, self.dtype)
+        else:
+            memory = torch.empty(parameter.shape, dtype=self.dtype, device=self._device)
+        real = nn.Parameter(memory, requires_grad=False)
+        for module, name in self._owners[parameter]:
+            setattr(module, name, real)
+        return real
+
+    def _complete(self, parameter: nn.Parameter) -> None:
+        """Forget it, with what may be exchanged now: nothing but the model is to keep weights."""
+        del self._real[parameter]
+        complete = []
+        for module, _ in self._owners.pop(parameter):
+            self._incomplete[module] -= 1
+            if self._incomplete[module] == 0:
+                del self._incomplete[module]
+                complete.append(module)
+        for module in complete:
+            self._finished(module)
+
+
+def load_weights(filling: Filling, files: Sequence[Path]) -> None:
     """Fill the model from safetensors files.
 
     Raises `InvalidWeights` when the files lack a tensor, hold one that the model does not know, hold one twice or in
     another shape, or are damaged.
     """
-    weights = model.weights()
-    seen: dict[str, Path] = {}
+    weights = filling.model.weights()
+    seen: dict[str, tuple[Path, str]] = {}
     unknown: list[str] = []
     with torch.no_grad():
         for path, found, tensor in _tensors(files):
             name = weights.resolve(found)
             if name in seen:
-                raise InvalidWeights(f"{found} is both in {seen[name].name} and in {path.name}")
+                raise InvalidWeights(f"{found} is both in {seen[name][0].name} and in {path.name}")
             if name in weights.targets:
-                _fill(weights, name, tensor)
-                seen[name] = path
+                _fill(filling, weights.targets[name], name, tensor)
+                seen[name] = path, found
             elif name in weights.copies:
-                seen[name] = path
+                seen[name] = path, found
             elif not any(pattern.fullmatch(found) for pattern in weights.ignored):
                 unknown.append(found)
     missing = [name for name in weights.targets if name not in seen]
@@ -88,21 +173,21 @@ def load_weights(model: NativeDecoder, files: Sequence[Path]) -> None:
         raise InvalidWeights(f"the checkpoint lacks {_listed(missing)}")
     if unknown:
         raise InvalidWeights(f"the checkpoint holds weights that the model does not know: {_listed(unknown)}")
-    _check_copies(weights, seen)
+    for name, original in weights.copies.items():
+        if name in seen and not _are_equal(seen[name], seen[original], filling.dtype):
+            raise InvalidWeights(f"config.json ties {name} to {original}, but the checkpoint holds two that differ")
 
 
-def randomize_weights(model: Decoder, *, seed: int, std: float = _DEFAULT_STD) -> None:
-    """Fill the model with random numbers: matrices normal with deviation `std`, norms around one, biases around zero.
+def randomize_weights(filling: Filling, *, seed: int) -> None:
+    """Fill the model with random numbers: matrices normal with a deviation of 0.02, norms around one, biases around
+    zero.
 
     The same seed gives the same weights on the same kind of device.
     """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            generator = torch.Generator(parameter.device).manual_seed(seed)
-            seed += 1
-            parameter.normal_(0.0, std, generator=generator)
-            if parameter.dim() == 1 and name.endswith(".weight"):
-                parameter.add_(1.0)
+    # What is filled may be exchanged meanwhile.
+    for (name, parameter), its_seed in zip(list(filling.model.named_parameters()), itertools.count(seed)):
+        with filling.part(parameter) as part:
+            _randomize(part, name, seed=its_seed)
 
 
 def choose_dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
@@ -114,60 +199,72 @@ def choose_dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
     return dtype
 
 
-def _materialize(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Give each parameter memory; tied ones stay one. Buffers were computed already and only move."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(
-                    torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False
-                )
-            setattr(module, name, made[id(parameter)])
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+def _randomize(parameter: Tensor, name: str, *, seed: int) -> None:
+    with torch.no_grad():
+        parameter.normal_(0.0, _STD, generator=torch.Generator(parameter.device).manual_seed(seed))
+        if parameter.dim() == 1 and name.endswith(".weight"):
+            parameter.add_(1.0)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
-    """All tensors, one after another; each must be let go of before the next but one is asked for."""
-    for path in files:
-        try:
+    """All tensors, one after another; each must be let go of before the next but one is asked for.
+
+    Large ones come first: what is converted or packed meanwhile is in memory twice, and then little else is there.
+    """
+    places: deque[tuple[Path, str]] = deque()
+    path = files[0]
+    try:
+        sizes: dict[tuple[Path, str], int] = {}
+        for path in files:
             with safe_open(path, framework="pt", device="cpu") as file:
-                remaining = list(file.keys())
-            while remaining:
-                # What was read of a mapped file counts as this process's memory until the mapping ends.
-                read = 0
-                with safe_open(path, framework="pt", device="cpu") as file:
-                    while remaining and read < _MAPPED_BYTES:
-                        name = remaining.pop(0)
-                        tensor = file.get_tensor(name)
-                        read += tensor.nbytes
-                        yield path, name, tensor
-                        del tensor
-        except SafetensorError as error:
-            raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
+                sizes |= {(path, name): math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        places.extend(sorted(sizes, key=lambda place: -sizes[place] if sizes[place] > _LARGE else 0))
+        while places:
+            path = places[0][0]
+            # What was read of a mapped file counts as this process's memory until the mapping ends.
+            read = 0
+            with safe_open(path, framework="pt", device="cpu") as file:
+                while places and places[0][0] == path and read < _MAPPED_BYTES:
+                    _, name = places.popleft()
+                    tensor = file.get_tensor(name)
+                    read += tensor.nbytes
+                    yield path, name, tensor
+                    del tensor
+    except SafetensorError as error:
+        raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
-def _fill(weights: Weights, name: str, tensor: Tensor) -> None:
-    target = weights.targets[name]
+def _fill(filling: Filling, target: Target, name: str, tensor: Tensor) -> None:
     if tuple(tensor.shape) != target.shape:
         raise InvalidWeights(f"{name} has the shape {list(tensor.shape)} instead of {list(target.shape)}")
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         raise InvalidWeights(f"{name} holds {tensor.dtype}: only plain floating-point weights are loaded")
-    target.fill(tensor)
+    with filling.part(target.tensor) as part:
+        part.copy_(tensor.t() if target.transposed else tensor)
 
 
-def _check_copies(weights: Weights, seen: dict[str, Path]) -> None:
-    """A tied weight that was saved twice must be the same twice, or the checkpoint is not what its config says."""
-    for name, original in weights.copies.items():
-        if name not in seen:
-            continue
-        target = weights.targets[original]
-        for _, found, tensor in _tensors([seen[name]]):
-            if weights.resolve(found) == name and not torch.equal(
-                tensor.to(target.tensor.device, target.tensor.dtype), target.tensor
-            ):
-                raise InvalidWeights(f"config.json ties {name} to {original}, but the checkpoint holds two that differ")
+def _are_equal(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dtype) -> bool:
+    """Whether two tensors of the checkpoint are the same to the model; read in pieces."""
+    with safe_open(one[0], framework="pt", device="cpu") as file:
+        shape = file.get_slice(one[1]).get_shape()
+    with safe_open(other[0], framework="pt", device="cpu") as file:
+        if file.get_slice(other[1]).get_shape() != shape:
+            return False
+    step = max(1, _LARGE // math.prod(shape[1:]))
+    return all(
+        torch.equal(_rows(one, start, start + step).to(dtype), _rows(other, start, start + step).to(dtype))
+        for start in range(0, shape[0], step)
+    )
+
+
+def _rows(place: tuple[Path, str], start: int, end: int) -> Tensor:
+    with safe_open(place[0], framework="pt", device="cpu") as file:
+        rows: Tensor = file.get_slice(place[1])[start:end]
+    return rows
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
 from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.invariance import check_invariance
 from engine.kv_cache import KVCache, choose_num_blocks
-from engine.linears import prepare_linears
+from engine.linears import LinearExchange, prepare_linears
 from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
@@ -34,10 +34,18 @@ from engine.warm_up import graph_bytes, largest_step, state_bytes, step_bytes
 class ModelRunner:
     """A model, its KV cache and its attention; implements `Runner`."""
 
-    def __init__(self, model: Decoder, config: EngineConfig, *, eos_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        config: EngineConfig,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        threads: Threads | None = None,
+    ) -> None:
         """Take a loaded model over and allocate its KV cache; raises `ModelError` when context or memory do not fit.
 
-        The model's linear layers are exchanged for faster ones, or for deterministic ones.
+        The model's linear layers are exchanged for faster ones, or for deterministic ones, where they were not already;
+        `threads` are those which they were exchanged with.
         """
         self.model = model
         self.eos_token_ids = eos_token_ids
@@ -45,7 +53,7 @@ class ModelRunner:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.max_model_len = _max_model_len(model, config)
         self._is_deterministic = config.deterministic
-        self._threads = Threads()
+        self._threads = threads or Threads()
         if config.deterministic:
             _check_deterministic(model, self.device)
         prepare_linears(model, config, self.device, self._threads)
@@ -76,8 +84,15 @@ class ModelRunner:
         """Load from a directory or a hub id; raises `ModelError`."""
         directory = resolve_model(path_or_id)
         model_config = load_config(directory)
-        model = load_model(directory, model_config, config, device=_device(config))
-        return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config))
+        device, threads = _device(config), Threads()
+        model = load_model(
+            directory,
+            model_config,
+            config,
+            device=device,
+            finisher=lambda model: LinearExchange(model, config, device, threads).exchange,
+        )
+        return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config), threads=threads)
 
     @property
     def num_blocks(self) -> int:

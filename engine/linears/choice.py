@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.linears.onednn import OneDNNInt8Linear, OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
-from engine.linears.replacing import replace_embeddings, replace_linears, tied_embeddings
+from engine.linears.replacing import linear_places, replace_embeddings, return_memory, tied_embeddings
 from engine.linears.tiled import TiledLinear, TiledProduct
 from engine.models.decoder import Decoder
 from engine.models.moe import SparseMLP
@@ -25,21 +25,47 @@ logger = logging.getLogger(__name__)
 _LEAST_QUANTIZED = 64
 
 
-def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:
-    """Exchange the linear layers of a loaded model for the fastest that there are for the device, one by one.
+class LinearExchange:
+    """Exchanges the linear layers of a model for the fastest that there are for the device, one by one.
 
     A layer's weight is freed as soon as its packed copy exists, so that no more than one is held twice. With
     `quantization="int8"` all but routers and the layer that makes the logits are rounded to int8. With
-    `deterministic` the layers see tiles of a fixed number of rows; `threads` are those of the model's passes. Raises
-    `ModelError` where the machine cannot do what the configuration asks for.
+    `deterministic` the layers see tiles of a fixed number of rows; `threads` are those of the model's passes.
     """
-    kernels = _kernels(config, device)
-    if device.type != "cpu":
-        return
 
-    def make(layer: nn.Linear) -> nn.Module | None:
-        embeddings = tied_embeddings(model, layer)
-        if config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != model.vocab_size:
+    def __init__(self, model: Decoder, config: EngineConfig, device: torch.device, threads: Threads) -> None:
+        """Raises `ModelError` where the machine cannot do what the configuration asks for."""
+        self._model = model
+        self._config = config
+        self._kernels = _kernels(config, device)
+        self._threads = threads
+        self._places = linear_places(model) if device.type == "cpu" else {}
+
+    def exchange(self, module: nn.Module) -> None:
+        """Exchange a linear layer, wherever it stands, once its weights are there. Other modules stay."""
+        if not isinstance(module, nn.Linear) or module not in self._places:
+            return
+        places = self._places.pop(module)
+        made = self._make(module)
+        if self._config.deterministic:
+            made = TiledLinear(made or module, module, self._threads)
+        if made is not None:
+            for parent, name in places:
+                setattr(parent, name, made)
+
+    def exchange_all(self) -> None:
+        """Exchange all that are left."""
+        for layer in list(self._places):
+            self.exchange(layer)
+            return_memory()
+        if self._config.deterministic:
+            for module in self._model.modules():
+                if isinstance(module, SparseMLP):
+                    module.product = TiledProduct(self._threads)
+
+    def _make(self, layer: nn.Linear) -> nn.Module | None:
+        kernels, embeddings = self._kernels, tied_embeddings(self._model, layer)
+        if self._config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != self._model.vocab_size:
             if OneDNNInt8Linear.is_exact():
                 return OneDNNInt8Linear(layer)
             if kernels is not None and PackedLinear.takes(layer):
@@ -48,19 +74,16 @@ def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, 
             if not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
                 return None
             packed = PackedLinear(kernels, layer)
-            replace_embeddings(model, embeddings, PackedEmbedding(packed))
+            replace_embeddings(self._model, embeddings, PackedEmbedding(packed))
             return packed
         # What oneDNN has packed cannot be read by an embedding.
         return OneDNNLinear(layer) if OneDNNLinear.takes(layer) and not embeddings else None
 
-    if not config.deterministic:
-        replace_linears(model, make)
-        return
-    passes = threads or Threads()
-    replace_linears(model, lambda layer: TiledLinear(make(layer) or layer, layer, passes))
-    for module in model.modules():
-        if isinstance(module, SparseMLP):
-            module.product = TiledProduct(passes)
+
+def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:
+    """Exchange all linear layers of a loaded model that were not exchanged yet. Raises `ModelError`."""
+    LinearExchange(model, config, device, threads or Threads()).exchange_all()
+    return_memory()
 
 
 def _kernels(config: EngineConfig, device: torch.device) -> Library | None:

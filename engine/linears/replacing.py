@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Collection
 
 from torch import nn
 
+from engine.linears.tiled import TiledLinear
 
-def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module | None]) -> None:
-    """Put `make(linear)` in the place of each linear layer, unless it is None.
 
-    A layer that stands in several places is made once. Subclasses of `nn.Linear` do more than a linear layer and stay.
+def linear_places(model: nn.Module) -> dict[nn.Linear, list[tuple[nn.Module, str]]]:
+    """The linear layers of a model, and where each stands: parents, and its name in each.
+
+    Subclasses of `nn.Linear` do more than a linear layer and are left out, as are layers inside of exchanged ones.
     """
-    made: dict[nn.Module, nn.Module | None] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear:
-                continue
-            if child not in made:
-                made[child] = make(child)
-            replacement = made[child]
-            if replacement is not None:
-                setattr(parent, name, replacement)
-                _return_memory()
+    places: dict[nn.Linear, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
+        if not isinstance(parent, TiledLinear):
+            for name, child in parent.named_children():
+                if type(child) is nn.Linear:
+                    places[child].append((parent, name))
+    return dict(places)
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Let the C library give freed weights back at once: what it keeps would count beside the packed ones."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:

@@ -56,7 +56,7 @@ class NativeDecoder(Decoder):
 
     @abstractmethod
     def weights(self) -> Weights:
-        """Where each tensor of a checkpoint goes. The parameters must exist, not be on the meta device."""
+        """Where each tensor of a checkpoint goes. The parameters may be on the meta device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,6 @@ class Target:
         """The shape in the checkpoint."""
         shape = tuple(self.tensor.shape)
         return shape[::-1] if self.transposed else shape
-
-    def fill(self, tensor: Tensor) -> None:
-        self.tensor.copy_(tensor.t() if self.transposed else tensor)
 
 
 @dataclass(slots=True)

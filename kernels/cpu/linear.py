@@ -18,7 +18,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 INT8_MAX = 127
 # Numbers of a weight that are packed at a time: what lies between weight and panels stays in the processor's cache.
-_PACKED_AT_ONCE = 2**19
+_PACKED_AT_ONCE = 2**17
 
 
 class _Arguments(ctypes.Structure):

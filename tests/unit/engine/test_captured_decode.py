@@ -148,7 +148,7 @@ def test_a_recording_gives_the_tokens_of_single_steps(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU are no tensor operations that could be recorded.
-    monkeypatch.setattr("engine.runner.prepare_linears", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
     next(model for model in NATIVE if model.name == name).save(tmp_path, torch.float32)
     prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(len(PARAMS))]
     expected = engine(tmp_path, decode_steps=1).generate(prompts, PARAMS)

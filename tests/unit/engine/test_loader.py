@@ -6,20 +6,24 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.hub import load_config, resolve_model, weight_files
 from engine.kv_cache import KVCache
-from engine.loader import empty_model, load_weights
+from engine.loader import Filling, empty_model, load_weights
 from engine.runner import ModelRunner
+from engine.staging import Staging
+from tests.unit.kernels.cpu_variants import cpu_library
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -238,8 +242,11 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_loading_takes_the_weights_and_one_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quantization", "kept"), [("", 1.0), ("int8", 0.4)])
+def test_loading_takes_the_weights_and_one_shard(tmp_path: Path, quantization: str, kept: float) -> None:
     """Measured in a process of its own, from when all libraries are imported."""
+    if quantization:
+        cpu_library("native")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = SIZES | {"vocab_size": 8000, "hidden_size": 960, "intermediate_size": 4096, "num_hidden_layers": 8}
@@ -253,7 +260,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from engine import EngineConfig
 from engine.models.llama import Llama
 from engine.runner import ModelRunner
-load = lambda directory: ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", num_kv_blocks=1))
+config = EngineConfig(device="cpu", num_kv_blocks=1, quantization=sys.argv[3] or None)
+load = lambda directory: ModelRunner.from_pretrained(directory, config)
 load(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load(sys.argv[2])
@@ -262,7 +270,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     small = tmp_path / "small"
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).save_pretrained(small)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(small), str(tmp_path)],
+        [sys.executable, "-c", program, str(small), str(tmp_path), quantization],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
@@ -270,12 +278,50 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     )
     grown = int(done.stdout)
     assert weights > 8 * shard
-    assert grown < weights + 1.2 * shard
+    assert grown < kept * weights + 1.2 * shard
 
 
-def test_loading_keeps_one_copy(directory: Path) -> None:
-    model = empty_model(load_config(directory), dtype=torch.float32, device=CPU)
+def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) -> None:
+    model = empty_model(load_config(directory), device=CPU)
     assert model is not None
-    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    load_weights(model, weight_files(directory))
-    assert before == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert all(parameter.is_meta for parameter in model.parameters())
+    handed: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def finished(module: nn.Module) -> None:
+        assert module not in handed
+        handed[module] = {name: value.clone() for name, value in module.named_parameters(recurse=False)}
+
+    load_weights(Filling(model, dtype=torch.float32, device=CPU, finished=finished), weight_files(directory))
+    own = {module: dict(module.named_parameters(recurse=False)) for module in model.modules()}
+    assert handed.keys() == {module for module, parameters in own.items() if parameters}
+    for module, values in handed.items():
+        assert all(torch.equal(value, own[module][name]) for name, value in values.items())
+
+
+def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
+    model = empty_model(load_config(directory), device=CPU)
+    assert model is not None
+    gone = []
+
+    def finished(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            gone.append(weakref.ref(module.weight))
+            del module.weight
+
+    filling = Filling(model, dtype=torch.float32, device=CPU, finished=finished)
+    load_weights(filling, weight_files(directory))
+    assert len(gone) > 4
+    assert not any(weight() is not None for weight in gone)
+
+
+def test_staged_memory_is_used_again_when_nobody_uses_it() -> None:
+    staging, shape = Staging(), torch.Size([600, 1000])
+    first = staging.empty(shape, torch.float32)
+    second = staging.empty(shape, torch.float32)
+    assert first.data_ptr() != second.data_ptr()
+    address, view = first.data_ptr(), first[3:]
+    del first
+    assert staging.empty(shape, torch.float32).data_ptr() not in (address, second.data_ptr())
+    del view
+    assert staging.empty(torch.Size([1200, 500]), torch.float32).data_ptr() == address
+    assert staging.empty(torch.Size([600, 999]), torch.float32).data_ptr() != address

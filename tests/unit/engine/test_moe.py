@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import AutoConfig
 
 from engine.models.llama import Llama
@@ -27,12 +26,9 @@ def test_every_expert_is_loaded_into_its_place_in_one_tensor() -> None:
     name = "model.layers.0.block_sparse_moe.experts"
     for expert in range(3):
         for part, (weight, value) in enumerate({"w1": mlp.gate_up, "w3": mlp.gate_up, "w2": mlp.down}.items(), 1):
-            targets[f"{name}.{expert}.{weight}.weight"].fill(
-                torch.full(targets[f"{name}.{expert}.{weight}.weight"].shape, 10.0 * expert + part)
-            )
-            assert targets[f"{name}.{expert}.{weight}.weight"].tensor.untyped_storage().data_ptr() == (
-                value.untyped_storage().data_ptr()
-            )
+            place = targets[f"{name}.{expert}.{weight}.weight"].tensor
+            place.fill_(10.0 * expert + part)
+            assert place.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
     for expert in range(3):
         assert mlp.gate_up[expert, :6].eq(10 * expert + 1).all()
         assert mlp.gate_up[expert, 6:].eq(10 * expert + 2).all()
