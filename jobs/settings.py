@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     fence_after: float = Field(
         default=20.0, gt=0, description="A worker writes nothing later than this after its last good heartbeat began."
     )
-    write_interval: float = Field(default=0.2, gt=0, description="Finished requests wait this long for a group.")
+    write_interval: float = Field(default=0.2, gt=0, description="Finished requests wait so long for others that run.")
     claim_limit: int = Field(default=512, ge=1, description="Requests in one claim at most.")
     drain_deadline: float = Field(
         default=20.0, ge=0, description="After SIGTERM running requests may finish for this long, then are given back."

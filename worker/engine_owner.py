@@ -60,6 +60,8 @@ class Listeners:
     """A request came to its end; from the submitting thread too, where it was refused."""
     room: Callable[[], None]
     """Requests finished and the engine wants more."""
+    idle: Callable[[], None]
+    """Requests finished, and none is left."""
     broken: Broken
     """Nothing follows this."""
 
@@ -210,6 +212,8 @@ class EngineOwner:
                 prepared = self._held.get(output.request_id)
             if prepared is not None and output.finish_reason != "abort":
                 self._settle(output.request_id, self._outcome(prepared, output))
+        if outputs and not self._held:
+            self._listeners.idle()
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         # To the writer first: a worker that looks idle has nothing left to hand over.

@@ -60,7 +60,13 @@ class GenerationService:
         )
         self._owner = EngineOwner(
             load,
-            Listeners(loaded=self._on_loaded, outcome=self._writer.put, room=self._on_room, broken=self._on_broken),
+            Listeners(
+                loaded=self._on_loaded,
+                outcome=self._writer.put,
+                room=self._on_room,
+                idle=self._writer.hurry,
+                broken=self._on_broken,
+            ),
             model=model,
             share_prefixes=settings.share_prefixes,
         )

@@ -26,7 +26,8 @@ RETRY_AFTER = 1.0  # seconds
 class Writer:
     """Takes outcomes from the engine thread and puts them into Postgres from a thread of its own.
 
-    An outcome waits at most `interval` seconds for others to share its transaction. While Postgres is away outcomes
+    An outcome waits at most `interval` seconds for others to share its transaction, and no longer than until `hurry`
+    says that no others come. While Postgres is away outcomes
     are kept; the claim loop bounds them, since it claims nothing while many are `unwritten`. A repeat after a reply
     that was lost writes nothing twice: the fence of `settle` sees to it.
     """
@@ -47,6 +48,7 @@ class Writer:
         self._outcomes: deque[Outcome] = deque()
         self._arrived = threading.Condition()
         self._closing = threading.Event()
+        self._hurried = threading.Event()
         self._in_flight: list[Outcome] = []
         self._thread = VitalThread("writer", self._run, crashed)
 
@@ -58,6 +60,10 @@ class Writer:
         with self._arrived:
             self._outcomes.append(outcome)
             self._arrived.notify_all()
+
+    def hurry(self) -> None:
+        """Write what is there now: nothing is under way that it could wait for."""
+        self._hurried.set()
 
     def unwritten(self) -> set[Hold]:
         """The requests whose outcomes are not in Postgres yet, as far as we know."""
@@ -76,6 +82,7 @@ class Writer:
     def close(self, timeout: float) -> bool:
         """Write what is left and end. False where that took longer than `timeout` seconds; the rest is not written."""
         self._closing.set()
+        self._hurried.set()
         with self._arrived:
             self._arrived.notify_all()
         self._thread.join(timeout)
@@ -88,7 +95,9 @@ class Writer:
                 if not self._outcomes:
                     return
             # Others that finish in the next moments share the transaction.
-            self._closing.wait(self._interval)
+            self._hurried.wait(self._interval)
+            if not self._closing.is_set():
+                self._hurried.clear()
             with self._arrived:
                 group = self._in_flight = self._next_group()
             self._write(group)

@@ -109,6 +109,18 @@ def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
     assert not lease.is_good
 
 
+def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
+    job_id, worker_id = rows.job(3), rows.worker()
+    writer = Writer(rows.database, lease_of(worker_id), interval=1000 * PATIENCE, crashed=crashed)
+    writer.start()
+    for request in rows.claim(worker_id).requests:
+        writer.put(answered(request))
+    writer.hurry()
+    assert writer.flush(timeout=PATIENCE)
+    assert rows.states(job_id) == ["completed"] * 3
+    assert writer.close(timeout=PATIENCE)
+
+
 def test_large_results_are_written_in_several_statements(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, worker_id = rows.job(20), rows.worker()
     outcomes = [answered(request) for request in rows.claim(worker_id).requests]

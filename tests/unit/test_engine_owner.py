@@ -34,11 +34,12 @@ def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
 def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
     outcomes: dict[int, Outcome] = {}
     broken: list[BaseException] = []
-    loaded = threading.Event()
+    loaded, idle = threading.Event(), threading.Event()
     listeners = Listeners(
         loaded=lambda model: loaded.set(),
         outcome=lambda outcome: outcomes.update({outcome.line: outcome}),
         room=lambda: None,
+        idle=idle.set,
         broken=lambda error, *, is_understood: broken.append(error),
     )
     owner = EngineOwner(
@@ -48,6 +49,7 @@ def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
     assert loaded.wait(60)
     owner.submit([claimed(1, [1, 2]), claimed(2, [1] * 13), claimed(3, [3, 4])])
     await_condition(lambda: len(outcomes) == 3, "three outcomes")
+    assert idle.wait(60)
     owner.close()
     assert broken == []
     states = {line: outcome.state for line, outcome in outcomes.items()}
