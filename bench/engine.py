@@ -20,7 +20,7 @@ from bench.ours import KV_CACHE_BYTES
 from bench.workload import Request, Workload
 from engine import Engine, EngineConfig, SamplingParams
 from engine.hub import load_config, resolve_model
-from engine.profile import Profile, profiled
+from engine.profile import Profile
 
 WARM_UP_TOKENS = 4
 
@@ -63,7 +63,7 @@ def measure(workload: Workload, precision: str, *, model: str | None = None, is_
     load_seconds = time.perf_counter() - began
     _run(engine, workload.warm_up(WARM_UP_TOKENS))
     requests = workload.requests(0)
-    with profiled(engine) if is_profiled else contextlib.nullcontext() as profile:
+    with engine.profile() if is_profiled else contextlib.nullcontext() as profile:
         seconds = _run(engine, requests)
     return Measured(
         requests=len(requests),

@@ -1,38 +1,45 @@
 """Where a step's time goes, and how much was computed and read meanwhile.
 
-    with profiled(engine) as profile:
+    with engine.profile() as profile:
         engine.generate(...)
     profile.parts[LINEARS].seconds, .flops, .bytes
 
 While it lasts, the methods below are exchanged for ones that switch a stopwatch to their part and back, so that each
-second counts once, for the innermost part:
+second of the host counts once, for the innermost part:
 
-    step                                             loop
-      schedule                                       scheduler
-      run                                            model
+    step                                 loop
+      schedule                           scheduler
+      run, decode                        on the CPU  other model operations    on a GPU  launch
         linear layers                                linears
-        what the attention backend begins, and calls attention
-      sample                                         sampling
-      decode                                         text
+        what the attention backend                   attention
+        begins, and calls
+      read what was decoded                                                              waiting
+      sample                             sampling
+      decode                             text
 
-Afterwards all is as before: an engine that is not profiled pays nothing. While it lasts, every token is decoded in a
-step of its own, since a burst of several is one piece to the host. On a GPU each switch waits for the device, which
-makes the whole slower, and the parts true.
+On the CPU every token is decoded in a step of its own meanwhile, since a burst of several is one piece to the host. On
+a GPU all is as it is without a profile, CUDA graphs too, and nobody waits for the device who would not anyway; what ran
+there is `profile.kernels`, from torch's profiler (`device_profile.py`). Afterwards all is as before: an engine that is
+not profiled pays nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 
 from engine.attention import AttentionLayer, StepAttention, StepLayout
+from engine.batch import Batch, Burst, Decoding
+from engine.demand import attention_work, exchanged, linears, positions_seen
+from engine.device_limits import DeviceLimits, measure_limits
+from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
 from engine.kv_cache import KVCache
 from engine.linears.packed import PackedLinear
@@ -43,13 +50,18 @@ SCHEDULER = "scheduler"
 MODEL = "other model operations"
 LINEARS = "linears"
 ATTENTION = "attention"
+LAUNCH = "launch"
+WAITING = "waiting"
 SAMPLING = "sampling"
 TEXT = "text"
+
+_ON_CPU = (LINEARS, ATTENTION, MODEL, SAMPLING, SCHEDULER, TEXT, LOOP)
+_ON_GPU = (LAUNCH, WAITING, SAMPLING, SCHEDULER, TEXT, LOOP)
 
 
 @dataclass(slots=True)
 class Part:
-    """One part of all steps together."""
+    """The host's time for one part of all steps together."""
 
     seconds: float = 0.0
     calls: int = 0
@@ -62,14 +74,27 @@ class Part:
 
 @dataclass(slots=True)
 class Profile:
-    """What the parts took while the profile lasted, by name."""
+    """What the parts, and a GPU's kernels, took while the profile lasted, by name."""
 
-    parts: dict[str, Part] = field(
-        default_factory=lambda: {name: Part() for name in (LINEARS, ATTENTION, MODEL, SAMPLING, SCHEDULER, TEXT, LOOP)}
-    )
+    parts: Mapping[str, Part]
+    """On a GPU, sampling is what single steps take to choose tokens, until these are on the host: it waits for the
+    model, too. Bursts choose theirs on the device."""
+
+    limits: DeviceLimits
+    """Measured when the profile began."""
+
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    """On a GPU: what ran there, the longest first. Filled when the profile ends."""
+
+    elapsed: float = 0.0
+    """Seconds from the first step's beginning to the last one's end."""
+
+    device_seconds: float = 0.0
+    """In which a GPU ran at least one kernel or copy."""
 
     @property
     def steps(self) -> int:
+        """Calls of `Engine.step`; on a GPU one may be of several decode steps."""
         return self.parts[LOOP].calls
 
     @property
@@ -77,42 +102,97 @@ class Profile:
         """In steps, all in all."""
         return sum(part.seconds for part in self.parts.values())
 
+    @property
+    def device_share(self) -> float:
+        """Share of the time in which a GPU had something to do, 0 to 1."""
+        return self.device_seconds / self.elapsed if self.elapsed else 0.0
+
+    def of_bandwidth(self, part: Part | Kernel) -> float:
+        """How fast a part moved its bytes, as a share of the rate at which the device copies."""
+        return part.bytes / part.seconds / self.limits.bytes_per_second if part.seconds else 0.0
+
+    def of_flops(self, part: Part | Kernel) -> float:
+        """How fast a part multiplied, as a share of the rate of a large matrix product."""
+        return part.flops / part.seconds / self.limits.flops_per_second if part.seconds else 0.0
+
 
 @contextlib.contextmanager
 def profiled(engine: Engine) -> Iterator[Profile]:
-    """Profile the steps that run inside; the engine must have a `ModelRunner`."""
+    """See `Engine.profile`."""
     runner = engine.runner
     if not isinstance(runner, ModelRunner):
         raise TypeError("only an engine that runs a model can be profiled")
-    profile = Profile()
-    watch = _Stopwatch(profile, runner.device)
+    is_gpu = runner.device.type == "cuda"
+    limits = measure_limits(runner.device, runner.dtype)
+    profile = Profile({name: Part() for name in (_ON_GPU if is_gpu else _ON_CPU)}, limits)
+    watch = _Stopwatch(profile)
     with contextlib.ExitStack() as stack:
-        for owner, method, part in (
-            (engine, "step", LOOP),
-            (engine.scheduler, "schedule", SCHEDULER),
-            (engine.sampler, "sample", SAMPLING),
-            (engine.sampler, "score", SAMPLING),
-            (runner, "run", MODEL),
-        ):
-            stack.enter_context(_exchanged(owner, method, watch.timed(part, getattr(owner, method))))
-        stack.enter_context(_exchanged(engine.scheduler.lookahead, "choose", lambda *args, **options: (1, [])))
-        if engine.text is not None:
-            stack.enter_context(_exchanged(engine.text, "decode", watch.timed(TEXT, engine.text.decode)))
-        stack.enter_context(_exchanged(runner.backend, "begin", _begin(watch, runner)))
-        for module in runner.model.modules():
-            if isinstance(getattr(module, "in_features", None), int):
-                stack.enter_context(_exchanged(module, "forward", _linear(watch, module, runner.dtype)))
+        _watch_host(engine, watch, stack)
+        if is_gpu:
+            stack.enter_context(_device_watched(engine, runner, watch, profile))
+        else:
+            _watch_model(engine, runner, watch, stack)
         yield profile
+
+
+def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
+    for owner, method, part in (
+        (engine, "step", LOOP),
+        (engine.scheduler, "schedule", SCHEDULER),
+        (engine.scheduler, "go_on", SCHEDULER),
+        (engine.sampler, "sample", SAMPLING),
+        (engine.sampler, "score", SAMPLING),
+    ):
+        stack.enter_context(exchanged(owner, method, watch.timed(part, getattr(owner, method))))
+    if engine.text is not None:
+        stack.enter_context(exchanged(engine.text, "decode", watch.timed(TEXT, engine.text.decode)))
+
+
+def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
+    """On a CPU, where whatever the model does is done when the call is over."""
+    stack.enter_context(exchanged(engine.scheduler.lookahead, "choose", lambda *args, **options: (1, [])))
+    stack.enter_context(exchanged(runner, "run", watch.timed(MODEL, runner.run)))
+    stack.enter_context(exchanged(runner.backend, "begin", _begin(watch, runner)))
+    for module in linears(runner.model):
+        stack.enter_context(exchanged(module, "forward", _linear(watch, module, runner.dtype)))
+
+
+@contextlib.contextmanager
+def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, profile: Profile) -> Iterator[None]:
+    """On a GPU, where the host starts work, does other things, and waits."""
+    meter = DeviceMeter(runner)
+    run, decode = watch.timed(LAUNCH, runner.run), watch.timed(LAUNCH, runner.decode)
+
+    def run_counted(batch: Batch) -> Tensor:
+        logits: Tensor = run(batch)
+        meter.ran(batch)
+        return logits
+
+    def decode_counted(burst: Burst) -> Decoding:
+        return meter.watched(burst, decode(burst))
+
+    torch.cuda.synchronize(runner.device)
+    with (
+        exchanged(runner, "run", run_counted),
+        exchanged(runner, "decode", decode_counted),
+        exchanged(engine, "_wait_for", watch.timed(WAITING, engine._wait_for)),
+        torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,
+    ):
+        yield
+        torch.cuda.synchronize(runner.device)
+    events = profiler.events() or []
+    profile.kernels = meter.kernels(events)
+    profile.device_seconds = busy_seconds(events)
 
 
 class _Stopwatch:
     """Gives each moment to one part: the innermost that has begun and not ended. Outside of all it stands still."""
 
-    def __init__(self, profile: Profile, device: torch.device) -> None:
-        self.parts = profile.parts
-        self._device = device
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
         self._open: list[Part] = []
         self._since = 0.0
+        self._began: float | None = None
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with its time given to the part."""
@@ -125,7 +205,7 @@ class _Stopwatch:
 
     @contextlib.contextmanager
     def running(self, name: str) -> Iterator[Part]:
-        part = self.parts[name]
+        part = self._profile.parts[name]
         part.calls += 1
         self._switch()
         self._open.append(part)
@@ -136,22 +216,13 @@ class _Stopwatch:
             self._open.pop()
 
     def _switch(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
         now = perf_counter()
         if self._open:
             self._open[-1].seconds += now - self._since
+        if self._began is None:
+            self._began = now
+        self._profile.elapsed = now - self._began
         self._since = now
-
-
-@contextlib.contextmanager
-def _exchanged(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let an object have another method for a while, and then its class' own again."""
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
 
 
 def _linear(watch: _Stopwatch, module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -189,25 +260,12 @@ def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[StepLayout, KVCa
         ) -> Tensor:
             with watch.running(ATTENTION) as part:
                 result = step(layer, query, key, value, sinks)
-            looks, seen = _positions(layout, layer.sliding_window)
-            part.flops += 2 * layer.num_heads * (layer.head_dim + layer.value_dim) * looks
-            row = layer.num_kv_heads * (layer.head_dim + layer.value_dim) * key.element_size()
-            part.bytes += seen * row + query.nbytes + key.nbytes + value.nbytes + result.nbytes
+            looks, seen = positions_seen(layout.starts, layout.query_lens, layer.sliding_window)
+            work = attention_work(layer, looks, seen, len(query), dtype=query.dtype, kv_dtype=key.dtype)
+            part.flops += int(work.flops)
+            part.bytes += int(work.bytes) + key.nbytes + value.nbytes
             return result
 
         return attend
 
     return run
-
-
-def _positions(layout: StepLayout, window: int | None) -> tuple[int, int]:
-    """How many positions all tokens of a step look at together, and how many different ones its sequences do."""
-    ends = layout.starts + layout.query_lens
-    if window is None:
-        looks = (ends * (ends + 1) - layout.starts * (layout.starts + 1)) // 2
-        return int(looks.sum()), int(ends.sum())
-    # The first tokens of a sequence have fewer than `window` positions to look at.
-    few_before, few = np.minimum(layout.starts, window), np.minimum(ends, window)
-    looks = (few * (few + 1) - few_before * (few_before + 1)) // 2 + (layout.query_lens - (few - few_before)) * window
-    seen = np.minimum(ends, layout.query_lens + window - 1)
-    return int(looks.sum()), int(seen.sum())

@@ -41,6 +41,8 @@ def table(found: Mapping[str, Any]) -> str:
         ]
         lines += [_row(name, turn, case["turns"].get(OURS)) for name, turn in case["turns"].items()]
         lines.append("")
+        if "profile" in case["turns"].get(OURS, {}):
+            lines += [*_profile(case["turns"][OURS]["profile"]), ""]
     return "\n".join(lines)
 
 
@@ -51,10 +53,33 @@ def _row(name: str, turn: Mapping[str, Any], ours: Mapping[str, Any] | None) -> 
     if ours is not None and "failure" not in ours and ours is not turn:
         ratio = f"{statistics.median(turn['seconds']) / statistics.median(ours['seconds']):.2f}"
     title = name + (" (scaled)" if turn["is_scaled"] else "")
-    busy = f"{turn['gpu_busy']:.0%}" if "gpu_busy" in turn else ""
+    share = turn.get("profile", {}).get("device_share")
+    busy = "" if share is None else f"{share:.0%}"
     return (
         f"| {title} | {turn['output_tokens_per_second']:,.0f} | {turn['requests_per_second']:,.1f} | {ratio} | {busy} |"
     )
+
+
+def _profile(profile: Mapping[str, Any]) -> list[str]:
+    """Where the time of a round that was not timed went: on the host, and on the device."""
+    host = ", ".join(f"{name} {share:.0%}" for name, share in profile["host"].items())
+    lines = [f"The host's time: {host}."]
+    if profile["kernels"]:
+        lines += [
+            "",
+            "| on the device | share of the time | of the copy rate | of the matrix rate |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {name} | {kernel['share']:.1%} | {_known(kernel['of_copy'])} | {_known(kernel['of_matmul'])} |"
+            for name, kernel in profile["kernels"].items()
+        ]
+    return lines
+
+
+def _known(share: float) -> str:
+    """Empty where nobody counted what was asked for."""
+    return f"{share:.0%}" if share else ""
 
 
 def plots(found: Mapping[str, Any]) -> dict[str, str]:

@@ -10,11 +10,15 @@ import statistics
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.gpu.cases import case
 from bench.gpu.contenders import CONTENDERS, SAMPLE, Pagemill, Setup
+
+if TYPE_CHECKING:
+    from engine.profile import Profile
 
 MARK = "bench.gpu.turn: "
 """Before the answer, since libraries print, too."""
@@ -58,13 +62,30 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         "requests_per_second": len(every) / statistics.median(seconds),
     }
     if isinstance(contender, Pagemill):
-        from bench.gpu.busy import gpu_share
-
         found["steps"] = contender.engine.stats().steps
         found["preemptions"] = contender.engine.stats().preemptions
-        if order["device"] == "cuda":
-            found["gpu_busy"] = gpu_share(lambda: contender.generate(asked.round(order["rounds"])[:share]))
+        with contender.engine.profile() as profile:
+            contender.generate(asked.round(order["rounds"]))
+        found["profile"] = _shares(profile)
     return found
+
+
+def _shares(profile: Profile) -> dict[str, Any]:
+    """A profile in shares of its time, and of the device's limits."""
+    return {
+        "device_share": profile.device_share if profile.kernels else None,
+        "limits": asdict(profile.limits),
+        "host": {name: part.seconds / profile.elapsed for name, part in profile.parts.items()},
+        "kernels": {
+            name: {
+                "share": kernel.seconds / profile.elapsed,
+                "launches": kernel.launches,
+                "of_copy": profile.of_bandwidth(kernel),
+                "of_matmul": profile.of_flops(kernel),
+            }
+            for name, kernel in profile.kernels.items()
+        },
+    }
 
 
 def main() -> None:

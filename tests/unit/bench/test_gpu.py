@@ -12,7 +12,6 @@ import torch
 
 from bench.gpu import kernels, turn
 from bench.gpu.__main__ import main
-from bench.gpu.busy import covered
 from bench.gpu.cases import CASES, DRY_CASES, case
 from bench.gpu.show import plots, table
 from bench.models import CONFIGS, save_config
@@ -59,14 +58,31 @@ def test_kernels_and_a_turn_run_and_are_shown(tmp_path: Path) -> None:
     text = table(json.loads(json.dumps(found)))
     assert "attention, decode | tiny: 2 x 70" in text
     assert "sampling, top-p 0.9" in text
+    assert "The host's time: linears" in text
     assert "vllm | it is not here" in text
     assert {timing["kernel"] for timing in measured["kernels"]} >= {"attention, decode", "attention, prompts"}
     assert all(timing["seconds"] > 0 for timing in measured["kernels"])
     assert plots(found).keys() == {"article", "shared-prefix"}
 
 
-def test_what_overlaps_counts_once() -> None:
-    assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4.0
+def test_a_profile_of_a_gpu_is_shown() -> None:
+    kernels = {
+        "matrix products": {"share": 0.5, "launches": 10, "of_copy": 0.75, "of_matmul": 0.25},
+        "other kernels": {"share": 0.125, "launches": 3, "of_copy": 0.0, "of_matmul": 0.0},
+    }
+    profile = {"device_share": 0.96, "limits": {}, "host": {"launch": 0.25, "waiting": 0.5}, "kernels": kernels}
+    turn = {
+        "seconds": [2.0],
+        "is_scaled": False,
+        "output_tokens_per_second": 50.0,
+        "requests_per_second": 5.0,
+        "profile": profile,
+    }
+    text = table({"is_dry": False, "device": "GPU", "cases": [{"title": "One", "turns": {"pagemill": turn}}]})
+    assert "| pagemill | 50 | 5.0 |  | 96% |" in text
+    assert "launch 25%, waiting 50%" in text
+    assert "| matrix products | 50.0% | 75% | 25% |" in text
+    assert "| other kernels | 12.5% |  |  |" in text
 
 
 def test_without_a_gpu_it_says_so() -> None:

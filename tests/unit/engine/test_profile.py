@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import torch
 from transformers import GPT2Config
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.attention import StepLayout
-from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT, _positions, profiled
+from engine.demand import positions_seen
+from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
 from engine.runner import ModelRunner
 from tests.unit.engine.fake_runner import FakeRunner
 
@@ -34,12 +32,13 @@ def _generate(engine: Engine) -> list[list[int]]:
 
 
 def test_parts_make_up_the_steps(engine: Engine) -> None:
-    with profiled(engine) as profile:
+    with engine.profile() as profile:
         _generate(engine)
     steps = engine.stats().steps
     assert profile.steps == steps == profile.parts[SCHEDULER].calls == profile.parts[MODEL].calls
     for part in (LOOP, SCHEDULER, MODEL, LINEARS, ATTENTION, SAMPLING):
         assert profile.parts[part].seconds > 0
+    assert profile.elapsed >= profile.seconds * 0.999
     assert profile.parts[TEXT].calls == 0  # this model has no tokenizer
     # Query-key-value, out, up and down, and the head.
     assert profile.parts[LINEARS].calls == steps * (4 * LAYERS + 1)
@@ -49,7 +48,7 @@ def test_parts_make_up_the_steps(engine: Engine) -> None:
 def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000))
     monkeypatch.setattr("engine.profile.perf_counter", lambda: float(next(clock)))
-    with profiled(engine) as profile:
+    with engine.profile() as profile:
         _generate(engine)
     # Each reading of the clock is a second after the last. A part is one at its beginning and one at its end, and
     # nothing is open between the steps.
@@ -58,7 +57,7 @@ def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
-    with profiled(engine) as profile:
+    with engine.profile() as profile:
         _generate(engine)
     tokens = sum(len(prompt) + NEW_TOKENS - 1 for prompt in PROMPTS)
     outputs = len(PROMPTS) * NEW_TOKENS
@@ -67,6 +66,13 @@ def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
     assert profile.parts[ATTENTION].flops == LAYERS * 4 * HIDDEN * looks
     weights = 4 * profile.steps * (12 * HIDDEN**2 * LAYERS + HIDDEN * VOCABULARY)
     assert profile.parts[LINEARS].bytes > weights
+    part, limits = profile.parts[LINEARS], profile.limits
+    assert profile.of_flops(part) * limits.flops_per_second == pytest.approx(part.flops / part.seconds)
+    assert profile.of_bandwidth(part) * limits.bytes_per_second == pytest.approx(part.bytes / part.seconds)
+    assert limits.flops_per_second > 1e6
+    assert limits.bytes_per_second > 1e6
+    assert profile.kernels == {}
+    assert profile.device_share == 0
 
 
 def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
@@ -75,7 +81,7 @@ def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
     assert isinstance(runner, ModelRunner)
     owners = [engine, engine.scheduler, engine.sampler, runner, runner.backend, *runner.model.modules()]
     before = [set(vars(owner)) for owner in owners]
-    with profiled(engine):
+    with engine.profile():
         assert _generate(engine) == expected
     assert [set(vars(owner)) for owner in owners] == before
     assert _generate(engine) == expected
@@ -83,14 +89,13 @@ def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
 
 def test_needs_a_model() -> None:
     engine = Engine(FakeRunner(), None, EngineConfig())
-    with pytest.raises(TypeError, match="runs a model"), profiled(engine):
+    with pytest.raises(TypeError, match="runs a model"), engine.profile():
         pass
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
 def test_positions_are_those_that_tokens_look_at(window: int | None) -> None:
     starts, lengths = [0, 5, 2, 9], [4, 1, 7, 3]
-    layout = StepLayout(np.array(starts), np.array(lengths), np.zeros((4, 1), np.int64), torch.zeros(0))
     looks = seen = 0
     for start, length in zip(starts, lengths, strict=True):
         spans = [
@@ -98,4 +103,4 @@ def test_positions_are_those_that_tokens_look_at(window: int | None) -> None:
         ]
         looks += sum(len(span) for span in spans)
         seen += len({position for span in spans for position in span})
-    assert _positions(layout, window) == (looks, seen)
+    assert positions_seen(starts, lengths, window) == (looks, seen)

@@ -1,0 +1,200 @@
+"""What steps ask of a device: multiplications and additions, and bytes that have to move, by kernel.
+
+A model's forward pass asks for  a  a step,  b  a token and  c  a row of logits, whatever the kernel: weights are read
+once a step, the rest is rows. The three are found by running a few tokens through the model and looking at what its
+linear layers and kernels are given. So they are right for any model, and for a CUDA graph, too, which nobody can look
+into. Only attention depends on more, on how far each token looks back, and is computed from that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from engine.attention import AttentionLayer
+from engine.batch import Batch, BatchEntry
+from engine.runner import ModelRunner
+from kernels.launch import Launch
+
+TORCH_PRODUCT = "torch product"
+"""Stands for whatever kernel torch multiplies matrices with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """FLOPs and bytes."""
+
+    flops: float = 0
+    bytes: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __sub__(self, other: Work) -> Work:
+        return self + other * -1
+
+    def __mul__(self, count: float) -> Work:
+        return Work(self.flops * count, self.bytes * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Of one kernel in a forward pass, all its launches together."""
+
+    step: Work
+    token: Work
+    logits: Work
+    """For each row of logits."""
+
+    def of(self, steps: int, tokens: int, logits: int) -> Work:
+        return self.step * steps + self.token * tokens + self.logits * logits
+
+
+def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, Demand]:
+    """By kernel, as they are with about `num_tokens` tokens in a step; runs that many, three times.
+
+    Each tensor that a kernel is given counts once, of the KV cache the rows of the step's tokens: a kernel that works
+    in place moves more than that. What runs goes to the cache's spare block.
+    """
+    few, more, both = (
+        _observed(runner, tokens, logits)
+        for tokens, logits in ((num_tokens, 1), (num_tokens + 1, 1), (num_tokens + 1, 2))
+    )
+    found = {}
+    for kernel in both:
+        token = more[kernel] - few[kernel]
+        logits = both[kernel] - more[kernel]
+        found[kernel] = Demand(few[kernel] - token * num_tokens - logits, token, logits)
+    return found
+
+
+def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultdict[str, Work]:
+    """What one forward pass asks of each kernel."""
+    blocks = [runner.cache.spare_block] * -(-num_tokens // runner.cache.block_size)
+    observer = _Observer(runner, num_tokens)
+    with observer.looking_on():
+        runner.run(Batch([BatchEntry([0] * num_tokens, 0, blocks, num_logits)]))
+    return observer.work
+
+
+class _Observer:
+    """Looks at what a model's linear layers and kernels are given."""
+
+    def __init__(self, runner: ModelRunner, num_tokens: int) -> None:
+        self.work: defaultdict[str, Work] = defaultdict(Work)
+        self._model = runner.model
+        self._num_tokens = num_tokens
+        self._slots = (runner.cache.num_blocks + 1) * runner.cache.block_size
+        self._cache = {_place(part) for layer in runner.cache.layers for part in layer}
+        self._multiplied: list[str] = []
+        """Kernels that were given a weight of the linear layer that is running."""
+        self._weights: set[int] = set()
+
+    @contextlib.contextmanager
+    def looking_on(self) -> Iterator[None]:
+        run = Launch.run
+
+        def observed(launch: Launch) -> None:
+            self._launched(launch)
+            run(launch)
+
+        with contextlib.ExitStack() as stack:
+            for module in linears(self._model):
+                stack.enter_context(exchanged(module, "forward", self._linear(module)))
+            stack.callback(setattr, Launch, "run", run)
+            Launch.run = observed  # type: ignore[method-assign, assignment]
+            yield
+
+    def _launched(self, launch: Launch) -> None:
+        name: str = launch.kernel.__name__
+        total = 0
+        for argument in launch.arguments.values():
+            if not isinstance(argument, Tensor):
+                continue
+            place = _place(argument)
+            total += argument.nbytes // self._slots * self._num_tokens if place in self._cache else argument.nbytes
+            if place in self._weights:
+                self._multiplied.append(name)
+        self.work[name] += Work(bytes=total)
+
+    def _linear(self, module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+        inputs, outputs = module.in_features, module.out_features
+        assert isinstance(inputs, int)
+        assert isinstance(outputs, int)
+        tensors = [*module.parameters(), *module.buffers()]
+
+        def run(hidden: Tensor) -> Tensor:
+            self._multiplied, self._weights = [], {_place(tensor) for tensor in tensors}
+            result: Tensor = forward(hidden)
+            flops = 2 * inputs * outputs * (hidden.numel() // inputs)
+            if self._multiplied:  # by a kernel of ours, whose bytes were counted
+                self.work[self._multiplied[-1]] += Work(flops)
+            else:
+                weights = sum(tensor.nbytes for tensor in tensors)
+                self.work[TORCH_PRODUCT] += Work(flops, weights + hidden.nbytes + result.nbytes)
+            self._weights = set()
+            return result
+
+        return run
+
+
+def linears(model: nn.Module) -> Iterator[nn.Module]:
+    """The model's linear layers, of whatever class."""
+    return (module for module in model.modules() if isinstance(getattr(module, "in_features", None), int))
+
+
+@contextlib.contextmanager
+def exchanged(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Let an object have another method for a while, and then its class' own again."""
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+# Attention
+
+
+def attention_work(
+    layer: AttentionLayer, looks: int, seen: int, num_tokens: int, *, dtype: torch.dtype, kv_dtype: torch.dtype
+) -> Work:
+    """Of one layer: its tokens look at `looks` positions together, for which `seen` keys and values are read once."""
+    width = layer.head_dim + layer.value_dim
+    return Work(
+        2 * layer.num_heads * width * looks,
+        layer.num_kv_heads * width * kv_dtype.itemsize * seen + layer.num_heads * width * dtype.itemsize * num_tokens,
+    )
+
+
+def positions_seen(
+    starts: Sequence[int] | npt.NDArray[np.int64], lengths: Sequence[int] | npt.NDArray[np.int64], window: int | None
+) -> tuple[int, int]:
+    """How many positions tokens look at together, and how many different ones their sequences do.
+
+    Sequence i has `lengths[i]` new tokens from position `starts[i]` on; a token looks at itself and at what is before
+    it, `window` positions at most.
+    """
+    starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+    ends = starts + lengths
+    if window is None:
+        looks = (ends * (ends + 1) - starts * (starts + 1)) // 2
+        return int(looks.sum()), int(ends.sum())
+    # The first tokens of a sequence have fewer than `window` positions to look at.
+    few_before, few = np.minimum(starts, window), np.minimum(ends, window)
+    looks = (few * (few + 1) - few_before * (few_before + 1)) // 2 + (lengths - (few - few_before)) * window
+    seen = np.minimum(ends, lengths + window - 1)
+    return int(looks.sum()), int(seen.sum())
