@@ -25,7 +25,8 @@ from engine.device_state import Column, DeviceState, real
 from engine.drawing import Filters, draw, most_likely
 from engine.graphs import Graphs, batch_size
 from engine.models.decoder import TokenInputs
-from kernels.sampling import sample
+from kernels.device import has_kernels
+from kernels.sampling import argmax, sample
 
 Forward = Callable[[TokenInputs, DecodeLayout], Tensor]
 """One step of the model over its cache: logits `[S, vocab_size]`."""
@@ -160,7 +161,7 @@ class MultiStepDecoder:
             lengths=torch.maximum(numbers[:, Column.ROPE_LENGTH], positions + 1),
         )
         lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
-        logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots)).float()
+        logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots))
         chosen = choose(logits, numbers, choice, is_static=self._is_static)
 
         held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)
@@ -181,62 +182,76 @@ def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) 
     `numbers` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
     way.
     """
+    if has_kernels(logits):
+        return choose_in_one_launch(logits, numbers, choice)
+    return choose_in_torch(logits.float(), numbers, choice, is_static=is_static)
+
+
+def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
+    """By the Triton kernel, which reads each row once to see whether it is sound and what its best token is.
+
+    What is held back is looked at before it is hidden from the kernel: a row must have been sound with it, too.
+    """
+    held = _hold_back(logits, numbers) if choice.holds else None
+    if choice.random:
+        filters = choice.filters
+        columns = numbers.t().contiguous()
+        tokens = sample(
+            logits,
+            real(numbers, Column.TEMPERATURE),
+            columns[Column.TOP_K],
+            real(numbers, Column.TOP_P),
+            real(numbers, Column.MIN_P),
+            columns[Column.SEED],
+            columns[Column.POSITION] + 1,
+            columns[Column.INDEX],
+            filtered=bool(filters.top_k or filters.top_p or filters.min_p),
+        )
+    else:
+        tokens = argmax(logits)
+    # A row of nothing but -inf has no numbers, unless it is so because of what was held back.
+    if held is None:
+        return torch.where(tokens == NONE_ALLOWED, NOT_FINITE, tokens)
+    is_sound = (held < torch.inf).all(dim=1) & ((tokens != NONE_ALLOWED) | (held > _NEG_INF).any(dim=1))
+    return torch.where(is_sound, tokens, NOT_FINITE)
+
+
+def choose_in_torch(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
+    """The twin in plain torch; float32 logits."""
     sound = torch.isfinite(logits.amax(dim=-1))
     allowed = torch.ones_like(sound)
     if choice.holds:
         _hold_back(logits, numbers)
         allowed = logits.amax(dim=-1) > _NEG_INF
-    if logits.is_cuda:
-        tokens = choose_in_one_launch(logits, numbers, choice)
-    else:
-        tokens = _choose_in_torch(logits, numbers, choice, is_static=is_static)
+    tokens = most_likely(logits, is_static=is_static)
+    if choice.random:
+        temperature = real(numbers, Column.TEMPERATURE)
+        greedy = temperature == 0
+        drawn = draw(
+            logits,
+            temperature=torch.where(greedy, 1.0, temperature),
+            top_k=numbers[:, Column.TOP_K],
+            top_p=real(numbers, Column.TOP_P),
+            min_p=real(numbers, Column.MIN_P),
+            filters=choice.filters,
+            is_static=is_static,
+            seeds=numbers[:, Column.SEED],
+            positions=numbers[:, Column.POSITION] + 1,
+            indices=numbers[:, Column.INDEX],
+        )
+        tokens = torch.where(greedy, tokens, drawn)
     return torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
 
 
-def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
-    """The same by the Triton kernel, without what may be held back."""
-    filters = choice.filters
-    columns = numbers.t().contiguous()
-    return sample(
-        logits,
-        real(numbers, Column.TEMPERATURE),
-        columns[Column.TOP_K],
-        real(numbers, Column.TOP_P),
-        real(numbers, Column.MIN_P),
-        columns[Column.SEED],
-        columns[Column.POSITION] + 1,
-        columns[Column.INDEX],
-        filtered=bool(filters.top_k or filters.top_p or filters.min_p),
-    )
-
-
-def _choose_in_torch(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
-    tokens = most_likely(logits, is_static=is_static)
-    if not choice.random:
-        return tokens
-    temperature = real(numbers, Column.TEMPERATURE)
-    greedy = temperature == 0
-    drawn = draw(
-        logits,
-        temperature=torch.where(greedy, 1.0, temperature),
-        top_k=numbers[:, Column.TOP_K],
-        top_p=real(numbers, Column.TOP_P),
-        min_p=real(numbers, Column.MIN_P),
-        filters=choice.filters,
-        is_static=is_static,
-        seeds=numbers[:, Column.SEED],
-        positions=numbers[:, Column.POSITION] + 1,
-        indices=numbers[:, Column.INDEX],
-    )
-    return torch.where(greedy, tokens, drawn)
-
-
-def _hold_back(logits: Tensor, numbers: Tensor) -> None:
-    """Ban the stop tokens of rows that may not stop yet, in place."""
+def _hold_back(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Ban the stop tokens of rows that may not stop yet, in place; returns what they had, `[S, stop tokens]`, and -inf
+    in place of others."""
     stop = numbers[:, Column.STOP :]
     places = stop.clamp(min=0)
     is_held = (stop >= 0) & (numbers[:, Column.TOKENS_HELD] > 0)[:, None]
-    logits.scatter_(1, places, torch.where(is_held, _NEG_INF, logits.gather(1, places)))
+    before = logits.gather(1, places)
+    logits.scatter_(1, places, torch.where(is_held, _NEG_INF, before))
+    return torch.where(is_held, before, _NEG_INF)
 
 
 class DeviceDecoding:

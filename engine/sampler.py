@@ -3,6 +3,8 @@
     logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────────────────────── greedy rows
                                       └─ temperature ─ top-k ─ top-p ─ min-p ─ draw (drawing.py) ── random rows
 
+Where there are kernels, one launch does both for all rows.
+
 Each row is computed from its own logits, parameters and Philox draw alone: what else is in the batch changes nothing.
 """
 
@@ -21,6 +23,8 @@ from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from engine.token_counts import TokenCounts
+from kernels.device import has_kernels
+from kernels.sampling import argmax
 
 if TYPE_CHECKING:
     from engine.grammar.matcher import MaskFiller, Matcher
@@ -109,7 +113,7 @@ class Sampler:
         """Logits are float32 `[rows, vocab_size]`, one row a state, and are overwritten."""
         errors: dict[int, RequestFailed] = {}
         ended: set[int] = set()
-        settings = self._settings_of(states, logits.device)
+        settings = self._settings_of(states, logits)
         log_probs = _log_probs(logits, settings.logprob_rows)
 
         # The maximum of a row with a NaN is NaN.
@@ -146,16 +150,18 @@ class Sampler:
         targets = torch.tensor(token_ids, device=logits.device)
         return _read_logprobs(log_probs, targets, [num_top] * len(token_ids))
 
-    def _settings_of(self, states: Sequence[SamplingState], device: torch.device) -> _Settings:
+    def _settings_of(self, states: Sequence[SamplingState], logits: torch.Tensor) -> _Settings:
         """In a run of pure decode steps the same sequences come again: keep what does not change."""
         settings = self._settings
         if (
             settings is None
             or len(settings.states) != len(states)
-            or settings.temperature.device != device
+            or settings.temperature.device != logits.device
             or any(old is not new for old, new in zip(settings.states, states, strict=True))
         ):
-            settings = self._settings = _Settings.of(states, self.vocab_size, device)
+            settings = self._settings = _Settings.of(
+                states, self.vocab_size, logits.device, in_one_launch=has_kernels(logits)
+            )
         return settings
 
     def _restrict(
@@ -242,7 +248,8 @@ class Sampler:
     def _choose(self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings) -> torch.Tensor:
         """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
         if not settings.random:
-            return most_likely(logits)
+            # Codes for what cannot be chosen from are no tokens.
+            return argmax(logits).clamp_(min=0) if has_kernels(logits) else most_likely(logits)
         if len(settings.random) == len(states):
             return self._draw(logits, [state.position for state in states], settings)
         tokens = most_likely(logits)
@@ -281,7 +288,8 @@ class _Settings:
 
     states: Sequence[SamplingState]
     random: Sequence[int]
-    """Rows that are not greedy; the tensors below hold one element for each."""
+    """Rows that are drawn, and the tensors below hold one element for each: those that are not greedy. Where a kernel
+    chooses for all in one launch, and any is not, all of them."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -308,7 +316,9 @@ class _Settings:
         )
 
     @classmethod
-    def of(cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device) -> _Settings:
+    def of(
+        cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device, *, in_one_launch: bool
+    ) -> _Settings:
         def tensor(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
@@ -317,6 +327,8 @@ class _Settings:
 
         params = [state.params for state in states]
         random = [row for row, p in enumerate(params) if not p.greedy]
+        if random and in_one_launch:
+            random = list(range(len(params)))
         top_k = [min(params[row].top_k or vocab_size, vocab_size) for row in random]
         bias = [(row, token) for row, p in enumerate(params) for token in p.logit_bias]
         banned = [(row, token) for row, p in enumerate(params) for token in p.banned_token_ids]
@@ -325,7 +337,9 @@ class _Settings:
         return cls(
             states=list(states),
             random=random,
-            temperature=tensor([params[row].temperature for row in random], torch.float32),
+            temperature=tensor(
+                [0.0 if params[row].greedy else params[row].temperature for row in random], torch.float32
+            ),
             top_k=tensor(top_k, torch.int64),
             top_p=tensor([params[row].top_p for row in random], torch.float32),
             min_p=tensor([params[row].min_p for row in random], torch.float32),

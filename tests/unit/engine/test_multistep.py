@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import NO_TOKEN, Burst, DecodeEntry, Decoding
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding
 from engine.device_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.errors import EngineFailed
 from engine.graphs import batch_size
-from engine.multistep import Choice, choose, choose_in_one_launch
+from engine.multistep import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.sampler import Sampler, SamplingState
 from engine.text import Text
+from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.test_text import byte_level
 
@@ -334,14 +335,70 @@ def test_choices_are_those_of_the_sampler() -> None:
             assert chosen.tolist() == expected
 
 
-def test_the_kernel_chooses_the_same() -> None:
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("part", ["all", "greedy", "held"])
+def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype) -> None:
     """From the device's rows; in Triton's interpreter where there is no GPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    states, entries, numbers = states_and_rows([p for p in MANY if not p.min_tokens][::4])
-    logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4
-    expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
-    chosen = choose_in_one_launch(logits.to(device), numbers.to(device), Choice.of(entries, 700))
+    every = MANY if part != "held" else [p for p in MANY if p.min_tokens]
+    params = [p for p in every if p.greedy] if part == "greedy" else every[:: 5 if part == "all" else 4]
+    states, entries, numbers = states_and_rows(params)
+    choice = Choice.of(entries, 700)
+    assert choice.random == (part != "greedy")
+    logits = (torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
+    logits[:, 5] += 8
+    expected = [one.token_id for one in Sampler(700).sample(logits.float(), states)]
+    chosen = choose_in_one_launch(logits.to(DEVICE), numbers.to(DEVICE), choice)
     assert chosen.tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("min_tokens", [0, 40])
+def test_the_kernel_says_the_same_of_rows_without_a_token(temperature: float, min_tokens: int) -> None:
+    """Infinities and NaNs, at the tokens that may be held back (0, 5, 9) and elsewhere."""
+    inf, nan = float("inf"), float("nan")
+    rows = []
+    for held, others in (
+        (1.0, -inf),
+        (-inf, -inf),
+        (nan, 1.0),
+        (inf, 1.0),
+        (-inf, 1.0),
+        (1.0, nan),
+        (1.0, inf),
+        (nan, -inf),
+    ):
+        row = torch.full((700,), others)
+        row[[0, 5, 9]] = held
+        rows.append(row)
+    rows.append(torch.full((700,), -inf).index_fill_(0, torch.tensor([9]), 2.0))
+    logits = torch.stack(rows)
+    params = SamplingParams(
+        temperature=temperature, min_tokens=min_tokens, stop_token_ids=[0, 5, 9], max_tokens=50, seed=1
+    )
+    _, entries, numbers = states_and_rows([params] * len(rows))
+    choice = Choice.of(entries, 700)
+    expected = choose_in_torch(logits.clone(), numbers, choice, is_static=False)
+    assert {NOT_FINITE} < set(expected.tolist())
+    assert (NONE_ALLOWED in expected.tolist()) == bool(min_tokens)
+    chosen = choose_in_one_launch(logits.to(DEVICE), numbers.to(DEVICE), choice)
+    assert chosen.tolist() == expected.tolist()
+
+
+def test_the_sampler_chooses_the_same_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy and random rows of single steps, in Triton's interpreter."""
+    if not interprets():
+        pytest.skip("on a GPU this is what all tests of the sampler run")
+    states, _, _ = states_and_rows(MANY[::7])
+    logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(5)) * 4
+    expected = Sampler(700).sample(logits.clone(), states)
+    greedy = Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3])
+    for module in ("engine.sampler", "engine.drawing"):
+        monkeypatch.setattr(f"{module}.has_kernels", lambda logits: True)
+    assert Sampler(700).sample(logits.clone(), states) == expected
+    assert Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3]) == greedy
 
 
 class TestDeviceState:
