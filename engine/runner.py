@@ -28,7 +28,7 @@ from engine.models.generic import GenericDecoder, verify
 from engine.multistep import MultiStepDecoder
 from engine.row_tiles import cut, pad
 from engine.threads import Threads
-from engine.warm_up import graph_bytes, largest_step, state_bytes, step_bytes
+from engine.warm_up import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 
 
 class ModelRunner:
@@ -54,6 +54,7 @@ class ModelRunner:
         self.max_model_len = _max_model_len(model, config)
         self._is_deterministic = config.deterministic
         self._threads = threads or Threads()
+        self._graph_bytes = 0
         if config.deterministic:
             _check_deterministic(model, self.device)
         prepare_linears(model, config, self.device, self._threads)
@@ -67,6 +68,9 @@ class ModelRunner:
                 max_positions=self.max_model_len,
                 block_size=config.block_size,
             )
+        if isinstance(self.backend, CapturableAttention):
+            # Before anybody looks how much memory is left.
+            self.backend.reserve(model.attention_layers, kv_dtype=self.dtype, max_sequences=batch_size(_seats(config)))
         num_blocks = choose_num_blocks(
             config,
             model.attention_layers,
@@ -136,18 +140,15 @@ class ModelRunner:
         return MultiStepDecoder(
             self._forward,
             DeviceState(_seats(config), max_blocks, self.vocab_size, self.device),
-            self._graphs(config),
+            self._graphs(),
             block_size=config.block_size,
             spare_block=self.cache.spare_block,
             is_static=self.device.type == "cuda",
         )
 
-    def _graphs(self, config: EngineConfig) -> Graphs:
+    def _graphs(self) -> Graphs:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
-            self.backend.reserve(
-                self.model.attention_layers, kv_dtype=self.dtype, max_sequences=batch_size(_seats(config))
-            )
-            return CudaGraphs(self.device, graph_bytes(self.device))
+            return CudaGraphs(self.device, self._graph_bytes)
         return EagerGraphs()
 
     def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> Tensor:
@@ -205,17 +206,25 @@ class ModelRunner:
             takes_memory=takes_memory,
         )
 
-    def _largest_step_bytes(self, config: EngineConfig) -> int:
-        batch, num_blocks = largest_step(config, self.max_model_len)
-        cache = self._cache(num_blocks, config.block_size)
-        return step_bytes(lambda batch: self._run(batch, cache), batch, self.device)
-
     def _reserved_bytes(self, config: EngineConfig) -> int:
         """What the largest step, graphs and the device's state take on the GPU besides weights and cache."""
-        taken = self._largest_step_bytes(config)
+        step, decode_step = self._measured_steps(config)
         torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        self._graph_bytes = graph_bytes(total, decode_step)
         max_blocks = -(-self.max_model_len // config.block_size)
-        return taken + graph_bytes(self.device) + state_bytes(_seats(config), max_blocks)
+        return step + self._graph_bytes + state_bytes(_seats(config), max_blocks)
+
+    def _measured_steps(self, config: EngineConfig) -> tuple[int, int]:
+        """What the largest step of all takes, and the largest that only decodes."""
+        batch, num_blocks = largest_step(config, self.max_model_len)
+        cache = self._cache(num_blocks, config.block_size)
+        decodes = largest_decode(batch_size(_seats(config)), cache.spare_block)
+
+        def run(batch: Batch) -> Tensor:
+            return self._run(batch, cache)
+
+        return step_bytes(run, batch, self.device), step_bytes(run, decodes, self.device)
 
 
 def prepare_inputs(

@@ -1,7 +1,11 @@
 """How much memory of a GPU is left for the KV cache: all that may be used, less what a step and its graphs take.
 
-gpu_memory_utilization × all  =  weights  +  the largest step  +  graphs and device state  +  KV cache
-                                 loaded      run once, measured   set aside                  the rest
+gpu_memory_utilization × all  =  weights  +  the largest step  +  graphs             +  device state  +  KV cache
+                                 loaded      run, measured        the largest decode     set aside       the rest
+                                                                  step, run, measured,
+                                                                  and something for each
+
+All graphs share one pool, which grows to what the largest of them needs. It is no part of what other steps may use.
 """
 
 from __future__ import annotations
@@ -22,10 +26,9 @@ _GRAPH_SHARE = 1 / 32
 _MOST_GRAPH_BYTES = 2**30
 
 
-def graph_bytes(device: torch.device) -> int:
-    """What CUDA graphs may take of a device's memory."""
-    total: int = torch.cuda.get_device_properties(device).total_memory
-    return min(_MOST_GRAPH_BYTES, int(total * _GRAPH_SHARE))
+def graph_bytes(total: int, decode_step: int) -> int:
+    """What CUDA graphs may take of `total` bytes, where a decode step of the largest batch takes `decode_step`."""
+    return decode_step + min(_MOST_GRAPH_BYTES, int(total * _GRAPH_SHARE))
 
 
 def state_bytes(seats: int, max_blocks: int) -> int:
@@ -50,6 +53,11 @@ def largest_step(config: EngineConfig, max_model_len: int) -> tuple[Batch, int]:
         missing -= rows
         entries.append(BatchEntry([0] * length, 0, range(num_blocks), rows))
     return Batch(entries), num_blocks
+
+
+def largest_decode(seats: int, block: int) -> Batch:
+    """A step in which as many sequences as there can be decode, all in one block: only the memory matters."""
+    return Batch([BatchEntry([0], 0, [block], 1)] * seats)
 
 
 def step_bytes(run: Callable[[Batch], Tensor], batch: Batch, device: torch.device) -> int:

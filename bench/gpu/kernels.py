@@ -2,15 +2,18 @@
 
 Reading counts at the rate of a large copy on the device (bytes read plus bytes written), products at the rate of a
 large bfloat16 matrix product. Inputs are random and fresh, and several sets of them take turns, so that no cache helps.
+
+On a GPU a CUDA graph holds what is timed, several times over: its kernels run back to back, as in a step, and the host
+has no part in the time. What a step does once for all layers, such as planning attention, is done before.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,15 @@ from torch import Tensor
 
 from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, StepLayout, make_backend
 from engine.config import EngineConfig
+from engine.device_limits import DeviceLimits, LimitSizes, measure_limits, seconds_of
 from engine.drawing import Filters, draw
 from engine.kv_cache import KVCache
+from kernels.device import has_kernels
+from kernels.sampling import argmax
 
 BLOCK = 64
+IN_A_GRAPH = 16
+"""Runs of a piece of work that a graph holds, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,7 @@ class Sizes:
     vocabulary: tuple[int, int]
     """Rows, tokens."""
 
-    copy_bytes: int
-    matmul: int
+    limits: LimitSizes
     repeats: int
 
 
@@ -50,8 +57,7 @@ FULL = Sizes(
     decodes=((1, 1024), (16, 1024), (64, 1024), (256, 1024), (64, 4096), (8, 32_768)),
     prefills=((8, 1024), (1, 4096), (2, 4096), (1, 16_384)),
     vocabulary=(256, 151_936),
-    copy_bytes=4 << 30,
-    matmul=8192,
+    limits=LimitSizes(copy_bytes=4 << 30, matmul=8192),
     repeats=30,
 )
 DRY = Sizes(
@@ -59,18 +65,9 @@ DRY = Sizes(
     decodes=((2, 70),),
     prefills=((2, 70),),
     vocabulary=(2, 1000),
-    copy_bytes=1 << 16,
-    matmul=64,
+    limits=LimitSizes(copy_bytes=1 << 16, matmul=64),
     repeats=2,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the device reached in this run."""
-
-    bytes_per_second: float
-    flops_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +81,37 @@ class Timing:
     share: float
     """Of the limit, 0 to 1."""
 
-    others: dict[str, float]
+    others: dict[str, float] = field(default_factory=dict)
     """Seconds of what torch has for the same, by name."""
 
 
 def measure(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """All kernels; takes minutes on a GPU."""
+    """All kernels; takes minutes on a GPU. One that fails is told of, and the others go on."""
     watch = _Watch(device, sizes.repeats)
+    limits = measure_limits(device, dtype, sizes.limits)
+    timings, failures = [], []
     with torch.inference_mode():
-        limits = _limits(sizes, device, dtype, watch)
-        timings = [
-            *(_decode(head, size, device, dtype, limits, watch) for head in sizes.heads for size in sizes.decodes),
-            *(_prefill(head, size, device, dtype, limits, watch) for head in sizes.heads for size in sizes.prefills),
-            *_sampling(sizes.vocabulary, device, limits, watch),
-        ]
-    return {"limits": asdict(limits), "kernels": [asdict(timing) for timing in timings]}
+        for name, work in _works(sizes, device, dtype, limits, watch):
+            try:
+                timings.append(work())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this kernel's result
+                failures.append({"kernel": name, "failure": f"{type(error).__name__}: {error}"})
+    return {"limits": asdict(limits), "kernels": [asdict(timing) for timing in timings], "failures": failures}
+
+
+def _works(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, limits: DeviceLimits, watch: _Watch
+) -> Iterator[tuple[str, Callable[[], Timing]]]:
+    for head in sizes.heads:
+        for size in sizes.decodes:
+            yield f"attention, decode, {head[0]}: {size}", partial(_decode, head, size, device, dtype, limits, watch)
+    for head in sizes.heads:
+        for size in sizes.prefills:
+            yield f"attention, prompts, {head[0]}: {size}", partial(_prefill, head, size, device, dtype, limits, watch)
+    logits = torch.randn(sizes.vocabulary, device=device) * 4
+    yield "sampling, greedy", partial(_greedy, logits, limits, watch)
+    for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k 50", 50, 1.0), ("top-p 0.9", 0, 0.9)):
+        yield f"sampling, {name}", partial(_random, name, logits, top_k, top_p, limits, watch)
 
 
 class _Watch:
@@ -111,37 +124,17 @@ class _Watch:
         """Of the same work on several sets of inputs, which take turns."""
         for work in works:
             work()
-        return statistics.median(self._one(works[turn % len(works)]) for turn in range(self._repeats))
-
-    def _one(self, work: Callable[[], object]) -> float:
         if self._device.type != "cuda":
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        milliseconds: float = start.elapsed_time(end)
-        return milliseconds / 1e3
-
-
-def _limits(sizes: Sizes, device: torch.device, dtype: torch.dtype, watch: _Watch) -> Limits:
-    size = sizes.matmul
-    copying = watch.time([_copying(sizes.copy_bytes, device)])
-    pairs = [
-        (torch.randn(size, size, dtype=dtype, device=device), torch.randn(size, size, dtype=dtype, device=device))
-        for _ in range(2)
-    ]
-    multiplying = watch.time([lambda pair=pair: torch.mm(*pair) for pair in pairs])  # type: ignore[misc]
-    return Limits(2 * sizes.copy_bytes / copying, 2 * size**3 / multiplying)
-
-
-def _copying(num_bytes: int, device: torch.device) -> Callable[[], object]:
-    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+            turns = (works[turn % len(works)] for turn in range(self._repeats))
+            return statistics.median(seconds_of(self._device, work) for work in turns)
+        count = max(len(works), IN_A_GRAPH)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.graph(graph):
+            for turn in range(count):
+                works[turn % len(works)]()
+        graph.replay()
+        return statistics.median(seconds_of(self._device, graph.replay) for _ in range(self._repeats)) / count
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +171,7 @@ def _decode(
     size: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
-    limits: Limits,
+    limits: DeviceLimits,
     watch: _Watch,
 ) -> Timing:
     """One layer of a decode step, the writing of the new key and value with it."""
@@ -206,10 +199,12 @@ def _decode(
 
 
 def _decode_work(backend: Any, layout: DecodeLayout, paged: _Paged, layer: AttentionLayer) -> Callable[[], object]:
-    if isinstance(backend, CapturableAttention):
-        return lambda: backend.begin_decode(layout, paged.cache)(layer, paged.query, paged.key, paged.value)
-    on_host = layout.on_host()
-    return lambda: backend.begin(on_host, paged.cache)(layer, paged.query, paged.key, paged.value)
+    step = (
+        backend.begin_decode(layout, paged.cache)
+        if isinstance(backend, CapturableAttention)
+        else backend.begin(layout.on_host(), paged.cache)
+    )
+    return lambda: step(layer, paged.query, paged.key, paged.value)
 
 
 def _prefill(
@@ -217,7 +212,7 @@ def _prefill(
     size: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
-    limits: Limits,
+    limits: DeviceLimits,
     watch: _Watch,
 ) -> Timing:
     """One layer of a step that reads whole prompts."""
@@ -228,7 +223,8 @@ def _prefill(
     positions = np.arange(length)
     slots = torch.from_numpy((tables[:, positions // BLOCK] * BLOCK + positions % BLOCK).reshape(-1)).to(device)
     layout = StepLayout(np.zeros(batch, np.int64), np.full(batch, length, np.int64), tables, slots)
-    seconds = watch.time([lambda: backend.begin(layout, paged.cache)(layer, paged.query, paged.key, paged.value)])
+    step = backend.begin(layout, paged.cache)
+    seconds = watch.time([lambda: step(layer, paged.query, paged.key, paged.value)])
     flops = 4 * batch * layer.num_heads * layer.head_dim * length * (length + 1) / 2
     query, key, value = (
         part.view(batch, length, -1, layer.head_dim).transpose(1, 2) for part in (paged.query, paged.key, paged.value)
@@ -277,12 +273,19 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, grouped
     return run
 
 
-def _sampling(vocabulary: tuple[int, int], device: torch.device, limits: Limits, watch: _Watch) -> Iterator[Timing]:
-    """Drawing one token a row; the limit is reading the logits once."""
-    logits = torch.randn(vocabulary, device=device) * 4
-    yield _read_once("greedy", logits, watch.time([lambda: logits.argmax(dim=-1)]), limits)
-    for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k 50", 50, 1.0), ("top-p 0.9", 0, 0.9)):
-        yield _read_once(name, logits, watch.time([_drawing(logits, top_k, top_p)]), limits)
+def _greedy(logits: Tensor, limits: DeviceLimits, watch: _Watch) -> Timing:
+    """The best token of each row; the limit is reading the logits once."""
+    by_torch = [lambda: logits.argmax(dim=-1)]
+    if not has_kernels(logits):
+        return _read_once("greedy", logits, watch.time(by_torch), limits)
+    timing = _read_once("greedy", logits, watch.time([lambda: argmax(logits)]), limits)
+    timing.others["argmax"] = watch.time(by_torch)
+    return timing
+
+
+def _random(name: str, logits: Tensor, top_k: int, top_p: float, limits: DeviceLimits, watch: _Watch) -> Timing:
+    """Drawing one token a row; the limit is the same."""
+    return _read_once(name, logits, watch.time([_drawing(logits, top_k, top_p)]), limits)
 
 
 def _drawing(logits: Tensor, top_k: int, top_p: float) -> Callable[[], object]:
@@ -301,12 +304,13 @@ def _drawing(logits: Tensor, top_k: int, top_p: float) -> Callable[[], object]:
         "positions": torch.arange(rows, device=logits.device),
         "indices": every(0, torch.int64),
     }
-    return lambda: draw(logits.clone(), **settings, is_static=True)
+    # The kernel leaves the logits as they are.
+    return lambda: draw(logits if has_kernels(logits) else logits.clone(), **settings, is_static=True)
 
 
-def _read_once(name: str, logits: Tensor, seconds: float, limits: Limits) -> Timing:
+def _read_once(name: str, logits: Tensor, seconds: float, limits: DeviceLimits) -> Timing:
     share = logits.nbytes / seconds / limits.bytes_per_second
-    return Timing("sampling, " + name, f"{len(logits)} x {logits.shape[1]:,}", seconds, "copy", share, {})
+    return Timing("sampling, " + name, f"{len(logits)} x {logits.shape[1]:,}", seconds, "copy", share)
 
 
 def _sets(num_bytes: int) -> int:

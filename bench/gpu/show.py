@@ -31,6 +31,7 @@ def table(found: Mapping[str, Any]) -> str:
                 f"| {timing['kernel']} | {timing['shape']} | {timing['seconds'] * 1e6:,.0f} "
                 f"| {timing['share']:.0%} ({timing['limit']}) | {others} |"
             )
+        lines += [f"| {one['kernel']} | {one['failure'].splitlines()[0]} | | | |" for one in found["failures"]]
         lines.append("")
     for case in found["cases"]:
         lines += [

@@ -62,7 +62,19 @@ def test_kernels_and_a_turn_run_and_are_shown(tmp_path: Path) -> None:
     assert "vllm | it is not here" in text
     assert {timing["kernel"] for timing in measured["kernels"]} >= {"attention, decode", "attention, prompts"}
     assert all(timing["seconds"] > 0 for timing in measured["kernels"])
+    assert measured["failures"] == []
     assert plots(found).keys() == {"article", "shared-prefix"}
+
+
+def test_a_kernel_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("out of shared memory\nand more")
+
+    monkeypatch.setattr(kernels, "_prefill", broken)
+    measured = kernels.measure(kernels.DRY, torch.device("cpu"), torch.float32)
+    assert len(measured["kernels"]) == 5
+    text = table({"is_dry": True, "device": "CPU", "cases": [], **measured})
+    assert "| attention, prompts, tiny: (2, 70) | RuntimeError: out of shared memory | | | |" in text
 
 
 def test_a_profile_of_a_gpu_is_shown() -> None:

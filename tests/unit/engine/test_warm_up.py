@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
 from engine.device_state import DeviceState
-from engine.warm_up import largest_step, state_bytes
+from engine.graphs import batch_size
+from engine.runner import ModelRunner
+from engine.warm_up import graph_bytes, largest_decode, largest_step, state_bytes
+from kernels.device import interprets
+from tests.parity.tiny_models import NATIVE
 
 
 @pytest.mark.parametrize(
@@ -27,3 +34,47 @@ def test_no_step_is_larger(tokens: int, seqs: int, longest: int) -> None:
 def test_the_device_s_state_takes_what_is_set_aside() -> None:
     state = DeviceState(100, 77, 50, torch.device("cpu"))
     assert state.numbers.nbytes + state.table.nbytes == state_bytes(100, 77)
+
+
+@pytest.mark.parametrize("seats", [1, 256, 2048, 3000])
+def test_the_largest_decode_is_as_large_as_the_largest_graph(seats: int) -> None:
+    batch = largest_decode(batch_size(seats), block=7)
+    assert batch.num_tokens == batch_size(seats) >= seats
+    assert all((len(entry.token_ids), entry.num_logits) == (1, 1) for entry in batch.entries)
+
+
+def test_graphs_may_take_what_their_largest_step_takes_and_something_for_each() -> None:
+    # 2,048 rows of a vocabulary of 151,936 alone take more than the fixed part.
+    logits = 2048 * 151_936 * 4
+    assert graph_bytes(80 * 2**30, logits) == logits + 2**30
+    assert graph_bytes(8 * 2**30, 100) == 100 + 2**28
+
+
+def test_buffers_of_attention_are_there_before_the_cache_is_sized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not interprets():
+        pytest.skip("Triton's interpreter is off")
+    next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
+    called: list[str] = []
+
+    def reserve(self: TritonAttention, *args: object, max_sequences: int, **options: object) -> None:
+        called.append(f"reserve {max_sequences}")
+
+    def choose(config: EngineConfig, *args: object, **options: object) -> int:
+        called.append("choose")
+        assert config.num_kv_blocks is not None
+        return config.num_kv_blocks
+
+    monkeypatch.setattr(TritonAttention, "reserve", reserve)
+    monkeypatch.setattr("engine.runner.choose_num_blocks", choose)
+    config = EngineConfig(
+        device="cpu",
+        dtype="float32",
+        attention="triton",
+        num_kv_blocks=8,
+        max_num_seqs=2000,
+        max_num_batched_tokens=4096,
+    )
+    ModelRunner.from_pretrained(tmp_path, config)
+    assert called == ["reserve 2048", "choose"]
