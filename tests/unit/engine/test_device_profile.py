@@ -94,7 +94,7 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU hold packed weights.
-    monkeypatch.setattr("engine.runner.prepare_linears", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
     made = engine(tmp_path, name)
     with made.profile() as hooked:
         made.generate(PROMPTS_IN, PARAMS)
