@@ -8,6 +8,7 @@ from engine.attention.interface import (
     DecodeLayout,
     StepAttention,
     StepLayout,
+    TurningAttention,
 )
 from engine.attention.plain import TorchAttention
 
@@ -19,5 +20,6 @@ __all__ = [
     "StepAttention",
     "StepLayout",
     "TorchAttention",
+    "TurningAttention",
     "make_backend",
 ]

@@ -9,6 +9,7 @@ of the model call in turn. It is passed down through the model, so that two engi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -95,6 +96,24 @@ class StepAttention(Protocol):
 
         All tokens are stored before any attends. `sinks` `[H]` are logits that take weight and give nothing.
         """
+
+
+class TurningAttention(ABC):
+    """What a `StepAttention` may be besides: one that turns queries and keys on their way (see `models/rotary.py`)."""
+
+    @abstractmethod
+    def turn_and_attend(
+        self,
+        layer: AttentionLayer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        interleaved: bool,
+    ) -> Tensor:
+        """As the call, of query and key turned by angles `[T, 1, R / 2]`: the turned key goes into the cache only."""
 
 
 class AttentionBackend(Protocol):

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout
+from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout, TurningAttention
 from engine.errors import ModelError
 from engine.kv_cache import KVCache
 from kernels.device import device_of
-from kernels.kv_write import write_kv
+from kernels.kv_write import rotate_and_write_kv, write_kv
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 
@@ -127,7 +127,7 @@ class TritonAttention:
         return plans[-1]
 
 
-class _TritonStep:
+class _TritonStep(TurningAttention):
     def __init__(self, backend: TritonAttention, layout: _DeviceLayout, cache: KVCache) -> None:
         self._backend, self._layout, self._cache = backend, layout, cache
         self._planned: set[int] = set()
@@ -135,10 +135,31 @@ class _TritonStep:
     def __call__(
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
-        layout = self._layout
+        write_kv(_rows(key), _rows(value), *self._cache.layers[layer.index], self._layout.slots)
+        return self._attend(layer, _rows(query), sinks)
+
+    def turn_and_attend(
+        self,
+        layer: AttentionLayer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        interleaved: bool,
+    ) -> Tensor:
         keys, values = self._cache.layers[layer.index]
         query, key, value = (_rows(heads) for heads in (query, key, value))
-        write_kv(key, value, keys, values, layout.slots)
+        turned = rotate_and_write_kv(
+            query, key, value, cos, sin, keys, values, self._layout.slots, interleaved=interleaved
+        )
+        return self._attend(layer, turned, None)
+
+    def _attend(self, layer: AttentionLayer, query: Tensor, sinks: Tensor | None) -> Tensor:
+        """With queries `[T, H, D]`, turned where they have to be, over a cache that has the step's keys and values."""
+        layout = self._layout
+        keys, values = self._cache.layers[layer.index]
         out = torch.empty(*query.shape[:2], layer.value_dim, dtype=query.dtype, device=query.device)
         if layout.has_decodes:
             decodes = self._backend.decode_plan(layer, keys.dtype, len(layout.seq_lens))

@@ -20,7 +20,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
-from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate
+from engine.models.rotary import LENGTH_DEPENDENT, Rotary, turn_and_attend
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -116,7 +116,7 @@ class _Layer(nn.Module):
         query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        attended = attention(self.attention, rotate(query, cos, sin), rotate(key, cos, sin), value)
+        attended = turn_and_attend(attention, self.attention, (query, key), value, cos, sin)
         hidden = hidden + self.norm_2(self.out(attended.flatten(1)))
         result: Tensor = hidden + self.norm_4(self.mlp(self.norm_3(hidden)))
         return result

@@ -14,7 +14,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import Activated, Stack
-from engine.models.rotary import Rotary, rotate_pairs
+from engine.models.rotary import Rotary, turn_and_attend
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -78,8 +78,8 @@ class _Layer(nn.Module):
         heads = self.attention.num_heads
         normed = self.norm(hidden)
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
-        turned = rotate_pairs(qkv[:, : 2 * heads], cos, sin)
-        attended = attention(self.attention, turned[:, :heads], turned[:, heads:], qkv[:, 2 * heads :])
+        turning = (qkv[:, : 2 * heads],)
+        attended = turn_and_attend(attention, self.attention, turning, qkv[:, 2 * heads :], cos, sin, interleaved=True)
         result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self.up(normed))
         return result
 

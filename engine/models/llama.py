@@ -18,7 +18,7 @@ from engine.attention import AttentionLayer
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, RMSNorm, Stack
 from engine.models.moe import ExpertNames, SparseMLP
-from engine.models.rotary import Rotary, rotate, stretched_positions
+from engine.models.rotary import Rotary, stretched_positions, turn_and_attend
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -132,14 +132,12 @@ class _Layer(nn.Module):
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
         qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
+        turning: tuple[Tensor] | tuple[Tensor, Tensor]
         if self.query_norm is None or self.key_norm is None:
-            # What turns stands side by side, and turns as one.
-            turned = rotate(qkv[:, : heads + kv_heads], cos, sin)
-            query, key = turned[:, :heads], turned[:, heads:]
+            turning = (qkv[:, : heads + kv_heads],)
         else:
-            query = rotate(self.query_norm(qkv[:, :heads]), cos, sin)
-            key = rotate(self.key_norm(qkv[:, heads : heads + kv_heads]), cos, sin)
-        attended = attention(self.attention, query, key, qkv[:, heads + kv_heads :])
+            turning = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
+        attended = turn_and_attend(attention, self.attention, turning, qkv[:, heads + kv_heads :], cos, sin)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
         result: Tensor = hidden + self.mlp(normed)
         return result

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.attention import AttentionLayer, StepAttention, TurningAttention
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
 from kernels.device import has_kernels
@@ -178,6 +179,38 @@ class Rotary(nn.Module):
         return plain
 
 
+def turn_and_attend(
+    attention: StepAttention,
+    layer: AttentionLayer,
+    turning: tuple[Tensor] | tuple[Tensor, Tensor],
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool = False,
+) -> Tensor:
+    """Turn queries and keys, and attend; in one with the write to the cache where the attention can.
+
+    `turning` is queries and keys side by side, `[T, H + KH, D]`, which turn as one, or both by themselves. With
+    `interleaved` neighbours turn together, as by `rotate_pairs`. Returns `[T, H, Dv]`.
+    """
+    if isinstance(attention, TurningAttention):
+        query, key = _apart(turning, layer)
+        return attention.turn_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+    turn = rotate_pairs if interleaved else rotate
+    turned = tuple(turn(heads, cos, sin) for heads in turning)
+    query, key = _apart(turned, layer)
+    return attention(layer, query, key, value)
+
+
+def _apart(heads: tuple[Tensor, ...], layer: AttentionLayer) -> tuple[Tensor, Tensor]:
+    """Queries, and keys."""
+    if len(heads) == 1:
+        return heads[0][:, : layer.num_heads], heads[0][:, layer.num_heads :]
+    query, key = heads
+    return query, key
+
+
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first dimensions of `heads` `[T, H, D]` and leave the rest; cos and sin as `Rotary` gives them."""
     if has_kernels(heads):
@@ -189,6 +222,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate_pairs(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """As `rotate`, where neighbours (2i, 2i + 1) turn together instead of (i, i + rot/2)."""
+    if has_kernels(heads):
+        return rotate_by_kernel(heads, cos, sin, interleaved=True)
     dim = 2 * cos.shape[-1]
     first, second = heads[..., 0:dim:2], heads[..., 1:dim:2]
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
