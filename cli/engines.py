@@ -10,6 +10,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     """The engine's part of the settings."""
     return EngineConfig(
         dtype=settings.dtype,
+        kv_cache_dtype=settings.kv_cache_dtype,
         quantization=settings.quantization,
         deterministic=settings.deterministic,
         device=settings.device,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("int8",)
+KV_CACHE_DTYPES = ("auto", "float8_e4m3")
 ATTENTION_BACKENDS = ("auto", "torch", "triton", "cpu")
 
 
@@ -16,6 +17,10 @@ class EngineConfig:
 
     dtype: str = "auto"
     """Of weights, activations and KV cache. "auto": as the checkpoint was saved."""
+
+    kv_cache_dtype: str = "auto"
+    """How keys and values are kept. "auto": as `dtype` says. "float8_e4m3": rounded to a byte each, with scales of 1,
+    in half the memory that bfloat16 takes. With the Triton attention only."""
 
     device: str = "auto"
     """"auto": a CUDA GPU where there is one, else the CPU."""
@@ -69,6 +74,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("attention", self.attention, ATTENTION_BACKENDS)
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             _positive(name, getattr(self, name))
@@ -81,6 +87,14 @@ class EngineConfig:
             raise ValueError("deterministic=True is there for the CPU only: set device to 'cpu'")
         if self.deterministic and self.attention not in ("auto", "torch"):
             raise ValueError(f"deterministic=True brings its own attention: attention cannot be {self.attention!r}")
+        if self.kv_cache_dtype != "auto" and (
+            self.deterministic
+            or self.attention in ("torch", "cpu")
+            or (self.device == "cpu" and self.attention != "triton")
+        ):
+            raise ValueError(
+                f"kv_cache_dtype {self.kv_cache_dtype!r} is there with the Triton attention only, which runs on a GPU"
+            )
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ValueError(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
 

@@ -69,10 +69,15 @@ class KVCache:
         return self.num_blocks
 
 
+def cache_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """What keys and values of a model of type `dtype` are kept as."""
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "float8_e4m3" else dtype
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, takes_memory: bool) -> Tensor:
     """Zeros, since a value that is weighted with zero must still be a number."""
     if device.type != "cpu" or takes_memory:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(*shape[:-1], shape[-1] * dtype.itemsize, dtype=torch.uint8, device=device).view(dtype)
     # torch writes its zeros; NumPy's come from the kernel, page by page, when they are first looked at.
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 

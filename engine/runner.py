@@ -20,7 +20,7 @@ from engine.errors import ModelError, UnsupportedModel
 from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
 from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.invariance import check_invariance
-from engine.kv_cache import KVCache, choose_num_blocks
+from engine.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.linears import LinearExchange, prepare_linears
 from engine.loader import load_model
 from engine.models.decoder import Decoder, TokenInputs
@@ -51,6 +51,7 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self.kv_dtype = cache_dtype(config, self.dtype)
         self.max_model_len = _max_model_len(model, config)
         self._is_deterministic = config.deterministic
         self._threads = threads or Threads()
@@ -75,12 +76,12 @@ class ModelRunner:
             config,
             model.attention_layers,
             max_model_len=self.max_model_len,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
             reserved_bytes=self._reserved_bytes(config) if self.device.type == "cuda" else 0,
         )
         takes_memory = config.cpu_kv_cache_bytes is not None
-        self.cache = self._cache(num_blocks, config.block_size, takes_memory=takes_memory)
+        self.cache = self._cache(num_blocks, config.block_size, self.kv_dtype, takes_memory=takes_memory)
         self._decoder = self._make_decoder(config)
 
     @classmethod
@@ -185,23 +186,23 @@ class ModelRunner:
         return result
 
     def _on_trial(self, block_size: int) -> Callable[[Batch, int], Tensor]:
-        """Runs batches on a small cache of their own, before there is the real one."""
+        """Runs batches on a small cache of their own, before there is the real one; nothing in it is rounded."""
         cache: KVCache | None = None
 
         def run(batch: Batch, num_blocks: int) -> Tensor:
             nonlocal cache
             if cache is None:
-                cache = self._cache(num_blocks, block_size)
+                cache = self._cache(num_blocks, block_size, self.dtype)
             return self._run(batch, cache)
 
         return run
 
-    def _cache(self, num_blocks: int, block_size: int, *, takes_memory: bool = False) -> KVCache:
+    def _cache(self, num_blocks: int, block_size: int, dtype: torch.dtype, *, takes_memory: bool = False) -> KVCache:
         return KVCache.allocate(
             self.model.attention_layers,
             num_blocks,
             block_size,
-            dtype=self.dtype,
+            dtype=dtype,
             device=self.device,
             takes_memory=takes_memory,
         )
@@ -218,7 +219,7 @@ class ModelRunner:
     def _measured_steps(self, config: EngineConfig) -> tuple[int, int]:
         """What the largest step of all takes, and the largest that only decodes."""
         batch, num_blocks = largest_step(config, self.max_model_len)
-        cache = self._cache(num_blocks, config.block_size)
+        cache = self._cache(num_blocks, config.block_size, self.kv_dtype)
         decodes = largest_decode(batch_size(_seats(config)), cache.spare_block)
 
         def run(batch: Batch) -> Tensor:

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     model: str | None = Field(default=None, description="Model that `up` and `worker` serve when none is named.")
     device: str = Field(default="auto", description="auto, cpu or cuda.")
     dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
+    kv_cache_dtype: str = Field(
+        default="auto", description="auto, or float8_e4m3: keys and values in a byte each, on a GPU."
+    )
     quantization: str | None = Field(default=None, description="int8 rounds the weights of linear layers, on a CPU.")
     deterministic: bool = Field(
         default=False, description="The same bits for a request in any batch, on a CPU, at the price of speed."

@@ -24,6 +24,15 @@ def make_backend(config: EngineConfig, device: torch.device, threads: Threads | 
 
     `threads` are those of the model's passes. Raises `ModelError` where what was asked for by name cannot run here.
     """
+    backend = _make(config, device, threads)
+    if config.kv_cache_dtype != "auto" and not isinstance(backend, TritonAttention):
+        raise ModelError(
+            f"kv_cache_dtype {config.kv_cache_dtype!r} is there with the Triton attention only, not on {device.type}"
+        )
+    return backend
+
+
+def _make(config: EngineConfig, device: torch.device, threads: Threads | None) -> AttentionBackend:
     if config.deterministic:
         return DeterministicAttention(threads or Threads())
     wanted = config.attention
