@@ -71,7 +71,9 @@ class ModelRunner:
             )
         if isinstance(self.backend, CapturableAttention):
             # Before anybody looks how much memory is left.
-            self.backend.reserve(model.attention_layers, kv_dtype=self.dtype, max_sequences=batch_size(_seats(config)))
+            self.backend.reserve(
+                model.attention_layers, kv_dtype=self.kv_dtype, max_sequences=batch_size(_seats(config))
+            )
         num_blocks = choose_num_blocks(
             config,
             model.attention_layers,

@@ -24,6 +24,8 @@ from engine.outputs import TokenLogprobs
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from engine.token_counts import TokenCounts
 from kernels.device import has_kernels
+from kernels.log_probs import log_probs
+from kernels.penalties import penalize
 from kernels.sampling import argmax
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class Sampler:
         errors: dict[int, RequestFailed] = {}
         ended: set[int] = set()
         settings = self._settings_of(states, logits)
-        log_probs = _log_probs(logits, settings.logprob_rows)
+        scores = _scores(logits, settings.logprob_rows)
 
         # The maximum of a row with a NaN is NaN.
         sound = torch.isfinite(logits.amax(dim=-1))
@@ -133,7 +135,7 @@ class Sampler:
             elif not are_allowed[row] and row not in ended:
                 errors.setdefault(row, RequestFailed(NO_TOKEN_ALLOWED))
 
-        top = _top_logprobs(log_probs, settings, tokens, states)
+        top = _top_logprobs(scores, settings, tokens, states)
         return [
             Sampled(error=errors[row])
             if row in errors
@@ -146,9 +148,9 @@ class Sampler:
     @torch.inference_mode()
     def score(self, logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
         """Log-probabilities of given tokens, for prompt logprobs; logits are float32 `[tokens, vocab_size]`."""
-        log_probs = torch.log_softmax(logits, dim=-1)
         targets = torch.tensor(token_ids, device=logits.device)
-        return _read_logprobs(log_probs, targets, [num_top] * len(token_ids))
+        scores = logits if has_kernels(logits) else torch.log_softmax(logits, dim=-1)
+        return _read_logprobs(scores, targets, [num_top] * len(token_ids))
 
     def _settings_of(self, states: Sequence[SamplingState], logits: torch.Tensor) -> _Settings:
         """In a run of pure decode steps the same sequences come again: keep what does not change."""
@@ -203,7 +205,6 @@ class Sampler:
         if not present:
             return
         lengths = [len(held.ids) for _, held in present]
-        params = [states[row].params for row, _ in present]
 
         def spread(values: Iterable[float], dtype: type[np.generic]) -> torch.Tensor:
             return torch.from_numpy(np.repeat(np.fromiter(values, dtype=dtype), lengths)).to(logits.device)
@@ -211,10 +212,16 @@ class Sampler:
         rows = spread((row for row, _ in present), np.int64)
         ids = torch.from_numpy(np.concatenate([held.ids for _, held in present])).to(logits.device)
         count = torch.from_numpy(np.concatenate([held.counts for _, held in present])).to(logits.device)
+        if has_kernels(logits):
+            params = [state.params for state in states]
+            its = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in params]
+            penalize(logits, rows, ids, count, *torch.tensor(its, device=logits.device).t().contiguous())
+            return
+
+        params = [states[row].params for row, _ in present]
         repetition = spread((p.repetition_penalty for p in params), np.float32)
         frequency = spread((p.frequency_penalty for p in params), np.float32)
         presence = spread((p.presence_penalty for p in params), np.float32)
-
         values = logits[rows, ids]
         values = torch.where(values > 0, values / repetition, values * repetition)
         values -= frequency * count + presence * (count > 0)
@@ -372,36 +379,43 @@ def _signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _log_probs(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
-    """Log-softmax of the rows that asked for it, before anything overwrites them."""
+def _scores(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
+    """Of the rows that asked for log-probabilities, what they are read from, before anything overwrites the logits.
+
+    That is all of them, or where there is a kernel for the few that are wanted, a copy of the logits.
+    """
     if not rows:
         return None
-    wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+    are_all = len(rows) == len(logits)
+    wanted = logits if are_all else logits[torch.tensor(rows, device=logits.device)]
+    if has_kernels(logits):
+        return wanted.clone() if are_all else wanted
     return torch.log_softmax(wanted, dim=-1)
 
 
 def _top_logprobs(
-    log_probs: torch.Tensor | None, settings: _Settings, tokens: torch.Tensor, states: Sequence[SamplingState]
+    scores: torch.Tensor | None, settings: _Settings, tokens: torch.Tensor, states: Sequence[SamplingState]
 ) -> dict[int, TokenLogprobs]:
-    if log_probs is None:
+    if scores is None:
         return {}
     rows = settings.logprob_rows
     chosen = tokens[torch.tensor(rows, device=tokens.device)]
-    found = _read_logprobs(log_probs, chosen, [states[row].params.logprobs or 0 for row in rows])
+    found = _read_logprobs(scores, chosen, [states[row].params.logprobs or 0 for row in rows])
     return dict(zip(rows, found, strict=True))
 
 
-def _read_logprobs(log_probs: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
-    """Bring the wanted log-probabilities to the host, in one copy a tensor."""
-    chosen = log_probs.gather(-1, token_ids[:, None]).squeeze(-1).tolist()
-    # Always as many: which ones of equal probability are among the first depends on how many are asked for.
-    width = min(MAX_LOGPROBS, log_probs.shape[-1])
-    if not any(num_top):
-        return [TokenLogprobs(t, lp, ()) for t, lp in zip(token_ids.tolist(), chosen, strict=True)]
-    values, ids = log_probs.topk(width, dim=-1)
+def _read_logprobs(scores: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
+    """Bring the wanted log-probabilities to the host, in one copy a tensor; `scores` as `_scores` gives them."""
+    # None or always as many: which ones of equal probability are among the first depends on how many are asked for.
+    width = min(MAX_LOGPROBS, scores.shape[-1]) if any(num_top) else 0
+    if has_kernels(scores):
+        chosen, values, ids = log_probs(scores, token_ids, width)
+    else:
+        chosen = scores.gather(-1, token_ids[:, None]).squeeze(-1)
+        values, ids = scores.topk(width, dim=-1)
     return [
         TokenLogprobs(token, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
         for token, logprob, row_ids, row_values, count in zip(
-            token_ids.tolist(), chosen, ids.tolist(), values.tolist(), num_top, strict=True
+            token_ids.tolist(), chosen.tolist(), ids.tolist(), values.tolist(), num_top, strict=True
         )
     ]

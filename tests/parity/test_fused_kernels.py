@@ -7,16 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams, drawing
+from engine import Engine, EngineConfig, SamplingParams, drawing, sampler
 from engine.models import layers, moe, rotary
 from kernels.device import interprets
 from tests.parity.comparing import LOGPROB_TOLERANCE
 from tests.parity.tiny_models import NATIVE
 
-PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [11]]
+PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [11], [5, 6, 5, 6]]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0),
     SamplingParams(temperature=0.9, top_k=40, top_p=0.9, seed=5, max_tokens=4, ignore_eos=True, logprobs=0),
+    SamplingParams(
+        temperature=0,
+        repetition_penalty=1.5,
+        frequency_penalty=1.0,
+        presence_penalty=1.0,
+        max_tokens=4,
+        ignore_eos=True,
+        logprobs=3,
+        prompt_logprobs=2,
+    ),
 ]
 
 
@@ -24,7 +34,11 @@ def generate(directory: Path) -> list[list[tuple[int, float]]]:
     engine = Engine.from_pretrained(directory, EngineConfig(attention="torch", device="cpu", num_kv_blocks=16))
     outputs = engine.generate(PROMPTS, PARAMS)
     assert all(output.error is None for output in outputs)
-    return [[(entry.token_id, entry.logprob) for entry in output.completions[0].logprobs or ()] for output in outputs]
+    scored = [[*(output.prompt_logprobs or ()), *(output.completions[0].logprobs or ())] for output in outputs]
+    return [
+        [pair for entry in entries if entry is not None for pair in ((entry.token_id, entry.logprob), *entry.top)]
+        for entries in scored
+    ]
 
 
 @pytest.mark.skipif(not interprets(), reason="on a GPU, the kernels run anyway")
@@ -47,7 +61,7 @@ def test_kernels_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
         used.add(tuple(tensor.shape[1:]))
         return True
 
-    for module in (layers, moe, rotary, drawing):
+    for module in (layers, moe, rotary, drawing, sampler):
         monkeypatch.setattr(module, "has_kernels", note)
     found = generate(tmp_path)
     assert used
