@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries.planning import walk_indexes
+from jobs.queries.planning import row_of, walk_indexes
 from jobs.queries.settling import Hold, lock_jobs
 
 # Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
@@ -151,8 +151,8 @@ def give_back(connection: Connection, held: Collection[Hold]) -> int:
             "UPDATE requests r SET state = 'pending', worker_id = NULL "
             "FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), "
             "            CAST(:holders AS uuid[])) AS h (job_id, line, epoch, holder) "
-            "WHERE r.job_id = h.job_id AND r.line = h.line AND r.epoch = h.epoch AND r.worker_id = h.holder "
-            "  AND r.state = 'running'"
+            f"CROSS JOIN LATERAL {row_of('h')} "
+            "WHERE r.ctid = found.row AND r.epoch = h.epoch AND r.worker_id = h.holder AND r.state = 'running'"
         ),
         {
             "job_ids": [request.job_id for request in held],
@@ -188,11 +188,13 @@ def _candidates(
     ).all()
     if not jobs:
         return [], {}
-    # Few rows run at a time: as many as the engines hold. What is claimed between the two statements counts as running.
+    # Few rows run at a time, as many as the engines hold; OFFSET 0 has them read by the index of those alone. What is
+    # claimed between the two statements counts as running.
     rows = connection.execute(
         text(
-            "SELECT r.job_id, j.tenant_id, count(*) AS requests FROM requests r JOIN jobs j ON j.id = r.job_id "
-            "WHERE r.state = 'running' GROUP BY r.job_id, j.tenant_id"
+            "SELECT r.job_id, j.tenant_id, count(*) AS requests FROM ( "
+            "  SELECT job_id FROM requests WHERE state = 'running' OFFSET 0 "
+            ") r JOIN jobs j ON j.id = r.job_id GROUP BY r.job_id, j.tenant_id"
         )
     ).all()
     running_by_job = {row.job_id: row.requests for row in rows}
@@ -224,23 +226,25 @@ def _take(
     if not places:
         return ()
     # In prefix order, so that prompts which begin alike meet in one engine; rows that another claim holds are skipped.
-    # OFFSET 0 again: each body is looked up, whatever statistics say.
+    # Each is found again where it was locked. Each body is looked up by both columns of its key: only that index has lines
+    # in order, and statistics of jobs of one line would have another do.
     rows = connection.execute(
         text(
             "WITH quota AS ( "
             "  SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[])) AS q (job_id, places) "
             "), picked AS MATERIALIZED ( "
-            "  SELECT p.job_id, p.line FROM quota q CROSS JOIN LATERAL ( "
-            "    SELECT job_id, line FROM requests r WHERE r.job_id = q.job_id AND r.state = 'pending' "
+            "  SELECT p.row FROM quota q CROSS JOIN LATERAL ( "
+            "    SELECT r.ctid AS row FROM requests r WHERE r.job_id = q.job_id AND r.state = 'pending' "
             "      AND r.deaths >= :fewest AND r.deaths < :most ORDER BY r.prefix, r.line LIMIT q.places "
             "    FOR UPDATE SKIP LOCKED) p "
             "), taken AS ( "
             "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
-            "  WHERE r.job_id = p.job_id AND r.line = p.line "
+            "  WHERE r.ctid = p.row "
             "  RETURNING r.job_id, r.line, r.epoch, r.prefix "
             ") SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body "
             "FROM taken t JOIN jobs j ON j.id = t.job_id CROSS JOIN LATERAL ( "
-            "  SELECT body FROM bodies b WHERE b.job_id = t.job_id AND b.line = t.line OFFSET 0) b "
+            "  SELECT body FROM bodies b WHERE b.job_id = t.job_id AND b.line BETWEEN t.line AND t.line "
+            "  ORDER BY b.line LIMIT 1) b "
             "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"
         ),
         {

@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.ids import new_id
-from jobs.queries.planning import walk_indexes
+from jobs.queries.planning import row_of, walk_indexes
 from jobs.states import JobState, RequestState
 
 
@@ -74,8 +74,9 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "    CAST(:completion_tokens AS bigint[])) "
             "  AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens) "
             "), fenced AS ( "
-            "  UPDATE requests r SET state = o.state, worker_id = NULL FROM outcome o "
-            "  WHERE r.job_id = o.job_id AND r.line = o.line AND r.state IN ('pending', 'running') "
+            "  UPDATE requests r SET state = o.state, worker_id = NULL "
+            f" FROM outcome o CROSS JOIN LATERAL {row_of('o')} "
+            "  WHERE r.ctid = found.row AND r.state IN ('pending', 'running') "
             "    AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder "
             "  RETURNING o.* "
             "), numbered AS ( "

@@ -11,21 +11,32 @@ from jobs.queries.claiming import claim
 from jobs.queries.settling import settle
 from tests.rows import MODEL, Rows, answered
 
-LINES = 20_000
+LINES = 6_000
 LIMIT = 64
 ROUNDS = 8  # psycopg prepares a statement at its sixth use, and Postgres may then settle on another plan
 
 
-@pytest.mark.parametrize("statistics", ["none", "of an empty table", "of small jobs", "fresh"])
-def test_no_claim_and_no_group_looks_at_the_whole_job(rows: Rows, statistics: str) -> None:
+# Jobs of long ago that Postgres still goes by: how many, of how many lines.
+LEFT_BEHIND = {"of one line": (1, 1), "of one job": (1, 3), "of small jobs": (200, 3)}
+
+
+@pytest.mark.parametrize("plans", ["auto", "force_generic_plan"])
+@pytest.mark.parametrize("statistics", ["none", "of an empty table", *LEFT_BEHIND, "of a shrunken table", "fresh"])
+def test_no_claim_and_no_group_looks_at_the_whole_job(rows: Rows, statistics: str, plans: str) -> None:
     if statistics == "of an empty table":
         _analyze(rows)
-    if statistics == "of small jobs":
-        # What earlier jobs left behind, long after they are gone.
-        for _ in range(200):
-            rows.job(3, tenant="a")
+    if statistics in LEFT_BEHIND:
+        jobs, lines = LEFT_BEHIND[statistics]
+        for _ in range(jobs):
+            rows.job(lines, tenant="a")
         _analyze(rows)
         rows.execute("TRUNCATE jobs CASCADE")
+    if statistics == "of a shrunken table":
+        # Three rows on the last of many pages.
+        rows.job(LINES // 3)
+        rows.clear_jobs()
+        rows.job(3, tenant="a")
+        _analyze(rows)
     # Three tenants, and prefixes in an order of their own: what a sort of everything would have to sort.
     for tenant in "abc":
         rows.job(LINES // 3, tenant=tenant, prefixes=[line * 7919 % 1009 for line in range(LINES // 3)])
@@ -33,6 +44,8 @@ def test_no_claim_and_no_group_looks_at_the_whole_job(rows: Rows, statistics: st
         _analyze(rows)
     worker_id = rows.worker()
     with rows.database.connect() as connection:
+        connection.execute(text(f"SET plan_cache_mode = {plans}"))
+        connection.commit()
         for _ in range(ROUNDS):
             with connection.begin():
                 before = _read(connection)
