@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.errors import InvalidConfig
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("int8",)
@@ -13,7 +15,7 @@ ATTENTION_BACKENDS = ("auto", "torch", "triton", "cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine; they hold for its life. Raises ValueError for what cannot be honoured."""
+    """Settings of one engine; they hold for its life. Raises `InvalidConfig` for what cannot be honoured."""
 
     dtype: str = "auto"
     """Of weights, activations and KV cache. "auto": as the checkpoint was saved."""
@@ -82,28 +84,30 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}")
+            raise InvalidConfig(
+                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}"
+            )
         if self.deterministic and self.device == "cuda":
-            raise ValueError("deterministic=True is there for the CPU only: set device to 'cpu'")
+            raise InvalidConfig("deterministic=True is there for the CPU only: set device to 'cpu'")
         if self.deterministic and self.attention not in ("auto", "torch"):
-            raise ValueError(f"deterministic=True brings its own attention: attention cannot be {self.attention!r}")
+            raise InvalidConfig(f"deterministic=True brings its own attention: attention cannot be {self.attention!r}")
         if self.kv_cache_dtype != "auto" and (
             self.deterministic
             or self.attention in ("torch", "cpu")
             or (self.device == "cpu" and self.attention != "triton")
         ):
-            raise ValueError(
+            raise InvalidConfig(
                 f"kv_cache_dtype {self.kv_cache_dtype!r} is there with the Triton attention only, which runs on a GPU"
             )
         if self.quantization not in (None, *QUANTIZATIONS):
-            raise ValueError(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
+            raise InvalidConfig(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise InvalidConfig(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def _positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        raise InvalidConfig(f"{name} must be a whole number of at least 1, not {value!r}")

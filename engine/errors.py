@@ -1,6 +1,7 @@
 """What can go wrong in the engine.
 
     EngineError
+    ├── InvalidConfig      (ValueError)  settings of an engine that cannot be honoured
     ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
     ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
     ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
@@ -12,9 +13,9 @@
     │   └── InvalidWeights               missing, unknown or misshapen weights
     └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
 
-The first three reach the caller of `Engine.add`; the fourth does too where queueing went wrong, and becomes the `error`
-of one `RequestOutput` after that; the rest end loading or the process. `message` is written for the person whose
-request it was.
+The first reaches whoever makes an `EngineConfig`, the next three the caller of `Engine.add`; the fifth does too where
+queueing went wrong, and becomes the `error` of one `RequestOutput` after that; the rest end loading or the process.
+`message` is written for the person whose request or settings it was.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class EngineError(Exception):
     @property
     def message(self) -> str:
         return str(self)
+
+
+class InvalidConfig(EngineError, ValueError):
+    """Settings of an engine that contradict themselves, or that nothing here can honour."""
 
 
 class InvalidParams(EngineError, ValueError):

@@ -44,10 +44,15 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
 
     from cli.engines import engine_config
     from engine import Engine
+    from engine.errors import InvalidConfig
     from worker.service import run_worker
 
     source = models.resolve(name, served_name)
-    config = engine_config(settings)
+    try:
+        config = engine_config(settings)
+    except InvalidConfig as error:
+        err.print(error.message, style="red", markup=False)
+        return 1
     return run_worker(
         settings,
         lambda: Engine.from_pretrained(source.location, config),
