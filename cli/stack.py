@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import psycopg
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from cli import models
@@ -96,8 +97,9 @@ def running_stack(
         assert redis_url is not None
         settings = settings.model_copy(update={"database_url": database_url, "redis_url": redis_url})
 
-        upgrade(database_url)
-        api_key = ensure_first_key(settings, database_url)
+        with services.supervisor.stopping_explains(SQLAlchemyError, psycopg.Error):
+            upgrade(database_url)
+            api_key = ensure_first_key(settings, database_url)
         base_url = f"http://{_reachable(settings.host)}:{settings.port}"
         stack.callback(Running.remove, data_dir.path)
         Running(base_url, database_url, redis_url).write(data_dir.path)

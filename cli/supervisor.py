@@ -193,6 +193,19 @@ class Supervisor:
             raise self._failure
         return requested
 
+    @contextlib.contextmanager
+    def stopping_explains(self, *errors: type[Exception]) -> Iterator[None]:
+        """Something needs the children: once somebody asked to stop, these errors mean just that they are gone.
+
+        Raises StopRequested instead of them then, and ChildFailed where a child was given up.
+        """
+        try:
+            yield
+        except errors as error:
+            if self.wait(0):
+                raise StopRequested from error
+            raise
+
     def request_stop(self, *, hurry: bool = False) -> None:
         """Ask for everything to stop, and return at once. In a hurry, no child gets its grace.
 

@@ -88,10 +88,10 @@ class Pipeline:
                 env={
                     **os.environ,
                     **QUICK,
-                    **self.environment,
-                    **environment,
                     "PAGEMILL_DATABASE_URL": self.database_url,
                     "PAGEMILL_REDIS_URL": self.redis_url,
+                    **self.environment,
+                    **environment,
                 },
                 stdout=log,
                 stderr=log,

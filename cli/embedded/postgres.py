@@ -205,6 +205,8 @@ class EmbeddedPostgres:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # Ctrl-C is meant for us: we stop when this is done.
+            start_new_session=True,
         )
         password_file.unlink()
         if result.returncode != 0:

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import psycopg
+
 from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded.postgres import EmbeddedPostgres
@@ -45,13 +47,16 @@ def embedded_services(
     """
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(data_dir.hold())
-        server = stack.enter_context(EmbeddedPostgres(data_dir.postgres, durable=durable)) if postgres else None
-        supervisor = stack.enter_context(Supervisor(log, restart, pass_fds=(lock,)))
+        supervisor = Supervisor(log, restart, pass_fds=(lock,))
         if stop_on_signals:
+            # From before the first process until after the last: what comes while Postgres makes its cluster is kept.
             stack.enter_context(supervisor.stop_on_signals())
+        server = stack.enter_context(EmbeddedPostgres(data_dir.postgres, durable=durable)) if postgres else None
+        stack.enter_context(supervisor)
         if server is not None:
             supervisor.start(server.child())
-            server.create_database()
+            with supervisor.stopping_explains(psycopg.Error):
+                server.create_database()
         redis_url = _start_valkey(supervisor, data_dir) if valkey else None
         yield EmbeddedServices(server.url if server else None, redis_url, supervisor)
 

@@ -226,8 +226,8 @@ def _take(
     if not places:
         return ()
     # In prefix order, so that prompts which begin alike meet in one engine; rows that another claim holds are skipped.
-    # Each is found again where it was locked. Each body is looked up by its whole key: only that index has lines in order,
-    # and by statistics of jobs of one line another would do.
+    # Each is found again where it was locked. A body is looked up by its whole key, in whose index alone lines are in
+    # order: by the statistics of jobs of one line another would do.
     rows = connection.execute(
         text(
             "WITH quota AS ( "

@@ -20,7 +20,9 @@ import pytest
 from cli.client import Client, Submission
 from cli.running import FILE, Running, with_running
 from cli.stack import Stack, running_stack
+from cli.up import up
 from jobs.settings import Settings
+from migrations.run import upgrade
 from tests.processes import PATIENCE, await_condition, await_gone, family
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,6 +137,42 @@ def test_up_ends_with_all_its_processes(tmp_path: Path, model: Path) -> None:
         assert stopped.returncode == 0
         await_gone(processes)
     assert Running.read(settings.data_dir) is None
+
+
+def test_a_stop_while_postgres_makes_its_cluster(tmp_path: Path, model: Path) -> None:
+    command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--model", str(model)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        postgres = tmp_path / "data" / "postgres"
+        await_condition((postgres / "cluster.partial").exists, "initdb")
+        processes = family([process.pid])
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, complaints) == (0, "")
+    await_gone(processes)
+    # It came to its end, and the next start goes on from there; nothing is left of this one.
+    assert sorted(path.name for path in postgres.iterdir()) == ["cluster"]
+
+
+def test_a_stop_while_tables_are_made(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The signal takes Postgres away from the migrations: they fail, and that is no failure."""
+    processes: list[psutil.Process] = []
+
+    def upgrade_in_vain(database_url: str) -> None:
+        processes.extend(family([os.getpid()]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await_condition(lambda: not (postgres / "postmaster.pid").exists(), "Postgres is gone")
+        upgrade(database_url)
+
+    postgres = tmp_path / "data" / "postgres" / "cluster"
+    monkeypatch.setattr("cli.stack.upgrade", upgrade_in_vain)
+    assert up(Settings(data_dir=tmp_path / "data", port=0), [str(model)]) == 0
+    assert processes
+    assert capfd.readouterr().err == ""
+    await_gone([process for process in processes if process.pid != os.getpid()])
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_settings_reach_the_engine() -> None:
     assert (config.cpu_kv_cache_bytes, config.gpu_memory_utilization) == (2**20, 0.5)
 
 
-@pytest.mark.parametrize("command", [["worker", "--model", "demo"], ["generate", "--model", "demo", "--prompt", "1+1="]])
+@pytest.mark.parametrize("command", [["worker", "-m", "demo"], ["generate", "-m", "demo", "-p", "1+1="]])
 @pytest.mark.parametrize(
     ("variable", "value", "options", "complaint"),
     [
