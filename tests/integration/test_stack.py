@@ -159,10 +159,11 @@ def test_a_stop_while_tables_are_made(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The signal takes Postgres away from the migrations: they fail, and that is no failure."""
-    processes: list[psutil.Process] = []
+    before = family([os.getpid()])
+    started: list[psutil.Process] = []
 
     def upgrade_in_vain(database_url: str) -> None:
-        processes.extend(family([os.getpid()]))
+        started.extend(process for process in family([os.getpid()]) if process not in before)
         os.kill(os.getpid(), signal.SIGTERM)
         await_condition(lambda: not (postgres / "postmaster.pid").exists(), "Postgres is gone")
         upgrade(database_url)
@@ -170,9 +171,9 @@ def test_a_stop_while_tables_are_made(
     postgres = tmp_path / "data" / "postgres" / "cluster"
     monkeypatch.setattr("cli.stack.upgrade", upgrade_in_vain)
     assert up(Settings(data_dir=tmp_path / "data", port=0), [str(model)]) == 0
-    assert processes
+    assert started
     assert capfd.readouterr().err == ""
-    await_gone([process for process in processes if process.pid != os.getpid()])
+    await_gone(started)
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
