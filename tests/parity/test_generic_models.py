@@ -58,7 +58,7 @@ def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("block_size", "budget", "prefix_caching"), SHAPES)
-@pytest.mark.parametrize("model", GENERIC, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*GENERIC, *MORE_GENERIC], ids=lambda model: model.name)
 def test_every_shape_gives_the_same_tokens(
     model: TinyModel, saved: Save, block_size: int, budget: int, prefix_caching: bool
 ) -> None:
@@ -76,7 +76,10 @@ def test_every_shape_gives_the_same_tokens(
 
 @pytest.mark.parametrize(
     "model",
-    [model if model is STARCODER else pytest.param(model, marks=pytest.mark.slow) for model in GENERIC],
+    [
+        model if model is STARCODER else pytest.param(model, marks=pytest.mark.slow)
+        for model in (*GENERIC, *MORE_GENERIC)
+    ],
     ids=lambda model: model.name,
 )
 def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Save) -> None:
