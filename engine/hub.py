@@ -94,8 +94,6 @@ def load_config(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise UnsupportedModel(f"the configuration in {directory} cannot be read: {error}") from error
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModel("the checkpoint is quantized; only plain floating-point weights are loaded")
     return config
 
 

@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.hub import weight_files
-from engine.models.decoder import Decoder, NativeDecoder, Target
+from engine.linears.quantized import QuantizedLinear
+from engine.linears.replacing import linear_places
+from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
 from engine.models.generic import GenericDecoder
 from engine.models.registry import NATIVE
+from engine.quantization import QuantizedLayers, quantization_of
 from engine.staging import Staging
+from kernels.device import has_kernels
+from kernels.quantized_matmul import QuantizedWeight, joined
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,13 @@ def load_model(
     """
     files = [] if config.random_weights else weight_files(directory)
     dtype = choose_dtype(config, model_config)
+    form = quantization_of(model_config) if files else None
     native = empty_model(model_config, device=device)
+    if native is None and form is not None:
+        raise UnsupportedModel(
+            f"the checkpoint is quantized, and models of the type {model_config.model_type!r} run in transformers' own "
+            "code, for which only plain floating-point weights are loaded"
+        )
     if native is None:
         model = GenericDecoder.load(model_config, directory if files else None, dtype=dtype, device=device)
         if config.random_weights:
@@ -61,7 +72,7 @@ def load_model(
     if config.random_weights:
         randomize_weights(filling, seed=config.seed)
     else:
-        load_weights(filling, files)
+        load_weights(filling, files, None if form is None else QuantizedLayers(files, form))
     return native
 
 
@@ -99,8 +110,7 @@ class Filling:
         device: torch.device,
         finished: Callable[[nn.Module], None] = lambda module: None,
     ) -> None:
-        self.model, self.dtype = model, dtype
-        self._device = device
+        self.model, self.dtype, self.device = model, dtype, device
         self._finished = finished
         self._staging = Staging()
         self._owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -125,10 +135,10 @@ class Filling:
             self._complete(parameter)
 
     def _materialize(self, parameter: nn.Parameter) -> nn.Parameter:
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             memory = self._staging.empty(parameter.shape, self.dtype)
         else:
-            memory = torch.empty(parameter.shape, dtype=self.dtype, device=self._device)
+            memory = torch.empty(parameter.shape, dtype=self.dtype, device=self.device)
         real = nn.Parameter(memory, requires_grad=False)
         for module, name in self._owners[parameter]:
             setattr(module, name, real)
@@ -147,17 +157,20 @@ class Filling:
             self._finished(module)
 
 
-def load_weights(filling: Filling, files: Sequence[Path]) -> None:
-    """Fill the model from safetensors files.
+def load_weights(filling: Filling, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
+    """Fill the model from safetensors files, of which some layers may be `quantized`.
 
-    Raises `InvalidWeights` when the files lack a tensor, hold one that the model does not know, hold one twice or in
-    another shape, or are damaged.
+    Where there are kernels for those, they stay packed if they are linear layers of the model; all others are
+    dequantized. Raises `InvalidWeights` when the files lack a tensor, hold one that the model does not know, hold one
+    twice or in another shape, or are damaged.
     """
     weights = filling.model.weights()
     seen: dict[str, tuple[Path, str]] = {}
     unknown: list[str] = []
     with torch.no_grad():
         for path, found, tensor in _tensors(files):
+            if quantized is not None and quantized.owns(found):
+                continue
             name = weights.resolve(found)
             if name in seen:
                 raise InvalidWeights(f"{found} is both in {seen[name][0].name} and in {path.name}")
@@ -166,8 +179,10 @@ def load_weights(filling: Filling, files: Sequence[Path]) -> None:
                 seen[name] = path, found
             elif name in weights.copies:
                 seen[name] = path, found
-            elif not any(pattern.fullmatch(found) for pattern in weights.ignored):
+            elif not weights.ignores(found) and not _is_empty_bias(found, tensor, quantized):
                 unknown.append(found)
+        if quantized is not None:
+            unknown += _load_quantized(filling, weights, quantized, seen)
     missing = [name for name in weights.targets if name not in seen]
     if missing:
         raise InvalidWeights(f"the checkpoint lacks {_listed(missing)}")
@@ -176,6 +191,48 @@ def load_weights(filling: Filling, files: Sequence[Path]) -> None:
     for name, original in weights.copies.items():
         if name in seen and not _are_equal(seen[name], seen[original], filling.dtype):
             raise InvalidWeights(f"config.json ties {name} to {original}, but the checkpoint holds two that differ")
+
+
+def _load_quantized(
+    filling: Filling, weights: Weights, quantized: QuantizedLayers, seen: dict[str, tuple[Path, str]]
+) -> list[str]:
+    """Fill in or exchange the quantized layers and note them in `seen`; returns those that the model does not know."""
+    layers: dict[str, str] = {}
+    unknown: list[str] = []
+    for layer in quantized:
+        name = weights.resolve(f"{layer}.weight")
+        if name in seen or name in layers:
+            raise InvalidWeights(f"the checkpoint holds {name} twice")
+        if name in weights.targets:
+            layers[name] = layer
+            seen[name] = quantized.place_of(layer)
+        elif not weights.ignores(f"{layer}.weight"):
+            unknown.append(layer)
+
+    def read(name: str) -> QuantizedWeight:
+        return _read(quantized, layers.pop(name), weights.targets[name], filling.device)
+
+    def fill(name: str, weight: QuantizedWeight) -> None:
+        with filling.part(weights.targets[name].tensor) as part:
+            part.copy_(weight.dequantized(filling.dtype))
+
+    if has_kernels(torch.empty(0, device=filling.device)):
+        places = linear_places(filling.model)
+        for fused in weights.linears:
+            if not all(name in layers for name in fused.names):
+                continue
+            parts = [read(name) for name in fused.names]
+            whole = joined(parts)
+            if whole is not None:
+                for parent, name in places[fused.linear]:
+                    setattr(parent, name, QuantizedLinear(whole, fused.linear.bias))
+                continue
+            logger.info("%s are dequantized: their inputs are in different orders", _listed(fused.names))
+            for name, part in zip(fused.names, parts, strict=True):
+                fill(name, part)
+    for name in list(layers):
+        fill(name, read(name))
+    return unknown
 
 
 def randomize_weights(filling: Filling, *, seed: int) -> None:
@@ -245,6 +302,19 @@ def _fill(filling: Filling, target: Target, name: str, tensor: Tensor) -> None:
         raise InvalidWeights(f"{name} holds {tensor.dtype}: only plain floating-point weights are loaded")
     with filling.part(target.tensor) as part:
         part.copy_(tensor.t() if target.transposed else tensor)
+
+
+def _read(quantized: QuantizedLayers, layer: str, target: Target, device: torch.device) -> QuantizedWeight:
+    if target.tensor.dim() != 2 or target.transposed:
+        raise UnsupportedModel(f"{layer} is quantized, which is loaded of linear layers that are stored [out, in] only")
+    outputs, inputs = target.tensor.shape
+    return quantized.read(layer, (outputs, inputs), device)
+
+
+def _is_empty_bias(name: str, tensor: Tensor, quantized: QuantizedLayers | None) -> bool:
+    """Early GPTQ tools saved biases of zeros for layers that have none."""
+    layer, _, part = name.rpartition(".")
+    return quantized is not None and layer in quantized and part == "bias" and not tensor.any()
 
 
 def _are_equal(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dtype) -> bool:

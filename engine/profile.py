@@ -43,6 +43,7 @@ from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
 from engine.kv_cache import KVCache
 from engine.linears.packed import PackedLinear
+from engine.linears.quantized import QuantizedLinear
 from engine.runner import ModelRunner
 
 LOOP = "loop"
@@ -245,6 +246,8 @@ def _linear(watch: _Stopwatch, module: nn.Module, dtype: torch.dtype) -> Callabl
 
 def _weight_bytes(module: nn.Module, size: int, dtype: torch.dtype) -> int:
     """What a linear layer reads of weights."""
+    if isinstance(module, QuantizedLinear):
+        return module.weight.num_bytes
     return module.weight.panels.nbytes if isinstance(module, PackedLinear) else size * dtype.itemsize
 
 

@@ -76,6 +76,14 @@ class Target:
         return shape[::-1] if self.transposed else shape
 
 
+@dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """A linear layer of the model, and the weights in `Weights.targets` that its rows consist of, in order."""
+
+    linear: nn.Linear
+    names: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Weights:
     """The names of a checkpoint that a model takes.
@@ -88,6 +96,9 @@ class Weights:
     """What checkpoints of the bare model, without its head, lack in front of each name."""
 
     targets: dict[str, Target] = field(default_factory=dict)
+    linears: list[FusedLinear] = field(default_factory=list)
+    """Those of the targets that are nothing but linear layers' weights."""
+
     copies: dict[str, str] = field(default_factory=dict)
     ignored: Sequence[re.Pattern[str]] = ()
     renames: Sequence[tuple[re.Pattern[str], str]] = ()
@@ -100,16 +111,22 @@ class Weights:
     def add_linear(self, name: str, linear: nn.Linear | nn.LayerNorm, *, transposed: bool = False) -> None:
         """`name.weight`, and `name.bias` if the layer has one."""
         self.add(f"{name}.weight", linear.weight, transposed=transposed)
+        if isinstance(linear, nn.Linear):
+            self.linears.append(FusedLinear(linear, (f"{name}.weight",)))
         if linear.bias is not None:
             self.add(f"{name}.bias", linear.bias)
 
     def add_fused(self, names: Sequence[str], sizes: Sequence[int], linear: nn.Linear) -> None:
         """Several linear layers whose outputs are computed as one, `sizes[i]` rows each."""
+        self.linears.append(FusedLinear(linear, tuple(f"{name}.weight" for name in names)))
         for attribute in ("weight", "bias"):
             parameter = getattr(linear, attribute)
             if parameter is not None:
                 for name, part in zip(names, parameter.detach().split(list(sizes)), strict=True):
                     self.targets[f"{name}.{attribute}"] = Target(part)
+
+    def ignores(self, name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in self.ignored)
 
     def resolve(self, name: str) -> str:
         """The name in `targets` of a tensor in a checkpoint; any other name stays as it is."""

@@ -20,6 +20,7 @@ from kernels.log_probs import log_probs_launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.penalties import penalties_launch
+from kernels.quantized_matmul import KINDS, quantized_matmul_launch, quantized_weight
 from kernels.rms_norm import rms_norm_launch
 from kernels.rotary import rotate_launch
 from kernels.sampling import MAX_CANDIDATES, sample_launch
@@ -291,6 +292,48 @@ def expert_sum(mixture: Mixture, device: Device) -> Launch:
 
 
 @dataclass(frozen=True)
+class QuantizedProduct:
+    """A shape of the product with quantized weights."""
+
+    kind: str
+    rows: int = 8
+    inputs: int = 4096
+    group_size: int = 128
+    ordered: bool = False
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.kind}-{self.rows}x{self.inputs}", f"g{self.group_size}"] + ["ordered"] * self.ordered
+        return "-".join(parts + [str(self.dtype).removeprefix("torch.")] * (self.dtype is not torch.bfloat16))
+
+
+QUANTIZED = tuple(QuantizedProduct(kind) for kind in KINDS)
+MORE_QUANTIZED = (
+    *[QuantizedProduct(kind, rows=2048) for kind in KINDS],
+    QuantizedProduct("int4", rows=48, dtype=torch.float16, ordered=True),
+    QuantizedProduct("int4", rows=48, inputs=1000, group_size=48),
+    QuantizedProduct("int8", rows=48, group_size=32, dtype=torch.float32),
+    QuantizedProduct("e4m3", rows=2048, inputs=1000, group_size=1000, dtype=torch.float32),
+)
+
+
+def quantized_product(shape: QuantizedProduct, device: Device) -> Launch:
+    groups = -(-shape.inputs // shape.group_size)
+    is_float = shape.kind == "e4m3"
+    weight = quantized_weight(
+        empty(4096, shape.inputs, dtype=torch.uint8),
+        empty(groups, 4096, dtype=torch.float32 if is_float else torch.float16),
+        None if is_float else empty(groups, 4096, dtype=torch.int16),
+        ints(shape.inputs) if shape.ordered else None,
+        kind=shape.kind,
+        group_size=shape.group_size,
+    )
+    x, out = empty(shape.rows, shape.inputs, dtype=shape.dtype), empty(shape.rows, 4096, dtype=shape.dtype)
+    return quantized_matmul_launch(x, weight, empty(4096, dtype=shape.dtype), out, target=device)
+
+
+@dataclass(frozen=True)
 class Variant:
     """One launch to compile for one device."""
 
@@ -302,7 +345,7 @@ class Variant:
 def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel, in every shape, for every device."""
     for device_name, device in devices.items():
-        for name, make in _launches(device, SHAPES, MIXTURES):
+        for name, make in _launches(device, SHAPES, MIXTURES, QUANTIZED + MORE_QUANTIZED):
             yield Variant(name, device_name, make)
 
 
@@ -310,13 +353,13 @@ def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel in one shape, for one device after another."""
     names = list(devices)
     for device_name, device in devices.items():
-        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,), (QWEN3_MOE,))):
+        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED)):
             if names[place % len(names)] == device_name:
                 yield Variant(name, device_name, make)
 
 
 def _launches(
-    device: Device, shapes: Sequence[Heads], mixtures: Sequence[Mixture]
+    device: Device, shapes: Sequence[Heads], mixtures: Sequence[Mixture], quantized: Sequence[QuantizedProduct]
 ) -> Iterator[tuple[str, Callable[[], Launch]]]:
     for heads in shapes:
         yield f"decode {heads.name}", partial(decode, heads, device, 0)
@@ -326,6 +369,8 @@ def _launches(
         yield f"plan prefills {heads.name}", partial(plan_blocks, heads, device)
         yield f"write {heads.name}", partial(write, heads, device, False)
         yield f"turn and write {heads.name}", partial(write, heads, device, True)
+    for shape in quantized:
+        yield f"quantized product {shape.name}", partial(quantized_product, shape, device)
     for mixture in mixtures:
         yield f"choose experts {mixture.name}", partial(routes, mixture, device, 0)
         yield f"arrange experts {mixture.name}", partial(routes, mixture, device, 1)
