@@ -30,7 +30,8 @@ def measure(model: str = "tiny") -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory:
         save_config(model, Path(directory))
-        config = EngineConfig(device="cpu", dtype="float32", random_weights=True, max_num_seqs=RUNNING)
+        # One token a step, so that the host has its part in each and none of the running requests ends.
+        config = EngineConfig(device="cpu", dtype="float32", random_weights=True, max_num_seqs=RUNNING, decode_steps=1)
         engine = Engine.from_pretrained(directory, config)
     steps: dict[int, list[float]] = {waiting: [] for waiting in WAITING}
     adding: dict[int, list[float]] = {waiting: [] for waiting in WAITING}
