@@ -122,8 +122,10 @@ def test_a_kernel_of_ours_moves_what_it_is_given(tmp_path: Path) -> None:
     demand = demands(runner, 3)["_write_kernel"]
     layers = runner.model.attention_layers
     row = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) * 4 for layer in layers)
-    # Each key and value is read and written, and a token's slot is read in each layer.
-    assert demand.token.bytes == 2 * row + 8 * len(layers)
+    turned = sum(layer.num_heads * layer.head_dim * 4 for layer in layers)
+    angles = sum(layer.head_dim * 4 for layer in layers)  # half a head of cosines, and of sines
+    # Each key and value is read and written, each query turned in the same launch; a token's slot is read in each layer.
+    assert demand.token.bytes == 2 * row + 2 * turned + angles + 8 * len(layers)
     assert demand.logits == Work()
     assert demand.of(2, 5, 0).bytes == 2 * demand.step.bytes + 5 * demand.token.bytes
 
