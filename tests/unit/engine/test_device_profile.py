@@ -124,7 +124,7 @@ def test_a_kernel_of_ours_moves_what_it_is_given(tmp_path: Path) -> None:
     row = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) * 4 for layer in layers)
     turned = sum(layer.num_heads * layer.head_dim * 4 for layer in layers)
     angles = sum(layer.head_dim * 4 for layer in layers)  # half a head of cosines, and of sines
-    # Each key and value is read and written, each query turned in the same launch; a token's slot is read in each layer.
+    # Keys and values are read and written, queries turned in the same launch; each layer reads a slot a token.
     assert demand.token.bytes == 2 * row + 2 * turned + angles + 8 * len(layers)
     assert demand.logits == Work()
     assert demand.of(2, 5, 0).bytes == 2 * demand.step.bytes + 5 * demand.token.bytes
