@@ -48,6 +48,22 @@ def test_a_job_comes_back_whole(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
+def test_what_was_found_in_the_prefix_cache_is_counted_by_line_and_job(pipeline: Pipeline) -> None:
+    prompt = [3] * 50
+    with pipeline.worker():
+        first = pipeline.wait_for_end(pipeline.submit([prompt]))
+        again = pipeline.wait_for_end(pipeline.submit([prompt, [*prompt, 4]]))
+    assert first.cached_tokens == 0
+    found = [
+        result["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for result in pipeline.results(again.id).values()
+    ]
+    # Whole blocks only.
+    assert all(0 < cached < len(prompt) for cached in found)
+    assert again.cached_tokens == sum(found)
+    check(pipeline.database_url)
+
+
 def test_the_bell_is_heard_long_before_the_poll(pipeline: Pipeline) -> None:
     poll_interval, sooner = 600.0, 60.0
     with pipeline.worker(PAGEMILL_POLL_INTERVAL=str(poll_interval)):
