@@ -6,7 +6,7 @@ leaves holes. So a weight that is gone leaves its memory to the next of the same
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -16,15 +16,15 @@ from torch import Tensor
 
 # Bytes: less is not worth it, and more is given back at once.
 _LEAST, _MOST = 2**20, 2**26
-# Of a buffer that no tensor uses: ours, the loop's, and the one that counts.
-_IDLE = 3
+
+Buffer = npt.NDArray[np.uint8]
 
 
 class Staging:
     """Hands out memory on the CPU. What a tensor of it still uses is nobody else's."""
 
     def __init__(self) -> None:
-        self._buffers: dict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
+        self._buffers: dict[int, list[tuple[Buffer, weakref.ref[Buffer]]]] = defaultdict(list)
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A tensor with anything in it."""
@@ -32,10 +32,9 @@ class Staging:
         if not _LEAST <= size <= _MOST:
             return torch.empty(shape, dtype=dtype)
         buffers = self._buffers[size]
-        for buffer in buffers:
-            if sys.getrefcount(buffer) == _IDLE:
-                break
-        else:
-            buffer = np.empty(size, np.uint8)
-            buffers.append(buffer)
-        return torch.from_numpy(buffer).view(dtype).view(shape)
+        place = next((place for place, (_, lease) in enumerate(buffers) if lease() is None), len(buffers))
+        buffer = buffers.pop(place)[0] if place < len(buffers) else np.empty(size, np.uint8)
+        # Tensors keep the view alive that they were made of, and nobody else does.
+        lease = buffer.view()
+        buffers.append((buffer, weakref.ref(lease)))
+        return torch.from_numpy(lease).view(dtype).view(shape)
