@@ -3,7 +3,8 @@
 A model's forward pass asks for  a  a step,  b  a token and  c  a row of logits, whatever the kernel: weights are read
 once a step, the rest is rows. The three are found by running a few tokens through the model and looking at what its
 linear layers and kernels are given. So they are right for any model, and for a CUDA graph, too, which nobody can look
-into. Only attention depends on more, on how far each token looks back, and is computed from that.
+into. Two things depend on more and are computed from that: attention on how far each token looks back, and a mixture
+of experts on how many of them a step's tokens choose.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.batch import Batch, BatchEntry
+from engine.models.moe import SparseMLP
 from engine.runner import ModelRunner
 from kernels.launch import Launch
 
@@ -154,12 +156,14 @@ def linears(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def exchanged(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let an object have another method for a while, and then its class' own again."""
+    """Let an object have another method for a while, and then again what it had, its own or its class'."""
+    own = {key: value for key, value in vars(owner).items() if key == name}
     setattr(owner, name, replacement)
     try:
         yield
     finally:
         delattr(owner, name)
+        vars(owner).update(own)
 
 
 def _place(tensor: Tensor) -> int:
@@ -198,3 +202,47 @@ def positions_seen(
     looks = (few * (few + 1) - few_before * (few_before + 1)) // 2 + (lengths - (few - few_before)) * window
     seen = np.minimum(ends, lengths + window - 1)
     return int(looks.sum()), int(seen.sum())
+
+
+# Mixtures of experts
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """One layer's experts: gate and up, and down, of the sizes that all of them have."""
+
+    num_experts: int
+    per_token: int
+    hidden: int
+    inner: int
+    itemsize: int
+    """Bytes of a number, of weights and activations."""
+
+    @classmethod
+    def of(cls, mlp: SparseMLP) -> Mixture:
+        num_experts, hidden, inner = mlp.down.shape
+        return cls(num_experts, mlp.per_token, hidden, inner, mlp.down.dtype.itemsize)
+
+    def routing(self, num_tokens: int) -> Work:
+        """Logits of all experts are read; choices and their weights are written, read again and put in order."""
+        return Work(bytes=(self.num_experts * self.itemsize + 16 * self.per_token) * num_tokens)
+
+    def products(self, tokens: Sequence[int] | npt.NDArray[np.int64]) -> Work:
+        """Of steps with so many tokens each: what is multiplied by the experts that tokens choose, and those alone.
+
+        How many different experts a step's tokens choose together is known on the device only. As many have to be read
+        as chance would choose: each of n tokens leaves out an expert with the probability 1 - k / E. A router that
+        prefers some experts reads fewer.
+        """
+        tokens = np.asarray(tokens, np.int64)
+        total = int(tokens.sum())
+        weights = 3 * self.hidden * self.inner
+        chosen = float((self.num_experts * (1 - (1 - self.per_token / self.num_experts) ** tokens)).sum())
+        # Rows are read once; each choice's products are written, and those in the middle read.
+        activations = (self.hidden + self.per_token * (2 * self.inner + self.hidden)) * total
+        return Work(2 * weights * self.per_token * total, self.itemsize * (weights * chosen + activations))
+
+
+def mixtures(model: nn.Module) -> Iterator[SparseMLP]:
+    """The model's mixtures that run here; transformers' own are not among them."""
+    return (module for module in model.modules() if isinstance(module, SparseMLP))

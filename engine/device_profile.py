@@ -19,13 +19,25 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 
 from engine.batch import NO_TOKEN, Batch, Burst, Decoding
-from engine.demand import TORCH_PRODUCT, Demand, Work, attention_work, demands, positions_seen
+from engine.demand import (
+    TORCH_PRODUCT,
+    Demand,
+    Mixture,
+    Work,
+    attention_work,
+    demands,
+    mixtures,
+    positions_seen,
+)
 from engine.runner import ModelRunner
 
 PRODUCTS = "matrix products"
 DECODES = "attention, decodes"
 PROMPTS = "attention, prompts"
 PLANS = "attention, plans"
+EXPERTS = "experts, products"
+ROUTING = "experts, routing"
+EXPERT_SUMS = "experts, sums"
 SAMPLING = "sampling"
 COPIES = "copies and fills"
 OTHERS = "other kernels"
@@ -35,12 +47,16 @@ _FAMILIES = {
     "_reduce_kernel": DECODES,
     "_prefill_kernel": PROMPTS,
     "_plan_kernel": PLANS,
+    "_product_kernel": EXPERTS,
+    "_choose_kernel": ROUTING,
+    "_arrange_kernel": ROUTING,
+    "_sum_kernel": EXPERT_SUMS,
     "_sample_kernel": SAMPLING,
     TORCH_PRODUCT: PRODUCTS,
 }
 
-_BY_LENGTH = frozenset((DECODES, PROMPTS, PLANS))
-"""What depends on more than the number of tokens."""
+_BY_STEP = frozenset((DECODES, PROMPTS, PLANS, EXPERTS, ROUTING))
+"""What depends on more than the number of tokens, and is counted step by step."""
 
 _PRODUCT = re.compile(r"gemm|gemv|cublas|cutlass|nvjet|xmma|splitk|^Cijk_", re.IGNORECASE)
 """In the names of kernels by cuBLAS, CUTLASS, rocBLAS and hipBLASLt."""
@@ -79,8 +95,9 @@ class DeviceMeter:
         self._demands: Mapping[int, Mapping[str, Demand]] = {size: demands(runner, size) for size in sizes}
         self._counted = {size: _Counted() for size in sizes}
         self._looked: defaultdict[str, Work] = defaultdict(Work)
-        """What attention and sampling were asked for."""
+        """What attention, experts and sampling were asked for."""
         self._layers = Counter(replace(layer, index=0) for layer in runner.model.attention_layers)
+        self._mixtures = Counter(Mixture.of(mlp) for mlp in mixtures(runner.model))
 
     def ran(self, batch: Batch) -> None:
         """Count a batch."""
@@ -88,6 +105,7 @@ class DeviceMeter:
         lengths = np.array([len(entry.token_ids) for entry in batch.entries])
         num_logits = sum(entry.num_logits for entry in batch.entries)
         self._count(batch.num_tokens, 1, batch.num_tokens, num_logits)
+        self._route(np.array([batch.num_tokens]))
         self._looked[SAMPLING] += Work(bytes=num_logits * self._runner.vocab_size * torch.float32.itemsize)
         alone = lengths == 1
         self._look(DECODES, starts[alone], lengths[alone])
@@ -95,9 +113,11 @@ class DeviceMeter:
 
     def decoded(self, burst: Burst, drawn: npt.NDArray[np.int64]) -> None:
         """Count a burst, now that its tokens `[entries, num_steps]` are there."""
-        steps = (drawn != NO_TOKEN).sum(axis=1)
+        is_drawn = drawn != NO_TOKEN
+        steps = is_drawn.sum(axis=1)
         num_tokens = int(steps.sum())
         self._count(len(burst.entries), burst.num_steps, num_tokens, num_tokens)
+        self._route(is_drawn.sum(axis=0))
         self._looked[SAMPLING] += Work(bytes=num_tokens * self._runner.vocab_size * self._runner.dtype.itemsize)
         # As many tokens one after the other, each of which reads all that is before it anew.
         self._look(DECODES, np.array([entry.position for entry in burst.entries]), steps, is_read_anew=True)
@@ -132,6 +152,12 @@ class DeviceMeter:
         counted.tokens += tokens
         counted.logits += logits
 
+    def _route(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Steps of so many tokens each went through the mixtures."""
+        for mixture, count in self._mixtures.items():
+            self._looked[ROUTING] += mixture.routing(int(tokens.sum())) * count
+            self._looked[EXPERTS] += mixture.products(tokens) * count
+
     def _look(
         self,
         kernel: str,
@@ -152,7 +178,7 @@ class DeviceMeter:
         for size, counted in self._counted.items():
             for kernel, demand in self._demands[size].items():
                 family = _FAMILIES.get(kernel, _title(kernel))
-                if family not in _BY_LENGTH:
+                if family not in _BY_STEP:
                     asked[family] += demand.of(counted.steps, counted.tokens, counted.logits)
         return asked
 

@@ -10,7 +10,7 @@ second of the host counts once, for the innermost part:
     step                                 loop
       schedule                           scheduler
       run, decode                        on the CPU  other model operations    on a GPU  launch
-        linear layers                                linears
+        linear layers, experts' products             linears
         what the attention backend                   attention
         begins, and calls
       read what was decoded                                                              waiting
@@ -35,9 +35,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from engine.attention import AttentionLayer, StepAttention, StepLayout
+from engine.attention import AttentionLayer, StepAttention, StepLayout, TurningAttention
 from engine.batch import Batch, Burst, Decoding
-from engine.demand import attention_work, exchanged, linears, positions_seen
+from engine.demand import attention_work, exchanged, linears, mixtures, positions_seen
 from engine.device_limits import DeviceLimits, measure_limits
 from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
@@ -156,6 +156,8 @@ def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: 
     stack.enter_context(exchanged(runner.backend, "begin", _begin(watch, runner)))
     for module in linears(runner.model):
         stack.enter_context(exchanged(module, "forward", _linear(watch, module, runner.dtype)))
+    for mlp in mixtures(runner.model):
+        stack.enter_context(exchanged(mlp, "product", _expert_product(watch, mlp.product)))
 
 
 @contextlib.contextmanager
@@ -251,24 +253,71 @@ def _weight_bytes(module: nn.Module, size: int, dtype: torch.dtype) -> int:
     return module.weight.panels.nbytes if isinstance(module, PackedLinear) else size * dtype.itemsize
 
 
+def _expert_product(
+    watch: _Stopwatch, product: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def run(rows: Tensor, weight: Tensor) -> Tensor:
+        with watch.running(LINEARS) as part:
+            result = product(rows, weight)
+        part.flops += 2 * weight.numel() * len(rows)
+        part.bytes += weight.nbytes + rows.nbytes + result.nbytes
+        return result
+
+    return run
+
+
 def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[StepLayout, KVCache], StepAttention]:
     begin = runner.backend.begin
 
     def run(layout: StepLayout, cache: KVCache) -> StepAttention:
         with watch.running(ATTENTION):
             step = begin(layout, cache)
-
-        def attend(
-            layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
-        ) -> Tensor:
-            with watch.running(ATTENTION) as part:
-                result = step(layer, query, key, value, sinks)
-            looks, seen = positions_seen(layout.starts, layout.query_lens, layer.sliding_window)
-            work = attention_work(layer, looks, seen, len(query), dtype=query.dtype, kv_dtype=key.dtype)
-            part.flops += int(work.flops)
-            part.bytes += int(work.bytes) + key.nbytes + value.nbytes
-            return result
-
-        return attend
+        # Models ask what a step's attention can do.
+        made = _WatchedTurning if isinstance(step, TurningAttention) else _WatchedAttention
+        return made(watch, step, layout, cache)
 
     return run
+
+
+class _WatchedAttention:
+    """A step's attention, with its time and what it asks for."""
+
+    def __init__(self, watch: _Stopwatch, step: StepAttention, layout: StepLayout, cache: KVCache) -> None:
+        self._watch, self._step, self._layout, self._cache = watch, step, layout, cache
+
+    def __call__(
+        self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+    ) -> Tensor:
+        with self._watch.running(ATTENTION) as part:
+            result = self._step(layer, query, key, value, sinks)
+        self._count(part, layer, query, key, value)
+        return result
+
+    def _count(self, part: Part, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor) -> None:
+        looks, seen = positions_seen(self._layout.starts, self._layout.query_lens, layer.sliding_window)
+        kv_dtype = self._cache.layers[layer.index][0].dtype
+        work = attention_work(layer, looks, seen, len(query), dtype=query.dtype, kv_dtype=kv_dtype)
+        part.flops += int(work.flops)
+        part.bytes += int(work.bytes) + key.nbytes + value.nbytes
+
+
+class _WatchedTurning(_WatchedAttention, TurningAttention):
+    """The same of one that turns queries and keys."""
+
+    def turn_and_attend(
+        self,
+        layer: AttentionLayer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        interleaved: bool,
+    ) -> Tensor:
+        step = self._step
+        assert isinstance(step, TurningAttention)
+        with self._watch.running(ATTENTION) as part:
+            result = step.turn_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+        self._count(part, layer, query, key, value)
+        return result

@@ -40,7 +40,9 @@ class SparseMLP(nn.Module):
         super().__init__()
         hidden, experts = config.hidden_size, config.num_experts
         inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-        self._per_token = config.num_experts_per_tok
+        self.per_token: int = config.num_experts_per_tok
+        """Experts that a token goes through."""
+
         self._normalized = getattr(config, "norm_topk_prob", True)
         self._act = activation(config.hidden_act)
         self._gate = gate(config.hidden_act)
@@ -58,14 +60,14 @@ class SparseMLP(nn.Module):
                 self.router(hidden),
                 self.gate_up,
                 self.down,
-                self._per_token,
+                self.per_token,
                 normalized=self._normalized,
                 activation=self._gate,
             )
         weights, experts = self._route(hidden)
         order = experts.flatten().argsort(stable=True)
         counts = torch.bincount(experts.flatten(), minlength=len(self.gate_up)).tolist()
-        rows = hidden.index_select(0, order // self._per_token)
+        rows = hidden.index_select(0, order // self.per_token)
         results = torch.empty_like(rows)
         start = 0
         for expert, count in enumerate(counts):
@@ -74,12 +76,12 @@ class SparseMLP(nn.Module):
                 gates, up = self.product(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
                 results[start:end] = self.product(self._act(gates) * up, self.down[expert])
                 start = end
-        by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(hidden), self._per_token, -1)
+        by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(hidden), self.per_token, -1)
         return (by_token * weights[:, :, None]).sum(1).to(hidden.dtype)
 
     def _route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, float32, and experts of each token, `[T, k]` each."""
-        weights, experts = self.router(hidden).float().softmax(dim=-1).topk(self._per_token, dim=-1)
+        weights, experts = self.router(hidden).float().softmax(dim=-1).topk(self.per_token, dim=-1)
         if self._normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights, experts

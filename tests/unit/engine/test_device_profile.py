@@ -5,6 +5,7 @@ Events are torch's own, made by hand with the names that kernels have on a GPU, 
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from torch.profiler import ProfilerActivity, profile
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention import AttentionLayer
 from engine.batch import Batch
-from engine.demand import TORCH_PRODUCT, Work, attention_work, demands, exchanged
+from engine.demand import TORCH_PRODUCT, Mixture, Work, attention_work, demands, exchanged
 from engine.device_profile import (
     COPIES,
     DECODES,
+    EXPERT_SUMS,
+    EXPERTS,
     OTHERS,
     PLANS,
     PRODUCTS,
     PROMPTS,
+    ROUTING,
     SAMPLING,
     DeviceMeter,
     busy_seconds,
@@ -107,6 +111,47 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
         assert kernels[PRODUCTS].bytes == pytest.approx(hooked.parts[LINEARS].bytes, rel=0.005)
     else:  # a step in which only some rows are left reads all weights all the same
         assert kernels[PRODUCTS].bytes == pytest.approx(hooked.parts[LINEARS].bytes, rel=0.5)
+
+
+@pytest.mark.parametrize(("name", "decode_steps"), [("mixtral", 4), ("qwen3-moe", 1)])
+def test_experts_that_are_not_chosen_ask_for_nothing(
+    name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
+    made = engine(tmp_path, name)
+    with made.profile() as hooked:
+        made.generate(PROMPTS_IN, PARAMS)
+    events = [*one_of_each(), event("_product_kernel", 50, 55), event("_arrange_kernel", 60, 61)]
+    kernels = metered(engine(tmp_path, name, decode_steps=decode_steps)).kernels(events)
+    # Hooks see what every expert is given, and the experts that are given nothing.
+    assert kernels[PRODUCTS].flops + kernels[EXPERTS].flops == hooked.parts[LINEARS].flops
+    assert kernels[EXPERTS].flops > 0
+    assert kernels[PRODUCTS].bytes + kernels[EXPERTS].bytes == pytest.approx(hooked.parts[LINEARS].bytes, rel=0.2)
+    assert kernels[ROUTING].bytes > 0
+
+
+def test_as_many_experts_are_read_as_chance_chooses() -> None:
+    mixture = Mixture(num_experts=5, per_token=2, hidden=8, inner=3, itemsize=2)
+    each, per_token = 3 * 8 * 3 * 2, (8 + 2 * (3 + 3 + 8)) * 2
+    for num_tokens in range(4):
+        choices = list(product(combinations(range(5), 2), repeat=num_tokens))
+        mean = sum(len({expert for token in choice for expert in token}) for choice in choices) / len(choices)
+        found = mixture.products([num_tokens])
+        assert found.bytes == pytest.approx(each * mean + per_token * num_tokens)
+        assert found.flops == num_tokens * 2 * 2 * (3 * 8 * 3)
+    # Each step reads its own.
+    assert mixture.products([1, 2, 0]).bytes == pytest.approx(mixture.products([1]).bytes + mixture.products([2]).bytes)
+
+
+@pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
+def test_a_mixture_s_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = engine(tmp_path, "mixtral").runner
+    assert isinstance(runner, ModelRunner)
+    meter = DeviceMeter(runner)
+    monkeypatch.setattr("engine.models.moe.has_kernels", lambda hidden: True)
+    ours = {name for name in demands(runner, 2) if name != TORCH_PRODUCT}
+    found = meter.kernels([event(name, 0, 1) for name in ours])
+    assert set(found) == {EXPERTS, ROUTING, EXPERT_SUMS}
 
 
 def test_sampling_reads_each_row_of_logits_once(tmp_path: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import torch
 from transformers import GPT2Config
 
 from engine import Engine, EngineConfig, SamplingParams
+from engine.attention.triton import TritonAttention
 from engine.demand import positions_seen
 from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
 from engine.runner import ModelRunner
+from kernels.device import interprets
+from tests.parity.tiny_models import NATIVE
 from tests.unit.engine.fake_runner import FakeRunner
 
 HIDDEN, LAYERS, VOCABULARY = 32, 2, 64
@@ -85,6 +92,57 @@ def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
         assert _generate(engine) == expected
     assert [set(vars(owner)) for owner in owners] == before
     assert _generate(engine) == expected
+
+
+@pytest.fixture
+def turning(tmp_path: Path) -> Callable[..., Engine]:
+    """Engines whose attention turns queries and keys itself."""
+    next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
+
+    def make(kv_cache_dtype: str = "auto") -> Engine:
+        return Engine.from_pretrained(
+            tmp_path,
+            EngineConfig(
+                device="cpu",
+                dtype="float32",
+                attention="triton",
+                kv_cache_dtype=kv_cache_dtype,
+                num_kv_blocks=8,
+                enable_prefix_caching=False,
+            ),
+        )
+
+    return make
+
+
+@pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
+def test_runs_what_the_engine_runs(turning: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = turning()
+    monkeypatch.setattr("engine.models.rotary.rotate", None)  # nothing turns by itself, in a profile or outside
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    expected = made.generate([[3, 4, 5]], params)[0].token_ids
+    with made.profile() as profile:
+        assert made.generate([[3, 4, 5]], params)[0].token_ids == expected
+    runner = made.runner
+    assert isinstance(runner, ModelRunner)
+    assert isinstance(runner.backend, TritonAttention)
+    assert profile.parts[ATTENTION].calls == 2 * (len(runner.model.attention_layers) + 1)
+
+
+@pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
+def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> None:
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    counted = []
+    for kv_cache_dtype in ("auto", "float8_e4m3"):
+        made = turning(kv_cache_dtype)
+        with made.profile() as profile:
+            made.generate([[3, 4, 5]], params)
+        counted.append(profile.parts[ATTENTION].bytes)
+    assert isinstance(made.runner, ModelRunner)
+    # A step over three positions and one over four, in which a number takes one byte instead of four.
+    layers = made.runner.model.attention_layers
+    fewer = (4 - 1) * (3 + 4) * sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) for layer in layers)
+    assert counted[0] - counted[1] == fewer
 
 
 def test_needs_a_model() -> None:
