@@ -6,12 +6,13 @@
     python -m bench --quick                            one small round, to see whether all of it works
 
 Then, and only when everything is asked for, the service's own benchmarks: `bench.submission`,
-`bench.claiming`, `bench.wakeup`, `bench.waiting`.
+`bench.claiming`, `bench.wakeup`, `bench.waiting`, `bench.startup`, `bench.determinism`.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -26,13 +27,22 @@ from bench.summary import is_ours, record
 from bench.workload import Workload, workloads
 
 # Each in a process of its own: what one leaves in memory is not the next one's.
-OTHERS = ("bench.submission", "bench.claiming", "bench.wakeup", "bench.waiting")
+OTHERS = (
+    "bench.submission",
+    "bench.claiming",
+    "bench.wakeup",
+    "bench.waiting",
+    "bench.startup",
+    "bench.determinism",
+)
 # The harness' own check, which says nothing about speed.
 TRIAL = "tiny"
 
 
 def main() -> None:
     options = _parser().parse_args()
+    # Contenders that wait for their turn are halted, and would stay so for ever if this process just died.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     options.cache = options.cache.absolute()
     chosen = workloads()
     names = options.workload or ([TRIAL] if options.quick else [name for name in chosen if name != TRIAL])

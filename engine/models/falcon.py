@@ -48,8 +48,8 @@ class Falcon(NativeDecoder):
         hidden = self.embedding(inputs.token_ids)
         cos, sin = self.rotary(inputs, hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+            hidden = layer(inputs, hidden, cos, sin, attention)
+        logits: Tensor = self.head(self.norm(hidden))
         return logits
 
     def rope_length(self, num_prompt: int, num_tokens: int) -> int:
@@ -71,6 +71,7 @@ class Falcon(NativeDecoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
+        self._is_last = index == config.num_hidden_layers - 1
         hidden, heads, dim = config.hidden_size, config.num_attention_heads, config.head_dim
         is_new = config.new_decoder_architecture
         kv_heads = 1 if config.multi_query and not is_new else config.num_kv_heads
@@ -88,9 +89,14 @@ class _Layer(nn.Module):
         self.up = Activated(nn.Linear(hidden, config.ffn_hidden_size, bias=config.bias), config.activation)
         self.down = nn.Linear(config.ffn_hidden_size, hidden, bias=config.bias)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+    def forward(
+        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
+    ) -> Tensor:
         normed = self.norm_1(hidden)
-        attended = self.out(self._attend(normed, cos, sin, attention))
+        attended = self._attend(normed, cos, sin, attention)
+        if self._is_last:
+            hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
+        attended = self.out(attended)
         if not self._is_parallel:
             hidden = hidden + attended
         if self.norm_2 is not None:

@@ -64,8 +64,8 @@ class Gemma(NativeDecoder):
         hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device="cpu")
         turns = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
         for layer in self.layers:
-            hidden = layer(hidden, *turns[layer.kind], attention)
-        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+            hidden = layer(inputs, hidden, *turns[layer.kind], attention)
+        logits: Tensor = self.head(self.norm(hidden))
         if self._logit_cap is not None:
             logits = self._logit_cap * torch.tanh(logits / self._logit_cap)
         return logits
@@ -86,6 +86,7 @@ class Gemma(NativeDecoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
+        self._is_last = index == config.num_hidden_layers - 1
         hidden, eps, dim = config.hidden_size, config.rms_norm_eps, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         is_gemma_2 = config.model_type == "gemma2"
@@ -110,13 +111,17 @@ class _Layer(nn.Module):
         self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation)
         self.norm_4 = OffsetRMSNorm(hidden, eps=eps)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+    def forward(
+        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
+    ) -> Tensor:
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
         qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
         query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         attended = turn_and_attend(attention, self.attention, (query, key), value, cos, sin)
+        if self._is_last:
+            hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden = hidden + self.norm_2(self.out(attended.flatten(1)))
         result: Tensor = hidden + self.norm_4(self.mlp(self.norm_3(hidden)))
         return result

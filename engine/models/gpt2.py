@@ -38,8 +38,8 @@ class GPT2(NativeDecoder):
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
         hidden = self.token_embedding(inputs.token_ids) + self.position_embedding(inputs.positions)
         for layer in self.layers:
-            hidden = layer(hidden, attention)
-        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+            hidden = layer(inputs, hidden, attention)
+        logits: Tensor = self.head(self.norm(hidden))
         return logits
 
     def weights(self) -> Weights:
@@ -60,6 +60,7 @@ class GPT2(NativeDecoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
+        self._is_last = index == config.n_layer - 1
         hidden, heads = config.n_embd, config.n_head
         head_dim = hidden // heads
         scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
@@ -74,10 +75,12 @@ class _Layer(nn.Module):
         self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
 
-    def forward(self, hidden: Tensor, attention: StepAttention) -> Tensor:
+    def forward(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
         heads = self.qkv(self.norm_1(hidden)).view(len(hidden), 3, self.attention.num_heads, self.attention.head_dim)
         query, key, value = heads.unbind(1)
         attended = attention(self.attention, query, key, value)
+        if self._is_last:
+            hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
         result: Tensor = hidden + self.down(self.up(normed))
         return result

@@ -42,8 +42,8 @@ class GPTJ(NativeDecoder):
         hidden = self.embedding(inputs.token_ids)
         cos, sin = self.rotary(inputs, hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+            hidden = layer(inputs, hidden, cos, sin, attention)
+        logits: Tensor = self.head(self.norm(hidden))
         return logits
 
     def weights(self) -> Weights:
@@ -64,6 +64,7 @@ class GPTJ(NativeDecoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
+        self._is_last = index == config.n_layer - 1
         hidden, heads = config.n_embd, config.n_head
         head_dim = hidden // heads
         inner = config.n_inner if config.n_inner is not None else 4 * hidden
@@ -74,12 +75,16 @@ class _Layer(nn.Module):
         self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+    def forward(
+        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
+    ) -> Tensor:
         heads = self.attention.num_heads
         normed = self.norm(hidden)
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
         turning = (qkv[:, : 2 * heads],)
         attended = turn_and_attend(attention, self.attention, turning, qkv[:, 2 * heads :], cos, sin, interleaved=True)
+        if self._is_last:
+            hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
         result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self.up(normed))
         return result
 

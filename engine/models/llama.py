@@ -85,8 +85,8 @@ class Llama(NativeDecoder):
         hidden = self.embedding(inputs.token_ids)
         cos, sin = self.rotary(inputs, hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(inputs.select(hidden)))
+            hidden = layer(inputs, hidden, cos, sin, attention)
+        logits: Tensor = self.head(self.norm(hidden))
         return logits
 
     def rope_length(self, num_prompt: int, num_tokens: int) -> int:
@@ -108,6 +108,7 @@ class Llama(NativeDecoder):
 class _Layer(nn.Module):
     def __init__(self, config: Any, index: int) -> None:
         super().__init__()
+        self._is_last = index == config.num_hidden_layers - 1
         self._family = family = FAMILIES[config.model_type]
         hidden, eps = config.hidden_size, config.rms_norm_eps
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
@@ -129,7 +130,9 @@ class _Layer(nn.Module):
             else GatedMLP(hidden, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False))
         )
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
+    def forward(
+        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
+    ) -> Tensor:
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
         qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
         turning: tuple[Tensor] | tuple[Tensor, Tensor]
@@ -138,6 +141,8 @@ class _Layer(nn.Module):
         else:
             turning = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
         attended = turn_and_attend(attention, self.attention, turning, qkv[:, heads + kv_heads :], cos, sin)
+        if self._is_last:
+            hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
         result: Tensor = hidden + self.mlp(normed)
         return result

@@ -76,7 +76,8 @@ class SparseMLP(nn.Module):
                 gates, up = self.product(rows[start:end], self.gate_up[expert]).chunk(2, dim=-1)
                 results[start:end] = self.product(self._act(gates) * up, self.down[expert])
                 start = end
-        by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(hidden), self.per_token, -1)
+        by_token = torch.empty_like(results).index_copy_(0, order, results)
+        by_token = by_token.view(len(hidden), self.per_token, hidden.shape[1])
         return (by_token * weights[:, :, None]).sum(1).to(hidden.dtype)
 
     def _route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

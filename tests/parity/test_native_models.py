@@ -54,6 +54,21 @@ def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
 
 
 @every_model
+def test_of_prompts_only_the_last_tokens_leave_the_last_layer(model: TinyModel, saved: Save) -> None:
+    it = saved(model)
+    tried = engine(it, enable_prefix_caching=False)
+    assert isinstance(tried.runner, ModelRunner)
+    layers = tried.runner.model.get_submodule("layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    rows: list[list[int]] = [[] for _ in layers]
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda _, __, output, index=index: rows[index].append(len(output)))
+    tried.generate(it.prompts, greedy(1))
+    assert [sum(counts) for counts in rows[:-1]] == [sum(map(len, it.prompts))] * (len(layers) - 1)
+    assert sum(rows[-1]) == len(it.prompts)
+
+
+@every_model
 def test_plain_torch_gives_the_same_tokens(model: TinyModel, saved: Save) -> None:
     it = saved(model)
     assert_same(engine(it, attention="torch").generate(it.prompts, greedy(NUM_TOKENS)), it.references)
