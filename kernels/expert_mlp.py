@@ -249,5 +249,5 @@ def expert_mlp_torch(
         token = x[pair // per_token : pair // per_token + 1].float()
         middle = gated_activation_torch(F.linear(token, gate_up[expert].float()), activation).to(x.dtype)
         results[pair] = F.linear(middle.float(), down[expert].float())[0]
-    weighted = results.float().view(*routing.weights.shape, -1) * routing.weights[:, :, None]
+    weighted = results.float().view(*routing.weights.shape, x.shape[1]) * routing.weights[:, :, None]
     return weighted.sum(1).to(x.dtype)

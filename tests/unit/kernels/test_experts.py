@@ -132,6 +132,7 @@ def mixture(
         *((7, 3, 2, 33, 80, dtype) for dtype in DTYPES),
         (50, 4, 1, 70, 130, torch.bfloat16),
         (20, 24, 8, 48, 24, torch.float32),
+        (0, 4, 2, 48, 24, torch.float32),
     ],
     ids=str,
 )
