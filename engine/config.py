@@ -21,8 +21,8 @@ class EngineConfig:
     """Of weights, activations and KV cache. "auto": as the checkpoint was saved."""
 
     kv_cache_dtype: str = "auto"
-    """How keys and values are kept. "auto": as `dtype` says. "float8_e4m3": rounded to a byte each, with scales of 1,
-    in half the memory that bfloat16 takes. With the Triton attention only."""
+    """How keys and values are kept. "auto": as `dtype` says. "float8_e4m3": rounded to a byte each, with a scale
+    for each head of each token, in about half the memory that bfloat16 takes. With the Triton attention only."""
 
     device: str = "auto"
     """"auto": a CUDA GPU where there is one, else the CPU."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.batch import Batch, BatchEntry
+from engine.kv_cache import position_bytes
 from engine.models.moe import SparseMLP
 from engine.runner import ModelRunner
 from kernels.launch import Launch
@@ -95,7 +96,7 @@ class _Observer:
         self._model = runner.model
         self._num_tokens = num_tokens
         self._slots = (runner.cache.num_blocks + 1) * runner.cache.block_size
-        self._cache = {_place(part) for layer in runner.cache.layers for part in layer}
+        self._cache = {_place(part) for layer in (*runner.cache.layers, *runner.cache.scales) for part in layer}
         self._multiplied: list[str] = []
         """Kernels that were given a weight of the linear layer that is running."""
         self._weights: set[int] = set()
@@ -180,7 +181,7 @@ def attention_work(
     width = layer.head_dim + layer.value_dim
     return Work(
         2 * layer.num_heads * width * looks,
-        layer.num_kv_heads * width * kv_dtype.itemsize * seen + layer.num_heads * width * dtype.itemsize * num_tokens,
+        position_bytes(layer, kv_dtype) * seen + layer.num_heads * width * dtype.itemsize * num_tokens,
     )
 
 

@@ -1,6 +1,7 @@
 """Storage of keys and values: one tensor of blocks each, per layer.
 
     layers[i] = (keys [N + 1, B, KH, D], values [N + 1, B, KH, Dv])        N blocks of B positions, and a spare one
+    scales[i] = (those of keys and of values, [N + 1, KH, B] each)         of float8 only: kernels/float8.py
 
 Which block belongs to whom is the block manager's business; here is only how many there are room for.
 """
@@ -33,6 +34,8 @@ class KVCache:
 
     layers: Sequence[tuple[Tensor, Tensor]]
     block_size: int
+    scales: Sequence[tuple[Tensor, Tensor]] = ()
+    """uint8 exponents of powers of two; empty unless keys and values are float8."""
 
     @classmethod
     def allocate(
@@ -47,16 +50,35 @@ class KVCache:
     ) -> KVCache:
         """An empty cache. On the CPU, memory is taken as blocks are first used, or all at once if `takes_memory`."""
         num_blocks += 1
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return _zeros((num_blocks, *shape), dtype, device, takes_memory)
+
         return cls(
             [
                 (
-                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.head_dim), dtype, device, takes_memory),
-                    _zeros((num_blocks, block_size, layer.num_kv_heads, layer.value_dim), dtype, device, takes_memory),
+                    zeros(block_size, layer.num_kv_heads, layer.head_dim),
+                    zeros(block_size, layer.num_kv_heads, layer.value_dim),
                 )
                 for layer in layers
             ],
             block_size,
+            [
+                (
+                    zeros(layer.num_kv_heads, block_size, dtype=torch.uint8),
+                    zeros(layer.num_kv_heads, block_size, dtype=torch.uint8),
+                )
+                for layer in layers
+                if _has_scales(dtype)
+            ],
         )
+
+    def scales_of(self, layer: AttentionLayer) -> dict[str, Tensor]:
+        """A layer's, as kernels are handed them."""
+        if not self.scales:
+            return {}
+        keys, values = self.scales[layer.index]
+        return {"key_scales": keys, "value_scales": values}
 
     @property
     def num_blocks(self) -> int:
@@ -84,8 +106,17 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, tak
 
 def block_bytes(layers: Sequence[AttentionLayer], block_size: int, dtype: torch.dtype) -> int:
     """Bytes that one block takes over all layers."""
-    numbers = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) for layer in layers)
-    return numbers * block_size * dtype.itemsize
+    return block_size * sum(position_bytes(layer, dtype) for layer in layers)
+
+
+def position_bytes(layer: AttentionLayer, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one position take in one layer, their scales with them."""
+    scales = 2 if _has_scales(dtype) else 0
+    return layer.num_kv_heads * ((layer.head_dim + layer.value_dim) * dtype.itemsize + scales)
+
+
+def _has_scales(dtype: torch.dtype) -> bool:
+    return dtype is torch.float8_e4m3fn
 
 
 def choose_num_blocks(

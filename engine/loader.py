@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,11 @@ class Filling:
             self._finished(module)
 
 
+# By what other engines divide keys and values for a cache of 8 bits, calibrated, one number a layer. The cache here has
+# a scale for each head of each token.
+_CACHE_SCALE = re.compile(r".*\.self_attn\.((attn\.|[kv]_proj\.)?(k|v|kv)_scale|[kv]_proj\.output_scale)")
+
+
 def load_weights(filling: Filling, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
     """Fill the model from safetensors files, of which some layers may be `quantized`.
 
@@ -179,7 +185,9 @@ def load_weights(filling: Filling, files: Sequence[Path], quantized: QuantizedLa
                 seen[name] = path, found
             elif name in weights.copies:
                 seen[name] = path, found
-            elif not weights.ignores(found) and not _is_empty_bias(found, tensor, quantized):
+            elif weights.ignores(found) or _is_empty_bias(found, tensor, quantized):
+                continue
+            elif quantized is None or not _CACHE_SCALE.fullmatch(found):
                 unknown.append(found)
         if quantized is not None:
             unknown += _load_quantized(filling, weights, quantized, seen)

@@ -3,7 +3,15 @@
     s eeee mmm     value = (-1)^s 2^(e - 7) 1.mmm;  e = 0: (-1)^s 2^-6 0.mmm;  largest 448;  s 1111 111 is NaN
 
 Kernels see the bits as uint8 and convert by hand where the device has no instruction for it, so that one kernel serves
-every GPU and the interpreter. A stored number is the true one divided by its scale, a float32 tensor `[1]`.
+every GPU and the interpreter.
+
+A stored number is the true one divided by a scale that the numbers of one head at one position share: the least power
+of two that brings the largest of them to 448 or below. (So do the MX formats with each 32 numbers: Rouhani et al.,
+arXiv 2310.10537.) Its exponent takes a byte and stands beside the block, at `[block, head, offset]`; nothing is
+calibrated, and nothing that is written later changes what a block holds. Powers of two divide and multiply exactly, so
+that e4m3's rounding is all that is lost:
+
+    scale = 2^(byte - 127)        |stored * scale - true|  <=  max( 2^-4 |true|, 2^-10 scale ),    scale < largest / 224
 """
 
 from __future__ import annotations
@@ -14,6 +22,8 @@ from torch import Tensor
 from kernels.language import tl, triton
 
 LARGEST = 448.0
+# 448 is 1.75 * 2^8: what adding carries mantissas beyond 1.75 into the exponent.
+_BEYOND = 0x1FFFFF
 
 
 @triton.jit
@@ -41,9 +51,34 @@ def to_e4m3(number):
     return (sign | tl.where(size < 0.015625, subnormal, normal)).to(tl.uint8)
 
 
-def quantize_torch(numbers: Tensor, scale: Tensor) -> Tensor:
-    """The twin of what `kv_write` stores: `numbers / scale` as float8_e4m3fn."""
-    return (numbers.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+@triton.jit
+def scale_exponent(largest):
+    """The largest size of numbers, float32, to their scale's exponent, int32 from 1 to 247."""
+    return tl.maximum(((largest.to(tl.int32, bitcast=True) + 0x1FFFFF) >> 23) - 8, 1)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """An exponent, an integer up to 254, to 2^(exponent - 127) in float32; 0 to 0."""
+    return (exponent.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+
+
+def quantize_torch(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The twin of what `kv_write` stores: `[..., D]` as float8_e4m3fn, and the scales' exponents, `[...]` uint8."""
+    numbers = numbers.float()
+    largest = numbers.abs().amax(dim=-1).view(torch.int32)
+    exponents = (((largest + _BEYOND) >> 23) - 8).clamp(min=1)
+    scaled = numbers * _power_of_two_torch(254 - exponents)[..., None]
+    return scaled.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), exponents.to(torch.uint8)
+
+
+def dequantize_torch(cache: Tensor, scales: Tensor) -> Tensor:
+    """A cache `[N, B, KH, D]` with its scales' exponents `[N, KH, B]` as float32."""
+    return cache.float() * _power_of_two_torch(scales).transpose(1, 2)[..., None]
+
+
+def _power_of_two_torch(exponents: Tensor) -> Tensor:
+    return (exponents.to(torch.int32) << 23).view(torch.float32)
 
 
 def as_bits(cache: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ for values, each `[N, B, KH, D]`; slot `block * B + offset` is one position in i
 
     key_cache[slot_t] = quantize( rotate(key_t) )        value_cache[slot_t] = quantize( value_t )
 
-Quantisation (caches of float8_e4m3fn): divide by a scale, round to the nearest, ties to even, saturate at 448
-(arXiv 2209.05433). Rotation: see `rotary.py`. A negative slot is padding: nothing is written for it.
+Quantisation (caches of float8_e4m3fn): each head of a token is divided by the power of two that makes it fit, and
+rounded to the nearest, ties to even; the exponents go to `[N, KH, B]` (`float8.py`). Rotation: see `rotary.py`. A
+negative slot is padding: nothing is written for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.float8 import as_bits, quantize_torch, to_e4m3
+from kernels.float8 import as_bits, power_of_two, quantize_torch, scale_exponent, to_e4m3
 from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.rotary import rotate_torch, turn_tile
@@ -31,8 +32,8 @@ def _write_kernel(
     key_cache,
     value_cache,
     slots,
-    key_scale,
-    value_scale,
+    key_scales,
+    value_scales,
     turned,
     query_stride,
     query_head_stride,
@@ -47,6 +48,7 @@ def _write_kernel(
     VALUE_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
     FLOAT8: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -80,6 +82,7 @@ def _write_kernel(
 
     head = tl.arange(0, KV_HEADS)
     is_head = head < NUM_KV_HEADS
+    is_key = is_head[:, None] & (dim < HEAD_DIM)[None, :]
     if ROTARY_DIM:
         k = turn_tile(
             key + token * key_stride,
@@ -94,19 +97,23 @@ def _write_kernel(
             INTERLEAVED,
         )
     else:
-        k = tl.load(
-            key + token * key_stride + head[:, None] * key_head_stride + dim[None, :],
-            mask=is_head[:, None] & (dim < HEAD_DIM)[None, :],
-        )
+        k = tl.load(key + token * key_stride + head[:, None] * key_head_stride + dim[None, :], mask=is_key)
     value_dim = tl.arange(0, VALUE_DIMS)
     is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
     v = tl.load(value + token * value_stride + head[:, None] * value_head_stride + value_dim[None, :], mask=is_value)
     if FLOAT8:
         # Rounded to the model's type first, so that a fused write stores what a separate one does.
-        k = to_e4m3(k.to(key.dtype.element_ty).to(tl.float32) / tl.load(key_scale))
-        v = to_e4m3(v.to(tl.float32) / tl.load(value_scale))
+        k = k.to(key.dtype.element_ty).to(tl.float32)
+        v = v.to(tl.float32)
+        key_exponent = scale_exponent(tl.max(tl.where(is_key, tl.abs(k), 0.0), 1))
+        value_exponent = scale_exponent(tl.max(tl.where(is_value, tl.abs(v), 0.0), 1))
+        place = (slot // BLOCK_SIZE * NUM_KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
+        tl.store(key_scales + place, key_exponent.to(tl.uint8), mask=is_head)
+        tl.store(value_scales + place, value_exponent.to(tl.uint8), mask=is_head)
+        k = to_e4m3(k * power_of_two(254 - key_exponent)[:, None])
+        v = to_e4m3(v * power_of_two(254 - value_exponent)[:, None])
     place = slot * NUM_KV_HEADS + head
-    tl.store(key_cache + place[:, None] * HEAD_DIM + dim[None, :], k, mask=is_head[:, None] & (dim < HEAD_DIM)[None, :])
+    tl.store(key_cache + place[:, None] * HEAD_DIM + dim[None, :], k, mask=is_key)
     tl.store(value_cache + place[:, None] * VALUE_DIM + value_dim[None, :], v, mask=is_value)
 
 
@@ -117,11 +124,11 @@ def write_kv(
     value_cache: Tensor,
     slots: Tensor,
     *,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Put token t's key and value at slot `slots[t]`; see `write_kv_torch`, its twin."""
-    write_launch(key, value, key_cache, value_cache, slots, key_scale=key_scale, value_scale=value_scale).run()
+    write_launch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales).run()
 
 
 def rotate_and_write_kv(
@@ -135,8 +142,8 @@ def rotate_and_write_kv(
     slots: Tensor,
     *,
     interleaved: bool = False,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Turn query `[T, H, D]` and key, write key and value; returns the turned query, contiguous.
 
@@ -155,8 +162,8 @@ def rotate_and_write_kv(
         cos=cos,
         sin=sin,
         interleaved=interleaved,
-        key_scale=key_scale,
-        value_scale=value_scale,
+        key_scales=key_scales,
+        value_scales=value_scales,
     ).run()
     return turned
 
@@ -173,8 +180,8 @@ def write_launch(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> Launch:
     """What the wrappers above run; without `query` nothing turns."""
@@ -195,8 +202,8 @@ def write_launch(
             "key_cache": as_bits(key_cache),
             "value_cache": as_bits(value_cache),
             "slots": slots,
-            "key_scale": key_scale,
-            "value_scale": value_scale,
+            "key_scales": key_scales,
+            "value_scales": value_scales,
             "turned": turned,
             "query_stride": 0 if query is None else query.stride(0),
             "query_head_stride": 0 if query is None else query.stride(1),
@@ -213,6 +220,7 @@ def write_launch(
             "VALUE_DIM": value_dim,
             "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[-1],
             "INTERLEAVED": interleaved,
+            "BLOCK_SIZE": key_cache.shape[1],
             "FLOAT8": key_cache.dtype is torch.float8_e4m3fn,
             "HEADS": triton.next_power_of_2(num_heads),
             "KV_HEADS": triton.next_power_of_2(num_kv_heads),
@@ -231,17 +239,20 @@ def write_kv_torch(
     value_cache: Tensor,
     slots: Tensor,
     *,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Put token t's key and value at slot `slots[t]`.
 
     `key` is `[T, KH, D]`, `value` `[T, KH, Dv]` (Dv may differ from D), `slots` `[T]` int64 without duplicates and none
-    negative. Key and value may be strided views, as slices of a fused projection are. The scales, float32 `[1]`, belong
-    to caches of float8_e4m3fn.
+    negative. Key and value may be strided views, as slices of a fused projection are. Caches of float8_e4m3fn have
+    their scales' exponents with them, `[N, KH, B]` uint8, contiguous.
     """
-    if key_scale is not None and value_scale is not None:
-        key, value = quantize_torch(key, key_scale), quantize_torch(value, value_scale)
+    if key_scales is not None and value_scales is not None:
+        block_size = key_cache.shape[1]
+        blocks, offsets = slots // block_size, slots % block_size
+        (key, key_exponents), (value, value_exponents) = quantize_torch(key), quantize_torch(value)
+        key_scales[blocks, :, offsets], value_scales[blocks, :, offsets] = key_exponents, value_exponents
         # Torch scatters no float8, but their bits.
         key, value = key.view(torch.uint8), value.view(torch.uint8)
         key_cache, value_cache = as_bits(key_cache), as_bits(value_cache)
@@ -260,12 +271,12 @@ def rotate_and_write_kv_torch(
     slots: Tensor,
     *,
     interleaved: bool = False,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """The twin of `rotate_and_write_kv`."""
     key = rotate_torch(key, cos, sin, interleaved=interleaved)
-    write_kv_torch(key, value, key_cache, value_cache, slots, key_scale=key_scale, value_scale=value_scale)
+    write_kv_torch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales)
     return rotate_torch(query, cos, sin, interleaved=interleaved)
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.float8 import as_bits, from_e4m3
+from kernels.float8 import as_bits, dequantize_torch, from_e4m3, power_of_two
 from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
@@ -108,8 +108,8 @@ def _decode_kernel(
     num_items,
     num_splits,
     sinks,
-    key_scale,
-    value_scale,
+    key_scales,
+    value_scales,
     partial,
     partial_lse,
     out,
@@ -128,6 +128,7 @@ def _decode_kernel(
     HAS_SINKS: tl.constexpr,
     FLOAT8: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
+    SCALES_VALUES: tl.constexpr,
     UPCAST: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -157,8 +158,6 @@ def _decode_kernel(
     )
     if UPCAST:
         q = q.to(tl.float32)
-    if FLOAT8:
-        scale *= tl.load(key_scale)
 
     first_tile = tl.maximum(length - WINDOW, 0) // TILE if WINDOW else 0
     tiles = (length + TILE - 1) // TILE - first_tile
@@ -195,11 +194,18 @@ def _decode_kernel(
             other=0,
         )
         if FLOAT8:
+            scale_place = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
+            key_scale = power_of_two(tl.load(key_scales + scale_place, mask=inside, other=0))
+            value_scale = power_of_two(tl.load(value_scales + scale_place, mask=inside, other=0))
             k = from_e4m3(k, NATIVE_FLOAT8)
             v = from_e4m3(v, NATIVE_FLOAT8)
+            if SCALES_VALUES:
+                v = v.to(tl.float32) * value_scale[:, None]
         k = k.to(q.dtype)
         v = v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if FLOAT8:
+            scores *= key_scale[None, :]
         if HAS_SOFT_CAP:
             # tanh by its definition, off by 1e-7 at most; 2 / e^80 is nothing already.
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
@@ -209,11 +215,11 @@ def _decode_kernel(
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weights, 1)
+        if FLOAT8 and not SCALES_VALUES:
+            weights *= value_scale[None, :]
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         highest = higher
 
-    if FLOAT8:
-        acc *= tl.load(value_scale)
     is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
     if splits == 1:
         if HAS_SINKS:
@@ -441,15 +447,15 @@ def paged_decode(
     scale: float,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Write the rows of `out` `[T, H, Dv]` (contiguous) whose sequences have one new token; leave the others.
 
     query `[T, H, D]`, the last dimension contiguous; caches `[N, B, KH, D]` and `[N, B, KH, Dv]`, contiguous, of the
-    query's type or float8_e4m3fn with scales `[1]` float32; block_tables `[S, blocks]`, integers; seq_lens `[S]`;
-    query_starts `[S + 1]`; sinks `[H]`. D and Dv up to 256. `plan` is filled for the same step.
-    The new tokens' keys and values are already in the cache.
+    query's type, or float8_e4m3fn with their scales' exponents `[N, KH, B]` uint8 (`float8.py`); block_tables
+    `[S, blocks]`, integers; seq_lens `[S]`; query_starts `[S + 1]`; sinks `[H]`. D and Dv up to 256. `plan` is filled
+    for the same step. The new tokens' keys and values are already in the cache.
     """
     for launch in decode_launches(
         query,
@@ -463,8 +469,8 @@ def paged_decode(
         scale=scale,
         soft_cap=soft_cap,
         sinks=sinks,
-        key_scale=key_scale,
-        value_scale=value_scale,
+        key_scales=key_scales,
+        value_scales=value_scales,
     ):
         launch.run()
 
@@ -482,8 +488,8 @@ def decode_launches(
     scale: float,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> tuple[Launch, Launch]:
     """What `paged_decode` runs: the splits, and what joins them."""
@@ -517,8 +523,8 @@ def decode_launches(
             "item_sequence": plan.item_sequence,
             "item_split": plan.item_split,
             "num_items": plan.num_items,
-            "key_scale": key_scale,
-            "value_scale": value_scale,
+            "key_scales": key_scales,
+            "value_scales": value_scales,
             "scale": float(scale),
             "soft_cap": float(soft_cap or 0.0),
             "query_stride": query.stride(0),
@@ -536,6 +542,8 @@ def decode_launches(
             "HAS_SINKS": sinks is not None,
             "FLOAT8": is_float8,
             "NATIVE_FLOAT8": target.converts_float8,
+            # A weight times a value's scale may be too small for float16.
+            "SCALES_VALUES": query.dtype is torch.float16,
             "UPCAST": target.is_interpreter,
             "TILE": plan.tile,
             "ROWS": padded(num_heads // num_kv_heads),
@@ -574,8 +582,8 @@ def paged_decode_torch(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """The twin of `paged_decode`, which reads lengths on the CPU."""
     starts = query_starts.tolist()
@@ -597,8 +605,8 @@ def paged_decode_torch(
     )
     out[rows] = paged_attention_torch(
         query[rows],
-        dequantized(key_cache, key_scale, query.dtype),
-        dequantized(value_cache, value_scale, query.dtype),
+        dequantized(key_cache, key_scales, query.dtype),
+        dequantized(value_cache, value_scales, query.dtype),
         tiles,
         scale=scale,
         soft_cap=soft_cap,
@@ -606,6 +614,6 @@ def paged_decode_torch(
     )
 
 
-def dequantized(cache: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def dequantized(cache: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
     """A cache as numbers of `dtype`; for twins."""
-    return cache if scale is None else (cache.float() * scale).to(dtype)
+    return cache if scales is None else dequantize_torch(cache, scales).to(dtype)

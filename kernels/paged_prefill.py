@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.float8 import as_bits, from_e4m3
+from kernels.float8 import as_bits, from_e4m3, power_of_two
 from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
@@ -77,6 +77,8 @@ def _attend_tiles(
     acc,
     key_cache,
     value_cache,
+    key_scales,
+    value_scales,
     table,
     kv_head,
     scale,
@@ -89,6 +91,7 @@ def _attend_tiles(
     HAS_SOFT_CAP: tl.constexpr,
     FLOAT8: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
+    SCALES_VALUES: tl.constexpr,
     TILE: tl.constexpr,
     DIMS: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
@@ -119,11 +122,22 @@ def _attend_tiles(
         k = tl.load(key_cache + place[:, None] * HEAD_DIM + dim[None, :], mask=is_key, other=0)
         v = tl.load(value_cache + place[:, None] * VALUE_DIM + value_dim[None, :], mask=is_value, other=0)
         if FLOAT8:
+            scale_place = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + key_position % BLOCK_SIZE
+            if MASKED:
+                key_scale = power_of_two(tl.load(key_scales + scale_place, mask=inside, other=0))
+                value_scale = power_of_two(tl.load(value_scales + scale_place, mask=inside, other=0))
+            else:
+                key_scale = power_of_two(tl.load(key_scales + scale_place))
+                value_scale = power_of_two(tl.load(value_scales + scale_place))
             k = from_e4m3(k, NATIVE_FLOAT8)
             v = from_e4m3(v, NATIVE_FLOAT8)
+            if SCALES_VALUES:
+                v = v.to(tl.float32) * value_scale[:, None]
         k = k.to(q.dtype)
         v = v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if FLOAT8:
+            scores *= key_scale[None, :]
         if HAS_SOFT_CAP:
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
         scores *= 1.4426950408889634
@@ -138,6 +152,8 @@ def _attend_tiles(
         weights = tl.exp2(scores - finite[:, None])
         shrink = tl.exp2(highest - finite)
         total = total * shrink + tl.sum(weights, 1)
+        if FLOAT8 and not SCALES_VALUES:
+            weights *= value_scale[None, :]
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         highest = higher
     return highest, total, acc
@@ -154,8 +170,8 @@ def _prefill_kernel(
     block_sequence,
     block_first,
     sinks,
-    key_scale,
-    value_scale,
+    key_scales,
+    value_scales,
     out,
     scale,
     soft_cap,
@@ -172,6 +188,7 @@ def _prefill_kernel(
     HAS_SINKS: tl.constexpr,
     FLOAT8: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
+    SCALES_VALUES: tl.constexpr,
     UPCAST: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -206,8 +223,6 @@ def _prefill_kernel(
     )
     if UPCAST:
         q = q.to(tl.float32)
-    if FLOAT8:
-        scale *= tl.load(key_scale)
 
     first_position = length - new + first
     last_position = length - new + tl.minimum(first + BLOCK_Q, new) - 1
@@ -236,6 +251,8 @@ def _prefill_kernel(
             acc,
             key_cache,
             value_cache,
+            key_scales,
+            value_scales,
             table,
             kv_head,
             scale,
@@ -248,6 +265,7 @@ def _prefill_kernel(
             HAS_SOFT_CAP,
             FLOAT8,
             NATIVE_FLOAT8,
+            SCALES_VALUES,
             TILE,
             DIMS,
             VALUE_DIMS,
@@ -264,6 +282,8 @@ def _prefill_kernel(
         acc,
         key_cache,
         value_cache,
+        key_scales,
+        value_scales,
         table,
         kv_head,
         scale,
@@ -276,6 +296,7 @@ def _prefill_kernel(
         HAS_SOFT_CAP,
         FLOAT8,
         NATIVE_FLOAT8,
+        SCALES_VALUES,
         TILE,
         DIMS,
         VALUE_DIMS,
@@ -288,8 +309,6 @@ def _prefill_kernel(
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.exp2(sink - higher)
         acc *= shrink[:, None]
-    if FLOAT8:
-        acc *= tl.load(value_scale)
     # A row of padding may have seen nothing.
     total = tl.where(total == 0.0, 1.0, total)
     place = (query_row * NUM_HEADS + head) * VALUE_DIM
@@ -405,8 +424,8 @@ def paged_prefill(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Write the rows of `out` `[T, H, Dv]` (contiguous) whose sequences have more than one new token; leave the others.
 
@@ -426,8 +445,8 @@ def paged_prefill(
         window=window,
         soft_cap=soft_cap,
         sinks=sinks,
-        key_scale=key_scale,
-        value_scale=value_scale,
+        key_scales=key_scales,
+        value_scales=value_scales,
     ).run()
 
 
@@ -445,8 +464,8 @@ def prefill_launch(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> Launch:
     """What `paged_prefill` runs."""
@@ -470,8 +489,8 @@ def prefill_launch(
             "block_sequence": plan.block_sequence,
             "block_first": plan.block_first,
             "sinks": sinks,
-            "key_scale": key_scale,
-            "value_scale": value_scale,
+            "key_scales": key_scales,
+            "value_scales": value_scales,
             "out": out,
             "scale": float(scale),
             "soft_cap": float(soft_cap or 0.0),
@@ -490,6 +509,8 @@ def prefill_launch(
             "HAS_SINKS": sinks is not None,
             "FLOAT8": key_cache.dtype is torch.float8_e4m3fn,
             "NATIVE_FLOAT8": target.converts_float8,
+            # A weight times a value's scale may be too small for float16.
+            "SCALES_VALUES": query.dtype is torch.float16,
             "UPCAST": target.is_interpreter,
             "TILE": tiles.tile,
             "ROWS": tiles.rows,
@@ -514,8 +535,8 @@ def paged_prefill_torch(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """The twin of `paged_prefill`, which reads lengths on the CPU."""
     starts, lengths = query_starts.tolist(), seq_lens.tolist()
@@ -535,8 +556,8 @@ def paged_prefill_torch(
     )
     out[rows] = paged_attention_torch(
         query[rows],
-        dequantized(key_cache, key_scale, query.dtype),
-        dequantized(value_cache, value_scale, query.dtype),
+        dequantized(key_cache, key_scales, query.dtype),
+        dequantized(value_cache, value_scales, query.dtype),
         tiles,
         scale=scale,
         soft_cap=soft_cap,

@@ -62,7 +62,6 @@ class TritonAttention:
         except ValueError as error:
             raise ModelError(str(error)) from error
         self._device = device
-        self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._decode_plans: dict[Hashable, list[DecodePlan]] = {}
         self._prefill_plans: dict[int, list[PrefillPlan]] = {}
         self._query_starts: dict[int, Tensor] = {}
@@ -90,11 +89,6 @@ class TritonAttention:
         """See `CapturableAttention`."""
         for layer in layers:
             self.decode_plan(layer, kv_dtype, max_sequences)
-
-    def scales(self, cache: Tensor) -> dict[str, Tensor]:
-        """By what keys and values were divided before they were stored, as kernels are handed it."""
-        is_scaled = cache.dtype is torch.float8_e4m3fn
-        return {"key_scale": self._one, "value_scale": self._one} if is_scaled else {}
 
     def decode_plan(self, layer: AttentionLayer, kv_dtype: torch.dtype, num_sequences: int) -> DecodePlan:
         """The plan that a layer's decodes follow; layers of the same shape share it."""
@@ -142,7 +136,7 @@ class _TritonStep(TurningAttention):
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
         keys, values = self._cache.layers[layer.index]
-        write_kv(_rows(key), _rows(value), keys, values, self._layout.slots, **self._backend.scales(keys))
+        write_kv(_rows(key), _rows(value), keys, values, self._layout.slots, **self._cache.scales_of(layer))
         return self._attend(layer, _rows(query), sinks)
 
     def turn_and_attend(
@@ -168,7 +162,7 @@ class _TritonStep(TurningAttention):
             values,
             self._layout.slots,
             interleaved=interleaved,
-            **self._backend.scales(keys),
+            **self._cache.scales_of(layer),
         )
         return self._attend(layer, turned, None)
 
@@ -176,7 +170,7 @@ class _TritonStep(TurningAttention):
         """With queries `[T, H, D]`, turned where they have to be, over a cache that has the step's keys and values."""
         layout = self._layout
         keys, values = self._cache.layers[layer.index]
-        scales = self._backend.scales(keys)
+        scales = self._cache.scales_of(layer)
         out = torch.empty(*query.shape[:2], layer.value_dim, dtype=query.dtype, device=query.device)
         if layout.has_decodes:
             decodes = self._backend.decode_plan(layer, keys.dtype, len(layout.seq_lens))

@@ -61,8 +61,6 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Format:
     groups = config.get("config_groups") or {}
     if not groups or not all(isinstance(group, Mapping) for group in groups.values()):
         raise _refusal(method, "config_groups does not say how the weights are quantized")
-    if config.get("kv_cache_scheme"):
-        raise _refusal(method, "a KV cache with scales of its own (kv_cache_scheme) is not loaded")
     _expect(method, config.get("sparsity_config") or {}, "format", ["dense"], default="dense")
     blocks = set()
     for group in groups.values():

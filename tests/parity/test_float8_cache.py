@@ -1,4 +1,4 @@
-"""A KV cache of float8 in the engine: the tokens of plain torch that rounds keys and values to e4m3."""
+"""A KV cache of float8 in the engine: the tokens of plain torch that rounds keys and values as it does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.attention import make_backend, plain
 from engine.errors import ModelError
 from engine.runner import ModelRunner
 from kernels import device as kernels_device
-from kernels.float8 import quantize_torch
+from kernels.float8 import dequantize_torch, quantize_torch
 from tests.parity.tiny_models import NATIVE
 
 ON_GPU = torch.cuda.is_available() and not kernels_device.interprets()
@@ -39,7 +39,8 @@ def rounding(write: Callable[..., None]) -> Callable[..., None]:
     """The write to a cache, of what float8 leaves."""
 
     def through_float8(numbers: Tensor) -> Tensor:
-        return quantize_torch(numbers, torch.ones(1, device=numbers.device)).to(numbers.dtype)
+        rounded, exponents = quantize_torch(numbers)
+        return dequantize_torch(rounded[:, None], exponents[..., None])[:, 0].to(numbers.dtype)
 
     def run(key: Tensor, value: Tensor, *rest: Any) -> None:
         write(through_float8(key), through_float8(value), *rest)
@@ -72,9 +73,16 @@ def test_blocks_take_a_byte_a_number(tmp_path: Path) -> None:
         return ModelRunner.from_pretrained(tmp_path, config)
 
     whole, half = runner(), runner(kv_cache_dtype="float8_e4m3")
-    # One block more is there for padding.
-    assert half.num_blocks + 1 == pytest.approx(2 * (whole.num_blocks + 1), abs=1)
-    taken = [sum(part.nbytes for layer in made.cache.layers for part in layer) for made in (whole, half)]
+    # Keys and values take half as much, and scales a byte for each head of either. One block more is there for padding.
+    sizes = {(layer.head_dim, layer.value_dim) for layer in whole.model.attention_layers}
+    assert len(sizes) == 1
+    numbers = sum(sizes.pop())
+    assert half.num_blocks + 1 == pytest.approx(2 * numbers / (numbers + 2) * (whole.num_blocks + 1), abs=2)
+    taken = [
+        sum(part.nbytes for layer in (*made.cache.layers, *made.cache.scales) for part in layer)
+        for made in (whole, half)
+    ]
+    assert min(taken) > 0.9 * 2**20
     assert max(taken) <= 2**20
 
 

@@ -142,9 +142,11 @@ def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> No
             made.generate([[3, 4, 5]], params)
         counted.append(profile.parts[ATTENTION].bytes)
     assert isinstance(made.runner, ModelRunner)
-    # A step over three positions and one over four, in which a number takes one byte instead of four.
-    layers = made.runner.model.attention_layers
-    fewer = (4 - 1) * (3 + 4) * sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) for layer in layers)
+    # A step over three positions and one over four, in which a number takes one byte instead of four, and a scale one.
+    fewer = sum(
+        (3 + 4) * layer.num_kv_heads * ((4 - 1) * (layer.head_dim + layer.value_dim) - 2)
+        for layer in made.runner.model.attention_layers
+    )
     assert counted[0] - counted[1] == fewer
 
 

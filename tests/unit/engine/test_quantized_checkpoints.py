@@ -82,7 +82,6 @@ REFUSED = [
     (fp8_block(), {"weight_block_size": [128]}, r"its blocks are \[128\]"),
     (compressed_tensors(), {"format": "pack-quantized"}, "format = 'pack-quantized'"),
     (compressed_tensors(), {"config_groups": {}}, "config_groups"),
-    (compressed_tensors(), {"kv_cache_scheme": STATIC}, "kv_cache_scheme"),
     (compressed_tensors(), {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
     (compressed_tensors(), compressed(type="int"), "type = 'int'"),
     (compressed_tensors(), compressed(strategy="group"), "strategy = 'group'"),
@@ -107,6 +106,7 @@ def test_configurations_that_are_refused(
 
 
 NOWHERE = torch.full((64,), 7, dtype=torch.int32)
+ATTENTION = "model.layers.0.self_attn"
 DAMAGED: list[tuple[Scheme, Changes, str]] = [
     (awq(), {f"{DOWN}.scales": None}, r"lacks model\.layers\.0\.mlp\.down_proj\.scales"),
     (awq(), {f"{DOWN}.qweight": None}, r"holds model\.layers\.0\.mlp\.down_proj\.q?\w+, but no qweight"),
@@ -130,6 +130,7 @@ DAMAGED: list[tuple[Scheme, Changes, str]] = [
     (fp8_tensor(), {f"{DOWN}.weight": torch.full((32, 64), torch.nan).to(torch.float8_e4m3fn)}, "that are none"),
     (fp8_block(), {f"{DOWN}.weight_scale_inv": torch.ones(2, 1)}, r"shape \[2, 1\] instead of \[1, 1\]"),
     (compressed_tensors(), {f"{DOWN}.weight_scale": torch.ones(31, 1)}, r"shape \[31, 1\] instead of \[32, 1\]"),
+    (compressed_tensors(), {f"{ATTENTION}.q_scale": torch.ones(1)}, r"does not know: .*q_scale"),
 ]
 
 
@@ -141,6 +142,23 @@ def test_checkpoints_that_are_damaged(
 ) -> None:
     with pytest.raises(InvalidWeights, match=reason):
         load(quantized(scheme, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "names"),
+    [
+        (compressed_tensors(), ("k_scale", "v_scale")),
+        (compressed_tensors(), ("k_proj.output_scale", "v_proj.output_scale")),
+        (fp8_tensor(), ("k_proj.k_scale", "v_proj.v_scale")),
+    ],
+    ids=["compressed-tensors", "compressed-tensors-outputs", "fp8"],
+)
+def test_scales_for_a_cache_are_left_alone(
+    scheme: Scheme, names: tuple[str, ...], quantized: Callable[..., Path]
+) -> None:
+    scales = {f"{ATTENTION}.{name}": torch.full((1,), 0.01) for name in names}
+    config = {"kv_cache_scheme": STATIC} if "config_groups" in scheme.config else {}
+    assert load(quantized(scheme, config, tensors=scales)).kv_dtype is torch.float32
 
 
 def test_early_gptq_files_hold_biases_of_nothing(quantized: Callable[..., Path]) -> None:

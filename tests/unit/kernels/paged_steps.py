@@ -58,13 +58,17 @@ def make_step(
         tables[sequence, :width] = torch.tensor(blocks, dtype=torch.int32)
         for cache in caches:
             for position in range(length):
-                cache[blocks[position // block_size], position % block_size] = torch.randn(
-                    kv_heads, cache.shape[-1], generator=generator
-                ).to(dtype)
+                numbers = torch.randn(kv_heads, cache.shape[-1], generator=generator)
+                if float8:  # heads and positions of very different size
+                    numbers *= 4.0 ** torch.randint(-3, 3, (kv_heads, 1), generator=generator)
+                cache[blocks[position // block_size], position % block_size] = numbers.to(dtype)
     scales = {}
     if float8:
-        scales = {"key_scale": torch.tensor([0.02]), "value_scale": torch.tensor([0.01])}
-        caches = [quantize_torch(cache, scale) for cache, scale in zip(caches, scales.values(), strict=True)]
+        for place, name in enumerate(("key_scales", "value_scales")):
+            is_poison = caches[place].isnan().all(dim=-1)
+            caches[place], exponents = quantize_torch(caches[place])
+            # An infinite scale.
+            scales[name] = exponents.masked_fill(is_poison, 255).transpose(1, 2).contiguous()
     query = torch.randn(sum(new_tokens), heads, head_dim, generator=generator).to(dtype)
     starts = torch.tensor([0, *new_tokens]).cumsum(0).to(torch.int32)
     return PagedStep(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.float8 import as_bits, quantize_torch
+from kernels.float8 import LARGEST, as_bits, dequantize_torch, quantize_torch
 from kernels.kv_write import rotate_and_write_kv, rotate_and_write_kv_torch, write_kv, write_kv_torch
 from kernels.rotary import rotate, rotate_torch
 
@@ -18,6 +18,15 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def caches(dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, *, float8: bool) -> list[Tensor]:
     made = [torch.full((4, 8, 3, size), float("nan"), dtype=dtype, device=device) for size in (dim, value_dim)]
     return [cache.to(torch.float8_e4m3fn) for cache in made] if float8 else made
+
+
+def scales(device: torch.device, *, float8: bool) -> dict[str, Any]:
+    """Poison for those of the caches."""
+    if not float8:
+        return {}
+    return {
+        name: torch.full((4, 3, 8), 255, dtype=torch.uint8, device=device) for name in ("key_scales", "value_scales")
+    }
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -34,15 +43,11 @@ def test_writes(dim: int, value_dim: int, dtype: torch.dtype, float8: bool, devi
     # A slice of something wider, as a fused projection gives.
     value = torch.randn(5, 7, value_dim + 3, device=device).to(dtype)[:, 2:5, :value_dim]
     slots = torch.tensor([31, 0, 7, 8, 19], device=device)
-    scales: dict[str, Any] = (
-        {"key_scale": torch.tensor([0.01], device=device), "value_scale": torch.tensor([0.002], device=device)}
-        if float8
-        else {}
-    )
     found, expected = (caches(dim, value_dim, dtype, device, float8=float8) for _ in range(2))
-    write_kv(key, value, *found, slots, **scales)
-    write_kv_torch(key, value, *expected, slots, **scales)
-    same(found, expected)
+    found_scales, expected_scales = (scales(device, float8=float8) for _ in range(2))
+    write_kv(key, value, *found, slots, **found_scales)
+    write_kv_torch(key, value, *expected, slots, **expected_scales)
+    same([*found, *found_scales.values()], [*expected, *expected_scales.values()])
 
 
 def test_negative_slots_write_nothing(device: torch.device) -> None:
@@ -53,18 +58,45 @@ def test_negative_slots_write_nothing(device: torch.device) -> None:
     same(found, expected)
 
 
+def stored(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """What the kernel makes of `[T, 3, D]`, and the scales' exponents, `[T, 3]`."""
+    cache = [torch.zeros(len(numbers), 1, *numbers.shape[1:], device=numbers.device).to(torch.float8_e4m3fn)] * 2
+    exponents = torch.zeros(len(numbers), 3, 1, dtype=torch.uint8, device=numbers.device)
+    slots = torch.arange(len(numbers), device=numbers.device)
+    write_kv(numbers, numbers, *cache, slots, key_scales=exponents, value_scales=exponents)
+    return cache[0][:, 0], exponents[..., 0]
+
+
 def test_float8_rounds_as_torch_does(device: torch.device) -> None:
     exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     exact = exact[exact.isfinite()].sort().values
-    # Every number, those just beside, every middle between two and those just beside it, and far outside.
+    # Every number, those just beside, every middle between two and those just beside it.
     middles = (exact[1:] + exact[:-1]) / 2
-    numbers = torch.cat([exact, middles, torch.tensor([449.0, 1e9, -1e9, 1e-9, -0.0])])
-    numbers = torch.cat([numbers, numbers * (1 + 2**-22), numbers * (1 - 2**-22)])
-    numbers = torch.nn.functional.pad(numbers, (0, -len(numbers) % 48)).view(-1, 3, 16).to(device)
-    one = torch.ones(1, device=device)
-    cache = [torch.zeros(len(numbers), 1, 3, 16, device=device).to(torch.float8_e4m3fn) for _ in range(2)]
-    write_kv(numbers, numbers, *cache, torch.arange(len(numbers), device=device), key_scale=one, value_scale=one)
-    same([cache[0][:, 0]], [quantize_torch(numbers, one)])
+    numbers = torch.cat([exact, middles, torch.tensor([1e-9, -0.0])])
+    numbers = torch.cat([numbers, numbers * (1 + 2**-22), numbers * (1 - 2**-22)]).clamp(-LARGEST, LARGEST)
+    numbers = torch.nn.functional.pad(numbers, (0, -len(numbers) % 45)).view(-1, 3, 15)
+    # Beside the largest number the scale is 1.
+    numbers = torch.nn.functional.pad(numbers, (1, 0), value=LARGEST).to(device)
+    found, exponents = stored(numbers)
+    assert exponents.eq(127).all()
+    same([found], [numbers.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)])
+
+
+def test_no_number_is_too_large_or_too_small(device: torch.device) -> None:
+    """The bound that `float8.py` gives, from the smallest normal number to the largest, and zero."""
+    largest = torch.tensor(
+        [1.2e-38, 1e-20, 3e-5, 0.5, 447.9, 448.0, 448.1, 512.0, 5e3, 6.5e4, 3e38, 0.0], device=device
+    )
+    numbers = (torch.rand(len(largest), 3, 16, device=device) * 2 - 1) * 10.0 ** -torch.arange(16, device=device)
+    numbers[..., 3] = -1.0
+    numbers *= largest[:, None, None]
+    found, exponents = stored(numbers)
+    same([found, exponents], list(quantize_torch(numbers)))
+    scale = 2.0 ** (exponents.float() - 127)
+    off = (dequantize_torch(found[:, None], exponents[..., None])[:, 0] - numbers).abs()
+    assert (off <= torch.maximum(numbers.abs() / 16, scale[..., None] / 1024)).all()
+    # No scale is larger than it has to be, where it could be smaller.
+    assert ((scale < largest[:, None] / 224 * (1 + 1e-6)) | (exponents == 1)).all()
 
 
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
@@ -88,21 +120,17 @@ def test_turned_writes(interleaved: bool, float8: bool, device: torch.device) ->
     query, key, value = fused[:, :6], fused[:, 6:9], fused[:, 9:]
     angles = torch.randn(4, 1, 8, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    scales: dict[str, Any] = (
-        {"key_scale": torch.tensor([0.01], device=device), "value_scale": torch.tensor([0.002], device=device)}
-        if float8
-        else {}
-    )
     slots = torch.tensor([3, 30, 12, 13], device=device)
     found, expected = (caches(24, 24, dtype, device, float8=float8) for _ in range(2))
-    turned = rotate_and_write_kv(query, key, value, cos, sin, *found, slots, interleaved=interleaved, **scales)
-    twin = rotate_and_write_kv_torch(query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **scales)
+    mine, its = (scales(device, float8=float8) for _ in range(2))
+    turned = rotate_and_write_kv(query, key, value, cos, sin, *found, slots, interleaved=interleaved, **mine)
+    twin = rotate_and_write_kv_torch(query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its)
     torch.testing.assert_close(turned, twin)
     if float8:
         # The interpreter and a GPU's fused products may round a turned key to its neighbour in bfloat16, and then here.
-        same(found[1:], expected[1:])
-        apart = (as_bits(found[0]).int() - as_bits(expected[0]).int()).abs()
-        assert int(apart.max()) <= 1
+        same([found[1], mine["value_scales"]], [expected[1], its["value_scales"]])
+        keys = [dequantize_torch(found[0], mine["key_scales"]), dequantize_torch(expected[0], its["key_scales"])]
+        torch.testing.assert_close(*keys, rtol=1 / 8, atol=1 / 512, equal_nan=True)
     else:
         torch.testing.assert_close(found, expected, equal_nan=True)
 

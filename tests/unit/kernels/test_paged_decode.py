@@ -138,7 +138,7 @@ def test_long_sequences_are_split_and_joined(length: int, device: torch.device) 
     check(step, wanted_items=8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([37, 4], [1, 1], device=device, heads=4, kv_heads=2, head_dim=24, dtype=dtype, float8=True))
 

@@ -101,8 +101,9 @@ def test_soft_caps_and_sinks(device: torch.device) -> None:
     check(step, sinks=sinks, window=7)
 
 
-def test_float8_caches(device: torch.device) -> None:
-    check(make_step([20], [5], device=device, float8=True, **SMALL))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
+    check(make_step([20], [5], device=device, float8=True, dtype=dtype, **SMALL))
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,17 @@ SHAPES = (
     Heads(40, 8, 128, 128, block_size=128, window=1024),
     Heads(64, 8, 64, 64, block_size=64, window=128, sinks=True, kv_dtype=torch.float8_e4m3fn),
     Heads(8, 4, 256, 256, soft_cap=50.0, kv_dtype=torch.float8_e4m3fn),
+    Heads(dtype=torch.float16, kv_dtype=torch.float8_e4m3fn),
     Heads(8, 2, 64, 64, dtype=torch.float32, kv_dtype=torch.float32),
     Heads(4, 1, 256, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 
 
 def scales(heads: Heads) -> dict[str, Tensor | None]:
-    is_float8 = heads.kv_dtype is torch.float8_e4m3fn
-    one = empty(1, dtype=torch.float32)
-    return {"key_scale": one if is_float8 else None, "value_scale": one if is_float8 else None}
+    if heads.kv_dtype is not torch.float8_e4m3fn:
+        return {"key_scales": None, "value_scales": None}
+    shape = (64, heads.num_kv_heads, heads.block_size)
+    return {name: empty(*shape, dtype=torch.uint8) for name in ("key_scales", "value_scales")}
 
 
 def caches(heads: Heads) -> tuple[Tensor, Tensor]:
