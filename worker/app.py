@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
 import socket
-import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from celery.platforms import SecurityWarning
 
 from jobs.queues import celery_config
 from jobs.settings import Settings
+
+END_WITHIN = 12.0  # seconds that a process has to end after a signal, beyond the work that it may finish
 
 
 def make_app(settings: Settings, name: str) -> Celery:
@@ -25,11 +27,14 @@ def make_app(settings: Settings, name: str) -> Celery:
     return app
 
 
-def run_solo(app: Celery, *, queue: str, name: str, on_signal: Callable[[], None] = lambda: None) -> int:
+def run_solo(
+    app: Celery, *, queue: str, name: str, end_within: float, on_signal: Callable[[], None] = lambda: None
+) -> int:
     """Run a Celery worker in this process until a signal, or `celery.worker.state.should_stop`, ends it.
 
     `on_signal` is called in the signal's handler, at once: Celery itself looks up from Redis only within a second or
-    two.
+    two. A process that still lives `end_within` seconds after its first signal, returned from here or not, writes to
+    standard error where each of its threads stands, and ends with status 1.
 
     Returns the exit code: 0 after a signal, for Ctrl-C is no failure; `should_stop` itself; 1 where Celery gave up.
 
@@ -39,10 +44,15 @@ def run_solo(app: Celery, *, queue: str, name: str, on_signal: Callable[[], None
     signals.setup_logging.connect(_leave_logging_alone)
     # Celery warns of running as root, where pickled messages would be code: we accept JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    was_asked = threading.Event()
+    was_asked = False
 
     def note(**_: object) -> None:
-        was_asked.set()
+        # In a handler, which the next signal may interrupt: nothing here takes a lock.
+        nonlocal was_asked
+        if not was_asked:
+            # A thread outside of the interpreter: what holds up Python's threads, or its end, does not hold up this.
+            faulthandler.dump_traceback_later(end_within, exit=True)
+        was_asked = True
         on_signal()
 
     signals.worker_shutting_down.connect(note)
@@ -57,7 +67,7 @@ def run_solo(app: Celery, *, queue: str, name: str, on_signal: Callable[[], None
         quiet=True,
     )
     worker.start()
-    return 0 if was_asked.is_set() else int(worker.exitcode or 0)
+    return 0 if was_asked else int(worker.exitcode or 0)
 
 
 def _leave_logging_alone(**_: object) -> None:

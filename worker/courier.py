@@ -16,7 +16,7 @@ from jobs.database import connect
 from jobs.queues import COURIER_QUEUE, NUDGE_TASK
 from jobs.settings import Settings
 from worker.addresses import AddressPolicy
-from worker.app import make_app, run_solo
+from worker.app import END_WITHIN, make_app, run_solo
 from worker.dispatch import Dispatcher
 from worker.periodic import Periodic
 from worker.sweeps import Sweeps
@@ -91,4 +91,4 @@ def run_courier(settings: Settings) -> int:
     def nudge() -> None:
         courier.nudge()
 
-    return run_solo(app, queue=COURIER_QUEUE, name="courier")
+    return run_solo(app, queue=COURIER_QUEUE, name="courier", end_within=END_WITHIN)

@@ -29,7 +29,7 @@ from jobs.queries.settling import Hold, bury
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
-from worker.app import make_app, run_solo
+from worker.app import END_WITHIN, make_app, run_solo
 from worker.claims import ClaimLoop
 from worker.engine_owner import EngineOwner, Listeners, LoadEngine
 from worker.heartbeat import Heartbeat
@@ -220,7 +220,13 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
     def drain(job_id: str) -> None:
         service.ring()
 
-    code = run_solo(app, queue=model_queue(model), name=model, on_signal=service.stop_claiming)
+    code = run_solo(
+        app,
+        queue=model_queue(model),
+        name=model,
+        end_within=settings.drain_deadline + END_WITHIN,
+        on_signal=service.stop_claiming,
+    )
     # Where Celery could not start in full it stops nothing.
     service.stop(drain=0)
     return service.exit_code or code

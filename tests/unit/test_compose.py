@@ -11,7 +11,9 @@ import typer
 import yaml
 
 from cli.main import app
+from cli.stack import STOP_MARGIN
 from jobs.settings import Settings
+from worker.app import END_WITHIN
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE_TEXT = (REPOSITORY / "compose.yaml").read_text()
@@ -82,3 +84,9 @@ def test_services_wait_for_what_they_need() -> None:
 def test_docker_waits_for_the_work_to_finish() -> None:
     grace = {name: int(str(SERVICES[name].get("stop_grace_period", "10s")).removesuffix("s")) for name in OURS}
     assert grace["worker"] > Settings.model_fields["drain_deadline"].default + 20
+
+
+def test_a_process_that_hangs_says_where_before_anybody_kills_it() -> None:
+    grace = float(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings.model_fields["drain_deadline"].default + END_WITHIN
+    assert STOP_MARGIN > END_WITHIN
