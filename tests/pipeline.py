@@ -47,7 +47,7 @@ class Pipeline:
     tenant: tenants.Tenant = field(init=False)
 
     def __post_init__(self) -> None:
-        self.database = create_engine(sqlalchemy_url(self.database_url))
+        self.database = create_engine(sqlalchemy_url(self.database_url), pool_pre_ping=True)
         with self.database.begin() as connection:
             self.tenant = tenants.ensure_tenant(connection, "default", "whsec_c2VjcmV0")
             connection.execute(

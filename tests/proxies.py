@@ -20,6 +20,9 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._listener: socket.socket | None = None
+        self._spares = 0  # commits that go well between two whose answers are lost; 0: all do
+        self._commits = 0
+        self.lost = 0
         self.port = 0
         self.up()
 
@@ -50,6 +53,21 @@ class Proxy:
         """Keep connections open and forward nothing: the network swallows everything."""
         self._flowing.clear()
 
+    def lose_commits(self, *, every: int) -> None:
+        """From now on each so-manieth COMMIT succeeds at the server while its answer is lost with the connection.
+
+        `lost` counts them; 0 ends it.
+        """
+        with self._lock:
+            self._spares = every
+
+    def _loses(self, sent: bytes) -> bool:
+        if b"COMMIT" not in sent:
+            return False
+        with self._lock:
+            self._commits += 1
+            return self._spares > 0 and self._commits % self._spares == 0
+
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
@@ -61,8 +79,9 @@ class Proxy:
                     continue
                 with self._lock:
                     self._pairs.append((near, far))
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+                mute = threading.Event()
+                threading.Thread(target=self._forward, args=(near, far, mute), daemon=True).start()
+                threading.Thread(target=self._answer, args=(far, near, mute), daemon=True).start()
 
     def _connect(self) -> socket.socket:
         if isinstance(self._target, tuple):
@@ -71,14 +90,33 @@ class Proxy:
         far.connect(self._target)
         return far
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, mute: threading.Event) -> None:
+        """What the client says. `mute` is set before a commit is passed on whose answer is to be lost."""
         with suppress(OSError):
             while chunk := source.recv(65536):
                 self._flowing.wait()
+                if self._loses(chunk):
+                    mute.set()
                 sink.sendall(chunk)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        _cut(source, sink)
+
+    def _answer(self, source: socket.socket, sink: socket.socket, mute: threading.Event) -> None:
+        """What the server says, until it is not to be heard: it has committed by then."""
+        with suppress(OSError):
+            while chunk := source.recv(65536):
+                self._flowing.wait()
+                if mute.is_set():
+                    with self._lock:
+                        self.lost += 1
+                    break
+                sink.sendall(chunk)
+        _cut(source, sink)
+
+
+def _cut(*ends: socket.socket) -> None:
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
