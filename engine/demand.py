@@ -10,7 +10,7 @@ of experts on how many of them a step's tokens choose.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +81,16 @@ def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, Demand]:
 
 def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultdict[str, Work]:
     """What one forward pass asks of each kernel."""
-    blocks = [runner.cache.spare_block] * -(-num_tokens // runner.cache.block_size)
     observer = _Observer(runner, num_tokens)
     with observer.looking_on():
-        runner.run(Batch([BatchEntry([0] * num_tokens, 0, blocks, num_logits)]))
+        _run(runner, num_tokens, num_logits)
     return observer.work
+
+
+def _run(runner: ModelRunner, num_tokens: int, num_logits: int) -> None:
+    """A forward pass over the cache's spare block."""
+    blocks = [runner.cache.spare_block] * -(-num_tokens // runner.cache.block_size)
+    runner.run(Batch([BatchEntry([0] * num_tokens, 0, blocks, num_logits)]))
 
 
 class _Observer:
@@ -242,6 +247,30 @@ class Mixture:
         # Rows are read once; each choice's products are written, and those in the middle read.
         activations = (self.hidden + self.per_token * (2 * self.inner + self.hidden)) * total
         return Work(2 * weights * self.per_token * total, self.itemsize * (weights * chosen + activations))
+
+
+def mixtures_by_rows(runner: ModelRunner) -> tuple[Counter[Mixture], Counter[Mixture]]:
+    """The model's mixtures that every token of a step goes through, and those that only rows of logits do.
+
+    After the last layer's attention nobody looks at other rows; runs two tokens to see which mixtures that is true of.
+    """
+    rows: dict[SparseMLP, int] = {}
+
+    def noting(mlp: SparseMLP) -> Callable[[Tensor], Tensor]:
+        forward = mlp.forward
+
+        def run(hidden: Tensor) -> Tensor:
+            rows[mlp] = len(hidden)
+            return forward(hidden)
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        for mlp in mixtures(runner.model):
+            stack.enter_context(exchanged(mlp, "forward", noting(mlp)))
+        _run(runner, 2, 1)
+    all_rows, logit_rows = (Counter(Mixture.of(mlp) for mlp, seen in rows.items() if seen == n) for n in (2, 1))
+    return all_rows, logit_rows
 
 
 def mixtures(model: nn.Module) -> Iterator[SparseMLP]:

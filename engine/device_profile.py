@@ -26,7 +26,7 @@ from engine.demand import (
     Work,
     attention_work,
     demands,
-    mixtures,
+    mixtures_by_rows,
     positions_seen,
 )
 from engine.runner import ModelRunner
@@ -97,7 +97,7 @@ class DeviceMeter:
         self._looked: defaultdict[str, Work] = defaultdict(Work)
         """What attention, experts and sampling were asked for."""
         self._layers = Counter(replace(layer, index=0) for layer in runner.model.attention_layers)
-        self._mixtures = Counter(Mixture.of(mlp) for mlp in mixtures(runner.model))
+        self._mixtures, self._last_mixtures = mixtures_by_rows(runner)
 
     def ran(self, batch: Batch) -> None:
         """Count a batch."""
@@ -105,7 +105,8 @@ class DeviceMeter:
         lengths = np.array([len(entry.token_ids) for entry in batch.entries])
         num_logits = sum(entry.num_logits for entry in batch.entries)
         self._count(batch.num_tokens, 1, batch.num_tokens, num_logits)
-        self._route(np.array([batch.num_tokens]))
+        self._route(self._mixtures, np.array([batch.num_tokens]))
+        self._route(self._last_mixtures, np.array([num_logits]))
         self._looked[SAMPLING] += Work(bytes=num_logits * self._runner.vocab_size * torch.float32.itemsize)
         alone = lengths == 1
         self._look(DECODES, starts[alone], lengths[alone])
@@ -117,7 +118,7 @@ class DeviceMeter:
         steps = is_drawn.sum(axis=1)
         num_tokens = int(steps.sum())
         self._count(len(burst.entries), burst.num_steps, num_tokens, num_tokens)
-        self._route(is_drawn.sum(axis=0))
+        self._route(self._mixtures + self._last_mixtures, is_drawn.sum(axis=0))
         self._looked[SAMPLING] += Work(bytes=num_tokens * self._runner.vocab_size * self._runner.dtype.itemsize)
         # As many tokens one after the other, each of which reads all that is before it anew.
         self._look(DECODES, np.array([entry.position for entry in burst.entries]), steps, is_read_anew=True)
@@ -152,9 +153,9 @@ class DeviceMeter:
         counted.tokens += tokens
         counted.logits += logits
 
-    def _route(self, tokens: npt.NDArray[np.int64]) -> None:
+    def _route(self, mixtures: Counter[Mixture], tokens: npt.NDArray[np.int64]) -> None:
         """Steps of so many tokens each went through the mixtures."""
-        for mixture, count in self._mixtures.items():
+        for mixture, count in mixtures.items():
             self._looked[ROUTING] += mixture.routing(int(tokens.sum())) * count
             self._looked[EXPERTS] += mixture.products(tokens) * count
 
