@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from engine.sampler import SamplingState
 
 
+def row_of(seat: int) -> int:
+    """Stands for the token in a row of the runner's state, which only the device knows."""
+    return -1 - seat
+
+
 @dataclass(frozen=True, slots=True)
 class BatchEntry:
     """One sequence's share of a step.
 
     The tokens in `token_ids` stand at positions `start .. start + len(token_ids)`; everything before `start` is already
-    in the KV cache. `block_table[i]` is the physical block of positions `i * block_size .. (i + 1) * block_size` and
-    covers every position up to the last new token.
+    in the KV cache. One that only the device knows is named by its row there (`row_of`). `block_table[i]` is the
+    physical block of positions `i * block_size .. (i + 1) * block_size` and covers every position up to the last new
+    token.
     """
 
     token_ids: Sequence_[int]
@@ -60,8 +66,9 @@ class DecodeEntry:
     admission: int
     """Unique to this stay in the batch: another number means that the seat changed hands."""
 
-    token_id: int
-    """Its last token, which stands at `position` and is not in the KV cache yet."""
+    token_id: int | None
+    """Its last token, which stands at `position` and is not in the KV cache yet. None: it is the one that an earlier
+    burst, unread yet, leaves in the row, which is right as it is; the sequence may also have ended there."""
 
     position: int
     max_tokens: int
@@ -80,9 +87,6 @@ class Burst:
 
     entries: Sequence_[DecodeEntry]
     num_steps: int
-    goes_on: bool = False
-    """Whether all entries are as an earlier burst, unread yet, leaves them: their tokens are not known here, and some
-    may have ended."""
 
 
 NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
@@ -115,7 +119,8 @@ class Runner(Protocol):
 
     @property
     def overlaps(self) -> bool:
-        """Whether `decode` returns before its steps have run, so that the host has time for something else."""
+        """Whether `decode` and `run_and_draw` return before their steps have run, so that the host has time for
+        something else."""
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
@@ -142,4 +147,12 @@ class Runner(Protocol):
 
         It may return before the steps have run; whatever is started later runs after them. When it raises, nothing
         but the keys and values at the entries' own new positions may have changed.
+        """
+
+    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+        """Run a batch, and draw a token on the device for each of its entries with logits, of which each has one row.
+
+        The burst's entries are these, in order, and go one step: their last tokens are the batch's. They are left as a
+        burst leaves them: another may go on from there. Otherwise as `decode`. Only here may a batch have tokens that
+        the device alone knows.
         """

@@ -5,7 +5,8 @@
     table       7 3 9 0 0 …                          [seats + 1, blocks] int32
 
 The host sends what changed: whole rows of sequences that are new here or went on elsewhere meanwhile, and blocks that
-were appended. All of it travels as one vector. What a decode step changes, the device changes itself.
+were appended. All of it travels as one vector. What a decode step changes, the device changes itself; the host reckons
+with rows as they are when all that was started has run. Whoever ended meanwhile never comes back to his.
 
 Real numbers are kept as the bits of a float64 among the integers, so that a row is one vector too.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from engine.batch import DecodeEntry
 from engine.sampler import SamplingState
+from engine.transfer import to_device
 
 MAX_STOP_TOKENS = 8
 """Tokens that may end a sequence here. Whoever has more is decoded step by step."""
@@ -83,14 +85,15 @@ class DeviceState:
         self._position = [-1] * seats
         self._num_blocks = [0] * seats
 
-    def update(self, entries: Sequence[DecodeEntry], padded: int, *, goes_on: bool = False) -> Tensor:
-        """Bring the rows up to date; returns the entries' rows on the device, `[padded]`, filled up with `pad`.
+    def update(self, entries: Sequence[DecodeEntry], padded: int, num_steps: int) -> Tensor:
+        """Bring the rows up to date for so many steps; returns the entries' rows on the device, `[padded]`, filled up
+        with `pad`.
 
-        Where the burst `goes_on`, only blocks are new: the rows are right once the device comes to them.
+        Of entries without a token only blocks are new: their rows are right once the device comes to them.
         """
         rows = np.full(padded, self.pad, np.int64)
         rows[: len(entries)] = [entry.seat for entry in entries]
-        stale = [] if goes_on else [entry for entry in entries if not self._is_current(entry)]
+        stale = [entry for entry in entries if entry.token_id is not None and not self._is_current(entry)]
         values = np.array([self._row(entry) for entry in stale], np.int64).reshape(-1)
         places: list[npt.NDArray[np.int64]] = []
         blocks: list[int] = []
@@ -105,22 +108,23 @@ class DeviceState:
             [rows, np.array([entry.seat for entry in stale], np.int64), values, *places, np.array(blocks, np.int64)]
         )
         sizes = [padded, len(stale), len(values), len(blocks), len(blocks)]
-        on_device, stale_rows, row_values, block_places, block_values = torch.split(self._to_device(packed), sizes)
+        on_device, stale_rows, row_values, block_places, block_values = torch.split(
+            to_device(packed, self.device), sizes
+        )
         if stale:
             self.numbers.index_copy_(0, stale_rows, row_values.view(len(stale), NUM_COLUMNS))
         if blocks:
             self.table.view(-1).index_copy_(0, block_places, block_values.to(torch.int32))
         for entry in entries:
-            if not goes_on:
-                self._admission[entry.seat] = entry.admission
-                self._position[entry.seat] = entry.position
+            self._admission[entry.seat] = entry.admission
+            self._position[entry.seat] = entry.position + num_steps
             self._num_blocks[entry.seat] = len(entry.block_table)
         return on_device
 
-    def went_on(self, seats: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Note that the device moved these rows on by so many tokens."""
-        for seat, count in zip(seats, num_tokens, strict=True):
-            self._position[seat] += count
+    def tokens(self, token_ids: Tensor) -> Tensor:
+        """`[T]` tokens, with those of rows in place of `row_of` them."""
+        rows = (-1 - token_ids).clamp(min=0)
+        return torch.where(token_ids < 0, self.numbers[:, Column.TOKEN].index_select(0, rows), token_ids)
 
     def distrust(self, seats: Sequence[int]) -> None:
         """Note that nothing is known of these rows: they are sent anew."""
@@ -131,6 +135,7 @@ class DeviceState:
         return self._admission[entry.seat] == entry.admission and self._position[entry.seat] == entry.position
 
     def _row(self, entry: DecodeEntry) -> list[int]:
+        assert entry.token_id is not None
         sampling, params = entry.sampling, entry.sampling.params
         stop = list(sampling.held_back)
         stop += (stop[:1] or [-1]) * (MAX_STOP_TOKENS - len(stop))
@@ -148,13 +153,6 @@ class DeviceState:
             _bits(params.min_p),
             *stop,
         ]
-
-    def _to_device(self, packed: npt.NDArray[np.int64]) -> Tensor:
-        host = torch.from_numpy(packed)
-        if self.device.type == "cpu":
-            return host
-        # A fresh pinned copy each time: the last one may still be on its way.
-        return host.pin_memory().to(self.device, non_blocking=True)
 
 
 def real(numbers: Tensor, column: Column) -> Tensor:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequence_
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from engine.admission import RequestSizes
-from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Burst, Decoding, Runner
+from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Decoding, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
@@ -111,9 +111,10 @@ class Engine:
         self._arrivals = itertools.count()
         self._generated = itertools.count()
         self._throughput = Throughput()
+        self._overlaps = runner.overlaps and not config.deterministic
         self._flying: Flight | None = None
         self._landed = 0.0
-        """When the last burst was over, by `time.perf_counter`."""
+        """When the last flight was over, by `time.perf_counter`."""
         self._num_steps = 0
         self._num_output_tokens = 0
         self._num_computed_tokens = 0
@@ -323,11 +324,7 @@ class Engine:
         self._take_compiled()
         started = time.perf_counter()
         before = self._num_output_tokens, self._num_computed_tokens
-        if self._flying is None:
-            self._step()
-        else:
-            flight, self._flying = self._flying, self._go_on(self._flying)
-            self._land(flight)
+        self._step()
         num_output, num_computed = self._num_output_tokens - before[0], self._num_computed_tokens - before[1]
         if num_computed or self._flying is not None:
             self._throughput.record(time.perf_counter() - started, num_output, num_computed)
@@ -335,68 +332,87 @@ class Engine:
         return ended
 
     def _step(self) -> None:
-        started = time.perf_counter()
+        """Start the next step, then take in the last one; where it cannot be started ahead, the other way round."""
+        flight, self._flying = self._flying, None
+        if flight is not None and not self.scheduler.can_go_on():
+            self._land(flight)
+            flight = None
         step = self.scheduler.schedule()
-        if len(self.scheduler.waiting) and not (step.scheduled or step.burst or step.preempted):
+        if flight is None and step.is_empty and not step.preempted and len(self.scheduler.waiting):
             raise EngineFailed("requests are queued, but none can be scheduled")
-        flight = self._start(step, goes_on=False)
-        if flight is None:
-            step.scheduled += step.burst
-        elif self.runner.overlaps and not step.scheduled:
-            self._flying = flight
+        if self._overlaps and not (step.is_empty or step.needs_host):
+            self._flying = self._start(step)
+        if self._flying is not None:
+            if flight is not None:
+                self._land(flight)
             return
-        if step.scheduled:
+        unfilled: set[int] = set()
+        if flight is not None:
+            unfilled = self._land_before(flight, step)
+        self._run_now(step, unfilled)
+
+    def _land_before(self, flight: Flight, step: Step) -> set[int]:
+        """Take in a flight before a step that was scheduled after it; returns the blocks that the step does not fill
+        any more, since it loses the shares of those who end in the flight."""
+        to_fill = [(share, filled_blocks(share, self.config.block_size)) for share in step.scheduled]
+        self._land(flight)
+        step.scheduled = [share for share in step.scheduled if share.is_current]
+        step.burst = [share for share in step.burst if share.is_current]
+        return {block for share, blocks in to_fill if not share.is_current for block in blocks}
+
+    def _run_now(self, step: Step, unfilled: Iterable[int]) -> None:
+        """Run a step to its end, all tokens of which are known."""
+        started = time.perf_counter()
+        flight = self._start(Step(burst=step.burst, num_steps=step.num_steps)) if step.burst else None
+        scheduled = step.scheduled if flight is not None else [*step.scheduled, *step.burst]
+        if scheduled:
             outcome = isolate(
-                step.scheduled, self.config.block_size, lambda shares: self._sample(shares, self._run(shares))
+                scheduled,
+                self.config.block_size,
+                lambda shares: self._sample(shares, self._run(shares)),
+                unfilled=unfilled,
             )
             self._num_output_tokens += self._settle(outcome)
-            self._num_computed_tokens += sum(share.end - share.start for share in step.scheduled)
+            self._num_computed_tokens += sum(share.end - share.start for share in scheduled)
         if flight is not None:
             self._land(flight)
-        elif step.scheduled:
+        elif scheduled:
             self._num_steps += 1
-            only_decodes = all(share.decodes for share in step.scheduled)
+            only_decodes = all(share.decodes for share in scheduled)
             self.scheduler.lookahead.record(time.perf_counter() - started, 1, only_decodes=only_decodes)
 
-    def _start(self, step: Step, *, goes_on: bool) -> Flight | None:
-        """Start a step's burst. None where that fails: its sequences then decode one token, and it shows who is at
-        fault."""
-        if not step.burst:
-            return None
-        burst = Burst([share.decode_entry() for share in step.burst], step.num_steps, goes_on)
-        started = time.perf_counter()
+    def _start(self, step: Step) -> Flight | None:
+        """Start a step that does not need the host. None where that fails: it is then run as if it did, without a
+        burst, and shows who is at fault."""
         try:
-            return Flight(step.burst, burst, self.runner.decode(burst), started)
+            return Flight.start(self.runner, step)
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
         except EngineFailed:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
             logger.warning("%d steps at once failed, and are tried one by one: %s", step.num_steps, error)
-            if isinstance(error, torch.OutOfMemoryError):
+            if step.burst and isinstance(error, torch.OutOfMemoryError):
                 self.scheduler.pressure.relieve(len(step.burst))
+        step.scheduled, step.burst = [*step.scheduled, *step.burst], []
         return None
 
-    def _go_on(self, flight: Flight) -> Flight | None:
-        """Start the burst after one that was not looked at yet, if nothing else is due first."""
-        shares = flight.beyond()
-        step = None if shares is None else self.scheduler.go_on(shares)
-        return None if step is None else self._start(step, goes_on=True)
-
     def _land(self, flight: Flight) -> None:
-        """Wait for a burst, and take its tokens in."""
+        """Wait for what was started, and take in what it brought."""
         drawn = self._wait_for(flight.decoding)
         now = time.perf_counter()
         # It ran after the last one, whenever it was started.
-        self.scheduler.lookahead.record(now - max(flight.started, self._landed), flight.burst.num_steps)
+        seconds = now - max(flight.started, self._landed)
+        self.scheduler.lookahead.record(seconds, flight.num_steps, only_decodes=flight.only_decodes)
         self._landed = now
         num_output = sum(
-            self._move(share.sequence, partial(self._advance_by, drawn=row)) for share, row in flight.arrivals(drawn)
+            self._move(share.sequence, partial(self._advance_by, share=share, drawn=row))
+            for share, row in flight.arrivals(drawn)
         )
         self.scheduler.pressure.ease()
-        self._num_steps += flight.burst.num_steps
+        self._num_steps += flight.num_steps
         self._num_output_tokens += num_output
-        self._num_computed_tokens += num_output
+        self._num_computed_tokens += flight.num_prompt_tokens + num_output
 
     def _wait_for(self, decoding: Decoding) -> npt.NDArray[np.int64]:
         try:
@@ -510,8 +526,15 @@ class Engine:
         self._look(sequence)
         return 1
 
-    def _advance_by(self, sequence: Sequence, drawn: Sequence_[int]) -> int:
-        """Move a sequence on by a burst: tokens, and a code where it ended without one. Raises `RequestFailed`."""
+    def _advance_by(self, sequence: Sequence, share: Scheduled, drawn: Sequence_[int]) -> int:
+        """Move a sequence on by what a flight brought: tokens, and a code where it ended without one.
+
+        Raises `RequestFailed`.
+        """
+        sequence.num_unseen -= len(drawn)
+        if share.end == sequence.num_tokens and not share.samples:
+            self._finish(sequence, Stop("length", None))
+            return 0
         tokens = list(itertools.takewhile(lambda token: token >= 0, drawn))
         # Only a stop string can be found before the last token: the device saw to the rest.
         size = len(tokens) if sequence.stop_scanner is None else 1
@@ -521,8 +544,7 @@ class Engine:
             num_taken += len(part)
             sequence.token_ids += part
             sequence.sampling.skip(len(part))
-            sequence.num_computed = sequence.num_tokens - 1
-            self.scheduler.blocks.index(sequence.table, sequence.token_ids, sequence.num_computed)
+            self.scheduler.blocks.index(sequence.table, sequence.token_ids, sequence.num_tokens - 1)
             self._look(sequence)
         if num_taken < len(drawn) and drawn[num_taken] in _FAILURES and not sequence.finished:
             raise RequestFailed(_FAILURES[drawn[num_taken]])

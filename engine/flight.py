@@ -1,52 +1,74 @@
-"""A burst that has been started and not been looked at.
+"""A step that has been started and not been looked at.
 
-Where the runner works by itself, the next burst is started before the last one's tokens are looked at:
+Where the runner works by itself, the next step is scheduled and started before the last one's tokens are looked at,
+whether it decodes, reads prompts, or both:
 
-    device   | burst 1       | burst 2       | burst 3       |
+    device   | step 1        | step 2        | step 3        |
     host     start 1, start 2, settle 1 ......, start 3, settle 2 ....
 
-The second goes on from rows that the first left on the device. What the host finds in the first's tokens comes too late
-for it: a sequence that a stop string ended goes on for nothing, and one that left the batch does too. Neither can harm
-anybody. They write beyond what was accepted, into blocks that were theirs when the burst started; whoever gets such a
-block later is started later, and so runs, and writes, after them.
+                     scheduled with             runs with
+    known before     lengths, blocks            prompts, positions, block tables
+    only on device   whether it goes on         the last token, as step 1 leaves it in the sequence's row
+
+Tokens decide nothing in between: a step for which the host needs them (penalties, log-probabilities, grammars ...) is
+never started ahead of its time. What the host finds in the first step's tokens comes too late for the second: a
+sequence that ended there goes on for nothing, and one that left the batch does too. Neither can harm anybody. No block
+is put into the prefix index for a token that nobody has seen. They write beyond what was accepted, into blocks that
+were theirs when the step started; whoever gets such a block later starts later, and so runs, and writes, after them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import Burst, Decoding
+from engine.batch import Batch, Burst, Decoding, Runner
 from engine.scheduled import Scheduled
-from engine.sequence import Status
+from engine.scheduler import Step
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
     shares: Sequence[Scheduled]
-    burst: Burst
+    num_steps: int
     decoding: Decoding
+    """With a row for each share that samples, in order."""
+
     started: float
     """By `time.perf_counter`."""
 
-    def arrivals(self, drawn: npt.NDArray[np.int64]) -> Iterator[tuple[Scheduled, list[int]]]:
-        """What was drawn for each sequence that is still where it was when the burst started."""
-        for share, entry, row in zip(self.shares, self.burst.entries, drawn.tolist(), strict=True):
-            sequence = share.sequence
-            if sequence.status is Status.RUNNING and sequence.admission == entry.admission:
-                yield share, row
+    @classmethod
+    def start(cls, runner: Runner, step: Step) -> Flight:
+        """Start a step that does not need the host; raises what the runner raises, and has changed nothing then."""
+        shares = step.burst or step.scheduled
+        started = time.perf_counter()
+        burst = Burst([share.decode_entry() for share in shares if share.samples], step.num_steps)
+        if all(share.decodes for share in shares):
+            decoding = runner.decode(burst)
+        else:
+            decoding = runner.run_and_draw(Batch([share.entry() for share in shares]), burst)
+        for share in shares:
+            share.set_off(step.num_steps)
+        return cls(shares, step.num_steps, decoding, started)
 
-    def beyond(self) -> list[Scheduled] | None:
-        """The shares of the burst that could follow without a look at this one; None if it would not be the same
-        sequences, those that come to their greatest length in this one aside."""
-        shares = []
-        for share, entry in zip(self.shares, self.burst.entries, strict=True):
-            sequence = share.sequence
-            if sequence.status is not Status.RUNNING or sequence.admission != entry.admission:
-                return None
-            if share.tokens_left > self.burst.num_steps:
-                shares.append(share.after(self.burst.num_steps))
-        return shares
+    @property
+    def only_decodes(self) -> bool:
+        return all(share.decodes for share in self.shares)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """That run in it, beside those that are counted with the tokens that come of them."""
+        return sum(share.end - share.start - share.samples for share in self.shares)
+
+    def arrivals(self, drawn: npt.NDArray[np.int64]) -> Iterator[tuple[Scheduled, list[int]]]:
+        """For each sequence that is still where it was when the step started, what was drawn for it: as many tokens as
+        were expected, or fewer and a code; none where its prompt is still being read."""
+        rows = iter(drawn.tolist())
+        for share in self.shares:
+            row = next(rows) if share.samples else []
+            if share.is_current:
+                yield share, row[: share.tokens_left]

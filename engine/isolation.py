@@ -7,7 +7,7 @@ that is no request's fault as long as its share can be made smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -38,15 +38,19 @@ class Isolated(Generic[Result]):
 
 
 def isolate(
-    scheduled: Sequence[Scheduled], block_size: int, run: Callable[[Sequence[Scheduled]], list[Result]]
+    scheduled: Sequence[Scheduled],
+    block_size: int,
+    run: Callable[[Sequence[Scheduled]], list[Result]],
+    *,
+    unfilled: Iterable[int] = (),
 ) -> Isolated[Result]:
     """Run a step, in halves where it raises, until each part succeeds or is a single request that raises.
 
-    Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `EngineFailed`
-    passes through.
+    Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `unfilled` are
+    blocks that nobody will fill any more. `EngineFailed` passes through.
     """
     outcome: Isolated[Result] = Isolated()
-    unfilled: set[int] = set()
+    unfilled = set(unfilled)
     parts = [list(scheduled)] if scheduled else []
     while parts:
         part: list[Scheduled] = []

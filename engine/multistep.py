@@ -92,19 +92,40 @@ class MultiStepDecoder:
         entries = burst.entries
         width = max(len(entry.block_table) for entry in entries)
         choice = Choice.of(entries, self._state.vocab_size)
-        seats = [entry.seat for entry in entries]
         try:
             run = self._run_static if self._is_static else self._run_leaving
             tokens = run(burst, width, choice)
         except Exception:
-            self._state.distrust(seats)
+            self._state.distrust([entry.seat for entry in entries])
             raise
-        return DeviceDecoding(self._state, seats, tokens)
+        return DeviceDecoding(tokens, self._state.device)
+
+    @torch.inference_mode()
+    def draw(self, burst: Burst, forward: Callable[[], Tensor]) -> DeviceDecoding:
+        """Draw a token for each entry from its row of the logits that `forward` computes; see `Runner.run_and_draw`."""
+        entries = burst.entries
+        try:
+            rows = self._state.update(entries, len(entries), 1)
+            logits = forward()
+            tokens = torch.empty(0, 1, dtype=torch.int64)
+            if entries:
+                choice = Choice.of(entries, self._state.vocab_size)
+                drawn, _ = self._move_on(rows, self._state.numbers.index_select(0, rows), logits, choice)
+                tokens = self._to_host(drawn[:, None])
+        except Exception:
+            self._state.distrust([entry.seat for entry in entries])
+            raise
+        return DeviceDecoding(tokens, self._state.device)
+
+    def _to_host(self, tokens: Tensor) -> Tensor:
+        """A copy that is on its way."""
+        host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=self._state.device.type == "cuda")
+        return host.copy_(tokens, non_blocking=True)
 
     def _run_leaving(self, burst: Burst, width: int, choice: Choice) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
         num_steps = burst.num_steps
-        rows = self._state.update(burst.entries, len(burst.entries), goes_on=burst.goes_on)
+        rows = self._state.update(burst.entries, len(burst.entries), num_steps)
         tokens = torch.full((len(rows), num_steps), NO_TOKEN, dtype=torch.int64)
         places = torch.arange(len(rows))
         tables = self._state.table.index_select(0, rows)[:, :width]
@@ -124,7 +145,7 @@ class MultiStepDecoder:
         # The next power of two, so that a graph serves until the tables have doubled.
         width = min(1 << (width - 1).bit_length(), self._state.table.shape[1])
         rows, tokens = self._buffers_for(padded, num_steps)
-        rows.copy_(self._state.update(entries, padded, goes_on=burst.goes_on))
+        rows.copy_(self._state.update(entries, padded, num_steps))
 
         def steps() -> None:
             tables = self._state.table.index_select(0, rows)[:, :width]
@@ -133,9 +154,7 @@ class MultiStepDecoder:
                 tokens[:, step] = drawn
 
         self._graphs.run((padded, num_steps, width, choice), steps)
-        is_cuda = self._state.device.type == "cuda"
-        host = torch.empty(len(entries), num_steps, dtype=torch.int64, pin_memory=is_cuda)
-        return host.copy_(tokens[: len(entries)], non_blocking=True)
+        return self._to_host(tokens[: len(entries)])
 
     def _buffers_for(self, padded: int, num_steps: int) -> tuple[Tensor, Tensor]:
         """Where the graphs of one size find their rows, and leave their tokens."""
@@ -162,8 +181,12 @@ class MultiStepDecoder:
         )
         lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
         logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots))
-        chosen = choose(logits, numbers, choice, is_static=self._is_static)
+        return self._move_on(rows, numbers, logits, choice)
 
+    def _move_on(self, rows: Tensor, numbers: Tensor, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Choose a token for each row from its logits, and move the row on by it; returns what `_step` does."""
+        alive = numbers[:, Column.TOKENS_LEFT] > 0
+        chosen = choose(logits, numbers, choice, is_static=self._is_static)
         held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)
         stops = (chosen[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
         goes_on = alive & (chosen >= 0) & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
@@ -257,12 +280,10 @@ def _hold_back(logits: Tensor, numbers: Tensor) -> Tensor:
 class DeviceDecoding:
     """Tokens of a burst on their way to the host; implements `Decoding`."""
 
-    def __init__(self, state: DeviceState, seats: Sequence[int], tokens: Tensor) -> None:
-        self._state = state
-        self._seats = seats
+    def __init__(self, tokens: Tensor, device: torch.device) -> None:
         self._tokens = tokens
         self._copied: torch.cuda.Event | None = None
-        if state.device.type == "cuda":
+        if device.type == "cuda":
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -270,5 +291,4 @@ class DeviceDecoding:
         if self._copied is not None:
             self._copied.synchronize()
         tokens: npt.NDArray[np.int64] = self._tokens.numpy()
-        self._state.went_on(self._seats, (tokens != NO_TOKEN).sum(axis=1).tolist())
         return tokens

@@ -140,7 +140,6 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
     for owner, method, part in (
         (engine, "step", LOOP),
         (engine.scheduler, "schedule", SCHEDULER),
-        (engine.scheduler, "go_on", SCHEDULER),
         (engine.sampler, "sample", SAMPLING),
         (engine.sampler, "score", SAMPLING),
     ):
@@ -164,12 +163,19 @@ def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: 
 def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, profile: Profile) -> Iterator[None]:
     """On a GPU, where the host starts work, does other things, and waits."""
     meter = DeviceMeter(runner)
-    run, decode = watch.timed(LAUNCH, runner.run), watch.timed(LAUNCH, runner.decode)
+    run, run_and_draw, decode = (
+        watch.timed(LAUNCH, start) for start in (runner.run, runner.run_and_draw, runner.decode)
+    )
 
     def run_counted(batch: Batch) -> Tensor:
         logits: Tensor = run(batch)
         meter.ran(batch)
         return logits
+
+    def run_and_draw_counted(batch: Batch, burst: Burst) -> Decoding:
+        decoding: Decoding = run_and_draw(batch, burst)
+        meter.ran(batch)
+        return decoding
 
     def decode_counted(burst: Burst) -> Decoding:
         return meter.watched(burst, decode(burst))
@@ -177,6 +183,7 @@ def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, prof
     torch.cuda.synchronize(runner.device)
     with (
         exchanged(runner, "run", run_counted),
+        exchanged(runner, "run_and_draw", run_and_draw_counted),
         exchanged(runner, "decode", decode_counted),
         exchanged(engine, "_wait_for", watch.timed(WAITING, engine._wait_for)),
         torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from engine.models.generic import GenericDecoder, verify
 from engine.multistep import MultiStepDecoder
 from engine.row_tiles import cut, pad
 from engine.threads import Threads
+from engine.transfer import to_device
 from engine.warm_up import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 
 
@@ -84,7 +86,16 @@ class ModelRunner:
         )
         takes_memory = config.cpu_kv_cache_bytes is not None
         self.cache = self._cache(num_blocks, config.block_size, self.kv_dtype, takes_memory=takes_memory)
-        self._decoder = self._make_decoder(config)
+        max_blocks = min(-(-self.max_model_len // config.block_size), num_blocks)
+        self._state = DeviceState(_seats(config), max_blocks, self.vocab_size, self.device)
+        self._decoder = MultiStepDecoder(
+            self._forward,
+            self._state,
+            self._graphs(),
+            block_size=config.block_size,
+            spare_block=self.cache.spare_block,
+            is_static=self.device.type == "cuda",
+        )
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
@@ -128,6 +139,18 @@ class ModelRunner:
         with self._tidying():
             return self._decoder.decode(burst)
 
+    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+        """See `Runner.run_and_draw`."""
+
+        def forward() -> Tensor:
+            inputs, layout = prepare_inputs(batch.entries, self.cache.block_size, self.device)
+            inputs = replace(inputs, token_ids=self._state.tokens(inputs.token_ids))
+            logits: Tensor = self.model(inputs, self.backend.begin(layout, self.cache))
+            return logits
+
+        with self._tidying():
+            return self._decoder.draw(burst, forward)
+
     @contextmanager
     def _tidying(self) -> Iterator[None]:
         """When memory runs out, give back what torch keeps in pieces, so that less is tried with all there is."""
@@ -137,17 +160,6 @@ class ModelRunner:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise
-
-    def _make_decoder(self, config: EngineConfig) -> MultiStepDecoder:
-        max_blocks = min(-(-self.max_model_len // config.block_size), self.cache.num_blocks)
-        return MultiStepDecoder(
-            self._forward,
-            DeviceState(_seats(config), max_blocks, self.vocab_size, self.device),
-            self._graphs(),
-            block_size=config.block_size,
-            spare_block=self.cache.spare_block,
-            is_static=self.device.type == "cuda",
-        )
 
     def _graphs(self) -> Graphs:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
@@ -250,17 +262,14 @@ def prepare_inputs(
     rope_lengths = np.fromiter((entry.rope_length for entry in entries), np.int64, len(entries))
     lengths = np.maximum(rope_lengths[sequence], positions + 1)
     # One transfer for all.
-    rows = torch.from_numpy(np.stack((token_ids, positions, slots, lengths)))
-    on_device = rows.to(device, non_blocking=True)
+    on_device = to_device(np.stack((token_ids, positions, slots, lengths)), device)
     logit_rows = _logit_rows(entries)
     return (
         TokenInputs(
             token_ids=on_device[0],
             positions=on_device[1],
             lengths=on_device[3],
-            logit_rows=None
-            if len(logit_rows) == num_tokens
-            else torch.from_numpy(logit_rows).to(device, non_blocking=True),
+            logit_rows=None if len(logit_rows) == num_tokens else to_device(logit_rows, device),
         ),
         StepLayout(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from engine.batch import BatchEntry, DecodeEntry
-from engine.sequence import Sequence
+from engine.batch import BatchEntry, DecodeEntry, row_of
+from engine.sequence import Sequence, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,9 @@ class Scheduled:
     """A sequence's share of a step: its tokens `start .. end`."""
 
     sequence: Sequence
+    admission: int
+    """The sequence's stay in the batch that it is a share of."""
+
     start: int
     end: int
     num_logits: int
@@ -28,18 +31,35 @@ class Scheduled:
         return self.samples and self.end - self.start == 1 and self.start > 0 and not self.scores_prompt
 
     @property
+    def needs_host(self) -> bool:
+        """Whether more comes of it than a token that the device can draw."""
+        return self.scores_prompt or (self.samples and not self.sequence.decodes_on_device)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the sequence has been in the batch ever since."""
+        return self.sequence.status is Status.RUNNING and self.sequence.admission == self.admission
+
+    @property
     def tokens_left(self) -> int:
         """How many the sequence may generate from here on."""
         return self.sequence.max_output - (self.end - self.sequence.num_prompt)
 
-    def after(self, num_steps: int) -> Scheduled:
-        """Where a share that decodes stands so many steps later, whatever the tokens are."""
-        return replace(self, start=self.start + num_steps, end=self.end + num_steps)
+    @property
+    def is_unseen(self) -> bool:
+        """Whether its token, then the only one, is on the device alone."""
+        return self.end > self.sequence.num_tokens
+
+    def set_off(self, num_steps: int) -> None:
+        """Note that it was started, for so many steps: what they bring is expected from now on."""
+        steps = min(num_steps, self.tokens_left) if self.samples else 0
+        self.sequence.num_computed = self.end + max(0, steps - 1)
+        self.sequence.num_unseen += steps
 
     def entry(self) -> BatchEntry:
         sequence = self.sequence
         return BatchEntry(
-            sequence.token_ids[self.start : self.end],
+            [row_of(sequence.seat)] if self.is_unseen else sequence.token_ids[self.start : self.end],
             self.start,
             sequence.table.blocks,
             self.num_logits,
@@ -47,13 +67,13 @@ class Scheduled:
         )
 
     def decode_entry(self) -> DecodeEntry:
-        """The same for a burst; only of a share that decodes."""
+        """The same for a burst, or for a draw after its last token; only of a share that samples."""
         sequence = self.sequence
         return DecodeEntry(
             seat=sequence.seat,
             admission=sequence.admission,
-            token_id=sequence.token_ids[-1],
-            position=self.start,
+            token_id=None if self.is_unseen else sequence.token_ids[self.end - 1],
+            position=self.end - 1,
             max_tokens=self.tokens_left,
             block_table=sequence.table.blocks,
             rope_length=sequence.rope_length,

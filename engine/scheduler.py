@@ -48,6 +48,15 @@ class Step:
     num_steps: int = 1
     preempted: list[Sequence] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.scheduled or self.burst)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the device cannot do all of it at one go."""
+        return any(share.needs_host for share in self.scheduled) or bool(self.scheduled and self.burst)
+
 
 class Scheduler:
     """Owns the queue and the batch, and moves sequences between them."""
@@ -76,7 +85,7 @@ class Scheduler:
         self.waiting.push(sequence)
 
     def schedule(self) -> Step:
-        """Decide the next step, give its tokens blocks, and index those that it fills."""
+        """Decide the next step, give its tokens blocks, and index those that it fills with tokens that are known."""
         step = Step()
         while len(self.running) > self._seats:  # there were more, until memory was short
             self.preempt(self.running[-1], step)
@@ -154,12 +163,15 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, num_tokens: int, step: Step, budget: _Budget) -> None:
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         self.blocks.grow(sequence.table, end)
-        self.blocks.index(sequence.table, sequence.token_ids, end)
-        samples = end == sequence.num_tokens and sequence.num_output < sequence.max_output
+        self.blocks.index(sequence.table, sequence.token_ids, min(end, sequence.num_tokens))
+        expected = sequence.num_expected
+        samples = end == expected and expected - sequence.num_prompt < sequence.max_output
         prompt_logits = sequence.prompt_logits(start, end)
         num_logits = max(int(samples), prompt_logits)
         budget.spend(num_tokens, prompt_logits, decode=sequence.num_pending == 1)
-        step.scheduled.append(Scheduled(sequence, start, end, num_logits, samples, prompt_logits > 0))
+        step.scheduled.append(
+            Scheduled(sequence, sequence.admission, start, end, num_logits, samples, prompt_logits > 0)
+        )
 
     def _look_ahead(self, step: Step) -> None:
         """Let whoever can decode several tokens at once, and give them the blocks for it."""
@@ -169,28 +181,17 @@ class Scheduler:
         if step.burst:
             ahead = {id(share) for share in step.burst}
             step.scheduled = [share for share in step.scheduled if id(share) not in ahead]
-        self._grow(step)
-
-    def go_on(self, shares: list[Scheduled]) -> Step | None:
-        """A burst of these shares, all of which stand further than their sequences are known to be.
-
-        None where somebody else should get a turn first: who waits and may find a seat, or who runs besides.
-        """
-        can_admit = len(self.waiting) and len(self.running) < self._seats
-        if not shares or can_admit or len(self.running) > self._seats:
-            return None
-        step = Step()
-        step.num_steps, step.burst = self.lookahead.choose(
-            shares, self.blocks, self.sizes, num_waiting=len(self.waiting)
-        )
-        if len(step.burst) < len(shares):
-            return None
-        self._grow(step)
-        return step
-
-    def _grow(self, step: Step) -> None:
         for share in step.burst:
             self.blocks.grow(share.sequence.table, share.start + min(step.num_steps, share.tokens_left))
+
+    def can_go_on(self) -> bool:
+        """Whether the next step will preempt nobody: tokens that are unseen would be lost to him."""
+        most = self.pressure.tokens
+        missing = sum(
+            max(0, self.blocks.blocks_for(s.num_computed + min(s.num_pending, most)) - len(s.table.blocks))
+            for s in self.running
+        )
+        return len(self.running) <= self._seats and missing <= self.blocks.num_free
 
     def preempt(self, sequence: Sequence, step: Step | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""
@@ -213,7 +214,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.table)
         self._free_seats.append(sequence.seat)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_unseen = 0
         place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
         del self.running[place]
 
@@ -248,7 +249,7 @@ class Scheduler:
         for sequence in self.running:
             if sequence.status is not Status.RUNNING:
                 raise AssertionError(f"a {sequence.status.value} sequence is in the batch")
-            if not 0 <= sequence.num_computed <= sequence.num_tokens:
+            if not 0 <= sequence.num_computed <= sequence.num_expected:
                 raise AssertionError("a sequence has computed more tokens than it has")
             if len(sequence.table.blocks) < self.blocks.blocks_for(sequence.num_computed):
                 raise AssertionError("computed tokens lie outside the sequence's blocks")
@@ -264,7 +265,7 @@ class _Budget:
 
     def share(self, sequence: Sequence, start: int) -> int:
         """How many tokens from `start` on the sequence may run in this step."""
-        pending = sequence.num_tokens - start
+        pending = sequence.pending_from(start)
         if pending == 1:
             return min(1, self.tokens)
         wanted = min(pending, max(0, self.tokens - self._decodes))
@@ -287,9 +288,9 @@ class _Admission:
         running = list(running)
         size = blocks.block_size
         held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
-        known = np.array([s.num_tokens / size - s.num_shared for s in running], dtype=np.float64)
+        known = np.array([s.num_expected / size - s.num_shared for s in running], dtype=np.float64)
         own = np.maximum(held, known)
-        num_output = np.array([s.num_output for s in running], dtype=np.float64)
+        num_output = np.array([s.num_expected - s.num_prompt for s in running], dtype=np.float64)
         max_output = np.array([s.max_output for s in running], dtype=np.float64)
         self._forecast = Forecast(
             own,

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout, TurningAttention
 from engine.errors import ModelError
 from engine.kv_cache import KVCache
+from engine.transfer import to_device
 from kernels.device import device_of
 from kernels.kv_write import rotate_and_write_kv, write_kv
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
@@ -68,7 +69,7 @@ class TritonAttention:
 
     def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
         """See `AttentionBackend`."""
-        return _TritonStep(self, _to_device(layout, self._device), cache)
+        return _TritonStep(self, _on_device(layout, self._device), cache)
 
     def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
         """See `CapturableAttention`."""
@@ -218,7 +219,7 @@ class _TritonStep(TurningAttention):
         return is_new
 
 
-def _to_device(layout: StepLayout, device: torch.device) -> _DeviceLayout:
+def _on_device(layout: StepLayout, device: torch.device) -> _DeviceLayout:
     """One transfer for all."""
     num_sequences, width = layout.block_tables.shape
     packed = np.empty(num_sequences * (width + 2) + 1, np.int32)
@@ -227,7 +228,7 @@ def _to_device(layout: StepLayout, device: torch.device) -> _DeviceLayout:
     seq_lens[:] = layout.starts + layout.query_lens
     query_starts[0] = 0
     np.cumsum(layout.query_lens, out=query_starts[1:])
-    on_device = torch.from_numpy(packed).to(device, non_blocking=True)
+    on_device = to_device(packed, device)
     end = num_sequences * width
     return _DeviceLayout(
         block_tables=on_device[:end].view(num_sequences, width),

@@ -8,6 +8,7 @@ engine's own state and decode loop; only the model and its cache are made up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -55,9 +56,10 @@ class FakeRunner:
         self.bursts: list[Burst] = []
         self.num_out_of_memory = 0
         self._cache = [[-1] * block_size for _ in range(num_blocks + 1)]
+        self._state = DeviceState(_SEATS, num_blocks, vocab_size, torch.device("cpu"))
         self._decoder = MultiStepDecoder(
             self._forward,
-            DeviceState(_SEATS, num_blocks, vocab_size, torch.device("cpu")),
+            self._state,
             EagerGraphs(),
             block_size=block_size,
             spare_block=num_blocks,
@@ -103,6 +105,12 @@ class FakeRunner:
     def decode(self, burst: Burst) -> Decoding:
         self.bursts.append(burst)
         return self._decoder.decode(burst)
+
+    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+        def known(entry: BatchEntry) -> BatchEntry:
+            return replace(entry, token_ids=self._state.tokens(torch.tensor(entry.token_ids)).tolist())
+
+        return self._decoder.draw(burst, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
 
     def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> torch.Tensor:
         self._need_memory(len(layout.slots))

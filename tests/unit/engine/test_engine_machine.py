@@ -49,7 +49,14 @@ PARAMS = st.builds(
 )
 
 
-def runner(num_blocks: int, block_size: int, *, is_static: bool = False, overlaps: bool = False) -> FakeRunner:
+def runner(
+    num_blocks: int,
+    block_size: int,
+    *,
+    is_static: bool = False,
+    overlaps: bool = False,
+    memory: int | None = None,
+) -> FakeRunner:
     return FakeRunner(
         num_blocks=num_blocks,
         block_size=block_size,
@@ -58,6 +65,7 @@ def runner(num_blocks: int, block_size: int, *, is_static: bool = False, overlap
         nan_on=NAN,
         is_static=is_static,
         overlaps=overlaps,
+        max_tokens_at_once=memory,
     )
 
 
@@ -73,6 +81,7 @@ class EngineMachine(RuleBasedStateMachine):
         decode_steps=st.sampled_from([None, 1, 2, 8]),
         is_static=st.booleans(),
         overlaps=st.booleans(),
+        memory=st.sampled_from([None, None, 3]),
     )
     def make(
         self,
@@ -84,6 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
         decode_steps: int | None,
         is_static: bool,
         overlaps: bool,
+        memory: int | None,
     ) -> None:
         # At least as many blocks as the longest request needs, seldom enough for all.
         num_blocks = -(-MAX_LEN // block_size) + blocks
@@ -94,7 +104,8 @@ class EngineMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             decode_steps=decode_steps,
         )
-        self.engine = Engine(runner(num_blocks, block_size, is_static=is_static, overlaps=overlaps), None, config)
+        made = runner(num_blocks, block_size, is_static=is_static, overlaps=overlaps, memory=memory)
+        self.engine = Engine(made, None, config)
         self.given: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
         self.outputs: dict[str, RequestOutput] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding, row_of
 from engine.device_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.errors import EngineFailed
 from engine.graphs import batch_size
@@ -68,6 +69,11 @@ def said(prompt: Sequence[int], first: int, last: int) -> str:
     return text.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
 
 
+def is_unseen(burst: Burst) -> bool:
+    """Whether it goes on from tokens that nobody looked at yet."""
+    return all(entry.token_id is None for entry in burst.entries)
+
+
 PROMPTS = [[5, 6, 7, 8, 9, 10 + n] for n in range(28)]
 VARIETY = [
     LONG,
@@ -115,7 +121,8 @@ def test_nothing_is_hashed_past_a_stop_string(overlaps: bool) -> None:
     stop = said(prompt, 4, 6)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)
     (output,), engine, runner = run(STEPS, [prompt], [params], overlaps=overlaps)
-    assert [burst.goes_on for burst in runner.bursts] == [False, True][: 1 + overlaps]
+    # The draw after the prompt is unseen when the first of two bursts starts.
+    assert [is_unseen(burst) for burst in runner.bursts] == ([True, True] if overlaps else [False])
     assert 1 + runner.bursts[0].num_steps > len(output.token_ids)
     whole = [*prompt, *runner.greedy(prompt, 30, ignore_eos=True)]
     accepted = len(prompt) + len(output.token_ids) - 1
@@ -146,7 +153,7 @@ class TestOverlap:
         assert engine.stats().output_tokens == 2
         engine.step()
         assert len(runner.bursts) == 2
-        assert runner.bursts[1].goes_on
+        assert is_unseen(runner.bursts[1])
         assert engine.stats().output_tokens == 2 + 2 * STEPS
         self.assert_right(engine, runner, 60, 60)
         # Only the last tokens, too few for a burst of any use, are decoded one by one.
@@ -317,7 +324,7 @@ def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingStat
     ]
     entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
     device_state = DeviceState(len(states), 4, 700, torch.device("cpu"))
-    rows = device_state.update(entries, len(entries))
+    rows = device_state.update(entries, len(entries), 1)
     return states, entries, device_state.numbers[rows]
 
 
@@ -406,36 +413,42 @@ class TestDeviceState:
         sampling = SamplingState(SamplingParams(), seed=1, index=0, position=position + 1)
         return DecodeEntry(seat, admission, 7, position, 30, blocks, 0, sampling)
 
-    def test_only_what_changed_is_sent(self) -> None:
+    def test_only_what_changed_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         state = DeviceState(4, 8, 50, torch.device("cpu"))
         sent: list[int] = []
-        to_device = state._to_device
 
-        def spy(packed: np.ndarray) -> torch.Tensor:
+        def spy(packed: np.ndarray, device: torch.device) -> torch.Tensor:
             sent.append(len(packed))
-            return to_device(packed)
+            return torch.from_numpy(packed)
 
-        state._to_device = spy  # type: ignore[method-assign]
+        monkeypatch.setattr("engine.device_state.to_device", spy)
         whole_row = 1 + NUM_COLUMNS
-        state.update([self.entry(5, [3, 4])], 1)
+        state.update([self.entry(5, [3, 4])], 1, 4)
         assert sent.pop() == 1 + whole_row + 2 * 2
-        state.went_on([0], [4])
-        state.update([self.entry(9, [3, 4, 6])], 1)  # as the device left it, and one more block
+        state.update([self.entry(9, [3, 4, 6])], 1, 1)  # as the device left it, and one more block
         assert sent.pop() == 1 + 2
-        state.update([self.entry(9, [3, 4, 6])], 1)
+        state.update([self.entry(10, [3, 4, 6])], 1, 2)
         assert sent.pop() == 1
-        state.update([self.entry(12, [3, 4, 6])], 1)  # it went on elsewhere
+        state.update([replace(self.entry(12, [3, 4, 6]), token_id=None)], 1, 1)  # as the device will leave it
+        assert sent.pop() == 1
+        state.update([self.entry(16, [3, 4, 6])], 1, 1)  # it went on elsewhere
         assert sent.pop() == 1 + whole_row
-        state.update([self.entry(12, [1], admission=2)], 1)  # somebody else's seat now
+        state.update([self.entry(12, [1], admission=2)], 1, 0)  # somebody else's seat now
         assert sent.pop() == 1 + whole_row + 2
         assert state.table[0, :3].tolist() == [1, 4, 6]
         state.distrust([0])
-        state.update([self.entry(12, [1], admission=2)], 4)
+        state.update([self.entry(12, [1], admission=2)], 4, 1)
         assert sent.pop() == 4 + whole_row + 2
+
+    def test_a_row_stands_for_its_token(self) -> None:
+        state = DeviceState(4, 8, 50, torch.device("cpu"))
+        state.update([replace(self.entry(5, [3], seat=seat), token_id=40 + seat) for seat in range(4)], 4, 1)
+        tokens = state.tokens(torch.tensor([0, row_of(0), 7, row_of(3), row_of(2)]))
+        assert tokens.tolist() == [0, 40, 7, 43, 42]
 
     def test_what_is_left_of_a_batch_is_filled_with_rows_that_have_ended(self) -> None:
         state = DeviceState(4, 8, 50, torch.device("cpu"))
-        rows = state.update([self.entry(5, [3, 4], seat=2)], 4)
+        rows = state.update([self.entry(5, [3, 4], seat=2)], 4, 1)
         assert rows.tolist() == [2, state.pad, state.pad, state.pad]
 
 
