@@ -9,6 +9,7 @@ has no part in the time. What a step does once for all layers, such as planning 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,19 @@ from torch import Tensor
 
 from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, StepLayout, make_backend
 from engine.config import EngineConfig
+from engine.demand import Mixture
 from engine.device_limits import DeviceLimits, LimitSizes, measure_limits, seconds_of
 from engine.drawing import Filters, draw
-from engine.kv_cache import KVCache
+from engine.kv_cache import KVCache, position_bytes
 from kernels.device import has_kernels
+from kernels.expert_mlp import expert_mlp, expert_mlp_torch
+from kernels.quantized_matmul import (
+    KINDS,
+    QuantizedWeight,
+    quantized_matmul,
+    quantized_matmul_torch,
+    quantized_weight,
+)
 from kernels.sampling import argmax
 
 BLOCK = 64
@@ -48,6 +58,15 @@ class Sizes:
     vocabulary: tuple[int, int]
     """Rows, tokens."""
 
+    product: tuple[int, int]
+    """Inputs and outputs of a linear layer."""
+
+    mixture: tuple[int, int, int, int]
+    """Experts, those of a token, hidden and inner size."""
+
+    rows: Sequence[int]
+    """Of decodes, and of prompts."""
+
     limits: LimitSizes
     repeats: int
 
@@ -57,6 +76,9 @@ FULL = Sizes(
     decodes=((1, 1024), (16, 1024), (64, 1024), (256, 1024), (64, 4096), (8, 32_768)),
     prefills=((8, 1024), (1, 4096), (2, 4096), (1, 16_384)),
     vocabulary=(256, 151_936),
+    product=(4096, 14_336),
+    mixture=(128, 8, 2048, 768),
+    rows=(1, 16, 64, 256, 2048),
     limits=LimitSizes(copy_bytes=4 << 30, matmul=8192),
     repeats=30,
 )
@@ -65,6 +87,9 @@ DRY = Sizes(
     decodes=((2, 70),),
     prefills=((2, 70),),
     vocabulary=(2, 1000),
+    product=(64, 48),
+    mixture=(4, 2, 32, 16),
+    rows=(1, 5),
     limits=LimitSizes(copy_bytes=1 << 16, matmul=64),
     repeats=2,
 )
@@ -108,6 +133,15 @@ def _works(
     for head in sizes.heads:
         for size in sizes.prefills:
             yield f"attention, prompts, {head[0]}: {size}", partial(_prefill, head, size, device, dtype, limits, watch)
+    for head in sizes.heads:
+        for size in sizes.decodes if device.type == "cuda" else ():  # float8 is kept for the Triton kernels only
+            work = partial(_decode, head, size, device, dtype, limits, watch, kv_dtype=torch.float8_e4m3fn)
+            yield f"attention, decode, float8, {head[0]}: {size}", work
+    for rows in sizes.rows:
+        for kind in KINDS:
+            work = partial(_product, kind, sizes.product, rows, device, dtype, limits, watch)
+            yield f"product, {kind}: {rows}", work
+        yield f"experts: {rows}", partial(_experts, sizes.mixture, rows, device, dtype, limits, watch)
     logits = torch.randn(sizes.vocabulary, device=device) * 4
     yield "sampling, greedy", partial(_greedy, logits, limits, watch)
     for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k 50", 50, 1.0), ("top-p 0.9", 0, 0.9)):
@@ -149,12 +183,21 @@ class _Paged:
 
     @classmethod
     def random(
-        cls, layer: AttentionLayer, batch: int, length: int, new: int, device: torch.device, dtype: torch.dtype
+        cls,
+        layer: AttentionLayer,
+        batch: int,
+        length: int,
+        new: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
     ) -> _Paged:
         blocks = -(-length // BLOCK)
-        cache = KVCache.allocate([layer], batch * blocks, BLOCK, dtype=dtype, device=device)
+        cache = KVCache.allocate([layer], batch * blocks, BLOCK, dtype=kv_dtype, device=device)
         for part in cache.layers[0]:
-            part.normal_()
+            part.copy_(torch.randn(part.shape, dtype=dtype, device=device))
+        for part in itertools.chain(*cache.scales):
+            part.fill_(127)  # 1
         tables = torch.randperm(batch * blocks, device=device).view(batch, blocks).to(torch.int32)
         shapes = ((layer.num_heads, layer.head_dim), *[(layer.num_kv_heads, layer.head_dim)] * 2)
         heads = [torch.randn(batch * new, *shape, dtype=dtype, device=device) for shape in shapes]
@@ -173,14 +216,16 @@ def _decode(
     dtype: torch.dtype,
     limits: DeviceLimits,
     watch: _Watch,
+    *,
+    kv_dtype: torch.dtype | None = None,
 ) -> Timing:
-    """One layer of a decode step, the writing of the new key and value with it."""
+    """One layer of a decode step, the writing of the new key and value with it; the cache as `dtype`, or `kv_dtype`."""
     (batch, length), layer = size, _layer(head)
     backend = make_backend(EngineConfig(device=device.type), device)
-    moved = 2 * batch * length * layer.num_kv_heads * layer.head_dim * dtype.itemsize
+    moved = batch * length * position_bytes(layer, kv_dtype or dtype)
     works = []
     for _ in range(_sets(moved)):
-        paged = _Paged.random(layer, batch, length, 1, device, dtype)
+        paged = _Paged.random(layer, batch, length, 1, device, dtype, kv_dtype or dtype)
         last = torch.full((batch,), length - 1, device=device)
         slots = paged.tables[:, -1].long() * BLOCK + (length - 1) % BLOCK
         layout = DecodeLayout(last, (last + 1).to(torch.int32), paged.tables, slots)
@@ -189,7 +234,7 @@ def _decode(
     query = torch.randn(batch, layer.num_heads, 1, layer.head_dim, dtype=dtype, device=device)
     seconds = watch.time(works)
     return Timing(
-        "attention, decode",
+        "attention, decode" + (", float8" if kv_dtype else ""),
         f"{head[0]}: {batch} x {length:,}",
         seconds,
         "copy",
@@ -218,7 +263,7 @@ def _prefill(
     """One layer of a step that reads whole prompts."""
     (batch, length), layer = size, _layer(head)
     backend = make_backend(EngineConfig(device=device.type), device)
-    paged = _Paged.random(layer, batch, length, length, device, dtype)
+    paged = _Paged.random(layer, batch, length, length, device, dtype, dtype)
     tables = paged.tables.cpu().numpy().astype(np.int64)
     positions = np.arange(length)
     slots = torch.from_numpy((tables[:, positions // BLOCK] * BLOCK + positions % BLOCK).reshape(-1)).to(device)
@@ -271,6 +316,75 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, grouped
             return compiled(query, key, value, block_mask=mask, enable_gqa=grouped)
 
     return run
+
+
+def _nearest_limit(flops: float, moved: float, seconds: float, limits: DeviceLimits) -> tuple[str, float]:
+    """Which of the two keeps the work longer, and its share."""
+    shares = {
+        "copy": moved / seconds / limits.bytes_per_second,
+        "matmul": flops / seconds / limits.flops_per_second,
+    }
+    limit = max(shares, key=lambda name: shares[name])
+    return limit, shares[limit]
+
+
+def _product(
+    kind: str,
+    size: tuple[int, int],
+    rows: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: DeviceLimits,
+    watch: _Watch,
+) -> Timing:
+    """A linear layer with quantized weights, beside torch's product with plain ones."""
+    inputs, outputs = size
+    group = 128 if kind == "int4" else inputs
+    largest = {"int4": 16, "int8": 256, "e4m3": 120}[kind]
+    multiply = quantized_matmul if device.type == "cuda" else quantized_matmul_torch
+    x = torch.randn(rows, inputs, dtype=dtype, device=device)
+
+    def weight() -> QuantizedWeight:
+        numbers = torch.randint(largest, (outputs, inputs), dtype=torch.uint8, device=device)
+        scales = torch.rand(-(-inputs // group), outputs, device=device)
+        return quantized_weight(numbers, scales, kind=kind, group_size=group)
+
+    weights = [weight() for _ in range(_sets(outputs * inputs))]
+    seconds = watch.time([partial(multiply, x, one) for one in weights])
+    plain = [torch.randn(outputs, inputs, dtype=dtype, device=device) for _ in range(_sets(outputs * inputs))]
+    moved = weights[0].num_bytes + rows * (inputs + outputs) * dtype.itemsize
+    return Timing(
+        f"product, {kind}",
+        f"{rows:,} x {inputs:,} to {outputs:,}",
+        seconds,
+        *_nearest_limit(2 * rows * inputs * outputs, moved, seconds, limits),
+        {"matmul": watch.time([partial(F.linear, x, one) for one in plain])},
+    )
+
+
+def _experts(
+    size: tuple[int, int, int, int],
+    rows: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: DeviceLimits,
+    watch: _Watch,
+) -> Timing:
+    """A mixture of experts that all are as likely, with routing and sums; beside nothing, since torch has no like."""
+    experts, per_token, hidden, inner = size
+    multiply = expert_mlp if device.type == "cuda" else expert_mlp_torch
+    x, logits = (torch.randn(rows, width, dtype=dtype, device=device) for width in (hidden, experts))
+    gate_up, down = (
+        torch.randn(experts, *shape, dtype=dtype, device=device) for shape in ((2 * inner, hidden), (hidden, inner))
+    )
+    seconds = watch.time([partial(multiply, x, logits, gate_up, down, per_token, normalized=True)])
+    work = Mixture(experts, per_token, hidden, inner, dtype.itemsize).products([rows])
+    return Timing(
+        "experts",
+        f"{rows:,} x {per_token} of {experts}, {hidden:,} x {inner:,}",
+        seconds,
+        *_nearest_limit(work.flops, work.bytes, seconds, limits),
+    )
 
 
 def _greedy(logits: Tensor, limits: DeviceLimits, watch: _Watch) -> Timing:
