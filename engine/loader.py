@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
@@ -86,7 +87,7 @@ def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
     if build is None:
         return None
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialValues():
             model = build(config)
     except UnsupportedModel as reason:
         logger.info("transformers' own code runs this %s: %s", config.model_type, reason)
@@ -95,6 +96,18 @@ def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.requires_grad_(False).eval()
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Without the initial values that modules give their parameters when they are made.
+
+    On the meta device they would be nothing, after importing torch's compiler: two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class Filling:

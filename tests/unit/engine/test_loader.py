@@ -278,6 +278,22 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     assert grown < kept * weights + 1.2 * shard
 
 
+def test_an_engine_starts_without_the_compiler_of_torch(tmp_path: Path) -> None:
+    """Importing it takes two seconds. Some of transformers' configurations do all the same."""
+    from transformers import GPT2Config
+
+    GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50).save_pretrained(tmp_path)
+    program = """
+import sys
+from engine import Engine, EngineConfig, SamplingParams
+
+engine = Engine.from_pretrained(sys.argv[1], EngineConfig(device="cpu", random_weights=True, num_kv_blocks=80))
+engine.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=1))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[3], check=True)
+
+
 def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) -> None:
     model = empty_model(load_config(directory), device=CPU)
     assert model is not None
