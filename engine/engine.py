@@ -35,6 +35,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduled import Scheduled
 from engine.scheduler import Limits, Scheduler, Step
 from engine.sequence import Request, Sequence, Status
+from engine.step_size import StepSize, measured_sizes
 from engine.stop_strings import StopScanner
 from engine.stopping import Stop, token_stop
 from engine.throughput import Throughput
@@ -80,8 +81,15 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, text: Text | None, config: EngineConfig, *, grammar_limits: GrammarLimits | None = None
+        self,
+        runner: Runner,
+        text: Text | None,
+        config: EngineConfig,
+        *,
+        grammar_limits: GrammarLimits | None = None,
+        step_size: StepSize | None = None,
     ) -> None:
+        """Without a `step_size`, prompts fill each step up to `max_num_batched_tokens`."""
         self.runner = runner
         self.text = text
         """The model's tokenizer; None where it has none, and then prompts must be token ids."""
@@ -96,6 +104,7 @@ class Engine:
             ),
             RequestSizes(runner.max_model_len),
             Lookahead(1 if config.deterministic else config.decode_steps, runner.rope_length),
+            step_size or StepSize([config.max_num_batched_tokens]),
         )
         self.sampler = Sampler(runner.vocab_size, row_by_row=config.deterministic)
         self.on_compiled: Callable[[], None] | None = None
@@ -130,7 +139,16 @@ class Engine:
 
         config = config or EngineConfig()
         directory = resolve_model(path_or_id)
-        return cls(ModelRunner.from_pretrained(directory, config), Text.from_pretrained(directory), config)
+        runner, text = ModelRunner.from_pretrained(directory, config), Text.from_pretrained(directory)
+        # A GPU's largest step was tried before its memory was given away; with `deterministic` a step is a number of
+        # equal passes, and what is computed should not hang on a clock.
+        is_measured = runner.device.type == "cpu" and not config.deterministic
+        return cls(
+            runner,
+            text,
+            config,
+            step_size=StepSize(measured_sizes(config.max_num_batched_tokens)) if is_measured else None,
+        )
 
     # Requests in
 
@@ -378,8 +396,11 @@ class Engine:
             self._land(flight)
         elif scheduled:
             self._num_steps += 1
-            only_decodes = all(share.decodes for share in scheduled)
-            self.scheduler.lookahead.record(time.perf_counter() - started, 1, only_decodes=only_decodes)
+            seconds = time.perf_counter() - started
+            num_tokens = sum(share.end - share.start for share in scheduled)
+            num_decodes = sum(share.decodes for share in scheduled)
+            self.scheduler.lookahead.record(seconds, 1, only_decodes=num_decodes == num_tokens)
+            self.scheduler.step_size.record(num_tokens, num_decodes, seconds)
 
     def _start(self, step: Step) -> Flight | None:
         """Start a step that does not need the host. None where that fails: it is then run as if it did, without a

@@ -25,6 +25,7 @@ from engine.lookahead import Lookahead
 from engine.pressure import Pressure
 from engine.scheduled import Scheduled
 from engine.sequence import Sequence, Status
+from engine.step_size import StepSize
 from engine.waiting import WaitingQueue
 
 
@@ -61,11 +62,14 @@ class Step:
 class Scheduler:
     """Owns the queue and the batch, and moves sequences between them."""
 
-    def __init__(self, blocks: BlockManager, limits: Limits, sizes: RequestSizes, lookahead: Lookahead) -> None:
+    def __init__(
+        self, blocks: BlockManager, limits: Limits, sizes: RequestSizes, lookahead: Lookahead, step_size: StepSize
+    ) -> None:
         self.blocks = blocks
         self.limits = limits
         self.sizes = sizes
         self.lookahead = lookahead
+        self.step_size = step_size
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         """In order of service, so that the last is the one to preempt."""
@@ -89,10 +93,9 @@ class Scheduler:
         step = Step()
         while len(self.running) > self._seats:  # there were more, until memory was short
             self.preempt(self.running[-1], step)
+        decodes = sum(sequence.num_pending == 1 for sequence in self.running)
         budget = _Budget(
-            self.pressure.tokens,
-            self.limits.max_prompt_logits,
-            decodes=sum(sequence.num_pending == 1 for sequence in self.running),
+            min(self.pressure.tokens, self.step_size.tokens + decodes), self.limits.max_prompt_logits, decodes=decodes
         )
         self._continue(step, budget)
         if not step.preempted:

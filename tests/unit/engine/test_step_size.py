@@ -1,0 +1,250 @@
+"""The size of steps that read prompts, chosen from made-up times, and on the real engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from engine import Engine, EngineConfig, SamplingParams
+from engine.batch import Batch
+from engine.step_size import StepSize, measured_sizes
+from tests.unit.engine.fake_runner import FakeRunner
+
+REST = 128
+"""Steps before the first comparison."""
+
+Cost = Callable[[int], float]
+"""Seconds of a step, from its tokens."""
+
+
+def overhead(seconds: float) -> Cost:
+    """Steps that take so long, and a millisecond for each token."""
+    return lambda tokens: seconds + tokens * 1e-3
+
+
+def bowl(best: int) -> Cost:
+    """Cheapest, per token, at `best`: twice and half as large are a quarter dearer."""
+    return lambda tokens: tokens * 1e-4 * (tokens / best + best / tokens)
+
+
+def settle(chooser: StepSize, cost: Cost, steps: int = 400, *, noise: float = 0.0, seed: int = 0) -> list[int]:
+    """Run full steps; returns the sizes that they had."""
+    chance = random.Random(seed)
+    ran = []
+    for _ in range(steps):
+        ran.append(chooser.tokens)
+        chooser.record(ran[-1], 0, cost(ran[-1]) * chance.lognormvariate(0, noise))
+    return ran
+
+
+def chooser(most: int = 2048) -> StepSize:
+    return StepSize(measured_sizes(most))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (2048, (128, 256, 512, 1024, 2048)),
+        (1000, (250, 500, 1000)),
+        (256, (128, 256)),
+        (255, (255,)),
+        (1, (1,)),
+    ],
+)
+def test_sizes_are_halves_of_the_most(most: int, sizes: tuple[int, ...]) -> None:
+    assert measured_sizes(most) == sizes
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [(overhead(0.0), 2048), (overhead(0.4), 2048), *((bowl(size), size) for size in (128, 256, 512, 1024, 2048))],
+    ids=["flat", "overhead", "128", "256", "512", "1024", "2048"],
+)
+def test_finds_the_fastest_size_and_prefers_larger_ones(cost: Cost, best: int) -> None:
+    found = chooser()
+    settle(found, cost)
+    assert found.chosen == best
+
+
+def test_doubles_from_step_to_step_at_first() -> None:
+    assert settle(chooser(), overhead(0.1), steps=10) == [256, 512, 1024, *[2048] * 7]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_does_not_lead_it_astray(seed: int) -> None:
+    found = chooser()
+    ran = settle(found, bowl(1024), steps=3000, noise=0.1, seed=seed)[500:]
+    assert sum(size in (512, 1024, 2048) for size in ran) > 0.95 * len(ran)
+    assert ran.count(1024) > 0.6 * len(ran)
+
+
+def test_a_pause_counts_as_one_bad_pair() -> None:
+    found = chooser()
+    ran = settle(found, bowl(512), steps=3 + REST + 1)
+    assert ran[-1] == 2048
+    for step in range(12):
+        found.record(found.tokens, 0, bowl(512)(found.tokens) * (5 if step == 5 else 1))
+    assert found.chosen == 1024
+
+
+@pytest.mark.parametrize(
+    ("gains", "size"),
+    [([1.02] * 6, 2048), ([1.04] * 6, 1024), ([1.04] * 5 + [0.5], 1024), ([1.04] * 4 + [0.9] * 2, 2048)],
+    ids=["too little", "clearly", "but for one pair", "but for two"],
+)
+def test_the_smaller_must_be_clearly_faster_in_nearly_all_pairs(gains: list[float], size: int) -> None:
+    found = chooser()
+    settle(found, overhead(0.0), steps=4 + REST)
+    for step in range(12):
+        found.record(found.tokens, 0, found.tokens * (1.0 if found.tokens == 2048 else 1 / gains[step // 2]) * 1e-3)
+    assert found.chosen == size
+
+
+def test_load_that_grows_meanwhile_hits_both_sides() -> None:
+    """Each step is slower than the last one, as contexts grow: neither size must look worse for it."""
+    found, slower = chooser(), 1.0
+    settle(found, overhead(0.0), steps=4 + REST)
+    assert found.tokens == 1024
+    for _ in range(12):
+        slower *= 1.05
+        found.record(found.tokens, 0, slower * overhead(0.0)(found.tokens))
+    assert found.chosen == 2048
+
+
+def test_looks_again_when_the_costs_have_changed() -> None:
+    found = chooser()
+    for cost, best in ((overhead(0.0), 2048), (bowl(256), 256), (overhead(0.4), 2048)):
+        settle(found, cost, steps=1500)
+        assert found.chosen == best
+
+
+def test_most_steps_have_the_chosen_size() -> None:
+    found = chooser()
+    settle(found, bowl(512), steps=500)
+    ran = settle(found, bowl(512), steps=1000)
+    assert 0.9 < ran.count(512) / len(ran) < 1  # it goes on looking, rarely
+
+
+def test_no_step_is_made_that_takes_too_long() -> None:
+    found = chooser()
+    # Larger steps are faster, token by token, but one of 512 tokens takes 10.8 seconds.
+    ran = settle(found, lambda tokens: 4.0 + tokens / 75)
+    assert max(ran) == 256
+    assert found.chosen == 256
+    settle(found, lambda tokens: 8.0 + tokens / 75, steps=1)
+    assert found.chosen == 128
+
+
+def test_what_is_too_slow_from_the_first_step_gets_the_least() -> None:
+    found = chooser()
+    assert settle(found, lambda tokens: tokens / 9, steps=20) == [256, 256, *[128] * 18]
+
+
+def test_only_full_steps_that_read_prompts_count() -> None:
+    found = chooser()
+    for _ in range(100):
+        found.record(found.tokens - 1, 0, 1.0)  # the last of the prompts
+    assert found.tokens == 256
+    settle(found, bowl(512), steps=4 + REST)
+    for _ in range(100):
+        found.record(found.tokens + 400, 400, bowl(512)(found.tokens))  # too many decodes
+    assert found.chosen == 2048
+    settle(found, bowl(512))
+    assert found.chosen == 512
+
+
+def test_without_a_choice_it_stays() -> None:
+    found = StepSize([2048])
+    assert set(settle(found, overhead(9.0))) == {2048}
+
+
+def test_decodes_come_on_top_of_it_and_the_limit_holds() -> None:
+    runner = FakeRunner(num_blocks=400, max_model_len=1000)
+    config = EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=20, decode_steps=1)
+    engine = Engine(runner, None, config, step_size=StepSize([12]))
+    many = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    for number in range(5):
+        engine.add(f"decodes {number}", [1, number], many)
+    engine.step()
+    for number in range(5):
+        engine.add(f"reads {number}", [2] * 6 + [number], many)
+    engine.step()
+    assert runner.batches[-1].num_tokens == 12 + 5
+    for number in range(5):
+        engine.add(f"more {number}", [3] * 6 + [number], many)
+    engine.step()
+    assert runner.batches[-1].num_tokens == 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+    ).save_pretrained(directory)
+    return directory
+
+
+def load(model: Path, *, deterministic: bool = False) -> tuple[Engine, list[int]]:
+    """An engine on the CPU, and a list that fills up with the tokens of each step."""
+    config = EngineConfig(
+        device="cpu", dtype="float32", random_weights=True, num_kv_blocks=600, deterministic=deterministic
+    )
+    engine = Engine.from_pretrained(model, config)
+    ran: list[int] = []
+    run = engine.runner.run
+
+    def spy(batch: Batch) -> torch.Tensor:
+        ran.append(batch.num_tokens)
+        return run(batch)
+
+    engine.runner.run = spy  # type: ignore[method-assign]
+    return engine, ran
+
+
+def pretend(step_size: StepSize, cost: Cost) -> list[float]:
+    """Let the steps of an engine take what they are said to; the list fills up with what they did take."""
+    took: list[float] = []
+    record = step_size.record
+
+    def made_up(tokens: int, num_decodes: int, seconds: float) -> None:
+        took.append(seconds)
+        record(tokens, num_decodes, cost(tokens))
+
+    step_size.record = made_up  # type: ignore[method-assign]
+    return took
+
+
+def test_real_steps_are_measured_and_give_the_same_tokens(model: Path) -> None:
+    chance = random.Random(0)
+    prompts = [[chance.randrange(300) for _ in range(700)] for _ in range(8)]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    measured, ran = load(model)
+    took = pretend(measured.scheduler.step_size, lambda tokens: tokens / 100)
+    fixed, ran_in_large_steps = load(model)
+    fixed.scheduler.step_size = StepSize([2048])
+    found, expected = (
+        [output.token_ids for output in engine.generate(prompts, params)] for engine in (measured, fixed)
+    )
+    assert found == expected
+    # Each step also takes a token from whoever decodes already.
+    assert [size // 256 for size in ran[:3]] == [1, 2, 2]
+    assert measured.scheduler.step_size.chosen == 512
+    assert all(seconds > 0 for seconds in took)
+    assert ran_in_large_steps[0] == 2048
+
+
+def test_what_must_not_depend_on_time_does_not(model: Path) -> None:
+    engine, _ = load(model, deterministic=True)
+    assert engine.scheduler.step_size.tokens == 2048
