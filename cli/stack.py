@@ -39,7 +39,8 @@ from migrations.run import upgrade
 
 IMPORT_ROOT = Path(__file__).parent.parent
 MODEL_TIMEOUT = 3600.0  # seconds; a large model may have to be downloaded first
-STOP_MARGIN = 15.0  # seconds that a process has to end, beyond the work that it may finish
+STOP_MARGIN = 15.0  # seconds that a process has to end
+WORKER_STOP_MARGIN = 27.0  # the same for a worker, beyond the work that it may finish
 
 
 class PortTaken(RuntimeError):
@@ -140,7 +141,7 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
                 "worker" if number == 1 else f"worker-{number}",
                 ["worker", "--model", location, "--served-name", source.served_name],
                 _worker_is_ready(database),
-                settings.drain_deadline + STOP_MARGIN,
+                settings.drain_deadline + WORKER_STOP_MARGIN,
                 MODEL_TIMEOUT,
             )
         )

@@ -14,8 +14,6 @@ from celery.platforms import SecurityWarning
 from jobs.queues import celery_config
 from jobs.settings import Settings
 
-END_WITHIN = 12.0  # seconds that a process has to end after a signal, beyond the work that it may finish
-
 
 def make_app(settings: Settings, name: str) -> Celery:
     """A Celery app that speaks JSON, keeps no results, and gives up on a dead Redis within `settings.redis_timeout`.

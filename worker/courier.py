@@ -16,7 +16,7 @@ from jobs.database import connect
 from jobs.queues import COURIER_QUEUE, NUDGE_TASK
 from jobs.settings import Settings
 from worker.addresses import AddressPolicy
-from worker.app import END_WITHIN, make_app, run_solo
+from worker.app import make_app, run_solo
 from worker.dispatch import Dispatcher
 from worker.periodic import Periodic
 from worker.sweeps import Sweeps
@@ -24,6 +24,7 @@ from worker.sweeps import Sweeps
 logger = logging.getLogger(__name__)
 
 STOP_GRACE = 1.0  # seconds for transactions and deliveries under way; whatever is cut off is found again
+END_WITHIN = 12.0  # seconds after a signal in which the process has to end
 
 
 class Courier:

@@ -29,9 +29,9 @@ from jobs.queries.settling import Hold, bury
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
-from worker.app import END_WITHIN, make_app, run_solo
+from worker.app import make_app, run_solo
 from worker.claims import ClaimLoop
-from worker.engine_owner import EngineOwner, Listeners, LoadEngine
+from worker.engine_owner import CLOSE_TIMEOUT, EngineOwner, Listeners, LoadEngine
 from worker.heartbeat import Heartbeat
 from worker.lease import Lease
 from worker.writer import Writer
@@ -42,6 +42,9 @@ EXIT_OK = 0
 EXIT_BROKEN = 1
 WATCH_INTERVAL = 1.0  # seconds
 WRITE_TIMEOUT = 10.0  # seconds for the last results, once the engine has stopped
+# Seconds in which the process has to end once its requests may run no longer. A slow step, and a slow Postgres after
+# it, are not yet a hang: a process that is cut off leaves all that it holds to be charged with a death.
+END_WITHIN = CLOSE_TIMEOUT + WRITE_TIMEOUT + 4.0
 
 
 class GenerationService:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from jobs.queries.settling import cancel_job, settle_open
 from jobs.queues import DRAIN_TASK, model_queue
@@ -138,6 +140,23 @@ def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> 
     check(pipeline.database_url)
     with pipeline.worker():
         assert pipeline.wait_for_end(job_id).completed == 200
+    check(pipeline.database_url)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_slow_to_end_is_not_taken_for_one_that_hangs(pipeline: Pipeline) -> None:
+    """Its last step takes long, and then Postgres does."""
+    with pipeline.worker(FAKE_STEP_SECONDS="8", PAGEMILL_DRAIN_DEADLINE="0") as process:
+        job_id = pipeline.submit(prompts(1), max_tokens=1)
+        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
+        with pipeline.database.begin() as connection:
+            connection.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})
+            process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=14)
+        assert process.wait(timeout=PATIENCE) == 0
+    assert pipeline.states(job_id) == {"completed": 1}
+    assert pipeline.live_workers() == set()
     check(pipeline.database_url)
 
 

@@ -11,9 +11,9 @@ import typer
 import yaml
 
 from cli.main import app
-from cli.stack import STOP_MARGIN
+from cli.stack import STOP_MARGIN, WORKER_STOP_MARGIN
 from jobs.settings import Settings
-from worker.app import END_WITHIN
+from worker import courier, service
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE_TEXT = (REPOSITORY / "compose.yaml").read_text()
@@ -88,5 +88,6 @@ def test_docker_waits_for_the_work_to_finish() -> None:
 
 def test_a_process_that_hangs_says_where_before_anybody_kills_it() -> None:
     grace = float(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
-    assert grace > Settings.model_fields["drain_deadline"].default + END_WITHIN
-    assert STOP_MARGIN > END_WITHIN
+    assert grace > Settings.model_fields["drain_deadline"].default + service.END_WITHIN
+    assert WORKER_STOP_MARGIN > service.END_WITHIN
+    assert STOP_MARGIN > courier.END_WITHIN
