@@ -243,7 +243,7 @@ def _linear(watch: _Stopwatch, module: nn.Module, dtype: torch.dtype) -> Callabl
     size = inputs * outputs
     weight_bytes = _weight_bytes(module, size, dtype)
 
-    def run(hidden: Tensor, *activation: str) -> Tensor:
+    def run(hidden: Tensor, *activation: str | bool) -> Tensor:
         with watch.running(LINEARS) as part:
             result: Tensor = forward(hidden, *activation)
         part.flops += 2 * size * (hidden.numel() // inputs)

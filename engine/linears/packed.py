@@ -25,9 +25,14 @@ class PackedLinear(nn.Module):
     def takes(layer: nn.Linear) -> bool:
         return layer.weight.dtype in TYPES
 
-    def forward(self, hidden: Tensor, activation: str = "none") -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        return linear(self._library, hidden, self.weight, self._bias, activation=activation)
+    @property
+    def can_gate(self) -> bool:
+        """Whether `is_gated` may be asked for."""
+        return self.weight.can_gate
+
+    def forward(self, hidden: Tensor, activation: str = "none", is_gated: bool = False) -> Tensor:
+        """`[..., in]` to `[..., out]`, or to `[..., out / 2]` where the first half of the outputs gates the second."""
+        return linear(self._library, hidden, self.weight, self._bias, activation=activation, is_gated=is_gated)
 
 
 class PackedEmbedding(nn.Module):

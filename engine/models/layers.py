@@ -55,8 +55,11 @@ class ActivatingLinear(Protocol):
     activations: Collection[str]
     """Which, by the names that the kernels give them."""
 
-    def __call__(self, hidden: Tensor, activation: str) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
+    can_gate: bool
+    """Whether it can also multiply the second half of its sums with the first, once the function is applied to that."""
+
+    def __call__(self, hidden: Tensor, activation: str, is_gated: bool = False) -> Tensor:
+        """`[..., in]` to `[..., out]`, or to `[..., out / 2]` with a gate."""
 
 
 class Activated(nn.Module):
@@ -148,7 +151,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        gate_up = self.gate_up(hidden)
+        layer: nn.Module = self.gate_up
+        if isinstance(layer, ActivatingLinear) and layer.can_gate and self._gate in layer.activations:
+            return cast(Tensor, self.down(layer(hidden, self._gate, True)))
+        gate_up = layer(hidden)
         if self._gate is not None and has_kernels(gate_up):
             return cast(Tensor, self.down(gated_activation(gate_up, self._gate)))
         gates, up = gate_up.chunk(2, dim=-1)

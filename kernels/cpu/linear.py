@@ -1,5 +1,7 @@
 """Linear layers in C++ (`source/linear.cpp`): out = activation(x W^T + bias), weights packed beforehand.
 
+With a gate, the first half of these outputs gates the second: out = activation(first) * second.
+
 The twin is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_torch`.
 """
 
@@ -25,7 +27,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("input", "weight", "weight_scale", "bias", "output")],
         *[(name, ctypes.c_int64) for name in ("rows", "in_features", "out_features", "input_stride")],
-        *[(name, ctypes.c_int32) for name in ("type", "activation", "threads")],
+        *[(name, ctypes.c_int32) for name in ("type", "activation", "is_gated", "threads")],
     ]
 
 
@@ -43,12 +45,23 @@ class PackedWeight:
     out_features: int
     dtype: torch.dtype
 
+    @property
+    def can_gate(self) -> bool:
+        """Whether either half of the outputs is whole panels."""
+        return len(self.panels) % 2 == 0 and self.out_features == len(self.panels) * self._columns
+
+    @property
+    def _columns(self) -> int:
+        """Of a panel."""
+        if self.dtype is torch.bfloat16:
+            return self.panels.shape[2] * 2
+        return self.panels.shape[2]
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows `[len(indices), in]` of the weight; not for int8."""
-        width = self.panels.shape[2] * (self.panels.shape[3] if self.panels.dim() == 4 else 1)
-        panel, column = indices // width, indices % width
+        panel, column = indices // self._columns, indices % self._columns
         if self.dtype is torch.bfloat16:
-            half = width // 2
+            half = self._columns // 2
             return self.panels[panel, :, column % half, column // half]
         return self.panels[panel, :, column]
 
@@ -115,8 +128,9 @@ def linear(
     bias: Tensor | None = None,
     *,
     activation: str = "none",
+    is_gated: bool = False,
 ) -> Tensor:
-    """`[..., in]` to `[..., out]`; `bias` from `pad_bias`.
+    """`[..., in]` to `[..., out]`, or to `[..., out / 2]` with a gate, if `weight.can_gate`; `bias` from `pad_bias`.
 
     Weights have the type of `hidden`, or are int8: then each row of `hidden` is rounded to int8 by its largest element.
     """
@@ -124,11 +138,13 @@ def linear(
         raise ValueError(f"weights of {weight.dtype} do not go with {hidden.dtype}")
     if hidden.shape[-1] != weight.in_features:
         raise ValueError(f"rows of {hidden.shape[-1]} do not go with a weight of {weight.in_features}")
+    if is_gated and not weight.can_gate:
+        raise ValueError(f"{weight.out_features} outputs are not two halves of whole panels")
     rows = hidden.reshape(-1, weight.in_features)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    out = torch.empty(len(rows), weight.out_features, dtype=hidden.dtype)
-    shape = (*hidden.shape[:-1], weight.out_features)
+    out = torch.empty(len(rows), weight.out_features // 2 if is_gated else weight.out_features, dtype=hidden.dtype)
+    shape = (*hidden.shape[:-1], out.shape[1])
     if len(rows):
         library.functions.pagemill_linear(
             ctypes.byref(
@@ -144,6 +160,7 @@ def linear(
                     rows.stride(0),
                     TYPES[hidden.dtype],
                     ACTIVATIONS[activation],
+                    is_gated,
                     torch.get_num_threads(),
                 )
             )

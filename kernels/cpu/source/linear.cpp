@@ -1,8 +1,9 @@
-// out = activation(x W^T + bias), with weights packed once.
+// out = activation(x W^T + bias), with weights packed once; or, where the first half of the columns gates the second,
+// out = activation(first) * second.
 //
 //   x     [M, K]   float32, bfloat16 or float16; rows contiguous
 //   W     panels of COLUMNS output features: packed[panel][k][COLUMNS], in the type of x or int8 (below)
-//   out   [M, N]   in the type of x
+//   out   [M, N]   in the type of x; [M, N / 2] with a gate
 //
 // Rows are taken in blocks. The threads first copy a block of x, widened, into parts of a few rows, [part][k][row]: what
 // the innermost product reads is then contiguous. Each thread takes groups of panels and walks them in slices of K that
@@ -41,6 +42,7 @@ struct Arguments {
     int64_t rows, in_features, out_features, input_stride;
     Type type;
     Activation activation;
+    int32_t is_gated;  // N / 2 is whole panels then
     int32_t threads;
 };
 
@@ -260,42 +262,51 @@ struct Linear {
         return factor ? __builtin_convertvector((x * splat(factor) + magic) - magic, Ints) : Ints{};
     }
 
-    INLINE void finish(int64_t first, int rows, int64_t column, const Sum* sums, int panel_row) const {
+    // `sums` of one panel, or of a gate's panel and, `BLOCK_ROWS` further, of what it gates.
+    INLINE void finish(int64_t first, int rows, int64_t column, const Sum* sums) const {
+        const int64_t half = the.out_features / 2, width = the.is_gated ? half : the.out_features;
         for (int i = 0; i < rows; i++) {
-            Element* to = static_cast<Element*>(the.output) + (first + i) * the.out_features + column;
+            Element* to = static_cast<Element*>(the.output) + (first + i) * width + column;
             for (int j = 0; j < 2; j++) {
                 const int64_t at = column + j * W;
-                if (at >= the.out_features) break;
-                Floats x = value(sums + i * COLUMNS + j * W, at, panel_row + i);
-                if (the.bias) x += load<Floats>(the.bias + at);
-                x = activate(the.activation, x);
-                const int64_t width = the.out_features - at;
-                if (width >= W) {
+                if (at >= width) break;
+                const Sum* from = sums + i * COLUMNS + j * W;
+                Floats x = activate(the.activation, value(from, at, i));
+                if (the.is_gated) x *= value(from + BLOCK_ROWS * COLUMNS, half + at, i);
+                if (width - at >= W) {
                     store_floats(to + j * W, x);
                 } else {
-                    for (int64_t l = 0; l < width; l++) narrow(x[l], to + j * W + l);
+                    for (int64_t l = 0; l < width - at; l++) narrow(x[l], to + j * W + l);
                 }
             }
         }
     }
-    INLINE Floats value(const float* sums, int64_t, int) const { return load<Floats>(sums); }
-    INLINE Floats value(const int32_t* sums, int64_t column, int row) const {
+    INLINE Floats value(const Sum* sums, int64_t column, int row) const {
+        const Floats x = scaled(sums, column, row);
+        return the.bias ? x + load<Floats>(the.bias + column) : x;
+    }
+    INLINE Floats scaled(const float* sums, int64_t, int) const { return load<Floats>(sums); }
+    INLINE Floats scaled(const int32_t* sums, int64_t column, int row) const {
         const Floats x = __builtin_convertvector(load<Ints>(sums), Floats);
         return x * (load<Floats>(the.weight_scale + column) * splat(scales[row]));
     }
 
-    // Columns of `count` panels from `panel` on, for all rows of the block.
-    void panels(int64_t first, const Parts& parts, int64_t panel, int count) const {
+    // Columns of `count` panels from `panel` on, for all rows of the block. With a gate every other of them is one of those
+    // that it gates, `gated` panels further.
+    void panels(int64_t first, const Parts& parts, int64_t panel, int count, int64_t gated) const {
         alignas(64) Sum sums[MAX_GROUP * BLOCK_ROWS * COLUMNS];
-        const Weight* weight = static_cast<const Weight*>(the.weight);
         const int64_t panel_size = steps * PAIR * COLUMNS;
+        const auto start = [&](int p) {
+            const int64_t index = gated ? panel + p / 2 + p % 2 * gated : panel + p;
+            return static_cast<const Weight*>(the.weight) + index * panel_size;
+        };
         const int slice = SLICE;
         for (int64_t k = 0; k < steps; k += slice) {
             const int length = int(steps - k < slice ? steps - k : slice);
             for (int p = 0; p < count; p++) {
-                const Weight* slice_weight = weight + (panel + p) * panel_size + k * PAIR * COLUMNS;
+                const Weight* slice_weight = start(p) + k * PAIR * COLUMNS;
                 const char* next = reinterpret_cast<const char*>(
-                    p + 1 < count ? slice_weight + panel_size : slice_weight - (count - 1) * panel_size + length * PAIR * COLUMNS);
+                    p + 1 < count ? start(p + 1) + k * PAIR * COLUMNS : start(0) + (k + length) * PAIR * COLUMNS);
                 const int64_t next_lines = int64_t(length) * PAIR * COLUMNS * sizeof(Weight) / Ahead::LINE;
                 const int fetches = std::max(1, length / Ahead::STEPS);
                 for (int part = 0; part < parts.parts; part++) {
@@ -308,12 +319,15 @@ struct Linear {
                 }
             }
         }
-        for (int p = 0; p < count; p++)
-            finish(first, parts.rows, (panel + p) * COLUMNS, sums + p * BLOCK_ROWS * COLUMNS, 0);
+        const int each = gated ? 2 : 1;
+        for (int p = 0; p < count; p += each)
+            finish(first, parts.rows, (panel + p / each) * COLUMNS, sums + p * BLOCK_ROWS * COLUMNS);
     }
 
     void run() {
         const int64_t all_panels = (the.out_features + COLUMNS - 1) / COLUMNS;
+        const int64_t gated = the.is_gated ? all_panels / 2 : 0;
+        const int each = gated ? 2 : 1;  // panels that belong together
         const int block = int(the.rows < BLOCK_ROWS ? the.rows : BLOCK_ROWS);
         const size_t left_bytes = (size_t(block) * steps * sizeof(Left) + 63) / 64 * 64;
         char* memory = scratch.at_least(left_bytes + BLOCK_ROWS * sizeof(float));
@@ -321,7 +335,7 @@ struct Linear {
         scales = reinterpret_cast<float*>(memory + left_bytes);
         // Small groups where there are many threads, so that all have work.
         int group = MAX_GROUP;
-        while (group > 1 && all_panels / group < 4 * the.threads) group /= 2;
+        while (group > each && all_panels / group < 4 * the.threads) group /= 2;
         const int64_t groups = (all_panels + group - 1) / group;
 #pragma omp parallel num_threads(the.threads)
         for (int64_t first = 0; first < the.rows; first += BLOCK_ROWS) {
@@ -332,8 +346,8 @@ struct Linear {
                 copy(first + parts.begin(part), parts.size(part), left + parts.begin(part) * steps);
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < groups; i++) {
-                const int64_t panel = i * group;
-                panels(first, parts, panel, int(all_panels - panel < group ? all_panels - panel : group));
+                const int64_t done = i * group;
+                panels(first, parts, done / each, int(all_panels - done < group ? all_panels - done : group), gated);
             }
         }
     }

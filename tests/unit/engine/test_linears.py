@@ -12,7 +12,7 @@ from engine.linears import prepare_linears
 from engine.linears.onednn import OneDNNInt8Linear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.models.decoder import Decoder
-from engine.models.layers import Activated
+from engine.models.layers import Activated, GatedMLP
 from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.cpu.linear import quantize_rows, quantized_linear_torch
 from tests.unit.kernels.cpu_variants import cpu_library
@@ -70,6 +70,31 @@ def test_the_same_comes_out(rows: int) -> None:
     prepare_linears(model, EngineConfig(), torch.device("cpu"))
     torch.testing.assert_close(model(token_ids), expected, atol=1e-5, rtol=1e-5)
     assert model.again is model.second[1]
+
+
+class GatedModel(Decoder):
+    """Two MLPs with a gate: of whole panels in all widths, and not."""
+
+    vocab_size = 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlps = nn.Sequential(GatedMLP(24, 96, "silu", bias=True), GatedMLP(24, 33, "gelu_pytorch_tanh"))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        result: torch.Tensor = self.mlps(hidden)
+        return result
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+@pytest.mark.usefixtures("may_compile")
+def test_gates_are_the_same(rows: int) -> None:
+    torch.manual_seed(0)
+    model = GatedModel().requires_grad_(False)
+    hidden = torch.randn(rows, 24)
+    expected = model(hidden)
+    prepare_linears(model, EngineConfig(), torch.device("cpu"))
+    torch.testing.assert_close(model(hidden), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("may_compile")

@@ -67,6 +67,35 @@ def test_activations(activation: str, dtype: torch.dtype, library: Library) -> N
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("outputs", [64, 320])  # of both halves; whole panels in all widths
+def test_gates(outputs: int, activation: str, dtype: torch.dtype, library: Library) -> None:
+    for rows in (1, 7, 50, 401):
+        hidden, weight, bias = draw(70, outputs, rows, dtype)
+        padded = pad_bias(bias, library.width)
+        packed = pack_weight(weight, library.width)
+        gate, gated = F.linear(hidden.double(), weight.double(), bias.double()).chunk(2, dim=-1)
+        found = linear(library, hidden, packed, padded, activation=activation, is_gated=True)
+        assert_close(found, ACTIVATIONS[activation](gate) * gated)
+        # The sums are those without a gate, also of weights in int8, which give other sums.
+        packed = pack_weight(weight, library.width, int8=True)
+        gate, gated = linear(library, hidden, packed, padded).double().chunk(2, dim=-1)
+        found = linear(library, hidden, packed, padded, activation=activation, is_gated=True)
+        assert_close(found, ACTIVATIONS[activation](gate) * gated)
+
+
+@pytest.mark.parametrize("outputs", [20, 48, 65])
+def test_halves_that_are_not_whole_panels_have_no_gate(outputs: int, library: Library) -> None:
+    if outputs % (4 * library.width) == 0:
+        pytest.skip("they are")
+    hidden, weight, _ = draw(30, outputs, 2, torch.float32)
+    packed = pack_weight(weight, library.width)
+    assert not packed.can_gate
+    with pytest.raises(ValueError, match="not two halves"):
+        linear(library, hidden, packed, is_gated=True)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_its_twin(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
     for rows in ROWS:
