@@ -129,14 +129,15 @@ def _cpuinfo(name: str) -> str:
 
 
 def _commit() -> str | None:
+    """With "-dirty" where files differ from it, but for those that earlier measurements of the same run wrote."""
+    root = Path(__file__).parents[1]
+    written = (":!bench/results", ":!docs/benchmarks.md")
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+        return git("describe", "--always") + ("-dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None  # a copy without its history
-    return described.stdout.strip()
