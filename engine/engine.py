@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequence_
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,24 +23,26 @@ from engine.admission import RequestSizes
 from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Decoding, Runner
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
+from engine.detokenizer import Detokenizer
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
 from engine.flight import Flight
+from engine.grammar.waiting import GrammarQueue
 from engine.isolation import Isolated, filled_blocks, isolate
 from engine.lookahead import Lookahead
-from engine.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
-from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampled, Sampler, SamplingState
+from engine.outcome import Outcome, read_logits
+from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.request_limits import RequestLimits
+from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
 from engine.sampling_params import SamplingParams
 from engine.scheduled import Scheduled
 from engine.scheduler import Limits, Scheduler, Step
-from engine.sequence import Request, Sequence, Status
+from engine.sequence import Request, Sequence
 from engine.step_size import StepSize, measured_sizes
-from engine.stop_strings import StopScanner
 from engine.stopping import Stop, token_stop
 from engine.throughput import Throughput
 from engine.token_counts import TokenCounts
 
 if TYPE_CHECKING:
-    from engine.grammar.compiler import Compiled, GrammarCompiler
     from engine.grammar.limits import GrammarLimits
     from engine.profile import Profile
     from engine.text import Text
@@ -60,21 +60,11 @@ _FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
 # Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
 _TOKENIZE_AT_ONCE = 256
 
-# Seconds that a step waits for a grammar when there is nothing else to do.
-_IDLE_STEP = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What one step brought for one sequence."""
-
-    share: Scheduled
-    sampled: Sampled | None
-    prompt_logprobs: Sequence_[TokenLogprobs] = ()
-
 
 class Engine:
     """Generates completions, batching continuously over one runner.
+
+        add ──▶ queued, if need be after its grammar ──▶ step, step ...: schedule, run, sample, settle ──▶ outputs
 
     `generate` takes prompts and returns when all are finished. A service uses `add`, `step` and `abort` instead, and
     `room` to know when to add more. One thread owns an engine: no method may run beside another.
@@ -107,13 +97,14 @@ class Engine:
             step_size or StepSize([config.max_num_batched_tokens]),
         )
         self.sampler = Sampler(runner.vocab_size, row_by_row=config.deterministic)
-        self.on_compiled: Callable[[], None] | None = None
-        """Called, from any thread, when `can_step` may have become true without a call of the owner's."""
-        self._grammar_limits = grammar_limits
-        self._grammars: GrammarCompiler | None = None
-        self._compiled: SimpleQueue[Request] = SimpleQueue()
-        """Requests whose grammar is there, or refused; worker threads put them in."""
-        self._num_compiling = 0
+        self._limits = RequestLimits(
+            vocab_size=runner.vocab_size,
+            context=runner.max_model_len,
+            cache=blocks.num_blocks * config.block_size,
+            has_tokenizer=text is not None,
+        )
+        self._grammars = GrammarQueue(text, runner, grammar_limits)
+        self._detokenizer = Detokenizer(text)
         self._requests: dict[str, Request] = {}
         self._ended: list[RequestOutput] = []
         """Outputs that the next `step` returns."""
@@ -175,12 +166,12 @@ class Engine:
             arrival = next(self._arrivals)
             for index in range(params.n):
                 sampling = self._sampling_state(request, index)
-                scanner = self._stop_scanner(params)
+                scanner = self._detokenizer.stop_scanner(params)
                 sequence = Sequence(request, sampling, (-priority, arrival, index), scanner)
                 sequence.set_rope_length(self.runner.rope_length(sequence.num_prompt, sequence.num_tokens))
                 request.sequences.append(sequence)
             if params.structured_outputs is not None:
-                request.grammar = self._compiler().request(params.structured_outputs)
+                self._grammars.put(request, params.structured_outputs)
         except RequestRejected:
             self._num_rejected += 1
             raise
@@ -191,11 +182,9 @@ class Engine:
             self._num_rejected += 1
             raise RequestFailed(f"the request could not be queued: {error}") from error
         self._requests[request_id] = request
-        if request.grammar is not None:
-            self._await(request, request.grammar)
-            return
-        for sequence in request.sequences:
-            self.scheduler.add(sequence)
+        if params.structured_outputs is None:
+            for sequence in request.sequences:
+                self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a request now, wherever it is; the next `step` returns what it had. Unknown ids are ignored."""
@@ -203,46 +192,15 @@ class Engine:
         if request is not None:
             self._end(request, "abort")
 
+    def close(self) -> None:
+        """End the threads and processes that compile grammars; what waits for one never runs."""
+        self._grammars.close()
+
     def _check(self, request_id: str, prompt: Sequence_[int], params: SamplingParams) -> int:
         """Refuse what can never run; returns the most tokens that the request may generate."""
         if request_id in self._requests:
             raise RequestRejected(f"a request with the id {request_id!r} is already here")
-        if not prompt:
-            raise RequestRejected("the prompt is empty")
-        vocab_size = self.runner.vocab_size
-        if not all(type(token) is int and 0 <= token < vocab_size for token in prompt):
-            raise RequestRejected(f"the prompt holds something that is not a token id from 0 to {vocab_size - 1}")
-        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "banned_token_ids"):
-            if any(token >= vocab_size for token in getattr(params, name) or ()):
-                raise RequestRejected(f"{name} names a token beyond the vocabulary of {vocab_size}")
-        if self.text is None and (params.stop or params.echo):
-            raise RequestRejected("this model has no tokenizer: stop strings and echo need one")
-        if self.text is None and params.structured_outputs is not None:
-            raise RequestRejected("this model has no tokenizer: structured outputs need one")
-
-        context = self.runner.max_model_len
-        cache = self.scheduler.blocks.num_blocks * self.config.block_size
-        # The last token is never run through the model, so it needs no place in the cache.
-        most = min(context, cache + 1) - len(prompt)
-        wanted = params.max_tokens
-        if wanted is None:
-            if most < 1:
-                raise RequestRejected(
-                    f"the prompt has {len(prompt)} tokens and leaves none to generate: "
-                    f"the context has {context} positions, the KV cache {cache}"
-                )
-            return most
-        if len(prompt) + wanted > context:
-            raise RequestRejected(
-                f"the prompt's {len(prompt)} tokens and max_tokens of {_shown(wanted)} "
-                f"exceed the context of {context} positions"
-            )
-        if wanted > most or len(prompt) > cache:
-            raise RequestRejected(
-                f"the prompt's {len(prompt)} tokens and max_tokens of {wanted} "
-                f"exceed the whole KV cache of {cache} positions"
-            )
-        return wanted
+        return self._limits.check(prompt, params)
 
     def _sampling_state(self, request: Request, index: int) -> SamplingState:
         params = request.params
@@ -258,68 +216,6 @@ class Engine:
             counts=TokenCounts(request.prompt_token_ids) if params.penalized else None,
         )
 
-    # Grammars
-
-    def _await(self, request: Request, grammar: Compiled) -> None:
-        for sequence in request.sequences:
-            sequence.status = Status.COMPILING
-        self._num_compiling += len(request.sequences)
-        grammar.add_done_callback(lambda _: self._announce(request))
-
-    def _compiler(self) -> GrammarCompiler:
-        if self._grammars is None:
-            from engine.grammar.compiler import GrammarCompiler
-            from engine.grammar.vocabulary import Vocabulary
-
-            assert self.text is not None
-            tokenizer, vocab_size, eos = self.text.tokenizer, self.runner.vocab_size, self.runner.eos_token_ids
-            self._grammars = GrammarCompiler(lambda: Vocabulary.of(tokenizer, vocab_size, eos), self._grammar_limits)
-        return self._grammars
-
-    def _announce(self, request: Request) -> None:
-        """From a compiler's thread, or at once where the grammar was there."""
-        self._compiled.put(request)
-        if self.on_compiled is not None:
-            self.on_compiled()
-
-    def _take_compiled(self) -> None:
-        """Queue the requests whose grammar has come, end those whose grammar is refused; the others cost nothing."""
-        idle = self._num_compiling > 0 and not self.can_step
-        while True:
-            try:
-                request = self._compiled.get(block=idle, timeout=_IDLE_STEP)
-            except Empty:
-                return
-            idle = False
-            if request.finished:  # aborted meanwhile
-                continue
-            assert request.grammar is not None
-            error = request.grammar.exception()
-            if error is not None:
-                self._fail(request, error)
-                continue
-            self._num_compiling -= len(request.sequences)
-            for sequence in request.sequences:
-                sequence.status = Status.WAITING
-                sequence.sampling.matcher = request.grammar.result().start()
-                self.scheduler.add(sequence)
-
-    def close(self) -> None:
-        """End the threads and processes that compile grammars; what waits for one never runs."""
-        if self._grammars is not None:
-            self._grammars.close()
-
-    def _stop_scanner(self, params: SamplingParams) -> StopScanner | None:
-        text = self.text
-        if text is None or not params.stop:
-            return None
-        return StopScanner(
-            lambda token_ids: text.decode(token_ids, skip_special_tokens=params.skip_special_tokens),
-            params.stop,
-            min_tokens=params.min_tokens,
-            include_stop=params.include_stop_str_in_output,
-        )
-
     # Steps
 
     @property
@@ -331,7 +227,16 @@ class Engine:
     def can_step(self) -> bool:
         """Whether `step` has something to do now, and would not only wait for a grammar."""
         scheduler = self.scheduler
-        return bool(self._ended or scheduler.running or len(scheduler.waiting) or not self._compiled.empty())
+        return bool(self._ended or scheduler.running or len(scheduler.waiting) or self._grammars.has_ready)
+
+    @property
+    def on_compiled(self) -> Callable[[], None] | None:
+        """Called, from any thread, when `can_step` may have become true without a call of the owner's."""
+        return self._grammars.on_ready
+
+    @on_compiled.setter
+    def on_compiled(self, call: Callable[[], None] | None) -> None:
+        self._grammars.on_ready = call
 
     def step(self) -> list[RequestOutput]:
         """Run one step; returns the requests that ended since the last one, in whatever way.
@@ -348,6 +253,15 @@ class Engine:
             self._throughput.record(time.perf_counter() - started, num_output, num_computed)
         ended, self._ended = self._ended, []
         return ended
+
+    def _take_compiled(self) -> None:
+        """Queue the requests whose grammar has come, end those whose grammar is refused."""
+        for request, error in self._grammars.take(wait=not self.can_step):
+            if error is not None:
+                self._fail(request, error)
+                continue
+            for sequence in request.sequences:
+                self.scheduler.add(sequence)
 
     def _step(self) -> None:
         """Start the next step, then take in the last one; where it cannot be started ahead, the other way round."""
@@ -387,7 +301,7 @@ class Engine:
             outcome = isolate(
                 scheduled,
                 self.config.block_size,
-                lambda shares: self._sample(shares, self._run(shares)),
+                lambda shares: read_logits(self.sampler, shares, self._run(shares)),
                 unfilled=unfilled,
             )
             self._num_output_tokens += self._settle(outcome)
@@ -450,36 +364,7 @@ class Engine:
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
-    @torch.inference_mode()
-    def _sample(self, shares: Sequence_[Scheduled], logits: torch.Tensor) -> list[_Outcome]:
-        """Read the logits; changes nothing, so that a step can be run again."""
-        rows: list[int] = []
-        prompt_logprobs: dict[int, Sequence_[TokenLogprobs]] = {}
-        first = 0
-        for place, share in enumerate(shares):
-            if share.scores_prompt:
-                prompt_logprobs[place] = self._score_prompt(share, logits[first : first + share.num_logits])
-            first += share.num_logits
-            if share.samples:
-                rows.append(first - 1)
-        sampled: list[Sampled] = []
-        if rows:
-            states = [share.sequence.sampling for share in shares if share.samples]
-            sampled = self.sampler.sample(logits if len(rows) == len(logits) else logits[rows], states)
-        next_sampled = iter(sampled)
-        return [
-            _Outcome(share, next(next_sampled) if share.samples else None, prompt_logprobs.get(place, ()))
-            for place, share in enumerate(shares)
-        ]
-
-    def _score_prompt(self, share: Scheduled, logits: torch.Tensor) -> list[TokenLogprobs]:
-        """Log-probabilities of the prompt tokens that follow the share's last `num_logits` tokens."""
-        sequence = share.sequence
-        start = share.end - share.num_logits
-        targets = sequence.token_ids[start + 1 : min(share.end + 1, sequence.num_prompt)]
-        return self.sampler.score(logits[: len(targets)], targets, sequence.request.params.prompt_logprobs or 0)
-
-    def _settle(self, step: Isolated[_Outcome]) -> int:
+    def _settle(self, step: Isolated[Outcome]) -> int:
         """Take a step's results in; returns how many tokens were generated."""
         if step.failed and not step.results:
             self._probe(*step.failed[0])
@@ -520,7 +405,7 @@ class Engine:
         except Exception as probe_error:
             raise EngineFailed(f"the model runs no request any more: {error}") from probe_error
 
-    def _advance(self, sequence: Sequence, outcome: _Outcome) -> int:
+    def _advance(self, sequence: Sequence, outcome: Outcome) -> int:
         """Move a sequence on by what its step brought; returns how many tokens were generated.
 
         Raises `RequestFailed` where it cannot go on.
@@ -583,11 +468,11 @@ class Engine:
                 self.scheduler.preempt(sequence)
                 sequence.set_rope_length(rope_length)
 
-    # Ends
+    # Requests out
 
     def _finish(self, sequence: Sequence, stop: Stop | None) -> None:
         """End a sequence by a token or the length; without either, only if its text holds a stop string."""
-        text, stop_string = self._read(sequence, stop)
+        text, stop_string = self._detokenizer.read(sequence, stop)
         if stop_string is not None:
             stop = Stop("stop", stop_string)
         if stop is None:
@@ -598,27 +483,6 @@ class Engine:
         self.scheduler.sizes.record(sequence.num_prompt, sequence.num_output)
         if sequence.request.finished:
             self._deliver(sequence.request)
-
-    def _read(self, sequence: Sequence, stop: Stop | None) -> tuple[str, str | None]:
-        """A sequence's text, cut where it ends, and the stop string that it was cut at."""
-        if self.text is None:
-            return "", None
-        params = sequence.request.params
-        output = sequence.output_token_ids()
-        if stop is not None and stop.by_token and not params.include_stop_str_in_output:
-            output.pop()
-        matcher = sequence.sampling.matcher
-        decode = self.text.decode if matcher is None else matcher.grammar.vocabulary.decode
-        text = decode(output, skip_special_tokens=params.skip_special_tokens)
-        cut = None if sequence.stop_scanner is None else sequence.stop_scanner.cut(output, text)
-        kept = text if cut is None else cut[0]
-        if params.echo:
-            # Decoded as one, since a space at the seam may belong to either.
-            whole = self.text.decode(
-                [*sequence.request.prompt_token_ids, *output], skip_special_tokens=params.skip_special_tokens
-            )
-            kept = whole[: len(whole) - (len(text) - len(kept))]
-        return kept, None if cut is None else cut[1]
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request, with all its completions, for the error of one."""
@@ -633,15 +497,14 @@ class Engine:
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         """End whatever of a request is unfinished."""
+        self._grammars.discard(request)
         for sequence in request.sequences:
             if sequence.finished:
                 continue
-            if sequence.status is Status.COMPILING:
-                self._num_compiling -= 1
             self.scheduler.finish(sequence)
             sequence.finish_reason = reason
             try:
-                sequence.text, _ = self._read(sequence, None)
+                sequence.text, _ = self._detokenizer.read(sequence, None)
             except Exception as error:  # noqa: BLE001 - the tokens are there, and the reason too
                 request.error = request.error or f"the completion could not be read: {error}"
         self._deliver(request)
@@ -719,7 +582,7 @@ class Engine:
         From the KV blocks that a forecast of the running requests leaves, by the lengths that requests turned out to
         have, plus some to fill the places of those about to finish, minus what waits already.
         """
-        return max(0, self.scheduler.room() - self._num_compiling)
+        return max(0, self.scheduler.room() - self._grammars.num_sequences)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
@@ -727,7 +590,7 @@ class Engine:
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            compiling=self._num_compiling,
+            compiling=self._grammars.num_sequences,
             kv_blocks=scheduler.blocks.num_blocks,
             kv_blocks_used=scheduler.blocks.num_used,
             steps=self._num_steps,
@@ -761,7 +624,7 @@ class Engine:
         """Audit everything between steps; raises AssertionError that says what does not add up."""
         self.scheduler.check()
         running = sum(not s.finished for request in self._requests.values() for s in request.sequences)
-        if running != len(self.scheduler.running) + len(self.scheduler.waiting) + self._num_compiling:
+        if running != len(self.scheduler.running) + len(self.scheduler.waiting) + self._grammars.num_sequences:
             raise AssertionError("a request's sequence is neither running nor waiting nor compiling")
 
 
@@ -771,7 +634,3 @@ def _seed(engine_seed: int, request_id: str) -> int:
         request_id.encode("utf-8", "surrogatepass"), digest_size=8, key=str(engine_seed).encode()[:64]
     )
     return int.from_bytes(digest.digest(), "little")
-
-
-def _shown(number: int) -> str:
-    return str(number) if number < 10**12 else "over 10**12"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class Status(Enum):
     COMPILING = "compiling"
-    """Known to the engine alone, which queues it when its grammar is compiled; an abort or an error finishes it."""
+    """In the `GrammarQueue`. The engine queues it when its grammar is compiled; an abort or an error finishes it."""
 
     WAITING = "waiting"
     """In the queue, without blocks. The scheduler admits it; an abort finishes it."""
