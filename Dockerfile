@@ -37,8 +37,9 @@ CMD ["--help"]
 
 FROM runtime AS worker
 USER root
-# The OpenMP that the kernels were linked with; in the worker torch's own takes its place.
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+# The OpenMP that the kernels were linked with; in the worker torch's own takes its place. A compiler, since Triton builds
+# what speaks to a GPU's driver when its first kernel starts.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 USER pagemill
 COPY --from=build-worker /opt/pagemill /opt/pagemill
 # SIGTERM, which Docker sends, lets running requests finish.

@@ -61,6 +61,11 @@ def test_images_are_built_from_targets_that_exist() -> None:
     assert "pip install -c constraints.txt .\n" in slim, "the slim image installs no extra, so no torch"
 
 
+def test_the_worker_s_image_has_what_triton_compiles_its_driver_with() -> None:
+    worker = DOCKERFILE.partition("FROM runtime AS worker")[2].partition("FROM ")[0]
+    assert {"gcc", "libc6-dev"} <= set(worker.split())
+
+
 def test_nobody_runs_as_root() -> None:
     runtime = DOCKERFILE.partition("AS runtime")[2]
     for stage in re.split(r"^FROM runtime AS ", runtime, flags=re.MULTILINE):
