@@ -99,15 +99,16 @@ class DeviceMeter:
         self._layers = Counter(replace(layer, index=0) for layer in runner.model.attention_layers)
         self._mixtures, self._last_mixtures = mixtures_by_rows(runner)
 
-    def ran(self, batch: Batch) -> None:
-        """Count a batch."""
+    def ran(self, batch: Batch, *, draws: bool = False) -> None:
+        """Count a batch; where it `draws`, its tokens are drawn from logits as the model gives them, else converted."""
         starts = np.array([entry.start for entry in batch.entries])
         lengths = np.array([len(entry.token_ids) for entry in batch.entries])
         num_logits = sum(entry.num_logits for entry in batch.entries)
         self._count(batch.num_tokens, 1, batch.num_tokens, num_logits)
         self._route(self._mixtures, np.array([batch.num_tokens]))
         self._route(self._last_mixtures, np.array([num_logits]))
-        self._looked[SAMPLING] += Work(bytes=num_logits * self._runner.vocab_size * torch.float32.itemsize)
+        dtype = self._runner.dtype if draws else torch.float32
+        self._looked[SAMPLING] += Work(bytes=num_logits * self._runner.vocab_size * dtype.itemsize)
         alone = lengths == 1
         self._look(DECODES, starts[alone], lengths[alone])
         self._look(PROMPTS, starts[~alone], lengths[~alone])

@@ -78,8 +78,8 @@ class Profile:
     """What the parts, and a GPU's kernels, took while the profile lasted, by name."""
 
     parts: Mapping[str, Part]
-    """On a GPU, sampling is what single steps take to choose tokens, until these are on the host: it waits for the
-    model, too. Bursts choose theirs on the device."""
+    """On a GPU, sampling is what steps that need the host take to choose tokens, until these are there: it waits for
+    the model, too. Other steps choose theirs on the device."""
 
     limits: DeviceLimits
     """Measured when the profile began."""
@@ -174,7 +174,7 @@ def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, prof
 
     def run_and_draw_counted(batch: Batch, burst: Burst) -> Decoding:
         decoding: Decoding = run_and_draw(batch, burst)
-        meter.ran(batch)
+        meter.ran(batch, draws=True)
         return decoding
 
     def decode_counted(burst: Burst) -> Decoding:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention import AttentionLayer
-from engine.batch import Batch
+from engine.batch import Batch, BatchEntry
 from engine.demand import TORCH_PRODUCT, Mixture, Work, attention_work, demands, exchanged
 from engine.device_profile import (
     COPIES,
@@ -158,6 +158,17 @@ def test_sampling_reads_each_row_of_logits_once(tmp_path: Path) -> None:
     made = engine(tmp_path, decode_steps=4)
     kernels = metered(made).kernels(one_of_each())
     assert kernels[SAMPLING].bytes == (9 + 12 + 11) * made.runner.vocab_size * 4
+
+
+def test_logits_that_the_device_draws_from_are_read_as_they_are(tmp_path: Path) -> None:
+    next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
+    runner = ModelRunner.from_pretrained(tmp_path, EngineConfig(device="cpu", dtype="bfloat16", num_kv_blocks=8))
+    read = []
+    for draws in (True, False):
+        meter = DeviceMeter(runner)
+        meter.ran(Batch([BatchEntry([3, 4, 5], 0, [0], 1)]), draws=draws)
+        read.append(meter.kernels(one_of_each())[SAMPLING].bytes)
+    assert read == [2 * runner.vocab_size, 4 * runner.vocab_size]
 
 
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
