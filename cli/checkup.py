@@ -199,8 +199,16 @@ def devices(wanted: str) -> Finding:
         return Finding(Verdict.BAD, f"{detail}; {why}", "See `nvidia-smi`, or set PAGEMILL_DEVICE=cpu.")
     if len(found) == 1:
         return Finding(Verdict.NOTE, f"{detail}; no CUDA GPU, which small models do without")
+    return _for_triton(detail)
+
+
+def _for_triton(detail: str) -> Finding:
+    """Whether Triton's kernels can start on a GPU, which is there."""
     if not _is_installed("triton"):
         return Finding(Verdict.NOTE, f"{detail}; triton is missing", "pip install -c constraints.txt triton")
+    if "CC" not in os.environ and shutil.which("gcc") is None and shutil.which("clang") is None:
+        lacking = f"{detail}; no C compiler, without which Triton starts no kernel"
+        return Finding(Verdict.NOTE, lacking, "apt-get install gcc python3-dev")
     return Finding(Verdict.GOOD, detail)
 
 

@@ -135,3 +135,14 @@ def test_a_gpu_that_is_asked_for_and_not_there() -> None:
         pytest.skip("there is one")
     assert checkup.devices("cuda").verdict is Verdict.BAD
     assert checkup.devices("auto").verdict is Verdict.NOTE
+
+
+def test_a_gpu_without_a_c_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles what speaks to the driver on the spot."""
+    monkeypatch.setattr(checkup, "_is_installed", lambda name: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    found = checkup._for_triton("a GPU")
+    assert (found.verdict, "no C compiler" in found.detail) == (Verdict.NOTE, True)
+    monkeypatch.setenv("CC", "cc")
+    assert checkup._for_triton("a GPU").verdict is Verdict.GOOD
