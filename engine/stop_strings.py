@@ -38,7 +38,10 @@ class StopScanner:
         self._window.append(token_id)
         text = self._decode(self._window)
         seen = self._tail + (text[len(self._old_text) :] if text.startswith(self._old_text) else text)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._window) - self._num_old >= _MAX_OPEN_TOKENS:
+        if self._num_old and text == self._old_text:
+            # A token without text. Alone in the window it would leave the next one to be treated as a text's first.
+            del self._window[self._num_old :]
+        elif not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._window) - self._num_old >= _MAX_OPEN_TOKENS:
             self._tail = seen[-self._num_kept :] if self._num_kept else ""
             del self._window[: self._num_old]
             self._num_old = len(self._window)

@@ -76,6 +76,11 @@ def test_a_replacement_character_as_stop_string() -> None:
     assert cut == ("a", "\N{REPLACEMENT CHARACTER}")
 
 
+def test_tokens_without_text_change_nothing() -> None:
+    tokens = [PIECES.index(piece) for piece in ("a", "", "", " a", "")]
+    assert run(of_stripped_pieces, tokens, [" "]) == (4, ("a", " "))
+
+
 def test_min_tokens_hides_earlier_ones() -> None:
     tokens = [PIECES.index(piece) for piece in ("STOP", "a", "STOP", "b")]
     assert run(of_pieces, tokens, ["STOP"], min_tokens=2) == (3, ("STOPa", "STOP"))
