@@ -1,4 +1,4 @@
-"""Fixtures for everybody: real databases on real servers (see tests/services.py)."""
+"""Fixtures for everybody: real databases on real servers (see tests/support/services.py)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if "+cpu" in version("torch") or not any(Path(node).exists() for node in ("/dev/
     # Without a GPU, Triton's kernels run in its interpreter; that must be said before anybody imports triton.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.rows import Rows, rows_in
-from tests.services import Services, running_services
+from tests.support.rows import Rows, rows_in
+from tests.support.services import Services, running_services
 
 # How long an example takes depends on who else uses the machine.
 hypothesis_settings.register_profile("pagemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -20,8 +20,8 @@ from cli.models import DEMO
 from cli.stack import Stack, running_stack
 from demo.tasks import mixed_holdout
 from jobs.settings import Settings
-from tests.oracle import check
-from tests.processes import PATIENCE, await_condition
+from tests.support.oracle import check
+from tests.support.processes import PATIENCE, await_condition
 
 LINES = 2000
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle import check
-from tests.processes import await_condition
-from tests.service import Service
+from tests.support.oracle import check
+from tests.support.processes import await_condition
+from tests.support.service import Service
 
 WORKERS = 10
 CHAOS = 60.0  # seconds

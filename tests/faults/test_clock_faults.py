@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import shifted_clock
-from tests.oracle import check
-from tests.processes import await_condition
-from tests.service import Service
+from tests.support import shifted_clock
+from tests.support.oracle import check
+from tests.support.processes import await_condition
+from tests.support.service import Service
 
 HOUR = 3600
 

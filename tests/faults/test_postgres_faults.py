@@ -18,11 +18,11 @@ from cli.data_dir import DataDir
 from cli.embedded import embedded_services
 from cli.supervisor import RestartPolicy, Supervisor
 from migrations.run import upgrade
-from tests.oracle import check
-from tests.processes import PATIENCE, await_condition
-from tests.proxies import proxied
-from tests.service import Service, all_jobs, job_id_of
-from tests.small_disk import services_on_a_small_disk
+from tests.support.oracle import check
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.proxies import proxied
+from tests.support.service import Service, all_jobs, job_id_of
+from tests.support.small_disk import services_on_a_small_disk
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from engine import SamplingParams
-from tests.fake_worker import BREAK, HANG, POISON, load
-from tests.oracle import check
-from tests.pipeline import Pipeline
-from tests.processes import PATIENCE, await_condition
+from tests.support.fake_worker import BREAK, HANG, POISON, load
+from tests.support.oracle import check
+from tests.support.pipeline import Pipeline
+from tests.support.processes import PATIENCE, await_condition
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.settings import Settings
-from tests.rows import Rows, rows_in
-from tests.services import Services
+from tests.support.rows import Rows, rows_in
+from tests.support.services import Services
 
 
 @pytest.fixture(scope="module")

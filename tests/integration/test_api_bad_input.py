@@ -14,8 +14,8 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.settings import Settings
-from tests.api_server import NDJSON, Api, anonymous, error_of, running_api
-from tests.rows import Rows
+from tests.support.api_server import NDJSON, Api, anonymous, error_of, running_api
+from tests.support.rows import Rows
 
 LONGEST_LINE = 10_000
 LONGEST_BODY = 200_000

@@ -13,10 +13,10 @@ import pytest
 
 from jobs.keys import new_key
 from jobs.settings import Settings
-from tests.api_server import Api, anonymous, error_of, running_api, served
-from tests.processes import await_condition
-from tests.proxies import Proxy, proxied
-from tests.rows import Rows
+from tests.support.api_server import Api, anonymous, error_of, running_api, served
+from tests.support.processes import await_condition
+from tests.support.proxies import Proxy, proxied
+from tests.support.rows import Rows
 
 CANARY = "canary-7f3a"
 

@@ -13,9 +13,9 @@ import pytest
 
 from jobs.queries import submission
 from jobs.settings import Settings
-from tests.api_server import Api, error_of, running_api
-from tests.processes import PATIENCE, await_condition
-from tests.rows import Rows
+from tests.support.api_server import Api, error_of, running_api
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.rows import Rows
 
 BODY = b'{"custom_id":"a","prompt":"one"}\n{"custom_id":"b","prompt":"two"}\n'
 

@@ -14,9 +14,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from jobs.settings import Settings
-from tests.api_server import Api, error_of, running_api
-from tests.rows import Rows
-from tests.services import Services
+from tests.support.api_server import Api, error_of, running_api
+from tests.support.rows import Rows
+from tests.support.services import Services
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ import pytest
 from api.submission import DEAD_AFTER
 from jobs.queries.submission import upload_lock
 from jobs.settings import Settings
-from tests.api_server import NDJSON, anonymous, error_of, new_key, running_api
-from tests.processes import PATIENCE, await_condition
-from tests.rows import rows_in
+from tests.support.api_server import NDJSON, anonymous, error_of, new_key, running_api
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.rows import rows_in
 
 CANARY = "canary-51c0"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.requests import JobHead, PromptLine
 from jobs.settings import Settings
-from tests.api_server import NDJSON, Api, running_api
+from tests.support.api_server import NDJSON, Api, running_api
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.support.processes import PATIENCE
 
 HANGING = """
 import threading

@@ -12,8 +12,8 @@ import pytest
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Hold
 from jobs.settings import Settings
-from tests.processes import PATIENCE, await_condition
-from tests.rows import MODEL, Rows, answered
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.rows import MODEL, Rows, answered
 from worker import writer as writer_module
 from worker.claims import MOST_UNWRITTEN, ClaimLoop
 from worker.lease import Lease

@@ -21,10 +21,10 @@ from jobs.database import DatabaseNotConfigured
 from jobs.queries import settling, upkeep
 from jobs.queues import COURIER_QUEUE, DRAIN_TASK, NUDGE_TASK, BrokerNotConfigured, model_queue
 from jobs.settings import Settings
-from tests.processes import PATIENCE, await_condition
-from tests.proxies import proxied
-from tests.receivers import receiver
-from tests.rows import MODEL, Rows
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.proxies import proxied
+from tests.support.receivers import receiver
+from tests.support.rows import MODEL, Rows
 from worker import sweeps
 from worker.app import make_app
 from worker.courier import run_courier

@@ -13,10 +13,10 @@ from standardwebhooks.webhooks import Webhook
 
 from jobs.database import connect
 from jobs.settings import Settings
-from tests.processes import PATIENCE, await_condition
-from tests.proxies import proxied
-from tests.receivers import black_hole, raw_receiver, receiver
-from tests.rows import Rows
+from tests.support.processes import PATIENCE, await_condition
+from tests.support.proxies import proxied
+from tests.support.receivers import black_hole, raw_receiver, receiver
+from tests.support.rows import Rows
 from worker import dispatch
 from worker.addresses import AddressPolicy
 from worker.dispatch import Dispatcher

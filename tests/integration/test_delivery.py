@@ -17,7 +17,7 @@ from standardwebhooks.webhooks import Webhook
 
 from jobs.keys import new_webhook_secret
 from jobs.queries.webhooks import DueDelivery
-from tests.receivers import (
+from tests.support.receivers import (
     RawReceiver,
     black_hole,
     dripping_body,

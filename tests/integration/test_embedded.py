@@ -26,13 +26,13 @@ from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded import EmbeddedServiceError, embedded_services
 from cli.embedded import binaries as embedded_binaries
-from tests.embedded_host import REFUSED
-from tests.processes import PATIENCE, await_condition, await_gone, family
+from tests.support.embedded_host import REFUSED
+from tests.support.processes import PATIENCE, await_condition, await_gone, family
 
 REPOSITORY = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
-WITHOUT_NAMESPACES = (sys.executable, "-m", "tests.without_namespaces")
+WITHOUT_NAMESPACES = (sys.executable, "-m", "tests.support.without_namespaces")
 
 
 @dataclass
@@ -73,7 +73,7 @@ def _libpq_url(url: str) -> str:
 
 
 def _command(data_dir: Path, prefix: Sequence[str] = ()) -> list[str]:
-    return [*prefix, sys.executable, "-m", "tests.embedded_host", str(data_dir)]
+    return [*prefix, sys.executable, "-m", "tests.support.embedded_host", str(data_dir)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import LeaseLost
 from jobs.queries.claiming import ClaimedRequest, give_back, still_held
-from tests.rows import Rows
+from tests.support.rows import Rows
 
 
 def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:

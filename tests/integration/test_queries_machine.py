@@ -24,7 +24,7 @@ from jobs.queries import workers
 from jobs.queries.claiming import ClaimedRequest, claim, give_back, still_held
 from jobs.queries.settling import Outcome, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
 from jobs.states import JobState, RequestState
-from tests.rows import MODEL, Rows, answered
+from tests.support.rows import MODEL, Rows, answered
 
 MAX_DEATHS = 3
 SOLO = 2

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from jobs.queries.claiming import claim
 from jobs.queries.settling import settle
-from tests.rows import MODEL, Rows, answered
+from tests.support.rows import MODEL, Rows, answered
 
 LINES = 6_000
 LIMIT = 64

@@ -26,8 +26,8 @@ from jobs.queries.settling import (
 )
 from jobs.queries.workers import end
 from jobs.states import JobState, RequestState
-from tests.processes import await_condition
-from tests.rows import ANSWER, MODEL, Rows, answered
+from tests.support.processes import await_condition
+from tests.support.rows import ANSWER, MODEL, Rows, answered
 
 RECEIVER = "https://receiver.example/hook"
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from jobs.queries import reading, submission, upkeep
 from jobs.requests import StagedLine
-from tests.rows import MODEL, Rows
+from tests.support.rows import MODEL, Rows
 
 TABLES = ("jobs", "requests", "bodies", "results", "events", "deliveries", "idempotency_keys")
 

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from jobs.queries import webhooks
 from jobs.queries.webhooks import DueDelivery
-from tests.rows import Rows
+from tests.support.rows import Rows
 
 
 def test_a_delivery_says_what_the_event_must_hold(rows: Rows) -> None:

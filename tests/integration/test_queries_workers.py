@@ -13,8 +13,8 @@ from jobs.queries.claiming import still_held
 from jobs.queries.settling import reap_worker
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
-from tests.processes import await_condition
-from tests.rows import MODEL, Rows
+from tests.support.processes import await_condition
+from tests.support.rows import MODEL, Rows
 
 
 def test_registering_makes_the_model_known(rows: Rows) -> None:

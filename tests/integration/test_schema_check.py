@@ -10,7 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from cli.schema_check import compare, differences, read_schema
 from jobs.database import sqlalchemy_url
-from tests.services import Services
+from tests.support.services import Services
 
 
 @pytest.fixture(scope="module")

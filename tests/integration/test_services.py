@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 
 from jobs.tables import metadata
-from tests.services import Services
+from tests.support.services import Services
 
 
 def _tables(url: str) -> set[str]:

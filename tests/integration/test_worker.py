@@ -13,10 +13,10 @@ from sqlalchemy import text
 
 from jobs.queries.settling import cancel_job, settle_open
 from jobs.queues import DRAIN_TASK, model_queue
-from tests.fake_worker import MODEL
-from tests.oracle import check
-from tests.pipeline import Pipeline
-from tests.processes import PATIENCE, await_condition
+from tests.support.fake_worker import MODEL
+from tests.support.oracle import check
+from tests.support.pipeline import Pipeline
+from tests.support.processes import PATIENCE, await_condition
 from worker.app import make_app
 
 

@@ -11,7 +11,7 @@ from engine import Engine, EngineConfig, SamplingParams
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.states import RequestState
-from tests.processes import await_condition
+from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
 from worker.engine_owner import EngineOwner, Listeners
 

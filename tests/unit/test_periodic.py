@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tests.processes import PATIENCE, await_condition
+from tests.support.processes import PATIENCE, await_condition
 from worker import periodic
 from worker.periodic import Periodic, is_away
 

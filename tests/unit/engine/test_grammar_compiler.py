@@ -20,7 +20,7 @@ from engine.grammar.matcher import Grammar, MaskFiller, Matcher
 from engine.grammar.source import grammar_text
 from engine.grammar.trial_process import TrialFailed, TrialProcess
 from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
-from tests.processes import await_condition
+from tests.support.processes import await_condition
 from tests.unit.engine.hostile import HOSTILE
 from tests.unit.engine.test_text import byte_level
 

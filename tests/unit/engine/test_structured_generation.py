@@ -24,7 +24,7 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams, Structur
 from engine.errors import RequestRejected
 from engine.grammar.limits import GrammarLimits
 from engine.text import Text
-from tests.processes import await_condition
+from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.hostile import HOSTILE
 from tests.unit.engine.test_grammar_compiler import PATIENCE, trials

@@ -1,6 +1,6 @@
 """As root, run a command where user namespaces are forbidden, as they are in most containers.
 
-    python -m tests.without_namespaces COMMAND ...
+    python -m tests.support.without_namespaces COMMAND ...
 
 The command runs in a user namespace that maps every user to itself and whose own limit of further namespaces is zero:
 to it, root is root, and `unshare` fails as it does under Docker's seccomp profile (with ENOSPC in place of EPERM).

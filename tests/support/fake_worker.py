@@ -1,4 +1,4 @@
-"""A real worker process around a fake model: `python -m tests.fake_worker`.
+"""A real worker process around a fake model: `python -m tests.support.fake_worker`.
 
 Everything is the product's own but the runner, which is a function of the token history. How slow it is, and which
 prompts kill, hang or break it, is decided here.

@@ -21,7 +21,7 @@ from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook
 from jobs.settings import Settings
 from jobs.states import RequestState
 from jobs.tables import metadata
-from tests import oracle
+from tests.support import oracle
 
 MODEL = ModelLimits("demo", max_model_len=128, vocab_size=100)
 ANSWER = b'{"response":{"status_code":200},"error":null}'

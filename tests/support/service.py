@@ -18,11 +18,11 @@ import orjson
 from engine import SamplingParams
 from jobs.ids import JOB_PREFIX, parse_id
 from jobs.settings import Settings
-from tests.api_server import anonymous, new_key
-from tests.fake_worker import MODEL, load
-from tests.oracle import check
-from tests.pipeline import QUICK, Pipeline
-from tests.processes import PATIENCE, await_condition
+from tests.support.api_server import anonymous, new_key
+from tests.support.fake_worker import MODEL, load
+from tests.support.oracle import check
+from tests.support.pipeline import QUICK, Pipeline
+from tests.support.processes import PATIENCE, await_condition
 
 MAX_TOKENS = 20
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.processes import await_condition
+from tests.support.processes import await_condition
 
 Reply = tuple[int, dict[str, str]]
 

@@ -1,6 +1,6 @@
 """A process that runs the embedded services until it is told to stop, or killed.
 
-    python -m tests.embedded_host DATA_DIR
+    python -m tests.support.embedded_host DATA_DIR
 
 Prints one line of JSON once both are ready: {"database_url", "redis_url", "pids"}. A refusal goes to stderr, status 3.
 """

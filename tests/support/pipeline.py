@@ -21,8 +21,8 @@ from jobs.queries import settling, submission, tenants
 from jobs.queries.reading import Job, get_job
 from jobs.requests import JobHead, ModelLimits, Params, parse_request
 from jobs.settings import Settings
-from tests.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
-from tests.processes import PATIENCE, await_condition
+from tests.support.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
+from tests.support.processes import PATIENCE, await_condition
 
 # Clocks short enough for a test, in the proportions of the real ones.
 QUICK = {
@@ -84,7 +84,7 @@ class Pipeline:
         """The same, without waiting; the caller ends it."""
         with (self.directory / "worker.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.fake_worker"],
+                [sys.executable, "-m", "tests.support.fake_worker"],
                 env={
                     **os.environ,
                     **QUICK,

@@ -59,7 +59,15 @@ def services_on_a_small_disk(directory: Path, *, size: int) -> Iterator[SmallDis
     """Postgres and Valkey on a disk of `size` bytes. Skips the test where none can be mounted."""
     mounted = directory / "disk"
     mounted.mkdir()
-    command = [*_namespace(mounted), str(size), str(mounted), sys.executable, "-m", "tests.embedded_host", str(mounted)]
+    command = [
+        *_namespace(mounted),
+        str(size),
+        str(mounted),
+        sys.executable,
+        "-m",
+        "tests.support.embedded_host",
+        str(mounted),
+    ]
     with (directory / "host.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:

@@ -17,7 +17,7 @@ from jobs import keys
 from jobs.database import connect
 from jobs.queries import tenants
 from jobs.settings import Settings
-from tests.processes import PATIENCE, await_condition
+from tests.support.processes import PATIENCE, await_condition
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
