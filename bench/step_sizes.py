@@ -1,7 +1,7 @@
 """What the size of a step brings on this CPU: `python -m bench.step_sizes`.
 
 Prompts: engines that read a fixed number of tokens a step and one that chooses the number by what its steps took
-(`engine/step_size.py`) take turns; a ratio is that of two turns of the same round. The one that chooses knows nothing
+(`engine/scheduling/prefill_budget.py`) take turns; a ratio is that of two turns of the same round. The one that chooses knows nothing
 at first. Decodes: tokens a second of one engine, by how many sequences decode together.
 """
 
@@ -23,7 +23,7 @@ from bench.models import save_config
 from bench.report import save
 from bench.workload import FIRST_TOKEN, LAST_TOKEN
 from engine import Engine, EngineConfig, SamplingParams
-from engine.step_size import StepSize, measured_sizes
+from engine.scheduling.prefill_budget import StepSize, measured_sizes
 
 MOST = 2048
 FIXED = (2048, 512, 256)

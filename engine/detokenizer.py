@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
+from engine.scheduling.stop_conditions import Stop
 from engine.stop_strings import StopScanner
-from engine.stopping import Stop
 
 if TYPE_CHECKING:
     from engine.text import Text

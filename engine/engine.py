@@ -19,26 +19,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.admission import RequestSizes
 from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Decoding, Runner
-from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
 from engine.flight import Flight
-from engine.grammar.waiting import GrammarQueue
 from engine.isolation import Isolated, filled_blocks, isolate
-from engine.lookahead import Lookahead
 from engine.outcome import Outcome, read_logits
 from engine.outputs import EngineStats, FinishReason, RequestOutput
-from engine.request_limits import RequestLimits
 from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
 from engine.sampling_params import SamplingParams
-from engine.scheduled import Scheduled
-from engine.scheduler import Limits, Scheduler, Step
-from engine.sequence import Request, Sequence
-from engine.step_size import StepSize, measured_sizes
-from engine.stopping import Stop, token_stop
+from engine.scheduling.admission import RequestSizes
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.decode_steps import Lookahead
+from engine.scheduling.grammar_queue import GrammarQueue
+from engine.scheduling.prefill_budget import StepSize, measured_sizes
+from engine.scheduling.request_limits import RequestLimits
+from engine.scheduling.scheduler import Limits, Scheduler, Step
+from engine.scheduling.sequence import Request, Sequence
+from engine.scheduling.step import Scheduled
+from engine.scheduling.stop_conditions import Stop, token_stop
 from engine.throughput import Throughput
 from engine.token_counts import TokenCounts
 

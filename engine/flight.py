@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batch import Batch, Burst, Decoding, Runner
-from engine.scheduled import Scheduled
-from engine.scheduler import Step
+from engine.scheduling.scheduler import Step
+from engine.scheduling.step import Scheduled
 
 
 @dataclass(frozen=True, slots=True)

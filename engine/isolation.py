@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import torch
 
 from engine.errors import EngineFailed
-from engine.scheduled import Scheduled
+from engine.scheduling.step import Scheduled
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,7 @@ import torch
 
 from engine.outputs import TokenLogprobs
 from engine.sampler import Sampled, Sampler
-from engine.scheduled import Scheduled
+from engine.scheduling.step import Scheduled
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
 from engine.errors import EngineFailed, RequestFailed, RequestRejected
-from engine.pressure import Pressure
+from engine.scheduling.memory_backoff import Pressure
 from engine.text import Text
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.test_text import byte_level

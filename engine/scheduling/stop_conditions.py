@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import NamedTuple
 
 from engine.outputs import FinishReason
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 
 class Stop(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from engine.sequence import Sequence, Status
+from engine.scheduling.sequence import Sequence, Status
 
 _Entry = tuple[tuple[int, int, int], Sequence]
 

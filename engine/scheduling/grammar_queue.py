@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from engine.sequence import Request, Status
+from engine.scheduling.sequence import Request, Status
 
 if TYPE_CHECKING:
     from engine.batch import Runner

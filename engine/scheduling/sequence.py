@@ -6,11 +6,11 @@ from collections.abc import Sequence as Sequence_
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from engine.block_manager import BlockTable
 from engine.device_state import decodes_on_device
 from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampler import SamplingState
 from engine.sampling_params import SamplingParams
+from engine.scheduling.block_manager import BlockTable
 from engine.stop_strings import StopScanner
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.admission import Forecast, RequestSizes
+from engine.scheduling.admission import Forecast, RequestSizes
 
 
 def forecast(sequences: list[tuple[int, int]], shared: int = 0, block_size: int = 1) -> Forecast:

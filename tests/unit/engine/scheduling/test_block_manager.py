@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.block_manager import BlockManager, BlockTable
+from engine.scheduling.block_manager import BlockManager, BlockTable
 
 
 def filled(blocks: BlockManager, token_ids: list[int], salt: bytes = b"") -> BlockTable:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.batch import Batch
-from engine.step_size import StepSize, measured_sizes
+from engine.scheduling.prefill_budget import StepSize, measured_sizes
 from tests.unit.engine.fake_runner import FakeRunner
 
 REST = 128

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.lookahead import Lookahead
-from engine.scheduler import Step
+from engine.scheduling.decode_steps import Lookahead
+from engine.scheduling.scheduler import Step
 from tests.unit.engine.fake_runner import FakeRunner
 
 

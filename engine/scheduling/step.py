@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.batch import BatchEntry, DecodeEntry, row_of
-from engine.sequence import Sequence, Status
+from engine.scheduling.sequence import Sequence, Status
 
 
 @dataclass(frozen=True, slots=True)

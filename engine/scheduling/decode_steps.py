@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 
-from engine.admission import RequestSizes
-from engine.block_manager import BlockManager
-from engine.scheduled import Scheduled
+from engine.scheduling.admission import RequestSizes
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.step import Scheduled
 
 _MOST = 16
 """The most steps unless the configuration says otherwise."""

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.admission import Forecast, RequestSizes
-from engine.block_manager import BlockManager, Hit
-from engine.lookahead import Lookahead
-from engine.pressure import Pressure
-from engine.scheduled import Scheduled
-from engine.sequence import Sequence, Status
-from engine.step_size import StepSize
-from engine.waiting import WaitingQueue
+from engine.scheduling.admission import Forecast, RequestSizes
+from engine.scheduling.block_manager import BlockManager, Hit
+from engine.scheduling.decode_steps import Lookahead
+from engine.scheduling.memory_backoff import Pressure
+from engine.scheduling.prefill_budget import StepSize
+from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.step import Scheduled
+from engine.scheduling.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
