@@ -70,7 +70,7 @@ def _turn(directory: Path, precision: str) -> dict[str, float]:
 def _start(directory: Path, precision: str) -> None:
     """What is measured: load, generate a token, say so."""
     from engine import Engine, EngineConfig, SamplingParams
-    from engine.runner import ModelRunner
+    from engine.execution.model_runner import ModelRunner
 
     is_int8 = precision == "int8"
     config = EngineConfig(

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.batch import Batch, BatchEntry
+from engine.execution.model_runner import ModelRunner
 from engine.kv_cache import position_bytes
 from engine.models.moe import SparseMLP
-from engine.runner import ModelRunner
 from kernels.launch import Launch
 
 TORCH_PRODUCT = "torch product"

@@ -29,7 +29,7 @@ from engine.demand import (
     mixtures_by_rows,
     positions_seen,
 )
-from engine.runner import ModelRunner
+from engine.execution.model_runner import ModelRunner
 
 PRODUCTS = "matrix products"
 DECODES = "attention, decodes"

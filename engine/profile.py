@@ -41,10 +41,10 @@ from engine.demand import attention_work, exchanged, linears, mixtures, position
 from engine.device_limits import DeviceLimits, measure_limits
 from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
+from engine.execution.model_runner import ModelRunner
 from engine.kv_cache import KVCache
 from engine.linears.packed import PackedLinear
 from engine.linears.quantized import QuantizedLinear
-from engine.runner import ModelRunner
 
 LOOP = "loop"
 SCHEDULER = "scheduler"

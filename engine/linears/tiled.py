@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.row_tiles import ROWS, in_tiles
+from engine.execution.fixed_passes import ROWS, in_tiles
 from engine.threads import Threads
 
 _EXPERT_ROWS = 8

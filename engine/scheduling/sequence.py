@@ -6,7 +6,7 @@ from collections.abc import Sequence as Sequence_
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from engine.device_state import decodes_on_device
+from engine.execution.decode_state import decodes_on_device
 from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampler import SamplingState
 from engine.sampling_params import SamplingParams

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ModelError, UnsupportedModel
-from engine.invariance import check_invariance
+from engine.execution.batch_invariance import check_invariance
+from engine.execution.model_runner import ModelRunner
 from engine.outputs import TokenLogprobs
-from engine.runner import ModelRunner
 from tests.parity.comparing import assert_same, generate_with_preemptions, greedy
 from tests.parity.conftest import NUM_TOKENS, Saved
 from tests.parity.tiny_models import GENERIC, NATIVE

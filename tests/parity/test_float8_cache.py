@@ -13,7 +13,7 @@ from torch import Tensor
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention import make_backend, plain
 from engine.errors import ModelError
-from engine.runner import ModelRunner
+from engine.execution.model_runner import ModelRunner
 from kernels import device as kernels_device
 from kernels.float8 import dequantize_torch, quantize_torch
 from tests.parity.tiny_models import NATIVE

@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from engine import Engine, EngineConfig
 from engine.errors import InvalidWeights, UnsupportedModel
+from engine.execution.model_runner import ModelRunner
 from engine.models.generic import GenericDecoder
-from engine.runner import ModelRunner
 from tests.parity.comparing import assert_close, assert_same, generate_with_preemptions, greedy
 from tests.parity.conftest import NUM_TOKENS, Saved
 from tests.parity.tiny_models import GENERIC, MORE_GENERIC, TinyModel

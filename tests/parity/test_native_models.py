@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from engine import Engine, EngineConfig
 from engine.attention.cpu import CpuAttention
+from engine.execution.model_runner import ModelRunner
 from engine.models.registry import NATIVE as NATIVE_TYPES
-from engine.runner import ModelRunner
 from kernels.cpu.library import CpuKernelsUnavailable, library
 from tests.parity.comparing import (
     assert_close,

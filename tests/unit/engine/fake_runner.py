@@ -14,10 +14,10 @@ import torch
 
 from engine.attention import DecodeLayout
 from engine.batch import Batch, BatchEntry, Burst, Decoding
-from engine.device_state import DeviceState
+from engine.execution.decode_state import DeviceState
+from engine.execution.multi_step import MultiStepDecoder
 from engine.graphs import EagerGraphs
 from engine.models.decoder import TokenInputs
-from engine.multistep import MultiStepDecoder
 
 _STATES = 1009
 _SEATS = 1024

@@ -33,8 +33,8 @@ from engine.device_profile import (
     busy_seconds,
     covered,
 )
+from engine.execution.model_runner import ModelRunner
 from engine.profile import ATTENTION, LINEARS
-from engine.runner import ModelRunner
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
+from engine.execution.model_runner import ModelRunner
 from engine.hub import load_config, resolve_model, weight_files
 from engine.kv_cache import KVCache
 from engine.loader import Filling, empty_model, load_weights
-from engine.runner import ModelRunner
 from engine.staging import Staging
 from tests.unit.kernels.cpu_variants import cpu_library
 
@@ -256,7 +256,7 @@ import resource, sys
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from engine import EngineConfig
 from engine.models.llama import Llama
-from engine.runner import ModelRunner
+from engine.execution.model_runner import ModelRunner
 config = EngineConfig(device="cpu", num_kv_blocks=1, quantization=sys.argv[3] or None)
 load = lambda directory: ModelRunner.from_pretrained(directory, config)
 load(sys.argv[1])

@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 from engine import EngineConfig
 from engine.hub import resolve_model
-from engine.runner import ModelRunner, load_config
+from engine.execution.model_runner import ModelRunner, load_config
 
 def status(name):
     return int(Path("/proc/self/status").read_text().partition(name + ":")[2].split()[0]) * 1024

@@ -12,8 +12,8 @@ from transformers import GPT2Config
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention.triton import TritonAttention
 from engine.demand import positions_seen
+from engine.execution.model_runner import ModelRunner
 from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
-from engine.runner import ModelRunner
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 from tests.unit.engine.fake_runner import FakeRunner

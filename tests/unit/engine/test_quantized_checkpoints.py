@@ -15,8 +15,8 @@ from torch import Tensor
 from engine import loader
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, UnsupportedModel
+from engine.execution.model_runner import ModelRunner
 from engine.linears.quantized import QuantizedLinear
-from engine.runner import ModelRunner
 from tests.parity.quantizing import Scheme, awq, compressed_tensors, fp8_block, fp8_tensor, gptq, same_order
 
 SIZES = {

@@ -11,10 +11,10 @@ import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding, row_of
-from engine.device_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.errors import EngineFailed
+from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
+from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.graphs import batch_size
-from engine.multistep import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.sampler import Sampler, SamplingState
 from engine.text import Text
 from kernels.device import interprets
@@ -421,7 +421,7 @@ class TestDeviceState:
             sent.append(len(packed))
             return torch.from_numpy(packed)
 
-        monkeypatch.setattr("engine.device_state.to_device", spy)
+        monkeypatch.setattr("engine.execution.decode_state.to_device", spy)
         whole_row = 1 + NUM_COLUMNS
         state.update([self.entry(5, [3, 4])], 1, 4)
         assert sent.pop() == 1 + whole_row + 2 * 2

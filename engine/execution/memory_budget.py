@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
-from engine.device_state import NUM_COLUMNS
 from engine.errors import ModelError
+from engine.execution.decode_state import NUM_COLUMNS
 from engine.sampler import Sampler, SamplingState
 from engine.sampling_params import SamplingParams
 

@@ -9,10 +9,10 @@ import torch
 
 from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
-from engine.device_state import DeviceState
+from engine.execution.decode_state import DeviceState
+from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes
+from engine.execution.model_runner import ModelRunner
 from engine.graphs import batch_size
-from engine.runner import ModelRunner
-from engine.warm_up import graph_bytes, largest_decode, largest_step, state_bytes
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 
@@ -67,7 +67,7 @@ def test_buffers_of_attention_are_there_before_the_cache_is_sized(
         return config.num_kv_blocks
 
     monkeypatch.setattr(TritonAttention, "reserve", reserve)
-    monkeypatch.setattr("engine.runner.choose_num_blocks", choose)
+    monkeypatch.setattr("engine.execution.model_runner.choose_num_blocks", choose)
     config = EngineConfig(
         device="cpu",
         dtype="float32",

@@ -25,9 +25,9 @@ from engine.attention import (
     StepLayout,
     TorchAttention,
 )
+from engine.execution.model_runner import ModelRunner
+from engine.execution.multi_step import MultiStepDecoder
 from engine.kv_cache import KVCache
-from engine.multistep import MultiStepDecoder
-from engine.runner import ModelRunner
 from tests.parity.tiny_models import NATIVE
 
 
