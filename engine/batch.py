@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-    from engine.sampler import SamplingState
+    from engine.sampling.sampler import SamplingState
 
 
 def row_of(seat: int) -> int:

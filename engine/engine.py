@@ -27,7 +27,8 @@ from engine.flight import Flight
 from engine.isolation import Isolated, filled_blocks, isolate
 from engine.outcome import Outcome, read_logits
 from engine.outputs import EngineStats, FinishReason, RequestOutput
-from engine.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
+from engine.sampling.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
+from engine.sampling.token_counts import TokenCounts
 from engine.sampling_params import SamplingParams
 from engine.scheduling.admission import RequestSizes
 from engine.scheduling.block_manager import BlockManager
@@ -40,7 +41,6 @@ from engine.scheduling.sequence import Request, Sequence
 from engine.scheduling.step import Scheduled
 from engine.scheduling.stop_conditions import Stop, token_stop
 from engine.throughput import Throughput
-from engine.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from engine.grammar.limits import GrammarLimits

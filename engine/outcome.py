@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.outputs import TokenLogprobs
-from engine.sampler import Sampled, Sampler
+from engine.sampling.sampler import Sampled, Sampler
 from engine.scheduling.step import Scheduled
 
 

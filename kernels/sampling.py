@@ -5,7 +5,7 @@
     top-k   keeps what is at least the k-th largest x
     top-p   keeps, from the largest down, tokens as long as those before hold less than p of what top-k kept
     min-p   keeps what has at least min_p times the largest probability                        (arXiv 2407.01082)
-    u       one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion); see `engine/philox.py`
+    u       one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion); see `engine/sampling/philox.py`
 
 Ties with the last token kept are kept. Temperature 0 is greedy: the largest, of equals the first.
 
@@ -44,7 +44,7 @@ _BLOCK = 2048
 
 @triton.jit
 def uniform(seed, position, index):
-    """A number in [0, 1), the bits of `engine.philox.uniform`."""
+    """A number in [0, 1), the bits of `engine.sampling.philox.uniform`."""
     zero = index.to(tl.uint32) * 0
     word, _, _, _ = tl.philox(seed, position.to(tl.uint32), zero, index.to(tl.uint32), zero)
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08

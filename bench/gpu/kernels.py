@@ -26,8 +26,8 @@ from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, 
 from engine.config import EngineConfig
 from engine.demand import Mixture
 from engine.device_limits import DeviceLimits, LimitSizes, measure_limits, seconds_of
-from engine.drawing import Filters, draw
 from engine.kv_cache import KVCache, position_bytes
+from engine.sampling.filters import Filters, draw
 from kernels.device import has_kernels
 from kernels.expert_mlp import expert_mlp, expert_mlp_torch
 from kernels.quantized_matmul import (

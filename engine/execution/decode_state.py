@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import DecodeEntry
-from engine.sampler import SamplingState
+from engine.sampling.sampler import SamplingState
 from engine.transfer import to_device
 
 MAX_STOP_TOKENS = 8

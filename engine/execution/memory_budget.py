@@ -19,7 +19,7 @@ from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.execution.decode_state import NUM_COLUMNS
-from engine.sampler import Sampler, SamplingState
+from engine.sampling.sampler import Sampler, SamplingState
 from engine.sampling_params import SamplingParams
 
 _GRAPH_SHARE = 1 / 32

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.execution.decode_state import decodes_on_device
 from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
-from engine.sampler import SamplingState
+from engine.sampling.sampler import SamplingState
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_manager import BlockTable
 from engine.stop_strings import StopScanner

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.philox import uniform as uniform_torch
+from engine.sampling.philox import uniform as uniform_torch
 from kernels import sampling
 from kernels.sampling import NONE_ALLOWED, NOT_FINITE, argmax, sample, sample_torch
 

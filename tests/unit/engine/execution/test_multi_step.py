@@ -15,7 +15,7 @@ from engine.errors import EngineFailed
 from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.graphs import batch_size
-from engine.sampler import Sampler, SamplingState
+from engine.sampling.sampler import Sampler, SamplingState
 from engine.text import Text
 from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
@@ -402,7 +402,7 @@ def test_the_sampler_chooses_the_same_in_one_launch(monkeypatch: pytest.MonkeyPa
     logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(5)) * 4
     expected = Sampler(700).sample(logits.clone(), states)
     greedy = Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3])
-    for module in ("engine.sampler", "engine.drawing"):
+    for module in ("engine.sampling.sampler", "engine.sampling.filters"):
         monkeypatch.setattr(f"{module}.has_kernels", lambda logits: True)
     assert Sampler(700).sample(logits.clone(), states) == expected
     assert Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3]) == greedy

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.drawing import Filters, draw, most_likely
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
+from engine.sampling.filters import Filters, draw, most_likely
+from engine.sampling.token_counts import TokenCounts
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.token_counts import TokenCounts
 from kernels.device import has_kernels
 from kernels.log_probs import log_probs
 from kernels.penalties import penalize

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.philox import uniform
+from engine.sampling.philox import uniform
 from kernels.device import has_kernels
 from kernels.sampling import sample
 

@@ -11,10 +11,10 @@ import torch
 from transformers.generation import logits_process as hf
 
 from engine import SamplingParams
-from engine.drawing import Filters, draw, filter_logits, most_likely
-from engine.philox import uniform
-from engine.sampler import Sampler, SamplingState
-from engine.token_counts import TokenCounts
+from engine.sampling.filters import Filters, draw, filter_logits, most_likely
+from engine.sampling.philox import uniform
+from engine.sampling.sampler import Sampler, SamplingState
+from engine.sampling.token_counts import TokenCounts
 
 VOCAB = 1003
 
@@ -270,7 +270,7 @@ class TestDraws:
         logits = fixed_logits(10)
         states = [state(SamplingParams(seed=n, top_p=0.9)) for n in range(10)]
         whole = Sampler(VOCAB).sample(logits.clone(), states)
-        monkeypatch.setattr("engine.drawing._MAX_SORTED", 3 * VOCAB)
+        monkeypatch.setattr("engine.sampling.filters._MAX_SORTED", 3 * VOCAB)
         assert Sampler(VOCAB).sample(logits.clone(), states) == whole
 
 
@@ -335,7 +335,7 @@ class TestDrawing:
     def test_only_rows_that_need_it_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sorted_rows: list[int] = []
         monkeypatch.setattr(
-            "engine.drawing.filter_logits",
+            "engine.sampling.filters.filter_logits",
             lambda logits, *rest: sorted_rows.append(len(logits)) or filter_logits(logits, *rest),
         )
         logits = fixed_logits(8, self.VOCAB, scale=6.0)
@@ -347,7 +347,9 @@ class TestDrawing:
         """The least and the greatest uniform number, with nothing kept at either end of the vocabulary."""
         logits = torch.full((2, 600), -100.0)
         logits[:, 270:290] = 0.0
-        monkeypatch.setattr("engine.drawing.uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64))
+        monkeypatch.setattr(
+            "engine.sampling.filters.uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64)
+        )
         for params in (SamplingParams(min_p=0.5), SamplingParams(top_k=20)):
             sampled = Sampler(600).sample(logits.clone(), [state(params), state(params)])
             assert [row.token_id for row in sampled] == [270, 289]
