@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from engine.sampling_params import SamplingParams
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.stop_conditions import Stop
-from engine.stop_strings import StopScanner
+from engine.tokenization.stop_strings import StopScanner
 
 if TYPE_CHECKING:
-    from engine.text import Text
+    from engine.tokenization.tokenizer import Text
 
 
 class Detokenizer:

@@ -45,7 +45,7 @@ from engine.throughput import Throughput
 if TYPE_CHECKING:
     from engine.grammar.limits import GrammarLimits
     from engine.profile import Profile
-    from engine.text import Text
+    from engine.tokenization.tokenizer import Text
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Engine:
         """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
         from engine.execution.model_runner import ModelRunner
         from engine.hub import resolve_model
-        from engine.text import Text
+        from engine.tokenization.tokenizer import Text
 
         config = config or EngineConfig()
         directory = resolve_model(path_or_id)

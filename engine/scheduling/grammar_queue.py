@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.grammar.compiler import GrammarCompiler
     from engine.grammar.limits import GrammarLimits
     from engine.structured_outputs import StructuredOutputs
-    from engine.text import Text
+    from engine.tokenization.tokenizer import Text
 
 # Seconds that `take` waits when there is nothing else to do.
 _PATIENCE = 0.05

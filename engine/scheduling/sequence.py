@@ -11,7 +11,7 @@ from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, T
 from engine.sampling.sampler import SamplingState
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_manager import BlockTable
-from engine.stop_strings import StopScanner
+from engine.tokenization.stop_strings import StopScanner
 
 if TYPE_CHECKING:
     from engine.grammar.compiler import Compiled

@@ -14,7 +14,7 @@ from demo.evaluate import LEAST_SHARE, score
 from demo.tasks import LONGEST_ANSWER, TASKS, holdout, mixed_holdout
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import InvalidPrompt
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 from kernels.cpu.library import CpuKernelsUnavailable, library
 
 MODEL = Path(demo.__file__).parent / "model"

@@ -13,9 +13,9 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
 from engine.errors import EngineFailed, RequestFailed, RequestRejected
 from engine.scheduling.memory_backoff import Pressure
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 from tests.unit.engine.fake_runner import FakeRunner
-from tests.unit.engine.test_text import byte_level
+from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 

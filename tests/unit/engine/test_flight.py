@@ -20,14 +20,14 @@ from engine.execution.model_runner import ModelRunner
 from engine.flight import Flight
 from engine.isolation import isolate
 from engine.structured_outputs import StructuredOutputs
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 from tests.parity.comparing import greedy, ragged_prompts
 from tests.parity.test_rope_scaling import LENGTHS, stretched
 from tests.parity.tiny_models import NATIVE
 from tests.unit.engine.execution.test_captured_decode import StaticAttention
 from tests.unit.engine.execution.test_multi_step import PROMPTS, said
 from tests.unit.engine.fake_runner import FakeRunner
-from tests.unit.engine.test_text import byte_level
+from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
 
 class Watched(FakeRunner):

@@ -22,7 +22,7 @@ from engine.grammar.trial_process import TrialFailed, TrialProcess
 from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
 from tests.support.processes import await_condition
 from tests.unit.engine.hostile import HOSTILE
-from tests.unit.engine.test_text import byte_level
+from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
 PATIENCE = 120
 

@@ -23,12 +23,12 @@ from demo.tokenizer import build_tokenizer
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams, StructuredOutputs
 from engine.errors import RequestRejected
 from engine.grammar.limits import GrammarLimits
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.hostile import HOSTILE
 from tests.unit.engine.test_grammar_compiler import PATIENCE, trials
-from tests.unit.engine.test_text import byte_level, with_byte_fallback
+from tests.unit.engine.tokenization.test_tokenizer import byte_level, with_byte_fallback
 
 EOS = 1
 COMPACT = {"whitespace_flexible": False}

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from demo.tokenizer import build_tokenizer
 from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
-from tests.unit.engine.test_text import byte_level, with_byte_fallback
+from tests.unit.engine.tokenization.test_tokenizer import byte_level, with_byte_fallback
 
 MakeTokenizer = Callable[[], PreTrainedTokenizerFast]
 

@@ -16,10 +16,10 @@ from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceSt
 from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.graphs import batch_size
 from engine.sampling.sampler import Sampler, SamplingState
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
-from tests.unit.engine.test_text import byte_level
+from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
 STEPS = 8
 LONG = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)

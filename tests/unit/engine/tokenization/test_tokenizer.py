@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InvalidPrompt, ModelError
-from engine.text import Text
+from engine.tokenization.tokenizer import Text
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "Grüße aus Köln", "naïve café", "one two three"] * 4
 SPECIAL = ["<s>", "</s>", "<unk>"]

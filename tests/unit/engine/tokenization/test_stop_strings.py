@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.stop_strings import Decode, StopScanner
+from engine.tokenization.stop_strings import Decode, StopScanner
 
 
 def of_bytes(token_ids: Sequence[int]) -> str:
