@@ -19,7 +19,7 @@ from bench.models import save_config
 from bench.ours import KV_CACHE_BYTES
 from bench.workload import Request, Workload
 from engine import Engine, EngineConfig, SamplingParams
-from engine.hub import load_config, resolve_model
+from engine.loading.hub import load_config, resolve_model
 from engine.profile import Profile
 
 WARM_UP_TOKENS = 4

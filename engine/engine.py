@@ -125,7 +125,7 @@ class Engine:
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig | None = None) -> Engine:
         """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
         from engine.execution.model_runner import ModelRunner
-        from engine.hub import resolve_model
+        from engine.loading.hub import resolve_model
         from engine.tokenization.tokenizer import Text
 
         config = config or EngineConfig()

@@ -23,10 +23,10 @@ from engine.execution.fixed_passes import cut, pad
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 from engine.execution.multi_step import MultiStepDecoder
 from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
-from engine.hub import eos_token_ids, load_config, resolve_model
 from engine.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.linears import LinearExchange, prepare_linears
-from engine.loader import load_model
+from engine.loading.hub import eos_token_ids, load_config, resolve_model
+from engine.loading.weights import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
 from engine.threads import Threads

@@ -54,7 +54,7 @@ import json, sys
 from pathlib import Path
 import torch
 from engine import EngineConfig
-from engine.hub import resolve_model
+from engine.loading.hub import resolve_model
 from engine.execution.model_runner import ModelRunner, load_config
 
 def status(name):

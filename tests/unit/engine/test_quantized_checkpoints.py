@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine import loader
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
 from engine.linears.quantized import QuantizedLinear
+from engine.loading import weights as loader
 from tests.parity.quantizing import Scheme, awq, compressed_tensors, fp8_block, fp8_tensor, gptq, same_order
 
 SIZES = {

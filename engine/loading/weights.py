@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
-from engine.hub import weight_files
 from engine.linears.quantized import QuantizedLinear
 from engine.linears.replacing import linear_places
+from engine.loading.buffer_pool import Staging
+from engine.loading.hub import weight_files
 from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
 from engine.models.generic import GenericDecoder
 from engine.models.registry import NATIVE
 from engine.quantization import QuantizedLayers, quantization_of
-from engine.staging import Staging
 from kernels.device import has_kernels
 from kernels.quantized_matmul import QuantizedWeight, joined
 

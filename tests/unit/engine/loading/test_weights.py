@@ -19,10 +19,10 @@ from engine.attention import AttentionLayer
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
-from engine.hub import load_config, resolve_model, weight_files
 from engine.kv_cache import KVCache
-from engine.loader import Filling, empty_model, load_weights
-from engine.staging import Staging
+from engine.loading.buffer_pool import Staging
+from engine.loading.hub import load_config, resolve_model, weight_files
+from engine.loading.weights import Filling, empty_model, load_weights
 from tests.unit.kernels.cpu_variants import cpu_library
 
 CPU = torch.device("cpu")
