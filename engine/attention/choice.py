@@ -12,8 +12,8 @@ from engine.attention.interface import AttentionBackend
 from engine.attention.plain import TorchAttention
 from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
+from engine.device.threads import Threads
 from engine.errors import ModelError
-from engine.threads import Threads
 from kernels.cpu.library import CpuKernelsUnavailable, library
 
 logger = logging.getLogger(__name__)

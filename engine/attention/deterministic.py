@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.device.threads import Threads
 from engine.kv_cache import KVCache
-from engine.threads import Threads
 from kernels.kv_write import write_kv_torch
 
 _POSITIONS = 32

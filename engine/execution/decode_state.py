@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from engine.batch import DecodeEntry
+from engine.device.transfer import to_device
 from engine.sampling.sampler import SamplingState
-from engine.transfer import to_device
 
 MAX_STOP_TOKENS = 8
 """Tokens that may end a sequence here. Whoever has more is decoded step by step."""

@@ -16,21 +16,21 @@ from torch import Tensor
 from engine.attention import CapturableAttention, DecodeLayout, StepLayout, make_backend
 from engine.batch import Batch, BatchEntry, Burst, Decoding
 from engine.config import EngineConfig
+from engine.device.cuda_graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
+from engine.device.threads import Threads
+from engine.device.transfer import to_device
 from engine.errors import ModelError, UnsupportedModel
 from engine.execution.batch_invariance import check_invariance
 from engine.execution.decode_state import DeviceState
 from engine.execution.fixed_passes import cut, pad
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 from engine.execution.multi_step import MultiStepDecoder
-from engine.graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
 from engine.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.linears import LinearExchange, prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
 from engine.loading.weights import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
-from engine.threads import Threads
-from engine.transfer import to_device
 
 
 class ModelRunner:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from engine.attention import DecodeLayout
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry
+from engine.device.cuda_graphs import Graphs, batch_size
 from engine.execution.decode_state import Column, DeviceState, real
-from engine.graphs import Graphs, batch_size
 from engine.models.decoder import TokenInputs
 from engine.sampling.filters import Filters, draw, most_likely
 from kernels.device import has_kernels

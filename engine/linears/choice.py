@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.config import EngineConfig
+from engine.device.threads import Threads
 from engine.errors import ModelError
 from engine.linears.onednn import OneDNNInt8Linear, OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
@@ -15,7 +16,6 @@ from engine.linears.replacing import linear_places, replace_embeddings, return_m
 from engine.linears.tiled import TiledLinear, TiledProduct
 from engine.models.decoder import Decoder
 from engine.models.moe import SparseMLP
-from engine.threads import Threads
 from kernels.cpu.library import CpuKernelsUnavailable, Library, library
 
 logger = logging.getLogger(__name__)

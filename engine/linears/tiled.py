@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.device.threads import Threads
 from engine.execution.fixed_passes import ROWS, in_tiles
-from engine.threads import Threads
 
 _EXPERT_ROWS = 8
 """Few, since a pass of `ROWS` tokens spreads over many experts."""

@@ -14,9 +14,9 @@ import torch
 
 from engine.attention import DecodeLayout
 from engine.batch import Batch, BatchEntry, Burst, Decoding
+from engine.device.cuda_graphs import EagerGraphs
 from engine.execution.decode_state import DeviceState
 from engine.execution.multi_step import MultiStepDecoder
-from engine.graphs import EagerGraphs
 from engine.models.decoder import TokenInputs
 
 _STATES = 1009

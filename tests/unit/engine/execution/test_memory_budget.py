@@ -9,10 +9,10 @@ import torch
 
 from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
+from engine.device.cuda_graphs import batch_size
 from engine.execution.decode_state import DeviceState
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes
 from engine.execution.model_runner import ModelRunner
-from engine.graphs import batch_size
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 

@@ -11,10 +11,10 @@ import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding, row_of
+from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
 from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
-from engine.graphs import batch_size
 from engine.sampling.sampler import Sampler, SamplingState
 from engine.tokenization.tokenizer import Text
 from kernels.device import interprets
