@@ -21,11 +21,12 @@ import torch
 
 from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Decoding, Runner
 from engine.config import EngineConfig
-from engine.detokenizer import Detokenizer
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
-from engine.flight import Flight
-from engine.isolation import Isolated, filled_blocks, isolate
-from engine.outcome import Outcome, read_logits
+from engine.loop.detokenizer import Detokenizer
+from engine.loop.fault_isolation import Isolated, filled_blocks, isolate
+from engine.loop.in_flight import Flight
+from engine.loop.step_result import Outcome, read_logits
+from engine.loop.throughput import Throughput
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
 from engine.sampling.token_counts import TokenCounts
@@ -40,7 +41,6 @@ from engine.scheduling.scheduler import Limits, Scheduler, Step
 from engine.scheduling.sequence import Request, Sequence
 from engine.scheduling.step import Scheduled
 from engine.scheduling.stop_conditions import Stop, token_stop
-from engine.throughput import Throughput
 
 if TYPE_CHECKING:
     from engine.grammar.limits import GrammarLimits

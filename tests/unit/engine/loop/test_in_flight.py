@@ -17,8 +17,8 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch, Burst, Decoding
 from engine.errors import EngineFailed
 from engine.execution.model_runner import ModelRunner
-from engine.flight import Flight
-from engine.isolation import isolate
+from engine.loop.fault_isolation import isolate
+from engine.loop.in_flight import Flight
 from engine.structured_outputs import StructuredOutputs
 from engine.tokenization.tokenizer import Text
 from tests.parity.comparing import greedy, ragged_prompts
