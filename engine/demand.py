@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.attention.kv_cache import position_bytes
 from engine.batch import Batch, BatchEntry
 from engine.execution.model_runner import ModelRunner
-from engine.kv_cache import position_bytes
 from engine.models.moe import SparseMLP
 from kernels.launch import Launch
 

@@ -36,13 +36,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from engine.attention import AttentionLayer, StepAttention, StepLayout, TurningAttention
+from engine.attention.kv_cache import KVCache
 from engine.batch import Batch, Burst, Decoding
 from engine.demand import attention_work, exchanged, linears, mixtures, positions_seen
 from engine.device_limits import DeviceLimits, measure_limits
 from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
 from engine.execution.model_runner import ModelRunner
-from engine.kv_cache import KVCache
 from engine.linears.packed import PackedLinear
 from engine.linears.quantized import QuantizedLinear
 

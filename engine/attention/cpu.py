@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
-from engine.kv_cache import KVCache
+from engine.attention.kv_cache import KVCache
 from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
 

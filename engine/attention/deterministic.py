@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.attention.kv_cache import KVCache
 from engine.device.threads import Threads
-from engine.kv_cache import KVCache
 from kernels.kv_write import write_kv_torch
 
 _POSITIONS = 32

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KVCache
+from engine.attention.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)

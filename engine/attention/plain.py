@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
-from engine.kv_cache import KVCache
+from engine.attention.kv_cache import KVCache
 from kernels.kv_write import write_kv_torch
 from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout, TurningAttention
+from engine.attention.kv_cache import KVCache
 from engine.device.transfer import to_device
 from engine.errors import ModelError
-from engine.kv_cache import KVCache
 from kernels.device import device_of
 from kernels.kv_write import rotate_and_write_kv, write_kv
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import CapturableAttention, DecodeLayout, StepLayout, make_backend
+from engine.attention.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.batch import Batch, BatchEntry, Burst, Decoding
 from engine.config import EngineConfig
 from engine.device.cuda_graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
@@ -25,7 +26,6 @@ from engine.execution.decode_state import DeviceState
 from engine.execution.fixed_passes import cut, pad
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 from engine.execution.multi_step import MultiStepDecoder
-from engine.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.linears import LinearExchange, prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
 from engine.loading.weights import load_model

@@ -12,7 +12,7 @@ from engine.device.threads import Threads
 from engine.errors import ModelError
 from engine.linears.onednn import OneDNNInt8Linear, OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
-from engine.linears.replacing import linear_places, replace_embeddings, return_memory, tied_embeddings
+from engine.linears.replace import linear_places, replace_embeddings, return_memory, tied_embeddings
 from engine.linears.tiled import TiledLinear, TiledProduct
 from engine.models.decoder import Decoder
 from engine.models.moe import SparseMLP

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.linears.quantized import QuantizedLinear
-from engine.linears.replacing import linear_places
+from engine.linears.replace import linear_places
 from engine.loading.buffer_pool import Staging
 from engine.loading.hub import weight_files
 from engine.models.decoder import Decoder, NativeDecoder, Target, Weights

@@ -26,8 +26,8 @@ from engine.grammar.limits import GrammarLimits
 from engine.tokenization.tokenizer import Text
 from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
+from tests.unit.engine.grammar.test_compiler import PATIENCE, trials
 from tests.unit.engine.hostile import HOSTILE
-from tests.unit.engine.test_grammar_compiler import PATIENCE, trials
 from tests.unit.engine.tokenization.test_tokenizer import byte_level, with_byte_fallback
 
 EOS = 1

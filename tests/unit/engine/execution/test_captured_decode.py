@@ -25,9 +25,9 @@ from engine.attention import (
     StepLayout,
     TorchAttention,
 )
+from engine.attention.kv_cache import KVCache
 from engine.execution.model_runner import ModelRunner
 from engine.execution.multi_step import MultiStepDecoder
-from engine.kv_cache import KVCache
 from tests.parity.tiny_models import NATIVE
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.attention.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
-from engine.kv_cache import KVCache
 from engine.loading.buffer_pool import Staging
 from engine.loading.hub import load_config, resolve_model, weight_files
 from engine.loading.weights import Filling, empty_model, load_weights
