@@ -17,10 +17,10 @@ from bench.ceilings import measure as measure_ceilings
 from bench.machine import computes_in, cores
 from bench.models import save_config
 from bench.ours import KV_CACHE_BYTES
+from bench.profiling.profile import Profile
 from bench.workload import Request, Workload
 from engine import Engine, EngineConfig, SamplingParams
 from engine.loading.hub import load_config, resolve_model
-from engine.profile import Profile
 
 WARM_UP_TOKENS = 4
 

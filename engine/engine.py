@@ -43,8 +43,8 @@ from engine.scheduling.step import Scheduled
 from engine.scheduling.stop_conditions import Stop, token_stop
 
 if TYPE_CHECKING:
+    from bench.profiling.profile import Profile
     from engine.grammar.limits import GrammarLimits
-    from engine.profile import Profile
     from engine.tokenization.tokenizer import Text
 
 logger = logging.getLogger(__name__)
@@ -616,7 +616,7 @@ class Engine:
         does. On a GPU the profiler keeps an event a kernel until the end: a minute makes millions. Raises TypeError
         where the runner is not a `ModelRunner`.
         """
-        from engine.profile import profiled
+        from bench.profiling.profile import profiled
 
         return profiled(self)
 

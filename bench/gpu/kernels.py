@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.profiling.cost_model import Mixture
+from bench.profiling.peaks import DeviceLimits, LimitSizes, measure_limits, seconds_of
 from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, StepLayout, make_backend
 from engine.attention.kv_cache import KVCache, position_bytes
 from engine.config import EngineConfig
-from engine.demand import Mixture
-from engine.device_limits import DeviceLimits, LimitSizes, measure_limits, seconds_of
 from engine.sampling.filters import Filters, draw
 from kernels.device import has_kernels
 from kernels.expert_mlp import expert_mlp, expert_mlp_torch

@@ -18,7 +18,7 @@ from bench.gpu.cases import case
 from bench.gpu.contenders import CONTENDERS, SAMPLE, Pagemill, Setup
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from bench.profiling.profile import Profile
 
 MARK = "bench.gpu.turn: "
 """Before the answer, since libraries print, too."""

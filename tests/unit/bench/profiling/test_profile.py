@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import GPT2Config
 
+from bench.profiling.cost_model import positions_seen
+from bench.profiling.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention.triton import TritonAttention
-from engine.demand import positions_seen
 from engine.execution.model_runner import ModelRunner
-from engine.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 from tests.unit.engine.fake_runner import FakeRunner
@@ -54,7 +54,7 @@ def test_parts_make_up_the_steps(engine: Engine) -> None:
 
 def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000))
-    monkeypatch.setattr("engine.profile.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("bench.profiling.profile.perf_counter", lambda: float(next(clock)))
     with engine.profile() as profile:
         _generate(engine)
     # Each reading of the clock is a second after the last. A part is one at its beginning and one at its end, and

@@ -35,12 +35,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
+from bench.profiling.cost_model import attention_work, exchanged, linears, mixtures, positions_seen
+from bench.profiling.device import DeviceMeter, Kernel, busy_seconds
+from bench.profiling.peaks import DeviceLimits, measure_limits
 from engine.attention import AttentionLayer, StepAttention, StepLayout, TurningAttention
 from engine.attention.kv_cache import KVCache
 from engine.batch import Batch, Burst, Decoding
-from engine.demand import attention_work, exchanged, linears, mixtures, positions_seen
-from engine.device_limits import DeviceLimits, measure_limits
-from engine.device_profile import DeviceMeter, Kernel, busy_seconds
 from engine.engine import Engine
 from engine.execution.model_runner import ModelRunner
 from engine.linears.packed import PackedLinear

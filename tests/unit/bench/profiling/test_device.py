@@ -14,11 +14,8 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from engine import Engine, EngineConfig, SamplingParams
-from engine.attention import AttentionLayer
-from engine.batch import Batch, BatchEntry
-from engine.demand import TORCH_PRODUCT, Mixture, Work, attention_work, demands, exchanged
-from engine.device_profile import (
+from bench.profiling.cost_model import TORCH_PRODUCT, Mixture, Work, attention_work, demands, exchanged
+from bench.profiling.device import (
     COPIES,
     DECODES,
     EXPERT_SUMS,
@@ -33,8 +30,11 @@ from engine.device_profile import (
     busy_seconds,
     covered,
 )
+from bench.profiling.profile import ATTENTION, LINEARS
+from engine import Engine, EngineConfig, SamplingParams
+from engine.attention import AttentionLayer
+from engine.batch import Batch, BatchEntry
 from engine.execution.model_runner import ModelRunner
-from engine.profile import ATTENTION, LINEARS
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 

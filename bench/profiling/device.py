@@ -18,8 +18,7 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 
-from engine.batch import NO_TOKEN, Batch, Burst, Decoding
-from engine.demand import (
+from bench.profiling.cost_model import (
     TORCH_PRODUCT,
     Demand,
     Mixture,
@@ -29,6 +28,7 @@ from engine.demand import (
     mixtures_by_rows,
     positions_seen,
 )
+from engine.batch import NO_TOKEN, Batch, Burst, Decoding
 from engine.execution.model_runner import ModelRunner
 
 PRODUCTS = "matrix products"
