@@ -20,11 +20,11 @@ from typing import Any
 import orjson
 
 from bench.contender import Contender, Setup
+from bench.contender_process import ROOT, ContenderFailed, Seat
 from bench.conversions import converted
 from bench.environments import NotInstallable
 from bench.machine import CpuTime, available_memory, computes_in
 from bench.models import model_directory
-from bench.seat import ROOT, ContenderFailed, Seat
 from bench.workload import Request, Workload
 
 WARM_UP_TOKENS = 4

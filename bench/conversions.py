@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.contender import Contender
-from bench.seat import Seat
+from bench.contender_process import Seat
 
 TIMEOUT = 1800.0  # seconds for one conversion
 
