@@ -45,7 +45,7 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
     from cli.engines import engine_config
     from engine import Engine
     from engine.errors import InvalidConfig
-    from worker.service import run_worker
+    from worker.generation.service import run_worker
 
     source = models.resolve(name, served_name)
     try:
@@ -63,7 +63,7 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
 
 @explained
 def courier() -> int:
-    from worker.courier import run_courier
+    from worker.courier.process import run_courier
 
     settings = Settings()
     logs.configure(settings.log_level)

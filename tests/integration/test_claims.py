@@ -14,10 +14,10 @@ from jobs.queries.settling import Hold
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows, answered
-from worker import writer as writer_module
-from worker.claims import MOST_UNWRITTEN, ClaimLoop
-from worker.lease import Lease
-from worker.writer import Writer
+from worker.generation import writer as writer_module
+from worker.generation.claim_loop import MOST_UNWRITTEN, ClaimLoop
+from worker.generation.lease import Lease
+from worker.generation.writer import Writer
 
 
 @dataclass

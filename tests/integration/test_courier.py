@@ -25,9 +25,9 @@ from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import proxied
 from tests.support.receivers import receiver
 from tests.support.rows import MODEL, Rows
-from worker import sweeps
 from worker.app import make_app
-from worker.courier import run_courier
+from worker.courier import maintenance as sweeps
+from worker.courier.process import run_courier
 
 REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 60.0  # seconds, far less than an interval that keeps the courier waiting

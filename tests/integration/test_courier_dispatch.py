@@ -17,10 +17,10 @@ from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import proxied
 from tests.support.receivers import black_hole, raw_receiver, receiver
 from tests.support.rows import Rows
-from worker import dispatch
-from worker.addresses import AddressPolicy
-from worker.dispatch import Dispatcher
-from worker.periodic import Periodic
+from worker.courier import dispatcher as dispatch
+from worker.courier.addresses import AddressPolicy
+from worker.courier.dispatcher import Dispatcher
+from worker.courier.periodic import Periodic
 
 
 @contextmanager

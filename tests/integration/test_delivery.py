@@ -28,8 +28,8 @@ from tests.support.receivers import (
     raw_receiver,
     receiver,
 )
-from worker.addresses import AddressPolicy
-from worker.delivery import Answer, attempt, retry_after
+from worker.courier.addresses import AddressPolicy
+from worker.courier.delivery import Answer, attempt, retry_after
 
 LOCAL = AddressPolicy(allow_private=True)
 

@@ -18,8 +18,8 @@ from engine import Engine, EngineConfig
 from engine.batch import Batch
 from jobs.settings import Settings
 from tests.unit.engine.fake_runner import FakeRunner
-from worker.engine_owner import EngineOwner
-from worker.service import run_worker
+from worker.generation.engine_thread import EngineOwner
+from worker.generation.service import run_worker
 
 MODEL = "fake"
 VOCAB_SIZE = 50

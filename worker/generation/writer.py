@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
 from jobs.queries.settling import Hold, Outcome, settle
-from worker.lease import Lease
-from worker.vital import Crashed, VitalThread
+from worker.generation.lease import Lease
+from worker.generation.vital_thread import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
 

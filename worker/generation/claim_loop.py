@@ -16,8 +16,8 @@ from jobs.errors import LeaseLost
 from jobs.queries.claiming import Claim, ClaimedRequest, claim, give_back, still_held
 from jobs.queries.settling import Hold
 from jobs.settings import Settings
-from worker.lease import Lease
-from worker.vital import Crashed, VitalThread
+from worker.generation.lease import Lease
+from worker.generation.vital_thread import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
 

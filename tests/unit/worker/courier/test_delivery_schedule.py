@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.settings import Settings
-from worker.delivery import Answer
-from worker.dispatch import JITTER, next_delay
+from worker.courier.delivery import Answer
+from worker.courier.dispatcher import JITTER, next_delay
 
 SCHEDULE = (0, 5, 300)
 FAILED = Answer(500, "failed")

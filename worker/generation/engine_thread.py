@@ -24,7 +24,7 @@ from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestFail
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Hold, Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
-from worker import responses
+from worker.generation import responses
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from jobs.queries.settling import Outcome
 from jobs.states import RequestState
 from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
-from worker.engine_owner import EngineOwner, Listeners
+from worker.generation.engine_thread import EngineOwner, Listeners
 
 
 class Engine13(Engine):

@@ -19,8 +19,8 @@ from jobs.queries import workers
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
-from worker.lease import Lease
-from worker.vital import Crashed, VitalThread
+from worker.generation.lease import Lease
+from worker.generation.vital_thread import Crashed, VitalThread
 
 logger = logging.getLogger(__name__)
 

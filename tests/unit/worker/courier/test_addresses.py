@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.addresses import AddressPolicy, AddressRefused, ResolutionFailed, canonical
+from worker.courier.addresses import AddressPolicy, AddressRefused, ResolutionFailed, canonical
 
 PUBLIC = ["93.184.215.14", "1.1.1.1", "8.8.8.8", "172.32.0.1", "192.0.1.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
 PRIVATE = [

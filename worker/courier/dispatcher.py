@@ -19,8 +19,8 @@ from jobs.ids import EVENT_PREFIX, public_id
 from jobs.queries import webhooks
 from jobs.queries.webhooks import DueDelivery
 from jobs.settings import Settings
-from worker.addresses import AddressPolicy
-from worker.delivery import Answer, attempt
+from worker.courier.addresses import AddressPolicy
+from worker.courier.delivery import Answer, attempt
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from celery import Celery, bootsteps
 from jobs.database import connect
 from jobs.queues import COURIER_QUEUE, NUDGE_TASK
 from jobs.settings import Settings
-from worker.addresses import AddressPolicy
 from worker.app import make_app, run_solo
-from worker.dispatch import Dispatcher
-from worker.periodic import Periodic
-from worker.sweeps import Sweeps
+from worker.courier.addresses import AddressPolicy
+from worker.courier.dispatcher import Dispatcher
+from worker.courier.maintenance import Sweeps
+from worker.courier.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.support.processes import PATIENCE, await_condition
-from worker import periodic
-from worker.periodic import Periodic, is_away
+from worker.courier import periodic
+from worker.courier.periodic import Periodic, is_away
 
 
 @contextmanager

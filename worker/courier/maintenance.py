@@ -5,7 +5,7 @@
     collect   uploads that were cut, jobs past their retention, rows of deleted jobs, workers of long ago
     ring      models with requests that wait: their workers may have missed the bell
 
-Every sweep has a thread of its own (`worker.courier`): a million lines to be cancelled must not keep a dead worker's
+Every sweep has a thread of its own (`worker.courier.process`): a million lines to be cancelled must not keep a dead worker's
 requests waiting.
 """
 
@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.queries import settling, upkeep
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
-from worker.periodic import is_away
+from worker.courier.periodic import is_away
 
 logger = logging.getLogger(__name__)
 

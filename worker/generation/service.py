@@ -30,11 +30,11 @@ from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from worker.app import make_app, run_solo
-from worker.claims import ClaimLoop
-from worker.engine_owner import CLOSE_TIMEOUT, EngineOwner, Listeners, LoadEngine
-from worker.heartbeat import Heartbeat
-from worker.lease import Lease
-from worker.writer import Writer
+from worker.generation.claim_loop import ClaimLoop
+from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineOwner, Listeners, LoadEngine
+from worker.generation.heartbeat import Heartbeat
+from worker.generation.lease import Lease
+from worker.generation.writer import Writer
 
 logger = logging.getLogger(__name__)
 

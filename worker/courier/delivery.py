@@ -25,7 +25,7 @@ from standardwebhooks.webhooks import Webhook
 
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries.webhooks import DueDelivery
-from worker.addresses import AddressPolicy, AddressRefused, ResolutionFailed
+from worker.courier.addresses import AddressPolicy, AddressRefused, ResolutionFailed
 
 BODY_CAP = 16 * 1024  # bytes of an answer's body that are read; the status alone decides
 LONGEST_RETRY_AFTER = 86400.0  # seconds; a receiver may ask for a day's rest, not for a year's
