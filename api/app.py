@@ -9,13 +9,13 @@ from uuid import UUID
 from fastapi import FastAPI
 
 from api import errors
-from api.bell import Bell
 from api.deps import Services
-from api.envelope import Envelope
+from api.long_poll import JobWatch
+from api.middleware import Envelope
+from api.notifier import Bell
 from api.routes import health, jobs, models
 from api.schemas import ErrorAnswer
-from api.uploads import UploadLocks
-from api.watch import JobWatch
+from api.upload_locks import UploadLocks
 from jobs.database import connect_async
 from jobs.keys import load_pepper
 from jobs.queries import reading

@@ -11,9 +11,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.bell import Bell
-from api.uploads import UploadLocks
-from api.watch import JobWatch
+from api.long_poll import JobWatch
+from api.notifier import Bell
+from api.upload_locks import UploadLocks
 from jobs import keys
 from jobs.errors import InvalidKey
 from jobs.queries import tenants

@@ -181,7 +181,7 @@ def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Answer every foreseen failure of `app` in the one shape. `api.envelope` answers the others."""
+    """Answer every foreseen failure of `app` in the one shape. `api.middleware` answers the others."""
 
     async def answer(request: Request, error: Exception) -> Response:
         foreseen = problem(error)

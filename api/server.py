@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
-                access_log=False,  # it would log queries; `api.envelope` logs paths
+                access_log=False,  # it would log queries; `api.middleware` logs paths
                 log_config=None,
                 log_level=settings.log_level,
                 server_header=False,

@@ -23,9 +23,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
-from api import heads
-from api.bodies import LineSplitter, NumberedLine, read_body, read_whole
+from api import job_options as heads
 from api.deps import Services
+from api.request_body import LineSplitter, NumberedLine, read_body, read_whole
 from jobs import strict_json
 from jobs.errors import (
     IdempotencyBusy,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.bodies import LineSplitter, NumberedLine
+from api.request_body import LineSplitter, NumberedLine
 from jobs.errors import TooLarge
 
 
