@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries.planning import row_of, walk_indexes
+from jobs.queries.planner import row_of, walk_indexes
 from jobs.queries.settling import Hold, lock_jobs
 
 # Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.

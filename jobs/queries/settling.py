@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.ids import new_id
-from jobs.queries.planning import row_of, walk_indexes
+from jobs.queries.planner import row_of, walk_indexes
 from jobs.states import JobState, RequestState
 
 

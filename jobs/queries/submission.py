@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.errors import DuplicateCustomId
 from jobs.ids import new_id
-from jobs.queries.copying import copy_rows
+from jobs.queries.copy import copy_rows
 from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook, window_seconds
 
 
