@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from kernels.language import HAS_TRITON, triton
+from kernels.triton_compat import HAS_TRITON, triton
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from torch import Tensor
 from kernels.device import Device, device_of
 from kernels.expert_routing import Routing, route, route_torch
 from kernels.gated_activation import activate, gated_activation_torch
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 # Blocks of rows whose programs run beside each other for the same columns, so that they find weights in the cache.
 _GROUP = 8

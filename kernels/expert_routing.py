@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 # Tokens that a program routes: a chunk.
 _TOKENS = 16

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.language import tl, triton
+from kernels.triton_compat import tl, triton
 
 LARGEST = 448.0
 # 448 is 1.75 * 2^8: what adding carries mantissas beyond 1.75 into the exponent.

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 

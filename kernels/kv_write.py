@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, power_of_two, quantize_torch, scale_exponent, to_e4m3
-from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.rotary import rotate_torch, turn_tile
+from kernels.triton_compat import tl, triton
 
 
 @triton.jit

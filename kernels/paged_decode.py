@@ -30,9 +30,9 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, dequantize_torch, from_e4m3, power_of_two
-from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
+from kernels.triton_compat import tl, triton
 
 # Sequences that the planning program looks at at a time.
 _PLAN_BLOCK = 1024

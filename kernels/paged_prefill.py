@@ -27,10 +27,10 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3, power_of_two
-from kernels.language import tl, triton
 from kernels.launch import Launch
 from kernels.paged_attention import paged_attention_torch, plan_tiles
 from kernels.paged_decode import dequantized, padded
+from kernels.triton_compat import tl, triton
 
 # Blocks of queries that one planning program finds.
 _PLAN_BLOCK = 128

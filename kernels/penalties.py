@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 _BLOCK = 256
 

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import from_e4m3
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 KINDS = ("int4", "int8", "e4m3")
 

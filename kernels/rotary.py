@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 
 @triton.jit

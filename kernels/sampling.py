@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.language import tl, triton
 from kernels.launch import Launch
+from kernels.triton_compat import tl, triton
 
 NOT_FINITE = -2
 """In the place of a token: the largest logit is no finite number, or some logit is NaN."""
