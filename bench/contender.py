@@ -1,6 +1,6 @@
 """What runs a workload: Pagemill itself, or a rival in a virtual environment of its own.
 
-A contender is one file in `bench.ours` or `bench.rivals` that offers `CONTENDERS`. The harness imports it to know what
+A contender is one file in `bench.pagemill` or `bench.rivals` that offers `CONTENDERS`. The harness imports it to know what
 there is; a process of the contender's own imports it again to run it. So at its top it imports this module and the
 standard library, and whatever it measures only when it starts.
 """
@@ -105,6 +105,6 @@ class Contender:
 
 def contenders() -> dict[str, Contender]:
     """All contenders by name, ours first."""
-    files = [*offered("bench.ours", "CONTENDERS"), *offered("bench.rivals", "CONTENDERS")]
+    files = [*offered("bench.pagemill", "CONTENDERS"), *offered("bench.rivals", "CONTENDERS")]
     found = [one for file in files if isinstance(file, tuple) for one in file if isinstance(one, Contender)]
     return {contender.name: contender for contender in found}

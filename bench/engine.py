@@ -16,8 +16,8 @@ from bench.ceilings import Ceilings
 from bench.ceilings import measure as measure_ceilings
 from bench.machine import computes_in, cores
 from bench.models import save_config
-from bench.ours import KV_CACHE_BYTES
-from bench.profiling.profile import Profile
+from bench.pagemill import KV_CACHE_BYTES
+from bench.profiling.profile import Profile, profiled
 from bench.workload import Request, Workload
 from engine import Engine, EngineConfig, SamplingParams
 from engine.loading.hub import load_config, resolve_model
@@ -63,7 +63,7 @@ def measure(workload: Workload, precision: str, *, model: str | None = None, is_
     load_seconds = time.perf_counter() - began
     _run(engine, workload.warm_up(WARM_UP_TOKENS))
     requests = workload.requests(0)
-    with engine.profile() if is_profiled else contextlib.nullcontext() as profile:
+    with profiled(engine) if is_profiled else contextlib.nullcontext() as profile:
         seconds = _run(engine, requests)
     return Measured(
         requests=len(requests),

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequence_
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +42,6 @@ from engine.scheduling.step import Scheduled
 from engine.scheduling.stop_conditions import Stop, token_stop
 
 if TYPE_CHECKING:
-    from bench.profiling.profile import Profile
     from engine.grammar.limits import GrammarLimits
     from engine.tokenization.tokenizer import Text
 
@@ -604,21 +602,6 @@ class Engine:
             finished=dict(self._finished),
             rejected=self._num_rejected,
         )
-
-    def profile(self) -> AbstractContextManager[Profile]:
-        """Measure the steps that run while it lasts: what the host and the device take for what, beside their limits.
-
-            with engine.profile() as profile:
-                engine.generate(...)
-            profile.device_share, profile.parts["scheduler"].seconds, profile.kernels["matrix products"].seconds
-
-        It begins by measuring the limits, which takes a fraction of a second and, on a GPU, 0.9 GiB. Warm up before it
-        does. On a GPU the profiler keeps an event a kernel until the end: a minute makes millions. Raises TypeError
-        where the runner is not a `ModelRunner`.
-        """
-        from bench.profiling.profile import profiled
-
-        return profiled(self)
 
     def check(self) -> None:
         """Audit everything between steps; raises AssertionError that says what does not add up."""

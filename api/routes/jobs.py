@@ -17,7 +17,7 @@ from api.errors import UnsupportedMediaType
 from api.schemas import JobDeleted, JobList, JobObject
 from jobs.errors import InvalidInput, JobNotDeletable, JobNotFound
 from jobs.ids import JOB_PREFIX, parse_id, public_id
-from jobs.queries import reading, settling, upkeep
+from jobs.queries import reading, retention, settling
 from jobs.queries.reading import Job, StoredResult
 from jobs.queries.tenants import Tenant
 from jobs.requests import JobHead, Params, PromptLine
@@ -202,7 +202,7 @@ async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> Job
 @router.delete("/{job_id}")
 async def delete(job_id: str, caller: Caller, services: InjectedServices) -> JobDeleted:
     """Forget a job that is at its end, with its prompts and results."""
-    if not await services.transaction(upkeep.delete_job, caller.id, _parse(job_id)):
+    if not await services.transaction(retention.delete_job, caller.id, _parse(job_id)):
         job = await _find(services, caller, job_id)
         raise JobNotDeletable(job_id, job.state)
     return JobDeleted(id=job_id)

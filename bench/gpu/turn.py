@@ -18,7 +18,7 @@ from bench.gpu.cases import case
 from bench.gpu.contenders import CONTENDERS, SAMPLE, Pagemill, Setup
 
 if TYPE_CHECKING:
-    from bench.profiling.profile import Profile
+    from bench.profiling.profile import Profile, profiled
 
 MARK = "bench.gpu.turn: "
 """Before the answer, since libraries print, too."""
@@ -64,7 +64,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     if isinstance(contender, Pagemill):
         found["steps"] = contender.engine.stats().steps
         found["preemptions"] = contender.engine.stats().preemptions
-        with contender.engine.profile() as profile:
+        with profiled(contender.engine) as profile:
             contender.generate(asked.round(order["rounds"]))
         found["profile"] = _shares(profile)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
-from bench.ours import KV_CACHE_BYTES
+from bench.pagemill import KV_CACHE_BYTES
 from bench.workload import Request
 
 

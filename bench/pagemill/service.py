@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
-from bench.ours import KV_CACHE_BYTES
+from bench.pagemill import KV_CACHE_BYTES
 from bench.workload import Request
 
 PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends

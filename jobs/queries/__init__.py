@@ -7,7 +7,7 @@
     settling      requests and jobs end: the writer's groups, cancel, expiry, the reaper
     workers       registration and heartbeats
     webhooks      deliveries that are due, and what came of them
-    upkeep        what nobody waits for: uploads that were cut, old jobs, deleted rows, bells to ring again
+    retention     what nobody waits for: uploads that were cut, old jobs, deleted rows, bells to ring again
 
 Time that decides anything is Postgres' `clock_timestamp()`. Locks are taken in one order everywhere, worker row, then
 job rows by id, then requests; claims skip what others hold.

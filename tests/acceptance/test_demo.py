@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.paths import REPOSITORY
 
 
 def test_the_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ import redis
 from standardwebhooks.webhooks import Webhook
 
 from jobs.database import DatabaseNotConfigured
-from jobs.queries import settling, upkeep
+from jobs.queries import retention, settling
 from jobs.queues import COURIER_QUEUE, DRAIN_TASK, NUDGE_TASK, BrokerNotConfigured, model_queue
 from jobs.settings import Settings
+from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import proxied
 from tests.support.receivers import receiver
@@ -29,7 +30,6 @@ from worker.app import make_app
 from worker.courier import maintenance as sweeps
 from worker.courier.process import run_courier
 
-REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 60.0  # seconds, far less than an interval that keeps the courier waiting
 QUICK = {"sweep_interval": 0.1, "webhook_poll_interval": 0.1, "heartbeat_interval": 0.05, "webhook_allow_private": True}
 
@@ -94,7 +94,7 @@ def test_everything_that_nobody_waits_for(tmp_path: Path, rows: Rows, redis_url:
     tenant_id = rows.tenant().id
     with rows.database.begin() as connection:
         assert settling.cancel_job(connection, tenant_id, cut_off) is not None
-        assert upkeep.delete_job(connection, tenant_id, deleted)
+        assert retention.delete_job(connection, tenant_id, deleted)
     rows.execute("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=late)
     rows.execute("UPDATE jobs SET staged_at = clock_timestamp() - interval '1 day' WHERE id = :id", id=upload)
     rows.lapse(worker_id)

@@ -27,9 +27,9 @@ from cli.data_dir import DataDir
 from cli.embedded import EmbeddedServiceError, embedded_services
 from cli.embedded import binaries as embedded_binaries
 from tests.support.embedded_host import REFUSED
+from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition, await_gone, family
 
-REPOSITORY = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
 WITHOUT_NAMESPACES = (sys.executable, "-m", "tests.support.without_namespaces")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REPOSITORY
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -124,7 +126,7 @@ def resolve(model: str, endpoint: str, home: Path, **environment: str) -> subpro
     program = "import sys; from engine.hub import resolve_model; print(resolve_model(sys.argv[1]))"
     return subprocess.run(
         [sys.executable, "-c", program, model],
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), **environment},
         capture_output=True,
         text=True,

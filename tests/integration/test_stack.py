@@ -23,9 +23,9 @@ from cli.stack import Stack, running_stack
 from cli.up import up
 from jobs.settings import Settings
 from migrations.run import upgrade
+from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition, await_gone, family
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = "tiny"
 
 

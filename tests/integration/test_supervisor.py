@@ -18,9 +18,9 @@ import pytest
 from cli.child_logs import ChildLog
 from cli.launcher import CANNOT_LAUNCH, OURSELVES, Identity, launch_command
 from cli.supervisor import Child, ChildFailed, RestartPolicy, StopRequested, Supervisor
+from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition, await_gone, family
 
-REPOSITORY = Path(__file__).parents[2]
 QUICK = RestartPolicy(first_delay=0.01, longest_delay=0.05, deaths=3, steady_after=60.0)
 NOBODY = (65534, 65534)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

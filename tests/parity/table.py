@@ -13,8 +13,9 @@ from engine import Engine, EngineConfig
 from engine.models.registry import NATIVE as NATIVE_TYPES
 from tests.parity.comparing import assert_same, generate_with_preemptions, greedy, ragged_prompts, reference_greedy
 from tests.parity.tiny_models import GENERIC, MORE_GENERIC, NATIVE, TinyModel
+from tests.support.paths import REPOSITORY
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+DOCUMENT = REPOSITORY / "docs" / "models.md"
 BEGIN = "<!-- written by tests/parity/table.py -->"
 END = "<!-- end -->"
 NUM_TOKENS = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ import yaml
 from cli.main import app
 from cli.stack import STOP_MARGIN, WORKER_STOP_MARGIN
 from jobs.settings import Settings
+from tests.support.paths import REPOSITORY
 from worker import courier, service
 
-REPOSITORY = Path(__file__).parents[2]
 COMPOSE_TEXT = (REPOSITORY / "compose.yaml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()

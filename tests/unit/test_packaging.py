@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.paths import REPOSITORY
+
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 # What transformers probes for is Hugging Face's package `kernels`, at a version from which it is used.
 LOOKS_LIKE_HUGGING_FACE = (0, 18)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import REPOSITORY
 
 # None in `sys.modules` is how Python itself says that a module is not to be found.
 PROGRAM = """
@@ -32,7 +31,7 @@ print(json.dumps(found))
 
 
 def test_the_engine_generates_and_refuses_what_needs_kernels() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *texts, refusal = json.loads(done.stdout)
     assert texts == ["75", "75", "75"]

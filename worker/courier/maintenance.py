@@ -22,7 +22,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.queries import settling, upkeep
+from jobs.queries import retention, settling
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.periodic import is_away
@@ -93,22 +93,22 @@ class Sweeps:
     def collect(self, stopping: threading.Event) -> None:
         """Hide what is abandoned or old, then remove the rows of what is hidden."""
         with self._database.begin() as connection:
-            abandoned = upkeep.collect_abandoned(connection, staging_timeout=self._settings.staging_timeout)
+            abandoned = retention.collect_abandoned(connection, staging_timeout=self._settings.staging_timeout)
         with self._database.begin() as connection:
-            retired = upkeep.retire_old(connection, retention=self._settings.retention)
+            retired = retention.retire_old(connection, retention=self._settings.retention)
         with self._database.begin() as connection:
-            upkeep.forget_workers(connection, retention=WORKERS_KEPT)
+            retention.forget_workers(connection, retention=WORKERS_KEPT)
         if abandoned or retired:
             logger.info("%d uploads that were cut and %d old jobs are removed", abandoned, retired)
         while not stopping.is_set():
             with self._database.begin() as connection:
-                if not upkeep.remove_deleted(connection, limit=self._settings.sweep_chunk):
+                if not retention.remove_deleted(connection, limit=self._settings.sweep_chunk):
                     return
 
     def ring(self, stopping: threading.Event) -> None:
         """Ring for each model with requests that wait. A broker that is away costs its workers a poll, no more."""
         with self._database.begin() as connection:
-            waiting = upkeep.waiting_jobs(connection, limit=MODELS_A_ROUND)
+            waiting = retention.waiting_jobs(connection, limit=MODELS_A_ROUND)
         if not waiting:
             return
         broker = self._app.connection_for_write()  # lazy: nothing is asked of it yet

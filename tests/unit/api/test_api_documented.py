@@ -12,8 +12,9 @@ from api import errors as api_errors
 from api.routes import health, jobs, models
 from jobs.errors import LeaseLost, PagemillError
 from jobs.requests import JobHead, Params
+from tests.support.paths import REPOSITORY
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+PAGE = (REPOSITORY / "docs" / "api.md").read_text()
 INTERNAL = {PagemillError, LeaseLost}  # never answered
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support.paths import REPOSITORY
+
 MIB = 2**20
-REPOSITORY = Path(__file__).parents[3]
 CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],

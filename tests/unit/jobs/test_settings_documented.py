@@ -8,8 +8,9 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from jobs.settings import Settings
+from tests.support.paths import REPOSITORY
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+PAGE = REPOSITORY / "docs" / "operations.md"
 
 
 def _default(field: FieldInfo) -> str:

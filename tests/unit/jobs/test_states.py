@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 from enum import StrEnum
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,9 @@ from jobs.states import (
     JobState,
     RequestState,
 )
+from tests.support.paths import REPOSITORY
 
-PAGE = (Path(__file__).parents[2] / "docs" / "states.md").read_text()
+PAGE = (REPOSITORY / "docs" / "states.md").read_text()
 ARROW = re.compile(r"^ *(\S+) --> (\S+)(?: : (.+))?$", re.MULTILINE)
 KINDS = pytest.mark.parametrize(
     ("kind", "states", "transitions", "terminal"),

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.paths import REPOSITORY
 
 
 def compile_in_another_process(tmp_path: Path, *options: str) -> list[dict[str, object]]:
     # Here Triton interprets; there it compiles, and nothing that was compiled before counts.
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(REPOSITORY),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.kernels.ahead_of_time", *options],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,

@@ -30,7 +30,7 @@ from bench.profiling.device import (
     busy_seconds,
     covered,
 )
-from bench.profiling.profile import ATTENTION, LINEARS
+from bench.profiling.profile import ATTENTION, LINEARS, profiled
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention import AttentionLayer
 from engine.batch import Batch, BatchEntry
@@ -100,7 +100,7 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
     # On a GPU, linear layers stay torch's own; those of the CPU hold packed weights.
     monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
     made = engine(tmp_path, name)
-    with made.profile() as hooked:
+    with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
     kernels = metered(engine(tmp_path, name, decode_steps=decode_steps)).kernels(one_of_each())
     assert kernels[PRODUCTS].flops == hooked.parts[LINEARS].flops
@@ -119,7 +119,7 @@ def test_experts_that_are_not_chosen_ask_for_nothing(
 ) -> None:
     monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
     made = engine(tmp_path, name)
-    with made.profile() as hooked:
+    with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
     events = [*one_of_each(), event("_product_kernel", 50, 55), event("_arrange_kernel", 60, 61)]
     kernels = metered(engine(tmp_path, name, decode_steps=decode_steps)).kernels(events)

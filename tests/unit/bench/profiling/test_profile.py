@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config
 
 from bench.profiling.cost_model import positions_seen
-from bench.profiling.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT
+from bench.profiling.profile import ATTENTION, LINEARS, LOOP, MODEL, SAMPLING, SCHEDULER, TEXT, profiled
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention.triton import TritonAttention
 from engine.execution.model_runner import ModelRunner
@@ -39,7 +39,7 @@ def _generate(engine: Engine) -> list[list[int]]:
 
 
 def test_parts_make_up_the_steps(engine: Engine) -> None:
-    with engine.profile() as profile:
+    with profiled(engine) as profile:
         _generate(engine)
     steps = engine.stats().steps
     assert profile.steps == steps == profile.parts[SCHEDULER].calls == profile.parts[MODEL].calls
@@ -55,7 +55,7 @@ def test_parts_make_up_the_steps(engine: Engine) -> None:
 def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000))
     monkeypatch.setattr("bench.profiling.profile.perf_counter", lambda: float(next(clock)))
-    with engine.profile() as profile:
+    with profiled(engine) as profile:
         _generate(engine)
     # Each reading of the clock is a second after the last. A part is one at its beginning and one at its end, and
     # nothing is open between the steps.
@@ -64,7 +64,7 @@ def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
-    with engine.profile() as profile:
+    with profiled(engine) as profile:
         _generate(engine)
     tokens = sum(len(prompt) + NEW_TOKENS - 1 for prompt in PROMPTS)
     outputs = len(PROMPTS) * NEW_TOKENS
@@ -91,7 +91,7 @@ def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
     assert isinstance(runner, ModelRunner)
     owners = [engine, engine.scheduler, engine.sampler, runner, runner.backend, *runner.model.modules()]
     before = [set(vars(owner)) for owner in owners]
-    with engine.profile():
+    with profiled(engine):
         assert _generate(engine) == expected
     assert [set(vars(owner)) for owner in owners] == before
     assert _generate(engine) == expected
@@ -124,7 +124,7 @@ def test_runs_what_the_engine_runs(turning: Callable[..., Engine], monkeypatch: 
     monkeypatch.setattr("engine.models.rotary.rotate", None)  # nothing turns by itself, in a profile or outside
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
     expected = made.generate([[3, 4, 5]], params)[0].token_ids
-    with made.profile() as profile:
+    with profiled(made) as profile:
         assert made.generate([[3, 4, 5]], params)[0].token_ids == expected
     runner = made.runner
     assert isinstance(runner, ModelRunner)
@@ -138,7 +138,7 @@ def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> No
     counted = []
     for kv_cache_dtype in ("auto", "float8_e4m3"):
         made = turning(kv_cache_dtype)
-        with made.profile() as profile:
+        with profiled(made) as profile:
             made.generate([[3, 4, 5]], params)
         counted.append(profile.parts[ATTENTION].bytes)
     assert isinstance(made.runner, ModelRunner)
@@ -152,7 +152,7 @@ def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> No
 
 def test_needs_a_model() -> None:
     engine = Engine(FakeRunner(), None, EngineConfig())
-    with pytest.raises(TypeError, match="runs a model"), engine.profile():
+    with pytest.raises(TypeError, match="runs a model"), profiled(engine):
         pass
 
 

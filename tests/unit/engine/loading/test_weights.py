@@ -23,6 +23,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.loading.buffer_pool import Staging
 from engine.loading.hub import load_config, resolve_model, weight_files
 from engine.loading.weights import Filling, empty_model, load_weights
+from tests.support.paths import REPOSITORY
 from tests.unit.kernels.cpu_variants import cpu_library
 
 CPU = torch.device("cpu")
@@ -268,7 +269,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).save_pretrained(small)
     done = subprocess.run(
         [sys.executable, "-c", program, str(small), str(tmp_path), quantization],
-        cwd=Path(__file__).parents[3],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
@@ -291,7 +292,7 @@ engine = Engine.from_pretrained(sys.argv[1], EngineConfig(device="cpu", random_w
 engine.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=1))
 assert "torch._dynamo" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[3], check=True)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=True)
 
 
 def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) -> None:

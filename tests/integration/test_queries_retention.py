@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from jobs.queries import reading, submission, upkeep
+from jobs.queries import reading, retention, submission
 from jobs.requests import StagedLine
 from tests.support.rows import MODEL, Rows
 
@@ -51,8 +51,8 @@ def test_deleting_hides_at_once_and_removes_in_chunks(rows: Rows) -> None:
     rows.finish(kept)
     tenant_id = rows.tenant().id
     with rows.database.begin() as connection:
-        assert upkeep.delete_job(connection, tenant_id, gone)
-        assert not upkeep.delete_job(connection, tenant_id, gone)
+        assert retention.delete_job(connection, tenant_id, gone)
+        assert not retention.delete_job(connection, tenant_id, gone)
         assert reading.get_job(connection, tenant_id, gone) is None
     counts = []
     while _remove_once(rows, limit=4):
@@ -70,11 +70,11 @@ def test_deleting_hides_at_once_and_removes_in_chunks(rows: Rows) -> None:
 def test_only_the_owner_deletes_and_only_what_is_at_its_end(rows: Rows) -> None:
     job_id = rows.job(1)
     with rows.database.begin() as connection:
-        assert not upkeep.delete_job(connection, rows.tenant().id, job_id)
+        assert not retention.delete_job(connection, rows.tenant().id, job_id)
     rows.finish(job_id)
     stranger = rows.tenant("stranger").id
     with rows.database.begin() as connection:
-        assert not upkeep.delete_job(connection, stranger, job_id)
+        assert not retention.delete_job(connection, stranger, job_id)
     assert rows.job_row(job_id).deleted_at is None
 
 
@@ -83,8 +83,8 @@ def test_two_couriers_remove_different_jobs(rows: Rows) -> None:
         rows.finish(rows.job(1))
     rows.execute("UPDATE jobs SET deleted_at = clock_timestamp()")
     with rows.database.begin() as one, rows.database.begin() as other:
-        assert upkeep.remove_deleted(one, limit=10)
-        assert upkeep.remove_deleted(other, limit=10)
+        assert retention.remove_deleted(one, limit=10)
+        assert retention.remove_deleted(other, limit=10)
         assert not _remove_once(rows, limit=10)
     _remove(rows, limit=10)
     assert rows.query("SELECT 1 FROM jobs") == []
@@ -98,7 +98,7 @@ def test_old_jobs_retire(rows: Rows) -> None:
         rows.settle(rows.claim(worker_id, limit=1).requests)
     rows.execute("UPDATE jobs SET ended_at = clock_timestamp() - interval '2 days' WHERE id = :id", id=old)
     with rows.database.begin() as connection:
-        assert upkeep.retire_old(connection, retention=86400) == 1
+        assert retention.retire_old(connection, retention=86400) == 1
     assert rows.job_row(old).deleted_at is not None
     assert rows.job_row(young).deleted_at is None
     assert rows.job_row(running).deleted_at is None
@@ -112,7 +112,7 @@ def test_workers_of_long_ago_are_forgotten(rows: Rows) -> None:
     for worker_id in (long_ago, holding):
         rows.execute("UPDATE workers SET ended_at = clock_timestamp() - interval '2 h' WHERE id = :id", id=worker_id)
     with rows.database.begin() as connection:
-        assert upkeep.forget_workers(connection, retention=3600) == 1
+        assert retention.forget_workers(connection, retention=3600) == 1
     assert {row.id for row in rows.query("SELECT id FROM workers")} == {alive, recent, holding}
 
 
@@ -120,23 +120,23 @@ def test_one_bell_a_model_for_the_oldest_job_that_waits(rows: Rows) -> None:
     taken, waiting, _ = rows.job(1), rows.job(1), rows.job(1)
     rows.job(1, published=False)
     with rows.database.begin() as connection:
-        assert upkeep.waiting_jobs(connection, limit=10) == [(taken, MODEL.name)]
+        assert retention.waiting_jobs(connection, limit=10) == [(taken, MODEL.name)]
     rows.claim(rows.worker(), limit=1)
     with rows.database.begin() as connection:
-        assert upkeep.waiting_jobs(connection, limit=10) == [(waiting, MODEL.name)]
+        assert retention.waiting_jobs(connection, limit=10) == [(waiting, MODEL.name)]
     rows.claim(rows.worker(), limit=10)
     with rows.database.begin() as connection:
-        assert upkeep.waiting_jobs(connection, limit=10) == []
+        assert retention.waiting_jobs(connection, limit=10) == []
 
 
 def _collect(rows: Rows) -> int:
     with rows.database.begin() as connection:
-        return upkeep.collect_abandoned(connection, staging_timeout=60)
+        return retention.collect_abandoned(connection, staging_timeout=60)
 
 
 def _remove_once(rows: Rows, *, limit: int) -> bool:
     with rows.database.begin() as connection:
-        return upkeep.remove_deleted(connection, limit=limit)
+        return retention.remove_deleted(connection, limit=limit)
 
 
 def _remove(rows: Rows, *, limit: int) -> None:
