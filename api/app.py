@@ -12,7 +12,7 @@ from api import errors
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import Envelope
-from api.notifier import Bell
+from api.notifier import Notifier
 from api.routes import health, jobs, models
 from api.schemas import ErrorAnswer
 from api.upload_locks import UploadLocks
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect_async(settings, "pagemill-api")
-        bell = Bell(settings)
+        bell = Notifier(settings)
         uploads = UploadLocks(settings)
 
         async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:

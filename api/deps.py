@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.long_poll import JobWatch
-from api.notifier import Bell
+from api.notifier import Notifier
 from api.upload_locks import UploadLocks
 from jobs import keys
 from jobs.errors import InvalidKey
@@ -31,7 +31,7 @@ class Services:
     settings: Settings
     database: AsyncEngine
     pepper: bytes
-    bell: Bell
+    bell: Notifier
     watch: JobWatch
     uploads: UploadLocks
 

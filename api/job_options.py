@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from jobs import strict_json
 from jobs.errors import InvalidInput, InvalidJson
-from jobs.requests import JobHead, Params, validate
+from jobs.requests import JobOptions, Params, validate
 
 MAX_FIELDS = 100  # in a query
 
@@ -17,7 +17,7 @@ _WEBHOOK_FIELDS = frozenset({"webhook_url", "webhook_events"})
 _REPEATABLE = frozenset({"stop", "stop_token_ids", "webhook_events"})
 
 
-def from_document(document: object) -> tuple[JobHead, list[object]]:
+def from_document(document: object) -> tuple[JobOptions, list[object]]:
     """The head and the prompts of an inline submission. The prompts are not looked at yet."""
     if not isinstance(document, dict):
         raise InvalidInput("a JSON object with 'model' and 'prompts' is expected")
@@ -28,10 +28,10 @@ def from_document(document: object) -> tuple[JobHead, list[object]]:
         raise InvalidInput("a list is expected here", param="prompts")
     if not prompts:
         raise InvalidInput("a job needs at least one prompt", param="prompts")
-    return validate(JobHead, document), prompts
+    return validate(JobOptions, document), prompts
 
 
-def from_query(query: bytes, *, max_depth: int) -> JobHead:
+def from_query(query: bytes, *, max_depth: int) -> JobOptions:
     """The head of an NDJSON upload: `?model=…&max_tokens=…&stop=…&stop=…&metadata={"a":"b"}&webhook_url=…`.
 
     Sampling parameters stand under their own names. Text is taken as it is, everything else is read as JSON; what may
@@ -63,7 +63,7 @@ def from_query(query: bytes, *, max_depth: int) -> JobHead:
     if webhook:
         head["webhook"] = webhook
     try:
-        return validate(JobHead, head | {"params": params})
+        return validate(JobOptions, head | {"params": params})
     except InvalidInput as error:
         # The caller wrote `top_p` and `webhook_url`.
         if error.param is not None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL = 30.0  # seconds between two complaints about the same dead Redis
 
 
-class Bell:
+class Notifier:
     """A Celery producer on a thread of its own. Make it, use it and close it inside one event loop."""
 
     def __init__(self, settings: Settings) -> None:

@@ -41,7 +41,7 @@ from jobs.queries import reading, submission
 from jobs.queries.reading import Job
 from jobs.queries.submission import Reservation
 from jobs.queries.tenants import Tenant
-from jobs.requests import JobHead, ModelLimits, Params, StagedLine, parse_request
+from jobs.requests import JobOptions, ModelLimits, Params, StagedLine, parse_request
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
         return await _store(services, tenant, head, reservation, groups(), fingerprint.digest)
 
 
-async def _find_model(services: Services, head: JobHead) -> ModelLimits:
+async def _find_model(services: Services, head: JobOptions) -> ModelLimits:
     model = await services.transaction(submission.find_model, head.model)
     if model is None:
         raise ModelNotFound(head.model)
@@ -100,7 +100,7 @@ async def _find_model(services: Services, head: JobHead) -> ModelLimits:
 
 @asynccontextmanager
 async def _reserved(
-    services: Services, tenant: Tenant, head: JobHead, key: str | None
+    services: Services, tenant: Tenant, head: JobOptions, key: str | None
 ) -> AsyncGenerator[Reservation | None]:
     """What the key stands for, if there is one. If it is ours, it counts as alive until the block ends."""
     if key is None:
@@ -112,7 +112,7 @@ async def _reserved(
         yield await _reserve(services, tenant, head, key, job_id)
 
 
-async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str, job_id: UUID) -> Reservation:
+async def _reserve(services: Services, tenant: Tenant, head: JobOptions, key: str, job_id: UUID) -> Reservation:
     """Open a job, or find the published one that has the key. Waits while another request uploads under the key."""
     patience = time.monotonic() + services.settings.max_wait
     while True:
@@ -136,7 +136,7 @@ async def _reserve(services: Services, tenant: Tenant, head: JobHead, key: str, 
             return reservation
 
 
-def _open(connection: Connection, tenant_id: UUID, head: JobHead, key: str, job_id: UUID) -> Reservation:
+def _open(connection: Connection, tenant_id: UUID, head: JobOptions, key: str, job_id: UUID) -> Reservation:
     with connection.begin_nested() as savepoint:
         submission.open_job(connection, tenant_id, head, job_id)
         reservation = submission.reserve(connection, tenant_id, key, job_id)
@@ -157,7 +157,7 @@ async def _replay(services: Services, tenant: Tenant, reservation: Reservation, 
 async def _store(
     services: Services,
     tenant: Tenant,
-    head: JobHead,
+    head: JobOptions,
     reservation: Reservation | None,
     groups: AsyncIterator[list[StagedLine]],
     fingerprint: Callable[[], bytes],
@@ -188,7 +188,7 @@ async def _store(
     return job
 
 
-def _open_with(connection: Connection, tenant_id: UUID, head: JobHead, group: list[StagedLine]) -> UUID:
+def _open_with(connection: Connection, tenant_id: UUID, head: JobOptions, group: list[StagedLine]) -> UUID:
     job_id = submission.open_job(connection, tenant_id, head)
     submission.stage_lines(connection, job_id, group)
     return job_id

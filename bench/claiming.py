@@ -34,7 +34,7 @@ from jobs.queries import submission, tenants, workers
 from jobs.queries.claiming import ClaimedRequest, claim
 from jobs.queries.settling import Outcome, settle
 from jobs.queries.workers import WorkerIdentity
-from jobs.requests import JobHead, ModelLimits, StagedLine
+from jobs.requests import JobOptions, ModelLimits, StagedLine
 from jobs.settings import Settings
 from jobs.states import RequestState
 from migrations.run import upgrade
@@ -89,7 +89,7 @@ def _fill(database: Engine) -> UUID:
     for number in range(TENANTS):
         with database.begin() as connection:
             owner = tenants.ensure_tenant(connection, f"tenant {number}", keys.new_webhook_secret())
-            job_id = submission.open_job(connection, owner.id, JobHead(model=MODEL.name))
+            job_id = submission.open_job(connection, owner.id, JobOptions(model=MODEL.name))
         for first in range(1, WAITING // TENANTS + 1, GROUP):
             lines = [
                 StagedLine(line, f"line-{line}", prefixes.getrandbits(63), body) for line in range(first, first + GROUP)

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from bench.contender import Contender, Setup
-from bench.contender_process import ROOT, ContenderFailed, Seat
+from bench.contender_process import ROOT, ContenderFailed, ContenderProcess
 from bench.conversions import converted
 from bench.environments import NotInstallable
 from bench.machine import CpuTime, available_memory, computes_in
@@ -85,7 +85,7 @@ class Comparison:
         self._cache = cache
         self._threads = threads
         self._limit = limit
-        self._seats: dict[str, tuple[Seat, float]] = {}
+        self._seats: dict[str, tuple[ContenderProcess, float]] = {}
 
     def __enter__(self) -> Comparison:
         return self
@@ -145,14 +145,14 @@ class Comparison:
         print(f"  {entry.name}: {all_tokens / turn.seconds:,.0f} tokens/s, {answer['seconds']:.1f} s", file=sys.stderr)
         self._unseat(entry)
 
-    def _seated(self, entry: Entry) -> tuple[Seat, float]:
+    def _seated(self, entry: Entry) -> tuple[ContenderProcess, float]:
         if entry.name in self._seats:
             self._seats[entry.name][0].resume()
             return self._seats[entry.name]
         requests = self.workload.requests(0)
         model = self._converted(entry, model_directory(self.workload.model, self._cache))
         log = self._cache / "logs" / f"{self.workload.name}-{entry.name.replace(' ', '-')}.log"
-        seat = Seat(entry.contender, self._cache, log, self._threads)
+        seat = ContenderProcess(entry.contender, self._cache, log, self._threads)
         self._seats[entry.name] = seat, 0.0
         setup = Setup(
             model=model,

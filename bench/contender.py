@@ -1,8 +1,8 @@
 """What runs a workload: Pagemill itself, or a rival in a virtual environment of its own.
 
-A contender is one file in `bench.pagemill` or `bench.rivals` that offers `CONTENDERS`. The harness imports it to know what
-there is; a process of the contender's own imports it again to run it. So at its top it imports this module and the
-standard library, and whatever it measures only when it starts.
+A contender is one file in `bench.pagemill` or `bench.rivals` that offers `CONTENDERS`. The harness imports it to know
+what there is; a process of the contender's own imports it again to run it. So at its top it imports this module and
+the standard library, and what it measures only when it starts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class ContenderFailed(RuntimeError):
     """It answered with an error, ended, or took too long. The message says what it was."""
 
 
-class Seat:
+class ContenderProcess:
     """One contender's process, with one model in one precision."""
 
     def __init__(self, contender: Contender, cache: Path, log: Path, threads: int) -> None:

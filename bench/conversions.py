@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.contender import Contender
-from bench.contender_process import Seat
+from bench.contender_process import ContenderProcess
 
 TIMEOUT = 1800.0  # seconds for one conversion
 
@@ -22,7 +22,7 @@ def converted(contender: Contender, model: Path, precision: str, cache: Path, th
         shutil.rmtree(draft, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         converter = replace(contender, environment=contender.conversion.environment)
-        seat = Seat(converter, cache, cache / "logs" / f"convert-{target.name}.log", threads)
+        seat = ContenderProcess(converter, cache, cache / "logs" / f"convert-{target.name}.log", threads)
         try:
             seat.ask({"convert": {"source": str(model), "target": str(draft), "precision": precision}}, TIMEOUT)
         finally:

@@ -1,8 +1,8 @@
 """What the size of a step brings on this CPU: `python -m bench.step_sizes`.
 
 Prompts: engines that read a fixed number of tokens a step and one that chooses the number by what its steps took
-(`engine/scheduling/prefill_budget.py`) take turns; a ratio is that of two turns of the same round. The one that chooses knows nothing
-at first. Decodes: tokens a second of one engine, by how many sequences decode together.
+(`engine/scheduling/prefill_budget.py`) take turns; a ratio is that of two turns of the same round. The one that
+chooses knows nothing at first. Decodes: tokens a second of one engine, by how many sequences decode together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.models import save_config
 from bench.report import save
 from bench.workload import FIRST_TOKEN, LAST_TOKEN
 from engine import Engine, EngineConfig, SamplingParams
-from engine.scheduling.prefill_budget import StepSize, measured_sizes
+from engine.scheduling.prefill_budget import PrefillBudgetTuner, candidate_budgets
 
 MOST = 2048
 FIXED = (2048, 512, 256)
@@ -71,7 +71,9 @@ def _engine(model: str) -> Engine:
 
 def _prompts(engine: Engine, case: Case) -> dict[str, Any]:
     """Tokens a second of all contenders, prompts and new ones together, and ratios to the largest steps."""
-    contenders = {str(size): StepSize([size]) for size in FIXED} | {"chosen": StepSize(measured_sizes(MOST))}
+    contenders = {str(size): PrefillBudgetTuner([size]) for size in FIXED} | {
+        "chosen": PrefillBudgetTuner(candidate_budgets(MOST))
+    }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     chosen = []
     turns = _turns(case)
@@ -105,7 +107,7 @@ def _turns(case: Case) -> Iterator[list[list[int]]]:
 
 def _decodes(engine: Engine, model: str) -> dict[str, Any]:
     """Tokens a second by how many sequences decode together, from contexts of a few tokens."""
-    engine.scheduler.step_size = StepSize([MOST])
+    engine.scheduler.step_size = PrefillBudgetTuner([MOST])
     chance = random.Random(model)
     params = SamplingParams(temperature=0, max_tokens=STEPS + 1, ignore_eos=True)
     rates: dict[int, list[float]] = {together: [] for together in TOGETHER}

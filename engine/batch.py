@@ -82,7 +82,7 @@ class DecodeEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Burst:
+class MultiStepBatch:
     """Sequences that decode together for some steps without anybody looking."""
 
     entries: Sequence_[DecodeEntry]
@@ -93,13 +93,14 @@ NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
 """In place of a token: the sequence had ended; its logits were no finite numbers; its parameters allow no token."""
 
 
-class Decoding(Protocol):
+class PendingTokens(Protocol):
     """A burst on its way."""
 
     def read(self) -> npt.NDArray[np.int64]:
         """Wait for it; `[entries, num_steps]` tokens, or one of the codes above. Nothing but `NO_TOKEN` follows an end.
 
-        A sequence ends by a code, by a token in its `held_back` once it has `min_tokens`, or by its `max_tokens`.
+        A sequence ends by a code, by a token in its `stop_tokens_banned_until_min` once it has `min_tokens`, or by its
+        `max_tokens`.
         """
 
 
@@ -119,7 +120,7 @@ class Runner(Protocol):
 
     @property
     def overlaps(self) -> bool:
-        """Whether `decode` and `run_and_draw` return before their steps have run, so that the host has time for
+        """Whether `decode` and `run_and_sample` return before their steps have run, so that the host has time for
         something else."""
 
     @property
@@ -142,14 +143,14 @@ class Runner(Protocol):
         overwrite it, and neither side keeps the other's arguments beyond the step.
         """
 
-    def decode(self, burst: Burst) -> Decoding:
+    def decode(self, burst: MultiStepBatch) -> PendingTokens:
         """Run several decode steps, sampling on the device: the tokens that `run` and `Sampler` would give one by one.
 
         It may return before the steps have run; whatever is started later runs after them. When it raises, nothing
         but the keys and values at the entries' own new positions may have changed.
         """
 
-    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
         """Run a batch, and draw a token on the device for each of its entries with logits, of which each has one row.
 
         The burst's entries are these, in order, and go one step: their last tokens are the batch's. They are left as a

@@ -18,27 +18,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, Decoding, Runner
+from engine.batch import NONE_ALLOWED, NOT_FINITE, Batch, BatchEntry, PendingTokens, Runner
 from engine.config import EngineConfig
 from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt, RequestFailed, RequestRejected
 from engine.loop.detokenizer import Detokenizer
-from engine.loop.fault_isolation import Isolated, filled_blocks, isolate
-from engine.loop.in_flight import Flight
-from engine.loop.step_result import Outcome, read_logits
+from engine.loop.fault_isolation import IsolatedStep, filled_blocks, run_isolating_faults
+from engine.loop.in_flight import InFlightStep
+from engine.loop.step_result import Outcome, sample_step
 from engine.loop.throughput import Throughput
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
 from engine.sampling.token_counts import TokenCounts
 from engine.sampling_params import SamplingParams
-from engine.scheduling.admission import RequestSizes
+from engine.scheduling.admission import LengthStatistics
 from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.decode_steps import Lookahead
+from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.grammar_queue import GrammarQueue
-from engine.scheduling.prefill_budget import StepSize, measured_sizes
+from engine.scheduling.prefill_budget import PrefillBudgetTuner, candidate_budgets
 from engine.scheduling.request_limits import RequestLimits
 from engine.scheduling.scheduler import Limits, Scheduler, Step
 from engine.scheduling.sequence import Request, Sequence
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 from engine.scheduling.stop_conditions import Stop, token_stop
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ Prompt = str | Sequence_[int]
 # Floats that the prompt log-probabilities of one step may take (256 MiB).
 _MAX_PROMPT_LOGITS = 2**26
 
-# What `Decoding.read` says instead of a token, for the request's owner.
+# What `PendingTokens.read` says instead of a token, for the request's owner.
 _FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
 
 # Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
@@ -75,7 +75,7 @@ class Engine:
         config: EngineConfig,
         *,
         grammar_limits: GrammarLimits | None = None,
-        step_size: StepSize | None = None,
+        step_size: PrefillBudgetTuner | None = None,
     ) -> None:
         """Without a `step_size`, prompts fill each step up to `max_num_batched_tokens`."""
         self.runner = runner
@@ -90,9 +90,9 @@ class Engine:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_prompt_logits=max(1, _MAX_PROMPT_LOGITS // runner.vocab_size),
             ),
-            RequestSizes(runner.max_model_len),
-            Lookahead(1 if config.deterministic else config.decode_steps, runner.rope_length),
-            step_size or StepSize([config.max_num_batched_tokens]),
+            LengthStatistics(runner.max_model_len),
+            DecodeStepPolicy(1 if config.deterministic else config.decode_steps, runner.rope_length),
+            step_size or PrefillBudgetTuner([config.max_num_batched_tokens]),
         )
         self.sampler = Sampler(runner.vocab_size, row_by_row=config.deterministic)
         self._limits = RequestLimits(
@@ -110,8 +110,8 @@ class Engine:
         self._generated = itertools.count()
         self._throughput = Throughput()
         self._overlaps = runner.overlaps and not config.deterministic
-        self._flying: Flight | None = None
-        self._landed = 0.0
+        self._in_flight: InFlightStep | None = None
+        self._last_step_end = 0.0
         """When the last flight was over, by `time.perf_counter`."""
         self._num_steps = 0
         self._num_output_tokens = 0
@@ -136,7 +136,7 @@ class Engine:
             runner,
             text,
             config,
-            step_size=StepSize(measured_sizes(config.max_num_batched_tokens)) if is_measured else None,
+            step_size=PrefillBudgetTuner(candidate_budgets(config.max_num_batched_tokens)) if is_measured else None,
         )
 
     # Requests in
@@ -202,15 +202,15 @@ class Engine:
 
     def _sampling_state(self, request: Request, index: int) -> SamplingState:
         params = request.params
-        held_back = set(params.stop_token_ids)
+        stop_tokens_banned_until_min = set(params.stop_token_ids)
         if not params.ignore_eos:
-            held_back |= self.runner.eos_token_ids
+            stop_tokens_banned_until_min |= self.runner.eos_token_ids
         return SamplingState(
             params=params,
             seed=_seed(self.config.seed, request.request_id) if params.seed is None else params.seed % 2**64,
             index=index,
             position=len(request.prompt_token_ids),
-            held_back=sorted(held_back),
+            stop_tokens_banned_until_min=sorted(stop_tokens_banned_until_min),
             counts=TokenCounts(request.prompt_token_ids) if params.penalized else None,
         )
 
@@ -246,9 +246,9 @@ class Engine:
         started = time.perf_counter()
         before = self._num_output_tokens, self._num_computed_tokens
         self._step()
-        num_output, num_computed = self._num_output_tokens - before[0], self._num_computed_tokens - before[1]
-        if num_computed or self._flying is not None:
-            self._throughput.record(time.perf_counter() - started, num_output, num_computed)
+        num_output, num_computed_tokens = self._num_output_tokens - before[0], self._num_computed_tokens - before[1]
+        if num_computed_tokens or self._in_flight is not None:
+            self._throughput.record(time.perf_counter() - started, num_output, num_computed_tokens)
         ended, self._ended = self._ended, []
         return ended
 
@@ -263,49 +263,49 @@ class Engine:
 
     def _step(self) -> None:
         """Start the next step, then take in the last one; where it cannot be started ahead, the other way round."""
-        flight, self._flying = self._flying, None
+        flight, self._in_flight = self._in_flight, None
         if flight is not None and not self.scheduler.can_go_on():
-            self._land(flight)
+            self._finish_in_flight(flight)
             flight = None
         step = self.scheduler.schedule()
         if flight is None and step.is_empty and not step.preempted and len(self.scheduler.waiting):
             raise EngineFailed("requests are queued, but none can be scheduled")
         if self._overlaps and not (step.is_empty or step.needs_host):
-            self._flying = self._start(step)
-        if self._flying is not None:
+            self._in_flight = self._start(step)
+        if self._in_flight is not None:
             if flight is not None:
-                self._land(flight)
+                self._finish_in_flight(flight)
             return
         unfilled: set[int] = set()
         if flight is not None:
-            unfilled = self._land_before(flight, step)
-        self._run_now(step, unfilled)
+            unfilled = self._finish_in_flight_before(flight, step)
+        self._run_sync(step, unfilled)
 
-    def _land_before(self, flight: Flight, step: Step) -> set[int]:
+    def _finish_in_flight_before(self, flight: InFlightStep, step: Step) -> set[int]:
         """Take in a flight before a step that was scheduled after it; returns the blocks that the step does not fill
         any more, since it loses the shares of those who end in the flight."""
         to_fill = [(share, filled_blocks(share, self.config.block_size)) for share in step.scheduled]
-        self._land(flight)
+        self._finish_in_flight(flight)
         step.scheduled = [share for share in step.scheduled if share.is_current]
         step.burst = [share for share in step.burst if share.is_current]
         return {block for share, blocks in to_fill if not share.is_current for block in blocks}
 
-    def _run_now(self, step: Step, unfilled: Iterable[int]) -> None:
+    def _run_sync(self, step: Step, unfilled: Iterable[int]) -> None:
         """Run a step to its end, all tokens of which are known."""
         started = time.perf_counter()
         flight = self._start(Step(burst=step.burst, num_steps=step.num_steps)) if step.burst else None
         scheduled = step.scheduled if flight is not None else [*step.scheduled, *step.burst]
         if scheduled:
-            outcome = isolate(
+            outcome = run_isolating_faults(
                 scheduled,
                 self.config.block_size,
-                lambda shares: read_logits(self.sampler, shares, self._run(shares)),
+                lambda shares: sample_step(self.sampler, shares, self._run(shares)),
                 unfilled=unfilled,
             )
             self._num_output_tokens += self._settle(outcome)
             self._num_computed_tokens += sum(share.end - share.start for share in scheduled)
         if flight is not None:
-            self._land(flight)
+            self._finish_in_flight(flight)
         elif scheduled:
             self._num_steps += 1
             seconds = time.perf_counter() - started
@@ -314,11 +314,11 @@ class Engine:
             self.scheduler.lookahead.record(seconds, 1, only_decodes=num_decodes == num_tokens)
             self.scheduler.step_size.record(num_tokens, num_decodes, seconds)
 
-    def _start(self, step: Step) -> Flight | None:
+    def _start(self, step: Step) -> InFlightStep | None:
         """Start a step that does not need the host. None where that fails: it is then run as if it did, without a
         burst, and shows who is at fault."""
         try:
-            return Flight.start(self.runner, step)
+            return InFlightStep.start(self.runner, step)
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
         except EngineFailed:
@@ -330,16 +330,16 @@ class Engine:
         step.scheduled, step.burst = [*step.scheduled, *step.burst], []
         return None
 
-    def _land(self, flight: Flight) -> None:
+    def _finish_in_flight(self, flight: InFlightStep) -> None:
         """Wait for what was started, and take in what it brought."""
         drawn = self._wait_for(flight.decoding)
         now = time.perf_counter()
         # It ran after the last one, whenever it was started.
-        seconds = now - max(flight.started, self._landed)
+        seconds = now - max(flight.started, self._last_step_end)
         self.scheduler.lookahead.record(seconds, flight.num_steps, only_decodes=flight.only_decodes)
-        self._landed = now
+        self._last_step_end = now
         num_output = sum(
-            self._move(share.sequence, partial(self._advance_by, share=share, drawn=row))
+            self._guarded_advance(share.sequence, partial(self._advance_from_in_flight, share=share, drawn=row))
             for share, row in flight.arrivals(drawn)
         )
         self.scheduler.pressure.ease()
@@ -347,13 +347,13 @@ class Engine:
         self._num_output_tokens += num_output
         self._num_computed_tokens += flight.num_prompt_tokens + num_output
 
-    def _wait_for(self, decoding: Decoding) -> npt.NDArray[np.int64]:
+    def _wait_for(self, decoding: PendingTokens) -> npt.NDArray[np.int64]:
         try:
             return decoding.read()
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
-    def _run(self, shares: Sequence_[Scheduled]) -> torch.Tensor:
+    def _run(self, shares: Sequence_[ScheduledSequence]) -> torch.Tensor:
         return self._run_batch(Batch([share.entry() for share in shares]))
 
     def _run_batch(self, batch: Batch) -> torch.Tensor:
@@ -362,25 +362,26 @@ class Engine:
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
-    def _settle(self, step: Isolated[Outcome]) -> int:
+    def _settle(self, step: IsolatedStep[Outcome]) -> int:
         """Take a step's results in; returns how many tokens were generated."""
         if step.failed and not step.results:
-            self._probe(*step.failed[0])
+            self._check_runner_alive(*step.failed[0])
         if step.too_many is not None:
             logger.warning("the memory does not suffice for a step of %d tokens: steps become smaller", step.too_many)
             self.scheduler.pressure.relieve(step.too_many)
         else:
             self.scheduler.pressure.ease()
-        for share in [*step.tainted, *step.postponed]:
+        for share in [*step.depends_on_failed, *step.retry_smaller]:
             self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
             self.scheduler.preempt(share.sequence)
         for share, error in step.failed:
             self._fail(share.sequence.request, RequestFailed(f"the model failed on this request: {error}"))
         return sum(
-            self._move(outcome.share.sequence, partial(self._advance, outcome=outcome)) for outcome in step.results
+            self._guarded_advance(outcome.share.sequence, partial(self._advance, outcome=outcome))
+            for outcome in step.results
         )
 
-    def _move(self, sequence: Sequence, advance: Callable[[Sequence], int]) -> int:
+    def _guarded_advance(self, sequence: Sequence, advance: Callable[[Sequence], int]) -> int:
         """Move a sequence on; an error ends its request, and nothing else. Returns how many tokens were generated."""
         if sequence.finished:  # with its request, for another completion's error
             return 0
@@ -392,7 +393,7 @@ class Engine:
             self._fail(sequence.request, RequestFailed(f"the completion could not be read: {error}"))
         return 0
 
-    def _probe(self, share: Scheduled, error: Exception) -> None:
+    def _check_runner_alive(self, share: ScheduledSequence, error: Exception) -> None:
         """When all of a step fails, find out whether the requests are at fault or the runner is broken.
 
         A single token runs in the last block that the failed request was to fill, which nobody else relies on.
@@ -409,12 +410,12 @@ class Engine:
         Raises `RequestFailed` where it cannot go on.
         """
         request, sampled = sequence.request, outcome.sampled
-        sequence.num_computed = outcome.share.end
+        sequence.num_computed_tokens = outcome.share.end
         request.prompt_logprobs.extend(outcome.prompt_logprobs)
         if not all(math.isfinite(scored.logprob) for scored in outcome.prompt_logprobs):
             raise RequestFailed(NO_NUMBERS)
         if sampled is None:
-            if sequence.num_computed == sequence.num_tokens:
+            if sequence.num_computed_tokens == sequence.num_tokens:
                 self._finish(sequence, Stop("length", None))
             return 0
         if sampled.error is not None:
@@ -427,15 +428,15 @@ class Engine:
         if sampled.logprobs is not None:
             sequence.logprobs.append(sampled.logprobs)
         sequence.sampling.advance(sampled.token_id)
-        self._look(sequence)
+        self._check_stop(sequence)
         return 1
 
-    def _advance_by(self, sequence: Sequence, share: Scheduled, drawn: Sequence_[int]) -> int:
+    def _advance_from_in_flight(self, sequence: Sequence, share: ScheduledSequence, drawn: Sequence_[int]) -> int:
         """Move a sequence on by what a flight brought: tokens, and a code where it ended without one.
 
         Raises `RequestFailed`.
         """
-        sequence.num_unseen -= len(drawn)
+        sequence.num_in_flight_tokens -= len(drawn)
         if share.end == sequence.num_tokens and not share.samples:
             self._finish(sequence, Stop("length", None))
             return 0
@@ -449,12 +450,12 @@ class Engine:
             sequence.token_ids += part
             sequence.sampling.skip(len(part))
             self.scheduler.blocks.index(sequence.table, sequence.token_ids, sequence.num_tokens - 1)
-            self._look(sequence)
+            self._check_stop(sequence)
         if num_taken < len(drawn) and drawn[num_taken] in _FAILURES and not sequence.finished:
             raise RequestFailed(_FAILURES[drawn[num_taken]])
         return num_taken
 
-    def _look(self, sequence: Sequence) -> None:
+    def _check_stop(self, sequence: Sequence) -> None:
         """See whether the newest token ends the sequence, and whether it may stay where it is."""
         stop = token_stop(sequence, self.runner.eos_token_ids)
         maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sequence.token_ids[-1])

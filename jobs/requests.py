@@ -230,7 +230,7 @@ def window_seconds(window: str) -> int:
     return int(window[:-1]) * _WINDOW_UNITS[window[-1]]
 
 
-class JobHead(_Strict):
+class JobOptions(_Strict):
     """Everything of a job but its prompts. NDJSON submissions carry it in the query."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]

@@ -55,7 +55,7 @@ def _plan_kernel(
     num_splits,
     first_item,
     num_sequences,
-    wanted_items,
+    target_splits,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     MIN_TILES: tl.constexpr,
@@ -65,7 +65,7 @@ def _plan_kernel(
     total = 0
     for base in range(0, num_sequences, BLOCK):
         total += tl.sum(_tiles_of(seq_lens, query_starts, base + lanes, num_sequences, TILE, WINDOW))
-    chunk = tl.maximum((total + wanted_items - 1) // wanted_items, MIN_TILES)
+    chunk = tl.maximum((total + target_splits - 1) // target_splits, MIN_TILES)
 
     count = 0
     for base in range(0, num_sequences, BLOCK):
@@ -237,7 +237,7 @@ def _decode_kernel(
 
 
 @triton.jit
-def _reduce_kernel(
+def _combine_splits_kernel(
     partial,
     partial_lse,
     seq_lens,
@@ -341,7 +341,7 @@ class DecodePlan:
 
     tile: int
     window: int | None
-    wanted_items: int
+    target_splits: int
     item_sequence: Tensor
     """`[I]`; only the first `num_items` hold."""
 
@@ -375,15 +375,15 @@ class DecodePlan:
         kv_dtype: torch.dtype,
         window: int | None,
         device: torch.device,
-        wanted_items: int | None = None,
+        target_splits: int | None = None,
         target: Device | None = None,
     ) -> DecodePlan:
         """Buffers for steps of up to `max_sequences` sequences, for layers of one shape.
 
-        `wanted_items` None: as many as keep the device busy.
+        `target_splits` None: as many as keep the device busy.
         """
         target = target or device_of(device)
-        wanted = wanted_items or max(1, target.num_sms * _PROGRAMS_PER_SM // num_kv_heads)
+        wanted = target_splits or max(1, target.num_sms * _PROGRAMS_PER_SM // num_kv_heads)
         items = max_sequences + wanted
 
         def ints(*shape: int) -> Tensor:
@@ -392,7 +392,7 @@ class DecodePlan:
         return cls(
             tile=decode_tiles(head_dim, value_dim, kv_dtype, target).tile,
             window=window,
-            wanted_items=wanted,
+            target_splits=wanted,
             item_sequence=ints(items),
             item_split=ints(items),
             num_items=ints(1),
@@ -428,7 +428,7 @@ def plan_launch(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Lau
             "num_splits": plan.num_splits,
             "first_item": plan.first_item,
             "num_sequences": num_sequences,
-            "wanted_items": plan.wanted_items,
+            "target_splits": plan.target_splits,
         },
         {"TILE": plan.tile, "WINDOW": plan.window or 0, "MIN_TILES": _MIN_TILES, "BLOCK": _PLAN_BLOCK},
     )
@@ -513,7 +513,7 @@ def decode_launches(
         heads_each *= 2
     decode = Launch(
         _decode_kernel,
-        (num_kv_heads, num_sequences + plan.wanted_items),
+        (num_kv_heads, num_sequences + plan.target_splits),
         shared
         | {
             "query": query,
@@ -554,7 +554,7 @@ def decode_launches(
         num_stages=tiles.num_stages,
     )
     reduce = Launch(
-        _reduce_kernel,
+        _combine_splits_kernel,
         (num_sequences, -(-num_heads // heads_each)),
         shared | {"first_item": plan.first_item},
         {

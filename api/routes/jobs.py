@@ -20,7 +20,7 @@ from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import reading, retention, settling
 from jobs.queries.reading import Job, StoredResult
 from jobs.queries.tenants import Tenant
-from jobs.requests import JobHead, Params, PromptLine
+from jobs.requests import JobOptions, Params, PromptLine
 from jobs.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -58,7 +58,7 @@ class ResultsQuery(_Query):
     limit: int | None = Field(default=None, ge=1, le=MAX_SEQ, description="lines at most")
 
 
-class InlineJob(JobHead):
+class InlineJob(JobOptions):
     """An inline submission."""
 
     prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
@@ -75,7 +75,9 @@ def _submission_schema() -> dict[str, Any]:
         name: {"type": "object"} if "$ref" in str(schema) else schema
         for name, schema in Params.model_json_schema()["properties"].items()
     } | {
-        name: schema for name, schema in JobHead.model_json_schema()["properties"].items() if "$ref" not in str(schema)
+        name: schema
+        for name, schema in JobOptions.model_json_schema()["properties"].items()
+        if "$ref" not in str(schema)
     }
     fields |= {"webhook_url": {"type": "string"}, "webhook_events": {"type": "array", "items": {"type": "string"}}}
     return {

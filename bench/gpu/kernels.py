@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.profiling.cost_model import Mixture
-from bench.profiling.peaks import DeviceLimits, LimitSizes, measure_limits, seconds_of
-from engine.attention import AttentionLayer, CapturableAttention, DecodeLayout, StepLayout, make_backend
+from bench.profiling.peaks import DevicePeaks, LimitSizes, measure_limits, seconds_of
+from engine.attention import AttentionLayer, AttentionMetadata, CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, position_bytes
 from engine.config import EngineConfig
 from engine.sampling.filters import Filters, draw
@@ -125,7 +125,7 @@ def measure(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str,
 
 
 def _works(
-    sizes: Sizes, device: torch.device, dtype: torch.dtype, limits: DeviceLimits, watch: _Watch
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, limits: DevicePeaks, watch: _Watch
 ) -> Iterator[tuple[str, Callable[[], Timing]]]:
     for head in sizes.heads:
         for size in sizes.decodes:
@@ -214,7 +214,7 @@ def _decode(
     size: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
-    limits: DeviceLimits,
+    limits: DevicePeaks,
     watch: _Watch,
     *,
     kv_dtype: torch.dtype | None = None,
@@ -228,7 +228,7 @@ def _decode(
         paged = _Paged.random(layer, batch, length, 1, device, dtype, kv_dtype or dtype)
         last = torch.full((batch,), length - 1, device=device)
         slots = paged.tables[:, -1].long() * BLOCK + (length - 1) % BLOCK
-        layout = DecodeLayout(last, (last + 1).to(torch.int32), paged.tables, slots)
+        layout = DecodeMetadata(last, (last + 1).to(torch.int32), paged.tables, slots)
         works.append(_decode_work(backend, layout, paged, layer))
     key = torch.randn(batch, layer.num_kv_heads, length, layer.head_dim, dtype=dtype, device=device)
     query = torch.randn(batch, layer.num_heads, 1, layer.head_dim, dtype=dtype, device=device)
@@ -243,7 +243,7 @@ def _decode(
     )
 
 
-def _decode_work(backend: Any, layout: DecodeLayout, paged: _Paged, layer: AttentionLayer) -> Callable[[], object]:
+def _decode_work(backend: Any, layout: DecodeMetadata, paged: _Paged, layer: AttentionLayer) -> Callable[[], object]:
     step = (
         backend.begin_decode(layout, paged.cache)
         if isinstance(backend, CapturableAttention)
@@ -257,7 +257,7 @@ def _prefill(
     size: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
-    limits: DeviceLimits,
+    limits: DevicePeaks,
     watch: _Watch,
 ) -> Timing:
     """One layer of a step that reads whole prompts."""
@@ -267,7 +267,7 @@ def _prefill(
     tables = paged.tables.cpu().numpy().astype(np.int64)
     positions = np.arange(length)
     slots = torch.from_numpy((tables[:, positions // BLOCK] * BLOCK + positions % BLOCK).reshape(-1)).to(device)
-    layout = StepLayout(np.zeros(batch, np.int64), np.full(batch, length, np.int64), tables, slots)
+    layout = AttentionMetadata(np.zeros(batch, np.int64), np.full(batch, length, np.int64), tables, slots)
     step = backend.begin(layout, paged.cache)
     seconds = watch.time([lambda: step(layer, paged.query, paged.key, paged.value)])
     flops = 4 * batch * layer.num_heads * layer.head_dim * length * (length + 1) / 2
@@ -318,7 +318,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, grouped
     return run
 
 
-def _nearest_limit(flops: float, moved: float, seconds: float, limits: DeviceLimits) -> tuple[str, float]:
+def _nearest_limit(flops: float, moved: float, seconds: float, limits: DevicePeaks) -> tuple[str, float]:
     """Which of the two keeps the work longer, and its share."""
     shares = {
         "copy": moved / seconds / limits.bytes_per_second,
@@ -334,7 +334,7 @@ def _product(
     rows: int,
     device: torch.device,
     dtype: torch.dtype,
-    limits: DeviceLimits,
+    limits: DevicePeaks,
     watch: _Watch,
 ) -> Timing:
     """A linear layer with quantized weights, beside torch's product with plain ones."""
@@ -367,7 +367,7 @@ def _experts(
     rows: int,
     device: torch.device,
     dtype: torch.dtype,
-    limits: DeviceLimits,
+    limits: DevicePeaks,
     watch: _Watch,
 ) -> Timing:
     """A mixture of experts that all are as likely, with routing and sums; beside nothing, since torch has no like."""
@@ -387,7 +387,7 @@ def _experts(
     )
 
 
-def _greedy(logits: Tensor, limits: DeviceLimits, watch: _Watch) -> Timing:
+def _greedy(logits: Tensor, limits: DevicePeaks, watch: _Watch) -> Timing:
     """The best token of each row; the limit is reading the logits once."""
     by_torch = [lambda: logits.argmax(dim=-1)]
     if not has_kernels(logits):
@@ -397,7 +397,7 @@ def _greedy(logits: Tensor, limits: DeviceLimits, watch: _Watch) -> Timing:
     return timing
 
 
-def _random(name: str, logits: Tensor, top_k: int, top_p: float, limits: DeviceLimits, watch: _Watch) -> Timing:
+def _random(name: str, logits: Tensor, top_k: int, top_p: float, limits: DevicePeaks, watch: _Watch) -> Timing:
     """Drawing one token a row; the limit is the same."""
     return _read_once(name, logits, watch.time([_drawing(logits, top_k, top_p)]), limits)
 
@@ -422,7 +422,7 @@ def _drawing(logits: Tensor, top_k: int, top_p: float) -> Callable[[], object]:
     return lambda: draw(logits if has_kernels(logits) else logits.clone(), **settings, is_static=True)
 
 
-def _read_once(name: str, logits: Tensor, seconds: float, limits: DeviceLimits) -> Timing:
+def _read_once(name: str, logits: Tensor, seconds: float, limits: DevicePeaks) -> Timing:
     share = logits.nbytes / seconds / limits.bytes_per_second
     return Timing("sampling, " + name, f"{len(logits)} x {logits.shape[1]:,}", seconds, "copy", share)
 

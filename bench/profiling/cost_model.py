@@ -49,7 +49,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class KernelCost:
     """Of one kernel in a forward pass, all its launches together."""
 
     step: Work
@@ -61,7 +61,7 @@ class Demand:
         return self.step * steps + self.token * tokens + self.logits * logits
 
 
-def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, Demand]:
+def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, KernelCost]:
     """By kernel, as they are with about `num_tokens` tokens in a step; runs that many, three times.
 
     Each tensor that a kernel is given counts once, of the KV cache the rows of the step's tokens: a kernel that works
@@ -75,7 +75,7 @@ def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, Demand]:
     for kernel in both:
         token = more[kernel] - few[kernel]
         logits = both[kernel] - more[kernel]
-        found[kernel] = Demand(few[kernel] - token * num_tokens - logits, token, logits)
+        found[kernel] = KernelCost(few[kernel] - token * num_tokens - logits, token, logits)
     return found
 
 
@@ -89,7 +89,7 @@ def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultd
 
 def _run(runner: ModelRunner, num_tokens: int, num_logits: int) -> None:
     """A forward pass over the cache's spare block."""
-    blocks = [runner.cache.spare_block] * -(-num_tokens // runner.cache.block_size)
+    blocks = [runner.cache.padding_block] * -(-num_tokens // runner.cache.block_size)
     runner.run(Batch([BatchEntry([0] * num_tokens, 0, blocks, num_logits)]))
 
 

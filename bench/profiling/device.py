@@ -20,7 +20,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.cost_model import (
     TORCH_PRODUCT,
-    Demand,
+    KernelCost,
     Mixture,
     Work,
     attention_work,
@@ -28,7 +28,7 @@ from bench.profiling.cost_model import (
     mixtures_by_rows,
     positions_seen,
 )
-from engine.batch import NO_TOKEN, Batch, Burst, Decoding
+from engine.batch import NO_TOKEN, Batch, MultiStepBatch, PendingTokens
 from engine.execution.model_runner import ModelRunner
 
 PRODUCTS = "matrix products"
@@ -44,7 +44,7 @@ OTHERS = "other kernels"
 
 _FAMILIES = {
     "_decode_kernel": DECODES,
-    "_reduce_kernel": DECODES,
+    "_combine_splits_kernel": DECODES,
     "_prefill_kernel": PROMPTS,
     "_plan_kernel": PLANS,
     "_product_kernel": EXPERTS,
@@ -85,14 +85,14 @@ class _Counted:
     logits: int = 0
 
 
-class DeviceMeter:
+class RooflineMeter:
     """Counts what an engine's steps ask of a runner's device, and puts the device's time beside it."""
 
     def __init__(self, runner: ModelRunner) -> None:
         """Runs a few tokens through the model."""
         self._runner = runner
         sizes = [size for size in _SIZES if size < runner.max_model_len] or [1]
-        self._demands: Mapping[int, Mapping[str, Demand]] = {size: demands(runner, size) for size in sizes}
+        self._demands: Mapping[int, Mapping[str, KernelCost]] = {size: demands(runner, size) for size in sizes}
         self._counted = {size: _Counted() for size in sizes}
         self._looked: defaultdict[str, Work] = defaultdict(Work)
         """What attention, experts and sampling were asked for."""
@@ -113,7 +113,7 @@ class DeviceMeter:
         self._look(DECODES, starts[alone], lengths[alone])
         self._look(PROMPTS, starts[~alone], lengths[~alone])
 
-    def decoded(self, burst: Burst, drawn: npt.NDArray[np.int64]) -> None:
+    def decoded(self, burst: MultiStepBatch, drawn: npt.NDArray[np.int64]) -> None:
         """Count a burst, now that its tokens `[entries, num_steps]` are there."""
         is_drawn = drawn != NO_TOKEN
         steps = is_drawn.sum(axis=1)
@@ -124,7 +124,7 @@ class DeviceMeter:
         # As many tokens one after the other, each of which reads all that is before it anew.
         self._look(DECODES, np.array([entry.position for entry in burst.entries]), steps, is_read_anew=True)
 
-    def watched(self, burst: Burst, decoding: Decoding) -> Decoding:
+    def watched(self, burst: MultiStepBatch, decoding: PendingTokens) -> PendingTokens:
         """The decoding, counted when it is read."""
         return _Watched(self, burst, decoding)
 
@@ -187,9 +187,9 @@ class DeviceMeter:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    meter: DeviceMeter
-    burst: Burst
-    decoding: Decoding
+    meter: RooflineMeter
+    burst: MultiStepBatch
+    decoding: PendingTokens
 
     def read(self) -> npt.NDArray[np.int64]:
         drawn = self.decoding.read()

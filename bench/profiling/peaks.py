@@ -13,7 +13,7 @@ _REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLimits:
+class DevicePeaks:
     """What the device reached in this run."""
 
     bytes_per_second: float
@@ -38,14 +38,14 @@ ON_GPU = LimitSizes(copy_bytes=256 << 20, matmul=8192)
 ON_CPU = LimitSizes(copy_bytes=64 << 20, matmul=512)
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, sizes: LimitSizes | None = None) -> DeviceLimits:
+def measure_limits(device: torch.device, dtype: torch.dtype, sizes: LimitSizes | None = None) -> DevicePeaks:
     """By the median of a few runs; raises `torch.OutOfMemoryError` where not even that much memory is left."""
     sizes = sizes or (ON_GPU if device.type == "cuda" else ON_CPU)
     with torch.inference_mode():
         copying, multiplying = _copying(device, sizes.copy_bytes), _multiplying(device, dtype, sizes.matmul)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return DeviceLimits(2 * sizes.copy_bytes / copying, 2 * sizes.matmul**3 / multiplying)
+    return DevicePeaks(2 * sizes.copy_bytes / copying, 2 * sizes.matmul**3 / multiplying)
 
 
 def _copying(device: torch.device, num_bytes: int) -> float:

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from bench.profiling.cost_model import attention_work, exchanged, linears, mixtures, positions_seen
-from bench.profiling.device import DeviceMeter, Kernel, busy_seconds
-from bench.profiling.peaks import DeviceLimits, measure_limits
-from engine.attention import AttentionLayer, StepAttention, StepLayout, TurningAttention
+from bench.profiling.device import Kernel, RooflineMeter, busy_seconds
+from bench.profiling.peaks import DevicePeaks, measure_limits
+from engine.attention import AttentionLayer, AttentionMetadata, RotaryAttention, StepAttention
 from engine.attention.kv_cache import KVCache
-from engine.batch import Batch, Burst, Decoding
+from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.engine import Engine
 from engine.execution.model_runner import ModelRunner
 from engine.linears.packed import PackedLinear
@@ -81,7 +81,7 @@ class Profile:
     """On a GPU, sampling is what steps that need the host take to choose tokens, until these are there: it waits for
     the model, too. Other steps choose theirs on the device."""
 
-    limits: DeviceLimits
+    limits: DevicePeaks
     """Measured when the profile began."""
 
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
@@ -171,9 +171,9 @@ def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: 
 @contextlib.contextmanager
 def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, profile: Profile) -> Iterator[None]:
     """On a GPU, where the host starts work, does other things, and waits."""
-    meter = DeviceMeter(runner)
-    run, run_and_draw, decode = (
-        watch.timed(LAUNCH, start) for start in (runner.run, runner.run_and_draw, runner.decode)
+    meter = RooflineMeter(runner)
+    run, run_and_sample, decode = (
+        watch.timed(LAUNCH, start) for start in (runner.run, runner.run_and_sample, runner.decode)
     )
 
     def run_counted(batch: Batch) -> Tensor:
@@ -181,18 +181,18 @@ def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, prof
         meter.ran(batch)
         return logits
 
-    def run_and_draw_counted(batch: Batch, burst: Burst) -> Decoding:
-        decoding: Decoding = run_and_draw(batch, burst)
+    def run_and_draw_counted(batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+        decoding: PendingTokens = run_and_sample(batch, burst)
         meter.ran(batch, draws=True)
         return decoding
 
-    def decode_counted(burst: Burst) -> Decoding:
+    def decode_counted(burst: MultiStepBatch) -> PendingTokens:
         return meter.watched(burst, decode(burst))
 
     torch.cuda.synchronize(runner.device)
     with (
         exchanged(runner, "run", run_counted),
-        exchanged(runner, "run_and_draw", run_and_draw_counted),
+        exchanged(runner, "run_and_sample", run_and_draw_counted),
         exchanged(runner, "decode", decode_counted),
         exchanged(engine, "_wait_for", watch.timed(WAITING, engine._wait_for)),
         torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,
@@ -282,14 +282,14 @@ def _expert_product(
     return run
 
 
-def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[StepLayout, KVCache], StepAttention]:
+def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[AttentionMetadata, KVCache], StepAttention]:
     begin = runner.backend.begin
 
-    def run(layout: StepLayout, cache: KVCache) -> StepAttention:
+    def run(layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         with watch.running(ATTENTION):
             step = begin(layout, cache)
         # Models ask what a step's attention can do.
-        made = _WatchedTurning if isinstance(step, TurningAttention) else _WatchedAttention
+        made = _WatchedTurning if isinstance(step, RotaryAttention) else _WatchedAttention
         return made(watch, step, layout, cache)
 
     return run
@@ -298,7 +298,7 @@ def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[StepLayout, KVCa
 class _WatchedAttention:
     """A step's attention, with its time and what it asks for."""
 
-    def __init__(self, watch: _Stopwatch, step: StepAttention, layout: StepLayout, cache: KVCache) -> None:
+    def __init__(self, watch: _Stopwatch, step: StepAttention, layout: AttentionMetadata, cache: KVCache) -> None:
         self._watch, self._step, self._layout, self._cache = watch, step, layout, cache
 
     def __call__(
@@ -317,10 +317,10 @@ class _WatchedAttention:
         part.bytes += int(work.bytes) + key.nbytes + value.nbytes
 
 
-class _WatchedTurning(_WatchedAttention, TurningAttention):
+class _WatchedTurning(_WatchedAttention, RotaryAttention):
     """The same of one that turns queries and keys."""
 
-    def turn_and_attend(
+    def rotate_and_attend(
         self,
         layer: AttentionLayer,
         query: Tensor,
@@ -332,8 +332,8 @@ class _WatchedTurning(_WatchedAttention, TurningAttention):
         interleaved: bool,
     ) -> Tensor:
         step = self._step
-        assert isinstance(step, TurningAttention)
+        assert isinstance(step, RotaryAttention)
         with self._watch.running(ATTENTION) as part:
-            result = step.turn_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+            result = step.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
         self._count(part, layer, query, key, value)
         return result

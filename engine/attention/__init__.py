@@ -4,22 +4,22 @@ from engine.attention.choice import make_backend
 from engine.attention.interface import (
     AttentionBackend,
     AttentionLayer,
+    AttentionMetadata,
     CapturableAttention,
-    DecodeLayout,
+    DecodeMetadata,
+    RotaryAttention,
     StepAttention,
-    StepLayout,
-    TurningAttention,
 )
 from engine.attention.plain import TorchAttention
 
 __all__ = [
     "AttentionBackend",
     "AttentionLayer",
+    "AttentionMetadata",
     "CapturableAttention",
-    "DecodeLayout",
+    "DecodeMetadata",
+    "RotaryAttention",
     "StepAttention",
-    "StepLayout",
     "TorchAttention",
-    "TurningAttention",
     "make_backend",
 ]

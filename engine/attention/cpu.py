@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
 from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
@@ -16,12 +16,12 @@ class CpuAttention:
     def __init__(self, library: Library) -> None:
         self._library = library
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _CpuStep(self._library, layout, cache)
 
 
 class _CpuStep:
-    def __init__(self, library: Library, layout: StepLayout, cache: KVCache) -> None:
+    def __init__(self, library: Library, layout: AttentionMetadata, cache: KVCache) -> None:
         self._library = library
         self._layout = layout
         self._cache = cache

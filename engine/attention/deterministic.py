@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.device.threads import Threads
 from kernels.kv_write import write_kv_torch
@@ -36,7 +36,7 @@ class DeterministicAttention:
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _Step(layout, cache, self._threads)
 
 
@@ -68,7 +68,7 @@ class _Plan:
 
 
 class _Step:
-    def __init__(self, layout: StepLayout, cache: KVCache, threads: Threads) -> None:
+    def __init__(self, layout: AttentionMetadata, cache: KVCache, threads: Threads) -> None:
         self._layout = layout
         self._cache = cache
         self._threads = threads
@@ -150,7 +150,7 @@ def _read(cache: Tensor, slots: Tensor) -> Tensor:
     return cache.view(-1, dim).index_select(0, rows.view(-1)).view(-1, _POSITIONS, dim).float()
 
 
-def _plan(layout: StepLayout, block_size: int, sliding_window: int | None) -> _Plan:
+def _plan(layout: AttentionMetadata, block_size: int, sliding_window: int | None) -> _Plan:
     # Of each piece: its sequence, its first row, that row's position, and how many rows it has.
     pieces: list[tuple[int, int, int, int]] = []
     row = 0

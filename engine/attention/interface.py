@@ -44,7 +44,7 @@ class AttentionLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class StepLayout:
+class AttentionMetadata:
     """Where the tokens of one step stand; S sequences, T tokens, sequence by sequence."""
 
     starts: npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class StepLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeLayout:
+class DecodeMetadata:
     """A step in which each of S sequences has one new token; everything is on the device."""
 
     positions: Tensor
@@ -76,9 +76,9 @@ class DecodeLayout:
     slots: Tensor
     """`[S]` int64: where its key and value go; several rows of padding may have the same."""
 
-    def on_host(self) -> StepLayout:
+    def on_host(self) -> AttentionMetadata:
         """The same for implementations that plan on the host; it waits for the device."""
-        return StepLayout(
+        return AttentionMetadata(
             starts=self.positions.cpu().numpy(),
             query_lens=np.ones(len(self.positions), np.int64),
             block_tables=self.block_tables.cpu().numpy().astype(np.int64),
@@ -98,11 +98,11 @@ class StepAttention(Protocol):
         """
 
 
-class TurningAttention(ABC):
+class RotaryAttention(ABC):
     """What a `StepAttention` may be besides: one that turns queries and keys on their way (see `models/rotary.py`)."""
 
     @abstractmethod
-    def turn_and_attend(
+    def rotate_and_attend(
         self,
         layer: AttentionLayer,
         query: Tensor,
@@ -119,7 +119,7 @@ class TurningAttention(ABC):
 class AttentionBackend(Protocol):
     """One way to compute attention over the paged cache."""
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         """What the layers of this step call."""
 
 
@@ -130,5 +130,5 @@ class CapturableAttention(Protocol):
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
         """Make the buffers for decodes of up to so many sequences: they stay where they are from then on."""
 
-    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
         """As `AttentionBackend.begin`; reads no tensor on the host, and what outlives the step was reserved."""

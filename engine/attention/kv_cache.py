@@ -86,7 +86,7 @@ class KVCache:
         return len(self.layers[0][0]) - 1
 
     @property
-    def spare_block(self) -> int:
+    def padding_block(self) -> int:
         """The last: no sequence's, so that rows which are only padding can write somewhere."""
         return self.num_blocks
 

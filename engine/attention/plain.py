@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, StepAttention, StepLayout
+from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
 from kernels.kv_write import write_kv_torch
 from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
@@ -13,12 +13,12 @@ from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
 class TorchAttention:
     """Plain torch, on any device."""
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _TorchStep(layout, cache)
 
 
 class _TorchStep:
-    def __init__(self, layout: StepLayout, cache: KVCache) -> None:
+    def __init__(self, layout: AttentionMetadata, cache: KVCache) -> None:
         self._layout = layout
         self._cache = cache
         self._tiles: dict[int | None, list[Tile]] = {}

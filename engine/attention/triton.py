@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, DecodeLayout, StepAttention, StepLayout, TurningAttention
+from engine.attention.interface import AttentionLayer, AttentionMetadata, DecodeMetadata, RotaryAttention, StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.device.transfer import to_device
 from engine.errors import ModelError
@@ -67,11 +67,11 @@ class TritonAttention:
         self._prefill_plans: dict[int, list[PrefillPlan]] = {}
         self._query_starts: dict[int, Tensor] = {}
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         """See `AttentionBackend`."""
         return _TritonStep(self, _on_device(layout, self._device), cache)
 
-    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
         """See `CapturableAttention`."""
         num_sequences = len(layout.lengths)
         if num_sequences not in self._query_starts:
@@ -128,7 +128,7 @@ class TritonAttention:
         return plans[-1]
 
 
-class _TritonStep(TurningAttention):
+class _TritonStep(RotaryAttention):
     def __init__(self, backend: TritonAttention, layout: _DeviceLayout, cache: KVCache) -> None:
         self._backend, self._layout, self._cache = backend, layout, cache
         self._planned: set[int] = set()
@@ -140,7 +140,7 @@ class _TritonStep(TurningAttention):
         write_kv(_rows(key), _rows(value), keys, values, self._layout.slots, **self._cache.scales_of(layer))
         return self._attend(layer, _rows(query), sinks)
 
-    def turn_and_attend(
+    def rotate_and_attend(
         self,
         layer: AttentionLayer,
         query: Tensor,
@@ -219,7 +219,7 @@ class _TritonStep(TurningAttention):
         return is_new
 
 
-def _on_device(layout: StepLayout, device: torch.device) -> _DeviceLayout:
+def _on_device(layout: AttentionMetadata, device: torch.device) -> _DeviceLayout:
     """One transfer for all."""
     num_sequences, width = layout.block_tables.shape
     packed = np.empty(num_sequences * (width + 2) + 1, np.int32)

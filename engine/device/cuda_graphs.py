@@ -36,7 +36,7 @@ class Graphs(Protocol):
         """Start `work`. Tensors from outside that it reads or writes must stay where they are, for one key."""
 
 
-class EagerGraphs:
+class EagerRunner:
     """Calls the work, each time."""
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class EagerGraphs:
         work()
 
 
-class CudaGraphs:
+class CudaGraphRunner:
     """Captures work as CUDA graphs, one a key, with one pool of memory for all."""
 
     def __init__(self, device: torch.device, max_bytes: int) -> None:

@@ -37,7 +37,7 @@ class Column(IntEnum):
     POSITION = auto()
     TOKENS_LEFT = auto()
     """0: the sequence has ended."""
-    TOKENS_HELD = auto()
+    MIN_TOKENS_LEFT = auto()
     """For so many more tokens it may not stop (`min_tokens`)."""
     ROPE_LENGTH = auto()
     SEED = auto()
@@ -64,7 +64,7 @@ def decodes_on_device(sampling: SamplingState) -> bool:
         and not params.logit_bias
         and not params.banned_token_ids
         and params.allowed_token_ids is None
-        and len(sampling.held_back) <= MAX_STOP_TOKENS
+        and len(sampling.stop_tokens_banned_until_min) <= MAX_STOP_TOKENS
     )
 
 
@@ -137,7 +137,7 @@ class DeviceState:
     def _row(self, entry: DecodeEntry) -> list[int]:
         assert entry.token_id is not None
         sampling, params = entry.sampling, entry.sampling.params
-        stop = list(sampling.held_back)
+        stop = list(sampling.stop_tokens_banned_until_min)
         stop += (stop[:1] or [-1]) * (MAX_STOP_TOKENS - len(stop))
         return [
             entry.token_id,

@@ -4,7 +4,8 @@
     passes    A A A … A A (32)  |  A … A (8) B C 0 … 0 (22 of padding)
 
 Libraries choose how to compute a product or a vector by its shape. With one shape there is one way, and each row of a
-pass comes out the same wherever it stands and whatever stands beside it; `engine/execution/batch_invariance.py` tries that at load.
+pass comes out the same wherever it stands and whatever stands beside it; `engine/execution/batch_invariance.py` tries
+that at load.
 """
 
 from __future__ import annotations

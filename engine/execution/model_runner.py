@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.attention import CapturableAttention, DecodeLayout, StepLayout, make_backend
+from engine.attention import AttentionMetadata, CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, cache_dtype, choose_num_blocks
-from engine.batch import Batch, BatchEntry, Burst, Decoding
+from engine.batch import Batch, BatchEntry, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
-from engine.device.cuda_graphs import CudaGraphs, EagerGraphs, Graphs, batch_size
+from engine.device.cuda_graphs import CudaGraphRunner, EagerRunner, Graphs, batch_size
 from engine.device.threads import Threads
 from engine.device.transfer import to_device
 from engine.errors import ModelError, UnsupportedModel
@@ -26,7 +26,7 @@ from engine.execution.decode_state import DeviceState
 from engine.execution.fixed_passes import cut, pad
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 from engine.execution.multi_step import MultiStepDecoder
-from engine.linears import LinearExchange, prepare_linears
+from engine.linears import LinearReplacer, prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
 from engine.loading.weights import load_model
 from engine.models.decoder import Decoder, TokenInputs
@@ -93,7 +93,7 @@ class ModelRunner:
             self._state,
             self._graphs(),
             block_size=config.block_size,
-            spare_block=self.cache.spare_block,
+            padding_block=self.cache.padding_block,
             is_static=self.device.type == "cuda",
         )
 
@@ -108,7 +108,7 @@ class ModelRunner:
             model_config,
             config,
             device=device,
-            finisher=lambda model: LinearExchange(model, config, device, threads).exchange,
+            finisher=lambda model: LinearReplacer(model, config, device, threads).exchange,
         )
         return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config), threads=threads)
 
@@ -134,13 +134,13 @@ class ModelRunner:
         with self._tidying():
             return self._run(batch, self.cache)
 
-    def decode(self, burst: Burst) -> Decoding:
+    def decode(self, burst: MultiStepBatch) -> PendingTokens:
         """See `Runner.decode`."""
         with self._tidying():
             return self._decoder.decode(burst)
 
-    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
-        """See `Runner.run_and_draw`."""
+    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+        """See `Runner.run_and_sample`."""
 
         def forward() -> Tensor:
             inputs, layout = prepare_inputs(batch.entries, self.cache.block_size, self.device)
@@ -163,10 +163,10 @@ class ModelRunner:
 
     def _graphs(self) -> Graphs:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
-            return CudaGraphs(self.device, self._graph_bytes)
-        return EagerGraphs()
+            return CudaGraphRunner(self.device, self._graph_bytes)
+        return EagerRunner()
 
-    def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> Tensor:
+    def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> Tensor:
         backend = self.backend
         if isinstance(backend, CapturableAttention):
             step = backend.begin_decode(layout, self.cache)
@@ -234,7 +234,7 @@ class ModelRunner:
         """What the largest step of all takes, and the largest that only decodes."""
         batch, num_blocks = largest_step(config, self.max_model_len)
         cache = self._cache(num_blocks, config.block_size, self.kv_dtype)
-        decodes = largest_decode(batch_size(_seats(config)), cache.spare_block)
+        decodes = largest_decode(batch_size(_seats(config)), cache.padding_block)
 
         def run(batch: Batch) -> Tensor:
             return self._run(batch, cache)
@@ -244,7 +244,7 @@ class ModelRunner:
 
 def prepare_inputs(
     entries: Sequence[BatchEntry], block_size: int, device: torch.device
-) -> tuple[TokenInputs, StepLayout]:
+) -> tuple[TokenInputs, AttentionMetadata]:
     """A step's entries as flat tensors."""
     query_lens = np.fromiter((len(entry.token_ids) for entry in entries), np.int64, len(entries))
     starts = np.fromiter((entry.start for entry in entries), np.int64, len(entries))
@@ -271,7 +271,7 @@ def prepare_inputs(
             lengths=on_device[3],
             logit_rows=None if len(logit_rows) == num_tokens else to_device(logit_rows, device),
         ),
-        StepLayout(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
+        AttentionMetadata(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
     )
 
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.attention import DecodeLayout
-from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry
+from engine.attention import DecodeMetadata
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch
 from engine.device.cuda_graphs import Graphs, batch_size
 from engine.execution.decode_state import Column, DeviceState, real
 from engine.models.decoder import TokenInputs
@@ -28,7 +28,7 @@ from engine.sampling.filters import Filters, draw, most_likely
 from kernels.device import has_kernels
 from kernels.sampling import argmax, sample
 
-Forward = Callable[[TokenInputs, DecodeLayout], Tensor]
+Forward = Callable[[TokenInputs, DecodeMetadata], Tensor]
 """One step of the model over its cache: logits `[S, vocab_size]`."""
 
 _NEG_INF = float("-inf")
@@ -72,22 +72,22 @@ class MultiStepDecoder:
         graphs: Graphs,
         *,
         block_size: int,
-        spare_block: int,
+        padding_block: int,
         is_static: bool,
     ) -> None:
-        """`spare_block` belongs to no sequence: padding is written there. `is_static` keeps shapes and places, as
+        """`padding_block` belongs to no sequence: padding is written there. `is_static` keeps shapes and places, as
         graphs need it; without it, rows leave as they end, which the host has to look for.
         """
         self._forward = forward
         self._state = state
         self._graphs = graphs
         self._block_size = block_size
-        self._spare_slot = spare_block * block_size
+        self._spare_slot = padding_block * block_size
         self._is_static = is_static
         self._buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
-    def decode(self, burst: Burst) -> DeviceDecoding:
+    def decode(self, burst: MultiStepBatch) -> DeviceDecoding:
         """See `Runner.decode`."""
         entries = burst.entries
         width = max(len(entry.block_table) for entry in entries)
@@ -101,8 +101,8 @@ class MultiStepDecoder:
         return DeviceDecoding(tokens, self._state.device)
 
     @torch.inference_mode()
-    def draw(self, burst: Burst, forward: Callable[[], Tensor]) -> DeviceDecoding:
-        """Draw a token for each entry from its row of the logits that `forward` computes; see `Runner.run_and_draw`."""
+    def draw(self, burst: MultiStepBatch, forward: Callable[[], Tensor]) -> DeviceDecoding:
+        """Sample a token for each entry from its row of the logits of `forward`; see `Runner.run_and_sample`."""
         entries = burst.entries
         try:
             rows = self._state.update(entries, len(entries), 1)
@@ -122,7 +122,7 @@ class MultiStepDecoder:
         host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=self._state.device.type == "cuda")
         return host.copy_(tokens, non_blocking=True)
 
-    def _run_leaving(self, burst: Burst, width: int, choice: Choice) -> Tensor:
+    def _run_leaving(self, burst: MultiStepBatch, width: int, choice: Choice) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
         num_steps = burst.num_steps
         rows = self._state.update(burst.entries, len(burst.entries), num_steps)
@@ -138,7 +138,7 @@ class MultiStepDecoder:
                     break
         return tokens
 
-    def _run_static(self, burst: Burst, width: int, choice: Choice) -> Tensor:
+    def _run_static(self, burst: MultiStepBatch, width: int, choice: Choice) -> Tensor:
         """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
         entries, num_steps = burst.entries, burst.num_steps
         padded = batch_size(len(entries))
@@ -180,20 +180,20 @@ class MultiStepDecoder:
             lengths=torch.maximum(numbers[:, Column.ROPE_LENGTH], positions + 1),
         )
         lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
-        logits = self._forward(inputs, DecodeLayout(positions, lengths, tables, slots))
+        logits = self._forward(inputs, DecodeMetadata(positions, lengths, tables, slots))
         return self._move_on(rows, numbers, logits, choice)
 
     def _move_on(self, rows: Tensor, numbers: Tensor, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Choose a token for each row from its logits, and move the row on by it; returns what `_step` does."""
         alive = numbers[:, Column.TOKENS_LEFT] > 0
         chosen = choose(logits, numbers, choice, is_static=self._is_static)
-        held = (numbers[:, Column.TOKENS_HELD] - 1).clamp(min=0)
+        held = (numbers[:, Column.MIN_TOKENS_LEFT] - 1).clamp(min=0)
         stops = (chosen[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
         goes_on = alive & (chosen >= 0) & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
         numbers[:, Column.TOKEN] = torch.where(goes_on, chosen, 0)
         numbers[:, Column.POSITION] += alive
         numbers[:, Column.TOKENS_LEFT] = torch.where(goes_on, numbers[:, Column.TOKENS_LEFT] - 1, 0)
-        numbers[:, Column.TOKENS_HELD] = held
+        numbers[:, Column.MIN_TOKENS_LEFT] = held
         # Rows of padding are all the same row, and write the same.
         self._state.numbers.index_copy_(0, rows, numbers)
         return torch.where(alive, chosen, NO_TOKEN), goes_on
@@ -271,14 +271,14 @@ def _hold_back(logits: Tensor, numbers: Tensor) -> Tensor:
     in place of others."""
     stop = numbers[:, Column.STOP :]
     places = stop.clamp(min=0)
-    is_held = (stop >= 0) & (numbers[:, Column.TOKENS_HELD] > 0)[:, None]
+    is_held = (stop >= 0) & (numbers[:, Column.MIN_TOKENS_LEFT] > 0)[:, None]
     before = logits.gather(1, places)
     logits.scatter_(1, places, torch.where(is_held, _NEG_INF, before))
     return torch.where(is_held, before, _NEG_INF)
 
 
 class DeviceDecoding:
-    """Tokens of a burst on their way to the host; implements `Decoding`."""
+    """Tokens of a burst on their way to the host; implements `PendingTokens`."""
 
     def __init__(self, tokens: Tensor, device: torch.device) -> None:
         self._tokens = tokens

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _LEAST_QUANTIZED = 64
 
 
-class LinearExchange:
+class LinearReplacer:
     """Exchanges the linear layers of a model for the fastest that there are for the device, one by one.
 
     A layer's weight is freed as soon as its packed copy exists, so that no more than one is held twice. With
@@ -82,7 +82,7 @@ class LinearExchange:
 
 def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:
     """Exchange all linear layers of a loaded model that were not exchanged yet. Raises `ModelError`."""
-    LinearExchange(model, config, device, threads or Threads()).exchange_all()
+    LinearReplacer(model, config, device, threads or Threads()).exchange_all()
     return_memory()
 
 

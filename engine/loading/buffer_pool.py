@@ -20,7 +20,7 @@ _LEAST, _MOST = 2**20, 2**26
 Buffer = npt.NDArray[np.uint8]
 
 
-class Staging:
+class BufferPool:
     """Hands out memory on the CPU. What a tensor of it still uses is nobody else's."""
 
     def __init__(self) -> None:

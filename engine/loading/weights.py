@@ -21,7 +21,7 @@ from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.linears.quantized import QuantizedLinear
 from engine.linears.replace import linear_places
-from engine.loading.buffer_pool import Staging
+from engine.loading.buffer_pool import BufferPool
 from engine.loading.hub import weight_files
 from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
 from engine.models.generic import GenericDecoder
@@ -70,7 +70,7 @@ def load_model(
             for (name, parameter), seed in zip(model.named_parameters(), itertools.count(config.seed)):
                 _randomize(parameter, name, seed=seed)
         return model
-    filling = Filling(native, dtype=dtype, device=device, finished=finisher(native))
+    filling = ModelFiller(native, dtype=dtype, device=device, finished=finisher(native))
     if config.random_weights:
         randomize_weights(filling, seed=config.seed)
     else:
@@ -110,7 +110,7 @@ class _NoInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Filling:
+class ModelFiller:
     """A native model on its way from the meta device to having its weights.
 
     A parameter gets memory when its first number comes. A module whose last number came is handed to `finished`.
@@ -126,7 +126,7 @@ class Filling:
     ) -> None:
         self.model, self.dtype, self.device = model, dtype, device
         self._finished = finished
-        self._staging = Staging()
+        self._staging = BufferPool()
         self._owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -176,7 +176,7 @@ class Filling:
 _CACHE_SCALE = re.compile(r".*\.self_attn\.((attn\.|[kv]_proj\.)?(k|v|kv)_scale|[kv]_proj\.output_scale)")
 
 
-def load_weights(filling: Filling, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
+def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
     """Fill the model from safetensors files, of which some layers may be `quantized`.
 
     Where there are kernels for those, they stay packed if they are linear layers of the model; all others are
@@ -215,7 +215,7 @@ def load_weights(filling: Filling, files: Sequence[Path], quantized: QuantizedLa
 
 
 def _load_quantized(
-    filling: Filling, weights: Weights, quantized: QuantizedLayers, seen: dict[str, tuple[Path, str]]
+    filling: ModelFiller, weights: Weights, quantized: QuantizedLayers, seen: dict[str, tuple[Path, str]]
 ) -> list[str]:
     """Fill in or exchange the quantized layers and note them in `seen`; returns those that the model does not know."""
     layers: dict[str, str] = {}
@@ -256,7 +256,7 @@ def _load_quantized(
     return unknown
 
 
-def randomize_weights(filling: Filling, *, seed: int) -> None:
+def randomize_weights(filling: ModelFiller, *, seed: int) -> None:
     """Fill the model with random numbers: matrices normal with a deviation of 0.02, norms around one, biases around
     zero.
 
@@ -316,7 +316,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
         raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
-def _fill(filling: Filling, target: Target, name: str, tensor: Tensor) -> None:
+def _fill(filling: ModelFiller, target: Target, name: str, tensor: Tensor) -> None:
     if tuple(tensor.shape) != target.shape:
         raise InvalidWeights(f"{name} has the shape {list(tensor.shape)} instead of {list(target.shape)}")
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:

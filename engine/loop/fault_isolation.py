@@ -14,51 +14,51 @@ from typing import Generic, TypeVar
 import torch
 
 from engine.errors import EngineFailed
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 
 Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
-class Isolated(Generic[Result]):
+class IsolatedStep(Generic[Result]):
     """What became of a step."""
 
     results: list[Result] = field(default_factory=list)
-    failed: list[tuple[Scheduled, Exception]] = field(default_factory=list)
+    failed: list[tuple[ScheduledSequence, Exception]] = field(default_factory=list)
     """Those that raise alone, and what."""
 
-    tainted: list[Scheduled] = field(default_factory=list)
+    depends_on_failed: list[ScheduledSequence] = field(default_factory=list)
     """Those that attend to blocks which a failed one should have filled, directly or through another."""
 
-    postponed: list[Scheduled] = field(default_factory=list)
+    retry_smaller: list[ScheduledSequence] = field(default_factory=list)
     """Those that found no memory by themselves, and would need less with fewer tokens."""
 
     too_many: int | None = None
     """The fewest tokens for which memory did not suffice."""
 
 
-def isolate(
-    scheduled: Sequence[Scheduled],
+def run_isolating_faults(
+    scheduled: Sequence[ScheduledSequence],
     block_size: int,
-    run: Callable[[Sequence[Scheduled]], list[Result]],
+    run: Callable[[Sequence[ScheduledSequence]], list[Result]],
     *,
     unfilled: Iterable[int] = (),
-) -> Isolated[Result]:
+) -> IsolatedStep[Result]:
     """Run a step, in halves where it raises, until each part succeeds or is a single request that raises.
 
     Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `unfilled` are
     blocks that nobody will fill any more. `EngineFailed` passes through.
     """
-    outcome: Isolated[Result] = Isolated()
+    outcome: IsolatedStep[Result] = IsolatedStep()
     unfilled = set(unfilled)
     parts = [list(scheduled)] if scheduled else []
     while parts:
-        part: list[Scheduled] = []
+        part: list[ScheduledSequence] = []
         for share in parts.pop():
             if not unfilled or unfilled.isdisjoint(share.sequence.table.blocks):
                 part.append(share)
             else:
-                outcome.tainted.append(share)
+                outcome.depends_on_failed.append(share)
                 unfilled.update(filled_blocks(share, block_size))
         if not part:
             continue
@@ -75,7 +75,7 @@ def isolate(
             num_tokens = sum(share.end - share.start for share in part)
             outcome.too_many = min(num_tokens, outcome.too_many or num_tokens)
             if len(part) == 1 and num_tokens > 1:
-                outcome.postponed.append(part[0])
+                outcome.retry_smaller.append(part[0])
                 unfilled.update(filled_blocks(part[0], block_size))
                 continue
         if len(part) == 1:
@@ -86,6 +86,6 @@ def isolate(
     return outcome
 
 
-def filled_blocks(share: Scheduled, block_size: int) -> list[int]:
+def filled_blocks(share: ScheduledSequence, block_size: int) -> list[int]:
     """The blocks that a share writes to."""
     return share.sequence.table.blocks[share.start // block_size :]

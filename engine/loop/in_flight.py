@@ -26,33 +26,33 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import Batch, Burst, Decoding, Runner
+from engine.batch import Batch, MultiStepBatch, PendingTokens, Runner
 from engine.scheduling.scheduler import Step
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    shares: Sequence[Scheduled]
+class InFlightStep:
+    shares: Sequence[ScheduledSequence]
     num_steps: int
-    decoding: Decoding
+    decoding: PendingTokens
     """With a row for each share that samples, in order."""
 
     started: float
     """By `time.perf_counter`."""
 
     @classmethod
-    def start(cls, runner: Runner, step: Step) -> Flight:
+    def start(cls, runner: Runner, step: Step) -> InFlightStep:
         """Start a step that does not need the host; raises what the runner raises, and has changed nothing then."""
         shares = step.burst or step.scheduled
         started = time.perf_counter()
-        burst = Burst([share.decode_entry() for share in shares if share.samples], step.num_steps)
+        burst = MultiStepBatch([share.decode_entry() for share in shares if share.samples], step.num_steps)
         if all(share.decodes for share in shares):
             decoding = runner.decode(burst)
         else:
-            decoding = runner.run_and_draw(Batch([share.entry() for share in shares]), burst)
+            decoding = runner.run_and_sample(Batch([share.entry() for share in shares]), burst)
         for share in shares:
-            share.set_off(step.num_steps)
+            share.mark_started(step.num_steps)
         return cls(shares, step.num_steps, decoding, started)
 
     @property
@@ -64,7 +64,7 @@ class Flight:
         """That run in it, beside those that are counted with the tokens that come of them."""
         return sum(share.end - share.start - share.samples for share in self.shares)
 
-    def arrivals(self, drawn: npt.NDArray[np.int64]) -> Iterator[tuple[Scheduled, list[int]]]:
+    def arrivals(self, drawn: npt.NDArray[np.int64]) -> Iterator[tuple[ScheduledSequence, list[int]]]:
         """For each sequence that is still where it was when the step started, what was drawn for it: as many tokens as
         were expected, or fewer and a code; none where its prompt is still being read."""
         rows = iter(drawn.tolist())

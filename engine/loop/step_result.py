@@ -9,20 +9,20 @@ import torch
 
 from engine.outputs import TokenLogprobs
 from engine.sampling.sampler import Sampled, Sampler
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one step brought for one sequence."""
 
-    share: Scheduled
+    share: ScheduledSequence
     sampled: Sampled | None
     prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 @torch.inference_mode()
-def read_logits(sampler: Sampler, shares: Sequence[Scheduled], logits: torch.Tensor) -> list[Outcome]:
+def sample_step(sampler: Sampler, shares: Sequence[ScheduledSequence], logits: torch.Tensor) -> list[Outcome]:
     """Read `[sum of num_logits, vocab_size]`, the shares' rows in order.
 
     Changes no sequence, so that a step can be run again; the logits may be overwritten.
@@ -47,7 +47,7 @@ def read_logits(sampler: Sampler, shares: Sequence[Scheduled], logits: torch.Ten
     ]
 
 
-def _score_prompt(sampler: Sampler, share: Scheduled, logits: torch.Tensor) -> list[TokenLogprobs]:
+def _score_prompt(sampler: Sampler, share: ScheduledSequence, logits: torch.Tensor) -> list[TokenLogprobs]:
     """Log-probabilities of the prompt tokens that follow the share's last `num_logits` tokens."""
     sequence = share.sequence
     start = share.end - share.num_logits

@@ -18,7 +18,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import Activated, Stack
-from engine.models.rotary import Rotary, stretched_positions, turn_and_attend
+from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -109,7 +109,7 @@ class _Layer(nn.Module):
         kv_heads, dim = self.attention.num_kv_heads, self.attention.head_dim
         qkv = self.qkv(normed).view(len(normed), kv_heads, -1, dim)
         turning = (qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2])
-        return turn_and_attend(attention, self.attention, turning, qkv[:, :, -1], cos, sin).flatten(1)
+        return rotate_and_attend(attention, self.attention, turning, qkv[:, :, -1], cos, sin).flatten(1)
 
     def add_weights(self, weights: Weights, name: str) -> None:
         weights.add_linear(f"{name}.{'ln_attn' if self._has_two_norms else 'input_layernorm'}", self.norm_1)

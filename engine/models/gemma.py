@@ -20,7 +20,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
-from engine.models.rotary import LENGTH_DEPENDENT, Rotary, turn_and_attend
+from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate_and_attend
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -119,7 +119,7 @@ class _Layer(nn.Module):
         query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        attended = turn_and_attend(attention, self.attention, (query, key), value, cos, sin)
+        attended = rotate_and_attend(attention, self.attention, (query, key), value, cos, sin)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden = hidden + self.norm_2(self.out(attended.flatten(1)))

@@ -14,7 +14,7 @@ from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import Activated, Stack
-from engine.models.rotary import Rotary, turn_and_attend
+from engine.models.rotary import Rotary, rotate_and_attend
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -82,7 +82,9 @@ class _Layer(nn.Module):
         normed = self.norm(hidden)
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
         turning = (qkv[:, : 2 * heads],)
-        attended = turn_and_attend(attention, self.attention, turning, qkv[:, 2 * heads :], cos, sin, interleaved=True)
+        attended = rotate_and_attend(
+            attention, self.attention, turning, qkv[:, 2 * heads :], cos, sin, interleaved=True
+        )
         if self._is_last:
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
         result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self.up(normed))

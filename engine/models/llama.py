@@ -18,7 +18,7 @@ from engine.attention import AttentionLayer
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import GatedMLP, RMSNorm, Stack
 from engine.models.moe import ExpertNames, SparseMLP
-from engine.models.rotary import Rotary, stretched_positions, turn_and_attend
+from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -140,7 +140,7 @@ class _Layer(nn.Module):
             turning = (qkv[:, : heads + kv_heads],)
         else:
             turning = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
-        attended = turn_and_attend(attention, self.attention, turning, qkv[:, heads + kv_heads :], cos, sin)
+        attended = rotate_and_attend(attention, self.attention, turning, qkv[:, heads + kv_heads :], cos, sin)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))

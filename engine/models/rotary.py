@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention import AttentionLayer, StepAttention, TurningAttention
+from engine.attention import AttentionLayer, RotaryAttention, StepAttention
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
 from kernels.device import has_kernels
@@ -179,7 +179,7 @@ class Rotary(nn.Module):
         return plain
 
 
-def turn_and_attend(
+def rotate_and_attend(
     attention: StepAttention,
     layer: AttentionLayer,
     turning: tuple[Tensor] | tuple[Tensor, Tensor],
@@ -194,9 +194,9 @@ def turn_and_attend(
     `turning` is queries and keys side by side, `[T, H + KH, D]`, which turn as one, or both by themselves. With
     `interleaved` neighbours turn together, as by `rotate_pairs`. Returns `[T, H, Dv]`.
     """
-    if isinstance(attention, TurningAttention):
+    if isinstance(attention, RotaryAttention):
         query, key = _apart(turning, layer)
-        return attention.turn_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+        return attention.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
     turn = rotate_pairs if interleaved else rotate
     turned = tuple(turn(heads, cos, sin) for heads in turning)
     query, key = _apart(turned, layer)

@@ -43,7 +43,7 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cuts:
+class _FilterParams:
     """What each row keeps: tensors `[rows]`, with k = vocab_size, p = 1 and min_p = 0 where it is not filtered so."""
 
     top_k: torch.Tensor
@@ -51,8 +51,8 @@ class _Cuts:
     min_p: torch.Tensor
     filters: Filters
 
-    def at(self, rows: torch.Tensor) -> _Cuts:
-        return _Cuts(self.top_k[rows], self.top_p[rows], self.min_p[rows], self.filters)
+    def at(self, rows: torch.Tensor) -> _FilterParams:
+        return _FilterParams(self.top_k[rows], self.top_p[rows], self.min_p[rows], self.filters)
 
 
 def most_likely(logits: torch.Tensor, *, is_static: bool = False) -> torch.Tensor:
@@ -89,15 +89,15 @@ def draw(
         return tokens.clamp_(min=0)
     draws = uniform(seeds, positions, indices)
     logits.div_(temperature[:, None])
-    cuts = _Cuts(top_k, top_p, min_p, filters)
+    cuts = _FilterParams(top_k, top_p, min_p, filters)
     if is_static or not (filters.top_k or filters.top_p):
         return _draw_from_all(filter_logits(logits, top_k, top_p, min_p, filters), draws)
     is_cut = (top_k < logits.shape[1]) | (top_p < 1.0)
     if bool(is_cut.all()):
-        return _draw_from_best(logits, draws, cuts)
+        return _sample_from_top_candidates(logits, draws, cuts)
     tokens = torch.empty_like(positions)
     rows = is_cut.nonzero().squeeze(-1)
-    tokens[rows] = _draw_from_best(logits[rows], draws[rows], cuts.at(rows))
+    tokens[rows] = _sample_from_top_candidates(logits[rows], draws[rows], cuts.at(rows))
     rows = (~is_cut).nonzero().squeeze(-1)
     only_min_p = Filters(top_k=0, top_p=False, min_p=filters.min_p)
     kept = filter_logits(logits[rows], top_k[rows], top_p[rows], min_p[rows], only_min_p)
@@ -156,11 +156,11 @@ def _draw_from_all(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
     ids = block * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     inside = weights.gather(1, ids.clamp(max=vocab_size - 1)).masked_fill_(ids >= vocab_size, 0.0)
-    place = _locate(inside, targets - (reached.gather(1, block) - sums.gather(1, block)))
+    place = _searchsorted(inside, targets - (reached.gather(1, block) - sums.gather(1, block)))
     return ids.gather(1, place).squeeze(-1).clamp_(max=vocab_size - 1)
 
 
-def _locate(weights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _searchsorted(weights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The place `[rows, 1]` at which the sum of the weights `[rows, width]` passes each target `[rows, 1]`."""
     reached = weights.cumsum(dim=-1, dtype=torch.float64)
     # A target may come from a sum that was rounded otherwise: it must stay among the tokens that have any weight.
@@ -172,7 +172,7 @@ def _locate(weights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 # Rows that are cut
 
 
-def _draw_from_best(logits: torch.Tensor, draws: torch.Tensor, cuts: _Cuts) -> torch.Tensor:
+def _sample_from_top_candidates(logits: torch.Tensor, draws: torch.Tensor, cuts: _FilterParams) -> torch.Tensor:
     """From the best tokens; where what is kept may reach beyond them, from more of them, and at last from all."""
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
@@ -215,7 +215,7 @@ def _best(logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]
     return values, ids.gather(1, places)
 
 
-def _least_kept(best: torch.Tensor, logits: torch.Tensor, cuts: _Cuts) -> tuple[torch.Tensor, torch.Tensor]:
+def _least_kept(best: torch.Tensor, logits: torch.Tensor, cuts: _FilterParams) -> tuple[torch.Tensor, torch.Tensor]:
     """The least logit that is kept, `[rows, 1]`, and whether all that is kept is among `best`, `[rows]`.
 
     `best` `[rows, width]` are the highest of `logits`, descending. Where the lowest of them is not kept, nothing beyond
@@ -248,4 +248,4 @@ def _draw_from_candidates(
     ids, order = ids.sort(dim=-1)
     weights = weights.gather(1, order)
     targets = draws[:, None] * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
-    return ids.gather(1, _locate(weights, targets)).squeeze(-1)
+    return ids.gather(1, _searchsorted(weights, targets)).squeeze(-1)

@@ -55,7 +55,7 @@ class SamplingState:
     """Where the next token will stand, counted from the prompt's start."""
 
     num_output: int = 0
-    held_back: Sequence[int] = ()
+    stop_tokens_banned_until_min: Sequence[int] = ()
     """Tokens banned until `min_tokens` are there: end of sequence and stop tokens."""
 
     counts: TokenCounts | None = None
@@ -187,14 +187,14 @@ class Sampler:
             rows, ids = settings.banned
             logits[rows, ids] = _NEG_INF
 
-        held_back = [
+        stop_tokens_banned_until_min = [
             (row, token)
             for row in settings.with_min_tokens
             if states[row].num_output < states[row].params.min_tokens
-            for token in states[row].held_back
+            for token in states[row].stop_tokens_banned_until_min
         ]
-        if held_back:
-            rows, ids = torch.tensor(held_back, device=logits.device).unbind(1)
+        if stop_tokens_banned_until_min:
+            rows, ids = torch.tensor(stop_tokens_banned_until_min, device=logits.device).unbind(1)
             logits[rows, ids] = _NEG_INF
 
     def _penalize(self, logits: torch.Tensor, states: Sequence[SamplingState], penalized: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ _PRIOR_OUTPUT = 256
 _ENOUGH = 16  # finished sequences
 
 
-class RequestSizes:
+class LengthStatistics:
     """Prompt and output lengths of recently finished sequences."""
 
     def __init__(self, max_model_len: int) -> None:
@@ -80,7 +80,7 @@ class RequestSizes:
             self._unsorted = 0
 
 
-class Forecast:
+class BlockUsageForecast:
     """Block use of the running batch until its last sequence ends, if nothing else were admitted.
 
     When the sequence with the k-th most tokens to come ends, the k longest-lived are still there, each grown by that

@@ -88,13 +88,13 @@ class BlockManager:
             parent = hit.node
         return hits
 
-    def num_revived(self, hits: Iterable[Hit]) -> int:
+    def num_unreferenced(self, hits: Iterable[Hit]) -> int:
         """How many of these cached blocks are free now, so that attaching them uses up free blocks."""
         return sum(self._references[hit.block] == 0 for hit in hits)
 
     def can_attach(self, hits: Sequence[Hit], num_tokens: int) -> bool:
         """Whether `attach(hits)` and then `grow(num_tokens)` of an empty table would succeed."""
-        return self.blocks_for(num_tokens) - len(hits) <= self.num_free - self.num_revived(hits)
+        return self.blocks_for(num_tokens) - len(hits) <= self.num_free - self.num_unreferenced(hits)
 
     def attach(self, table: BlockTable, hits: Iterable[Hit]) -> None:
         """Let an empty table begin with a cached prefix."""

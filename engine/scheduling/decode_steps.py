@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 
-from engine.scheduling.admission import RequestSizes
+from engine.scheduling.admission import LengthStatistics
 from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 
 _MOST = 16
 """The most steps unless the configuration says otherwise."""
@@ -34,7 +34,7 @@ _WAITED = 1 / 8
 """Share of a typical output that a burst may take while requests wait."""
 
 
-class Lookahead:
+class DecodeStepPolicy:
     """Chooses k, and for whom."""
 
     def __init__(self, most: int | None, rope_length: Callable[[int, int], int]) -> None:
@@ -52,8 +52,8 @@ class Lookahead:
             self._seconds_per_step = seconds / num_steps
 
     def choose(
-        self, shares: Sequence_[Scheduled], blocks: BlockManager, sizes: RequestSizes, *, num_waiting: int
-    ) -> tuple[int, list[Scheduled]]:
+        self, shares: Sequence_[ScheduledSequence], blocks: BlockManager, sizes: LengthStatistics, *, num_waiting: int
+    ) -> tuple[int, list[ScheduledSequence]]:
         """k, and the shares that may go so far: (1, []) when none may.
 
         `shares` are a whole step. Only where all of them decode is there anything to gain.
@@ -78,19 +78,19 @@ class Lookahead:
             steps //= 2
         return 1, []
 
-    def _keeps_rope(self, share: Scheduled, steps: int) -> bool:
+    def _keeps_rope(self, share: ScheduledSequence, steps: int) -> bool:
         """Whether the sequence's positions are encoded the same way all along."""
         sequence = share.sequence
         longest = share.end + min(steps, share.tokens_left) - 1
         return self._rope_length(sequence.num_prompt, longest) == sequence.rope_length
 
 
-def _brings_enough(shares: Sequence_[Scheduled], steps: int) -> bool:
+def _brings_enough(shares: Sequence_[ScheduledSequence], steps: int) -> bool:
     tokens = sum(min(steps, share.tokens_left) for share in shares)
     return tokens > 0 and tokens >= _FILLED * steps * len(shares)
 
 
-def _fits(shares: Sequence_[Scheduled], steps: int, blocks: BlockManager) -> bool:
+def _fits(shares: Sequence_[ScheduledSequence], steps: int, blocks: BlockManager) -> bool:
     missing = sum(
         blocks.blocks_for(share.start + min(steps, share.tokens_left)) - len(share.sequence.table.blocks)
         for share in shares

@@ -10,7 +10,7 @@ from __future__ import annotations
 _PATIENCE, _MOST_PATIENCE = 64, 4096  # steps
 
 
-class Pressure:
+class MemoryBackoff:
     """The present limit, `tokens`."""
 
     def __init__(self, most: int) -> None:

@@ -41,15 +41,15 @@ _FEW = 8
 _LARGER_IN_TURN = (False, True, True, False)
 
 
-def measured_sizes(most: int) -> tuple[int, ...]:
-    """`most` and its halves, ascending: what a `StepSize` may choose from on a CPU."""
+def candidate_budgets(most: int) -> tuple[int, ...]:
+    """`most` and its halves, ascending: what a `PrefillBudgetTuner` may choose from on a CPU."""
     sizes = [most]
     while sizes[0] // 2 >= _LEAST:
         sizes.insert(0, sizes[0] // 2)
     return tuple(sizes)
 
 
-class StepSize:
+class PrefillBudgetTuner:
     """Chooses among sizes; with only one there is nothing to measure."""
 
     def __init__(self, sizes: Sequence[int]) -> None:

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.scheduling.admission import Forecast, RequestSizes
+from engine.scheduling.admission import BlockUsageForecast, LengthStatistics
 from engine.scheduling.block_manager import BlockManager, Hit
-from engine.scheduling.decode_steps import Lookahead
-from engine.scheduling.memory_backoff import Pressure
-from engine.scheduling.prefill_budget import StepSize
+from engine.scheduling.decode_steps import DecodeStepPolicy
+from engine.scheduling.memory_backoff import MemoryBackoff
+from engine.scheduling.prefill_budget import PrefillBudgetTuner
 from engine.scheduling.sequence import Sequence, Status
-from engine.scheduling.step import Scheduled
+from engine.scheduling.step import ScheduledSequence
 from engine.scheduling.waiting_queue import WaitingQueue
 
 
@@ -43,8 +43,8 @@ class Limits:
 class Step:
     """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
 
-    scheduled: list[Scheduled] = field(default_factory=list)
-    burst: list[Scheduled] = field(default_factory=list)
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    burst: list[ScheduledSequence] = field(default_factory=list)
     """Those that decode `num_steps` tokens at once, beside `scheduled`; their blocks are there already."""
     num_steps: int = 1
     preempted: list[Sequence] = field(default_factory=list)
@@ -63,7 +63,12 @@ class Scheduler:
     """Owns the queue and the batch, and moves sequences between them."""
 
     def __init__(
-        self, blocks: BlockManager, limits: Limits, sizes: RequestSizes, lookahead: Lookahead, step_size: StepSize
+        self,
+        blocks: BlockManager,
+        limits: Limits,
+        sizes: LengthStatistics,
+        lookahead: DecodeStepPolicy,
+        step_size: PrefillBudgetTuner,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
@@ -76,7 +81,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_prompt_tokens = 0
-        self.pressure = Pressure(limits.max_num_batched_tokens)
+        self.pressure = MemoryBackoff(limits.max_num_batched_tokens)
         self._free_seats = list(reversed(range(self._seats)))
         self._admissions = itertools.count()
 
@@ -108,24 +113,24 @@ class Scheduler:
         while place < len(self.running):  # the list's end moves nearer when a sequence is preempted
             sequence = self.running[place]
             place += 1
-            wanted = budget.share(sequence, sequence.num_computed)
+            wanted = budget.share(sequence, sequence.num_computed_tokens)
             granted = self._make_room(sequence, wanted, step)
             if granted:
                 self._schedule(sequence, granted, step, budget)
 
     def _make_room(self, sequence: Sequence, wanted: int, step: Step) -> int:
         """Preempt from the end until `wanted` more tokens have blocks; returns how many tokens have."""
-        while wanted and not self.blocks.can_grow(sequence.table, sequence.num_computed + wanted):
+        while wanted and not self.blocks.can_grow(sequence.table, sequence.num_computed_tokens + wanted):
             if self.running[-1] is not sequence:
                 self.preempt(self.running[-1], step)
                 continue
-            wanted = min(wanted, self.blocks.growable(sequence.table) - sequence.num_computed)
+            wanted = min(wanted, self.blocks.growable(sequence.table) - sequence.num_computed_tokens)
             if wanted == 0:
                 self.preempt(sequence, step)
         return wanted
 
     def _admit(self, step: Step, budget: _Budget) -> None:
-        forecast: _Admission | None = None
+        forecast: AdmissionForecast | None = None
         while len(self.waiting) and len(self.running) < self._seats and budget.tokens and self.blocks.num_free:
             sequence = self.waiting.peek()
             hits = self._cached_prefix(sequence)
@@ -135,7 +140,7 @@ class Scheduler:
                 break
             # With nothing else running, whatever `add` accepted fits.
             if self.running:
-                forecast = forecast or _Admission(self.running, self.blocks, self.sizes)
+                forecast = forecast or AdmissionForecast(self.running, self.blocks, self.sizes)
                 if not forecast.admit(sequence, hits):
                     break
             self._start(sequence, hits)
@@ -151,29 +156,29 @@ class Scheduler:
     def _start(self, sequence: Sequence, hits: list[Hit]) -> None:
         self.waiting.pop()
         self.blocks.attach(sequence.table, hits)
-        sequence.num_computed = len(hits) * self.blocks.block_size
+        sequence.num_computed_tokens = len(hits) * self.blocks.block_size
         sequence.num_shared = len(hits)
         sequence.num_started += 1
         if sequence.num_started == 1:
             self.num_prompt_tokens += sequence.num_prompt
-            self.num_cached_prompt_tokens += sequence.num_computed
+            self.num_cached_prompt_tokens += sequence.num_computed_tokens
             if sequence.sampling.index == 0:
-                sequence.request.cached_tokens = sequence.num_computed
+                sequence.request.cached_tokens = sequence.num_computed_tokens
         sequence.seat, sequence.admission = self._free_seats.pop(), next(self._admissions)
         sequence.status = Status.RUNNING
         bisect.insort(self.running, sequence, key=lambda s: s.key)
 
     def _schedule(self, sequence: Sequence, num_tokens: int, step: Step, budget: _Budget) -> None:
-        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         self.blocks.grow(sequence.table, end)
         self.blocks.index(sequence.table, sequence.token_ids, min(end, sequence.num_tokens))
-        expected = sequence.num_expected
+        expected = sequence.num_tokens_with_in_flight
         samples = end == expected and expected - sequence.num_prompt < sequence.max_output
         prompt_logits = sequence.prompt_logits(start, end)
         num_logits = max(int(samples), prompt_logits)
         budget.spend(num_tokens, prompt_logits, decode=sequence.num_pending == 1)
         step.scheduled.append(
-            Scheduled(sequence, sequence.admission, start, end, num_logits, samples, prompt_logits > 0)
+            ScheduledSequence(sequence, sequence.admission, start, end, num_logits, samples, prompt_logits > 0)
         )
 
     def _look_ahead(self, step: Step) -> None:
@@ -191,7 +196,7 @@ class Scheduler:
         """Whether the next step will preempt nobody: tokens that are unseen would be lost to him."""
         most = self.pressure.tokens
         missing = sum(
-            max(0, self.blocks.blocks_for(s.num_computed + min(s.num_pending, most)) - len(s.table.blocks))
+            max(0, self.blocks.blocks_for(s.num_computed_tokens + min(s.num_pending, most)) - len(s.table.blocks))
             for s in self.running
         )
         return len(self.running) <= self._seats and missing <= self.blocks.num_free
@@ -217,7 +222,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.table)
         self._free_seats.append(sequence.seat)
-        sequence.num_computed = sequence.num_unseen = 0
+        sequence.num_computed_tokens = sequence.num_in_flight_tokens = 0
         place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
         del self.running[place]
 
@@ -231,7 +236,7 @@ class Scheduler:
         if len(self.waiting) >= self._ahead(free_seats):
             return 0
         typical = self.blocks.blocks_for(int(self.sizes.typical_prompt + self.sizes.typical_output) + 1)
-        peak = _Admission(self.running, self.blocks, self.sizes).peak
+        peak = AdmissionForecast(self.running, self.blocks, self.sizes).peak
         fitting = max(0 if self.running else 1, int(self.blocks.num_blocks - peak) // typical)
         return max(0, self._ahead(min(free_seats, fitting)) - len(self.waiting))
 
@@ -252,9 +257,9 @@ class Scheduler:
         for sequence in self.running:
             if sequence.status is not Status.RUNNING:
                 raise AssertionError(f"a {sequence.status.value} sequence is in the batch")
-            if not 0 <= sequence.num_computed <= sequence.num_expected:
+            if not 0 <= sequence.num_computed_tokens <= sequence.num_tokens_with_in_flight:
                 raise AssertionError("a sequence has computed more tokens than it has")
-            if len(sequence.table.blocks) < self.blocks.blocks_for(sequence.num_computed):
+            if len(sequence.table.blocks) < self.blocks.blocks_for(sequence.num_computed_tokens):
                 raise AssertionError("computed tokens lie outside the sequence's blocks")
 
 
@@ -282,20 +287,20 @@ class _Budget:
         self._prompt_logits -= prompt_logits
 
 
-class _Admission:
+class AdmissionForecast:
     """The forecast in terms of sequences."""
 
-    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, sizes: RequestSizes) -> None:
+    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, sizes: LengthStatistics) -> None:
         self._blocks = blocks
         self._sizes = sizes
         running = list(running)
         size = blocks.block_size
         held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
-        known = np.array([s.num_expected / size - s.num_shared for s in running], dtype=np.float64)
+        known = np.array([s.num_tokens_with_in_flight / size - s.num_shared for s in running], dtype=np.float64)
         own = np.maximum(held, known)
-        num_output = np.array([s.num_expected - s.num_prompt for s in running], dtype=np.float64)
+        num_output = np.array([s.num_tokens_with_in_flight - s.num_prompt for s in running], dtype=np.float64)
         max_output = np.array([s.max_output for s in running], dtype=np.float64)
-        self._forecast = Forecast(
+        self._forecast = BlockUsageForecast(
             own,
             sizes.remaining(num_output, max_output),
             shared_blocks=blocks.num_used - float(held.sum()),
@@ -311,4 +316,6 @@ class _Admission:
             np.array([sequence.num_output], dtype=np.float64), np.array([sequence.max_output], dtype=np.float64)
         )
         own = self._blocks.blocks_for(sequence.num_tokens) - len(hits)
-        return self._forecast.admit(own, float(remaining[0]), self._blocks.num_revived(hits), self._blocks.num_blocks)
+        return self._forecast.admit(
+            own, float(remaining[0]), self._blocks.num_unreferenced(hits), self._blocks.num_blocks
+        )

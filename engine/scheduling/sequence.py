@@ -35,7 +35,7 @@ class Sequence:
     """One completion on its way: the tokens so far, and how many of them are in the KV cache.
 
     token_ids   [ prompt ................ | output ........ ] unseen ...
-    positions   0 .... num_computed ..... num_prompt ...... num_tokens ... num_expected
+    positions   0 .... num_computed_tokens ..... num_prompt ...... num_tokens ... num_tokens_with_in_flight
                 in the KV cache | still to run through the model
 
     What a started step will have brought counts as if it were there: its keys and values as computed, its tokens, which
@@ -48,11 +48,11 @@ class Sequence:
         "finish_reason",
         "key",
         "logprobs",
-        "num_computed",
+        "num_computed_tokens",
+        "num_in_flight_tokens",
         "num_prompt",
         "num_shared",
         "num_started",
-        "num_unseen",
         "request",
         "rope_length",
         "sampling",
@@ -74,8 +74,8 @@ class Sequence:
         """Order of service, smallest first: (-priority, arrival, index). Unique."""
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt = len(request.prompt_token_ids)
-        self.num_computed = 0
-        self.num_unseen = 0
+        self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
         """Tokens that started steps draw. It may turn out that it ended before the last of them."""
         self.num_shared = 0
         """Blocks that it took from the prefix cache when it was last admitted."""
@@ -104,19 +104,19 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     @property
-    def num_expected(self) -> int:
+    def num_tokens_with_in_flight(self) -> int:
         """Tokens, with the unseen ones."""
-        return len(self.token_ids) + self.num_unseen
+        return len(self.token_ids) + self.num_in_flight_tokens
 
     @property
     def num_pending(self) -> int:
         """Tokens to run before the next one can be sampled: 1 while decoding, 0 if none is left to sample."""
-        return self.pending_from(self.num_computed)
+        return self.pending_from(self.num_computed_tokens)
 
     def pending_from(self, start: int) -> int:
         """The same if the tokens before `start` were computed."""
         # The last token that it may have is never run.
-        return min(self.num_expected, self.num_prompt + max(0, self.max_output - 1)) - start
+        return min(self.num_tokens_with_in_flight, self.num_prompt + max(0, self.max_output - 1)) - start
 
     @property
     def max_output(self) -> int:

@@ -9,7 +9,7 @@ from engine.scheduling.sequence import Sequence, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
+class ScheduledSequence:
     """A sequence's share of a step: its tokens `start .. end`."""
 
     sequence: Sequence
@@ -46,20 +46,20 @@ class Scheduled:
         return self.sequence.max_output - (self.end - self.sequence.num_prompt)
 
     @property
-    def is_unseen(self) -> bool:
+    def is_in_flight(self) -> bool:
         """Whether its token, then the only one, is on the device alone."""
         return self.end > self.sequence.num_tokens
 
-    def set_off(self, num_steps: int) -> None:
+    def mark_started(self, num_steps: int) -> None:
         """Note that it was started, for so many steps: what they bring is expected from now on."""
         steps = min(num_steps, self.tokens_left) if self.samples else 0
-        self.sequence.num_computed = self.end + max(0, steps - 1)
-        self.sequence.num_unseen += steps
+        self.sequence.num_computed_tokens = self.end + max(0, steps - 1)
+        self.sequence.num_in_flight_tokens += steps
 
     def entry(self) -> BatchEntry:
         sequence = self.sequence
         return BatchEntry(
-            [row_of(sequence.seat)] if self.is_unseen else sequence.token_ids[self.start : self.end],
+            [row_of(sequence.seat)] if self.is_in_flight else sequence.token_ids[self.start : self.end],
             self.start,
             sequence.table.blocks,
             self.num_logits,
@@ -72,7 +72,7 @@ class Scheduled:
         return DecodeEntry(
             seat=sequence.seat,
             admission=sequence.admission,
-            token_id=None if self.is_unseen else sequence.token_ids[self.end - 1],
+            token_id=None if self.is_in_flight else sequence.token_ids[self.end - 1],
             position=self.end - 1,
             max_tokens=self.tokens_left,
             block_table=sequence.table.blocks,

@@ -56,5 +56,5 @@ class WaitingQueue:
         if len({key for key, _ in self._heap}) != len(self._heap):
             raise AssertionError("a sequence is queued twice")
         for _, sequence in self._heap:
-            if sequence.status is Status.WAITING and (sequence.num_computed or sequence.table.blocks):
+            if sequence.status is Status.WAITING and (sequence.num_computed_tokens or sequence.table.blocks):
                 raise AssertionError("a waiting sequence has something in the KV cache")

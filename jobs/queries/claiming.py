@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries.planner import row_of, walk_indexes
-from jobs.queries.settling import Hold, lock_jobs
+from jobs.queries.planner import force_index_scans, row_of
+from jobs.queries.settling import ClaimToken, lock_jobs
 
 # Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
 JOBS_PER_TENANT = 32
@@ -38,8 +38,8 @@ class ClaimedRequest:
         return f"{self.job_id.hex}-{self.line}-{self.epoch}"
 
     @property
-    def hold(self) -> Hold:
-        return Hold(self.job_id, self.line, self.epoch, self.holder)
+    def hold(self) -> ClaimToken:
+        return ClaimToken(self.job_id, self.line, self.epoch, self.holder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def claim(
 
     A request that was running in `solo_after_deaths` deaths of a worker is taken alone, by a worker that is idle.
     """
-    walk_indexes(connection)
+    force_index_scans(connection)
     # Held until commit: no reaper can end this worker between the check and the rows, and leave them without an owner.
     alive = connection.execute(
         text(
@@ -133,17 +133,17 @@ def _poorest_first(limit: int, tenants: Sequence[tuple[int, int]]) -> list[int]:
     return given
 
 
-def still_held(connection: Connection, worker_id: UUID) -> set[Hold]:
+def claims_of(connection: Connection, worker_id: UUID) -> set[ClaimToken]:
     """What a worker holds: whatever else it computes was cancelled, expired or freed."""
     rows = connection.execute(
         text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :id AND state = 'running'"), {"id": worker_id}
     )
-    return {Hold(row.job_id, row.line, row.epoch, worker_id) for row in rows}
+    return {ClaimToken(row.job_id, row.line, row.epoch, worker_id) for row in rows}
 
 
-def give_back(connection: Connection, held: Collection[Hold]) -> int:
+def give_back(connection: Connection, held: Collection[ClaimToken]) -> int:
     """Put requests back in line, uncharged: claimed, but not to be run here. Returns how many still were ours."""
-    walk_indexes(connection)
+    force_index_scans(connection)
     lock_jobs(connection, {request.job_id for request in held})
     # Only what is still held as it was claimed.
     return connection.execute(

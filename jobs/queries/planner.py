@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 
-def walk_indexes(connection: Connection) -> None:
+def force_index_scans(connection: Connection) -> None:
     """Until the transaction ends, have Postgres walk indexes in their order and stop at LIMIT.
 
     A job of a million lines is a minute old before autovacuum first counts it, and one among ten thousand small jobs

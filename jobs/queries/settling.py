@@ -18,11 +18,11 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.ids import new_id
-from jobs.queries.planner import row_of, walk_indexes
+from jobs.queries.planner import force_index_scans, row_of
 from jobs.states import JobState, RequestState
 
 
-class Hold(NamedTuple):
+class ClaimToken(NamedTuple):
     """One claim of one request: no two are alike."""
 
     job_id: UUID
@@ -62,7 +62,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
     """Write a group of outcomes. Those that the fence stops are left out silently: somebody else's word stands."""
     if not outcomes:
         return Settled(0, ())
-    walk_indexes(connection)
+    force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.job_id for outcome in outcomes})
     # The fence, the results that passed it, and the counters, in one statement: nothing can come between.
     written: int = connection.execute(
@@ -227,7 +227,7 @@ def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
 
 
 @dataclass(frozen=True, slots=True)
-class Buried:
+class ReapResult:
     """A dead worker: how many of its requests wait again, and how many are given up."""
 
     worker_id: UUID
@@ -235,7 +235,7 @@ class Buried:
     given_up: int
 
 
-def reap_worker(connection: Connection, *, max_deaths: int) -> Buried | None:
+def reap_worker(connection: Connection, *, max_deaths: int) -> ReapResult | None:
     """Bury one worker whose lease is over, or None where there is none."""
     # Two reapers take different workers, and never one whose claim is under way.
     worker_id = connection.execute(
@@ -244,12 +244,12 @@ def reap_worker(connection: Connection, *, max_deaths: int) -> Buried | None:
             "ORDER BY lease_expires_at LIMIT 1 FOR UPDATE SKIP LOCKED"
         )
     ).scalar()
-    return None if worker_id is None else bury(connection, worker_id, max_deaths=max_deaths)
+    return None if worker_id is None else release_dead_worker(connection, worker_id, max_deaths=max_deaths)
 
 
-def bury(
-    connection: Connection, worker_id: UUID, *, max_deaths: int, suspects: Collection[Hold] | None = None
-) -> Buried:
+def release_dead_worker(
+    connection: Connection, worker_id: UUID, *, max_deaths: int, suspects: Collection[ClaimToken] | None = None
+) -> ReapResult:
     """End a worker that died, or that is about to: free what it held, and charge each of the suspects one death.
 
     Suspects are all that it held where nobody knows better.
@@ -297,7 +297,7 @@ def bury(
         connection,
         [Outcome(row.job_id, row.line, row.epoch, worker_id, RequestState.FAILED, body) for row in rows],
     )
-    return Buried(worker_id, freed, settled.written)
+    return ReapResult(worker_id, freed, settled.written)
 
 
 def lock_held_jobs(connection: Connection, worker_id: UUID) -> None:

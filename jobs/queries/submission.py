@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from jobs.errors import DuplicateCustomId
 from jobs.ids import new_id
 from jobs.queries.copy import copy_rows
-from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook, window_seconds
+from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook, window_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def upload_lock(job_id: UUID) -> int:
     return int.from_bytes(job_id.bytes[8:], "big", signed=True)
 
 
-def open_job(connection: Connection, tenant_id: UUID, head: JobHead, job_id: UUID | None = None) -> UUID:
+def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: UUID | None = None) -> UUID:
     """A new job in `validating`, invisible until it is published. Its id may be one that was made before."""
     job_id = job_id or new_id()
     window = None if head.completion_window is None else window_seconds(head.completion_window)

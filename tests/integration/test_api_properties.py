@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.requests import JobHead, PromptLine
+from jobs.requests import JobOptions, PromptLine
 from jobs.settings import Settings
 from tests.support.api_server import NDJSON, Api, running_api
 
@@ -35,7 +35,7 @@ values = st.recursive(
     max_leaves=6,
 )
 lines = st.dictionaries(st.sampled_from([*PromptLine.model_fields, "other"]), values, max_size=4)
-heads = st.dictionaries(st.sampled_from([*JobHead.model_fields, "prompts", "other"]), values, max_size=5)
+heads = st.dictionaries(st.sampled_from([*JobOptions.model_fields, "prompts", "other"]), values, max_size=5)
 
 
 def is_fine(response: httpx.Response) -> None:

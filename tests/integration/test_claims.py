@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from jobs.queries.claiming import ClaimedRequest
-from jobs.queries.settling import Hold
+from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows, answered
@@ -50,7 +50,7 @@ def lease_of(worker_id: UUID) -> Lease:
     return lease
 
 
-def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collection[Hold] = ()) -> ClaimLoop:
+def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collection[ClaimToken] = ()) -> ClaimLoop:
     settings = Settings(poll_interval=0.05)
     return ClaimLoop(
         rows.database,
@@ -78,7 +78,7 @@ def test_what_was_claimed_without_our_knowing_goes_back(rows: Rows) -> None:
 
 def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
     job_id, worker_id = rows.job(2), rows.worker()
-    unwritten = {Hold(job_id, -line, 1, worker_id) for line in range(MOST_UNWRITTEN)}
+    unwritten = {ClaimToken(job_id, -line, 1, worker_id) for line in range(MOST_UNWRITTEN)}
     consumer = Consumer(10)
     loop = claim_loop(rows, lease_of(worker_id), consumer, unwritten)
     loop.start()
@@ -92,7 +92,7 @@ def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
 def test_a_suspect_waits_until_everything_is_written(rows: Rows) -> None:
     job_id, worker_id = rows.job(1), rows.worker()
     rows.execute("UPDATE requests SET deaths = 2")
-    unwritten = {Hold(job_id, -1, 1, worker_id)}
+    unwritten = {ClaimToken(job_id, -1, 1, worker_id)}
     consumer = Consumer(10)
     loop = claim_loop(rows, lease_of(worker_id), consumer, unwritten)
     assert loop._claim() == 0
@@ -115,7 +115,7 @@ def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
     writer.start()
     for request in rows.claim(worker_id).requests:
         writer.put(answered(request))
-    writer.hurry()
+    writer.flush_soon()
     assert writer.flush(timeout=PATIENCE)
     assert rows.states(job_id) == ["completed"] * 3
     assert writer.close(timeout=PATIENCE)

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from jobs.errors import LeaseLost
 from jobs.queries import workers
-from jobs.queries.claiming import ClaimedRequest, claim, give_back, still_held
+from jobs.queries.claiming import ClaimedRequest, claim, claims_of, give_back
 from jobs.queries.settling import Outcome, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
 from jobs.states import JobState, RequestState
 from tests.support.rows import MODEL, Rows, answered
@@ -228,7 +228,7 @@ class Claims(RuleBasedStateMachine):
 
 
 def _still_held(connection: Connection, worker: KnownWorker) -> set[Line]:
-    return {(hold.job_id, hold.line) for hold in still_held(connection, worker.id)}
+    return {(hold.job_id, hold.line) for hold in claims_of(connection, worker.id)}
 
 
 def _walk(rows: Rows, examples: int, steps: int) -> None:

@@ -16,11 +16,11 @@ from sqlalchemy import Connection
 from jobs.queries.claiming import ClaimedRequest, claim, give_back
 from jobs.queries.settling import (
     Outcome,
-    bury,
     cancel_job,
     error_body,
     jobs_to_settle,
     reap_worker,
+    release_dead_worker,
     settle,
     settle_open,
 )
@@ -375,7 +375,7 @@ def test_only_suspects_are_charged_with_a_death(rows: Rows) -> None:
     held = rows.claim(worker_id).requests
     with rows.database.begin() as connection:
         suspects = [request.hold for request in held[1:3]]
-        assert bury(connection, worker_id, max_deaths=3, suspects=suspects).freed == 4
+        assert release_dead_worker(connection, worker_id, max_deaths=3, suspects=suspects).freed == 4
     deaths = rows.query("SELECT state, deaths FROM requests ORDER BY line")
     assert [(row.state, row.deaths) for row in deaths] == [("pending", n) for n in (0, 1, 1, 0)]
     rows.check()
@@ -404,14 +404,14 @@ def test_each_dead_worker_is_reaped_once(rows: Rows) -> None:
     ]
 
 
-@pytest.mark.parametrize("how", [bury, end], ids=["bury", "end"])
+@pytest.mark.parametrize("how", [release_dead_worker, end], ids=["release_dead_worker", "end"])
 def test_ending_a_worker_waits_for_its_claim(rows: Rows, how: Callable[..., object]) -> None:
     # Else the claim's rows would be left with an owner that no reaper looks at any more.
     job_id, worker_id = rows.job(2), rows.worker()
 
     def end_it() -> None:
         with rows.database.begin() as connection:
-            how(connection, worker_id, **({"max_deaths": 3} if how is bury else {}))
+            how(connection, worker_id, **({"max_deaths": 3} if how is release_dead_worker else {}))
 
     with ThreadPoolExecutor(1) as pool:
         with _claim_under_way(rows, worker_id):

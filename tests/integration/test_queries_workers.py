@@ -9,7 +9,7 @@ import pytest
 from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.queries import reading, workers
-from jobs.queries.claiming import still_held
+from jobs.queries.claiming import claims_of
 from jobs.queries.settling import reap_worker
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
@@ -76,8 +76,8 @@ def test_a_worker_that_ends_gives_back_what_it_holds_uncharged(rows: Rows) -> No
     rows.claim(other, limit=1)
     with rows.database.begin() as connection:
         assert workers.end(connection, worker_id) == 3
-        assert still_held(connection, worker_id) == set()
-        assert {hold[:2] for hold in still_held(connection, other)} == {(job_id, 4)}
+        assert claims_of(connection, worker_id) == set()
+        assert {hold[:2] for hold in claims_of(connection, other)} == {(job_id, 4)}
         assert workers.end(connection, worker_id) == 0
     assert rows.states(job_id) == ["pending", "pending", "pending", "running", "pending"]
     assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}

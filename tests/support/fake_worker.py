@@ -18,7 +18,7 @@ from engine import Engine, EngineConfig
 from engine.batch import Batch
 from jobs.settings import Settings
 from tests.unit.engine.fake_runner import FakeRunner
-from worker.generation.engine_thread import EngineOwner
+from worker.generation.engine_thread import EngineThread
 from worker.generation.service import run_worker
 
 MODEL = "fake"
@@ -59,10 +59,10 @@ def load() -> Engine:
 def break_submit(message: str) -> None:
     """A slip of ours on the claim loop's thread, after a claim was committed."""
 
-    def submit(self: EngineOwner, requests: object) -> None:
+    def submit(self: EngineThread, requests: object) -> None:
         raise KeyError(message)
 
-    EngineOwner.submit = submit  # type: ignore[method-assign]
+    EngineThread.submit = submit  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

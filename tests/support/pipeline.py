@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, text
 from jobs.database import sqlalchemy_url
 from jobs.queries import settling, submission, tenants
 from jobs.queries.reading import Job, get_job
-from jobs.requests import JobHead, ModelLimits, Params, parse_request
+from jobs.requests import JobOptions, ModelLimits, Params, parse_request
 from jobs.settings import Settings
 from tests.support.fake_worker import MAX_MODEL_LEN, MODEL, VOCAB_SIZE
 from tests.support.processes import PATIENCE, await_condition
@@ -105,7 +105,7 @@ class Pipeline:
             parse_request({"prompt": list(prompt)}, line, defaults, model) for line, prompt in enumerate(prompts, 1)
         ]
         with self.database.begin() as connection:
-            job_id = submission.open_job(connection, self.tenant.id, JobHead(model=MODEL))
+            job_id = submission.open_job(connection, self.tenant.id, JobOptions(model=MODEL))
             assert submission.stage_lines(connection, job_id, lines)
             assert submission.publish(connection, job_id)
         return job_id
@@ -138,7 +138,7 @@ class Pipeline:
     def live_workers(self) -> set[UUID]:
         return {row.id for row in self.query("SELECT id FROM workers WHERE ended_at IS NULL")}
 
-    def reap(self) -> settling.Buried | None:
+    def reap(self) -> settling.ReapResult | None:
         """What the courier's sweep does, now."""
         with self.database.begin() as connection:
             return settling.reap_worker(connection, max_deaths=self.settings.max_deaths)

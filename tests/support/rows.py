@@ -17,7 +17,7 @@ from jobs.queries.claiming import Claim, ClaimedRequest, claim
 from jobs.queries.settling import Outcome, Settled, settle
 from jobs.queries.tenants import Tenant
 from jobs.queries.workers import WorkerIdentity
-from jobs.requests import JobHead, ModelLimits, StagedLine, Webhook
+from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook
 from jobs.settings import Settings
 from jobs.states import RequestState
 from jobs.tables import metadata
@@ -72,7 +72,7 @@ class Rows:
     ) -> UUID:
         """A job of so many lines; `prefixes` gives the prefix of each."""
         owner = self.tenant(tenant).id
-        head = JobHead(
+        head = JobOptions(
             model=MODEL.name,
             priority=priority,
             completion_window=window,

@@ -13,7 +13,8 @@ from cli.main import app
 from cli.stack import STOP_MARGIN, WORKER_STOP_MARGIN
 from jobs.settings import Settings
 from tests.support.paths import REPOSITORY
-from worker import courier, service
+from worker.courier import process as courier
+from worker.generation import service
 
 COMPOSE_TEXT = (REPOSITORY / "compose.yaml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]

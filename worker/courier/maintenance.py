@@ -5,8 +5,8 @@
     collect   uploads that were cut, jobs past their retention, rows of deleted jobs, workers of long ago
     ring      models with requests that wait: their workers may have missed the bell
 
-Every sweep has a thread of its own (`worker.courier.process`): a million lines to be cancelled must not keep a dead worker's
-requests waiting.
+Every sweep has a thread of its own (`worker.courier.process`): a million lines to be cancelled must not keep a dead
+worker's requests waiting.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
 from jobs.errors import LeaseLost
-from jobs.queries.claiming import Claim, ClaimedRequest, claim, give_back, still_held
-from jobs.queries.settling import Hold
+from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, give_back
+from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from worker.generation.lease import Lease
 from worker.generation.vital_thread import Crashed, VitalThread
@@ -54,7 +54,7 @@ class ClaimLoop:
         *,
         model: str,
         consumer: Consumer,
-        unwritten: Callable[[], Collection[Hold]],
+        unwritten: Callable[[], Collection[ClaimToken]],
         crashed: Crashed,
     ) -> None:
         self._database = database
@@ -117,7 +117,7 @@ class ClaimLoop:
             return
         held = self._consumer.held()
         with self._database.connect() as connection:
-            ours = still_held(connection, worker_id)
+            ours = claims_of(connection, worker_id)
         lost = [request for request in held if request.hold not in ours]
         if lost:
             self._consumer.abort(lost)

@@ -22,7 +22,7 @@ import orjson
 from engine import Engine, RequestOutput, SamplingParams, StructuredOutputs
 from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestFailed, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
-from jobs.queries.settling import Hold, Outcome
+from jobs.queries.settling import ClaimToken, Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker.generation import responses
 
@@ -51,7 +51,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Listeners:
+class EngineCallbacks:
     """Whom the owner tells, each from the engine thread unless said otherwise."""
 
     loaded: Callable[[ModelLimits], None]
@@ -66,10 +66,10 @@ class Listeners:
     """Nothing follows this."""
 
 
-class EngineOwner:
+class EngineThread:
     """Loads an engine and steps it until it is closed or breaks."""
 
-    def __init__(self, load: LoadEngine, listeners: Listeners, *, model: str, share_prefixes: bool) -> None:
+    def __init__(self, load: LoadEngine, listeners: EngineCallbacks, *, model: str, share_prefixes: bool) -> None:
         self._load = load
         self._listeners = listeners
         self._model = model
@@ -138,7 +138,7 @@ class EngineOwner:
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
-    def suspects(self) -> list[Hold]:
+    def suspects(self) -> list[ClaimToken]:
         """What the engine computes now: whatever breaks it, it was one of these."""
         engine = self._engine
         started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}

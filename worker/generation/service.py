@@ -25,13 +25,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief, connect
 from jobs.queries import workers
-from jobs.queries.settling import Hold, bury
+from jobs.queries.settling import ClaimToken, release_dead_worker
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from worker.app import make_app, run_solo
 from worker.generation.claim_loop import ClaimLoop
-from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineOwner, Listeners, LoadEngine
+from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, EngineThread, LoadEngine
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.writer import Writer
@@ -61,13 +61,13 @@ class GenerationService:
             crashed=self._on_crashed,
             on_all_written=lambda: self._claims.ring(),
         )
-        self._owner = EngineOwner(
+        self._owner = EngineThread(
             load,
-            Listeners(
+            EngineCallbacks(
                 loaded=self._on_loaded,
                 outcome=self._writer.put,
                 room=self._on_room,
-                idle=self._writer.hurry,
+                idle=self._writer.flush_soon,
                 broken=self._on_broken,
             ),
             model=model,
@@ -168,13 +168,13 @@ class GenerationService:
         logger.critical("the %s thread crashed, and this worker ends: %s\n%s", name, type(error).__name__, where)
         self._break_off(None)
 
-    def _break_off(self, suspects: Collection[Hold] | None) -> None:
+    def _break_off(self, suspects: Collection[ClaimToken] | None) -> None:
         self._broken_at = time.monotonic()
         self._give_up(suspects)
         # Read by Celery's main loop, which then stops everything in order.
         celery_state.should_stop = EXIT_BROKEN
 
-    def _give_up(self, suspects: Collection[Hold] | None) -> None:
+    def _give_up(self, suspects: Collection[ClaimToken] | None) -> None:
         """Free what this worker holds, for good. Suspects are charged, for one of them may be to blame; None: all."""
         self._heartbeat.stop_beating()
         worker_id = self._lease.end()
@@ -182,7 +182,7 @@ class GenerationService:
             return
         try:
             with self._database.begin() as connection:
-                bury(connection, worker_id, max_deaths=self._settings.max_deaths, suspects=suspects)
+                release_dead_worker(connection, worker_id, max_deaths=self._settings.max_deaths, suspects=suspects)
         except SQLAlchemyError as error:
             logger.warning("could not free what is held, the lease will run out instead: %s", brief(error))
 

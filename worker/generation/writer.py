@@ -12,7 +12,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
-from jobs.queries.settling import Hold, Outcome, settle
+from jobs.queries.settling import ClaimToken, Outcome, settle
 from worker.generation.lease import Lease
 from worker.generation.vital_thread import Crashed, VitalThread
 
@@ -26,9 +26,9 @@ RETRY_AFTER = 1.0  # seconds
 class Writer:
     """Takes outcomes from the engine thread and puts them into Postgres from a thread of its own.
 
-    An outcome waits at most `interval` seconds for others to share its transaction, and no longer than until `hurry`
-    says that no others come. While Postgres is away outcomes
-    are kept; the claim loop bounds them, since it claims nothing while many are `unwritten`. A repeat after a reply
+    An outcome waits at most `interval` seconds for others to share its transaction, or until `flush_soon()` is called
+    because the engine is idle. While Postgres is away outcomes are kept; the claim loop bounds them, since it claims
+    nothing while many are `unwritten`. A repeat after a reply
     that was lost writes nothing twice: the fence of `settle` sees to it.
     """
 
@@ -61,15 +61,15 @@ class Writer:
             self._outcomes.append(outcome)
             self._arrived.notify_all()
 
-    def hurry(self) -> None:
+    def flush_soon(self) -> None:
         """Write what is there now: nothing is under way that it could wait for."""
         self._hurried.set()
 
-    def unwritten(self) -> set[Hold]:
+    def unwritten(self) -> set[ClaimToken]:
         """The requests whose outcomes are not in Postgres yet, as far as we know."""
         with self._arrived:
             return {
-                Hold(outcome.job_id, outcome.line, outcome.epoch, outcome.holder)
+                ClaimToken(outcome.job_id, outcome.line, outcome.epoch, outcome.holder)
                 for outcome in (*self._in_flight, *self._outcomes)
                 if outcome.holder is not None
             }

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from api import errors as api_errors
 from api.routes import health, jobs, models
 from jobs.errors import LeaseLost, PagemillError
-from jobs.requests import JobHead, Params
+from jobs.requests import JobOptions, Params
 from tests.support.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "api.md").read_text()
@@ -39,7 +39,7 @@ def test_every_parameter_and_field() -> None:
         Params.model_fields
     )
     inline = PAGE.partition("### Inline")[2].partition("\n### ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", inline, re.MULTILINE)) == set(JobHead.model_fields) | {"prompts"}
+    assert set(re.findall(r"^\| `(\w+)` \|", inline, re.MULTILINE)) == set(JobOptions.model_fields) | {"prompts"}
 
 
 def test_every_error_code() -> None:

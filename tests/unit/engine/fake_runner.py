@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import torch
 
-from engine.attention import DecodeLayout
-from engine.batch import Batch, BatchEntry, Burst, Decoding
-from engine.device.cuda_graphs import EagerGraphs
+from engine.attention import DecodeMetadata
+from engine.batch import Batch, BatchEntry, MultiStepBatch, PendingTokens
+from engine.device.cuda_graphs import EagerRunner
 from engine.execution.decode_state import DeviceState
 from engine.execution.multi_step import MultiStepDecoder
 from engine.models.decoder import TokenInputs
@@ -53,16 +53,16 @@ class FakeRunner:
         self.max_tokens_at_once = max_tokens_at_once
         """A larger batch runs out of memory."""
         self.batches: list[Batch] = []
-        self.bursts: list[Burst] = []
+        self.bursts: list[MultiStepBatch] = []
         self.num_out_of_memory = 0
         self._cache = [[-1] * block_size for _ in range(num_blocks + 1)]
         self._state = DeviceState(_SEATS, num_blocks, vocab_size, torch.device("cpu"))
         self._decoder = MultiStepDecoder(
             self._forward,
             self._state,
-            EagerGraphs(),
+            EagerRunner(),
             block_size=block_size,
-            spare_block=num_blocks,
+            padding_block=num_blocks,
             is_static=is_static,
         )
         generator = torch.Generator().manual_seed(7)
@@ -102,17 +102,17 @@ class FakeRunner:
             rows += [self.logits_after(history[: p + 1])[None] for p in range(end - entry.num_logits, end)]
         return torch.cat(rows)
 
-    def decode(self, burst: Burst) -> Decoding:
+    def decode(self, burst: MultiStepBatch) -> PendingTokens:
         self.bursts.append(burst)
         return self._decoder.decode(burst)
 
-    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
         def known(entry: BatchEntry) -> BatchEntry:
             return replace(entry, token_ids=self._state.tokens(torch.tensor(entry.token_ids)).tolist())
 
         return self._decoder.draw(burst, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
 
-    def _forward(self, inputs: TokenInputs, layout: DecodeLayout) -> torch.Tensor:
+    def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> torch.Tensor:
         self._need_memory(len(layout.slots))
         tokens = inputs.token_ids.tolist()
         if self.raises_on in tokens:

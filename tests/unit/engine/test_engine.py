@@ -12,7 +12,7 @@ import torch
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
 from engine.errors import EngineFailed, RequestFailed, RequestRejected
-from engine.scheduling.memory_backoff import Pressure
+from engine.scheduling.memory_backoff import MemoryBackoff
 from engine.tokenization.tokenizer import Text
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.tokenization.test_tokenizer import byte_level
@@ -445,7 +445,7 @@ class TestFailures:
             finish(engine)
 
     def test_the_limit_recovers(self) -> None:
-        pressure = Pressure(32)
+        pressure = MemoryBackoff(32)
         pressure.relieve(32)
         assert pressure.tokens == 16
         for _ in range(128):

@@ -14,7 +14,7 @@ from jobs.requests import (
     MAX_CHOICES,
     MAX_STRUCTURE_BYTES,
     PREFIX_BYTES,
-    JobHead,
+    JobOptions,
     ModelLimits,
     Params,
     PromptLine,
@@ -50,7 +50,7 @@ def body(document: object, defaults: Params = Params()) -> dict[str, object]:  #
     return stored
 
 
-def complaint(schema: type[Params] | type[JobHead] | type[PromptLine], document: object) -> InvalidInput:
+def complaint(schema: type[Params] | type[JobOptions] | type[PromptLine], document: object) -> InvalidInput:
     with pytest.raises(InvalidInput) as refused:
         validate(schema, document)
     return refused.value
@@ -189,7 +189,7 @@ def test_what_is_no_webhook_url(url: str) -> None:
 def test_windows() -> None:
     assert [window_seconds(window) for window in ("30m", "24h", "7d")] == [1800, 86400, 604800]
     for window in ("0h", "-1h", "1", "h", "1w", "1h ", "99999h", "1h\n"):
-        assert complaint(JobHead, {"model": "m", "completion_window": window}).param == "completion_window"
+        assert complaint(JobOptions, {"model": "m", "completion_window": window}).param == "completion_window"
 
 
 class TestForm:

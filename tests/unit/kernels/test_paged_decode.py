@@ -14,7 +14,7 @@ LENGTHS = (1, 37, 0, 16, 5)
 
 
 def decode(
-    step: PagedStep, *, window: int | None = None, wanted_items: int | None = None, **options: Any
+    step: PagedStep, *, window: int | None = None, target_splits: int | None = None, **options: Any
 ) -> torch.Tensor:
     """The kernel's output, poisoned before."""
     heads, (kv_heads, value_dim) = step.query.shape[1], step.value_cache.shape[2:]
@@ -27,7 +27,7 @@ def decode(
         kv_dtype=step.key_cache.dtype,
         window=window,
         device=step.query.device,
-        wanted_items=wanted_items,
+        target_splits=target_splits,
     )
     plan.partial.fill_(float("nan"))
     plan.partial_lse.fill_(float("nan"))
@@ -65,10 +65,10 @@ def expected(step: PagedStep, **options: Any) -> torch.Tensor:
     return out
 
 
-def check(step: PagedStep, *, wanted_items: int | None = None, **options: Any) -> None:
+def check(step: PagedStep, *, target_splits: int | None = None, **options: Any) -> None:
     tolerance = TOLERANCE[step.query.dtype]
     torch.testing.assert_close(
-        decode(step, wanted_items=wanted_items, **options),
+        decode(step, target_splits=target_splits, **options),
         expected(step, **options),
         atol=tolerance,
         rtol=tolerance,
@@ -122,20 +122,20 @@ def test_windows(window: int, device: torch.device) -> None:
     check(make_step([50, 7], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16), window=window)
 
 
-@pytest.mark.parametrize("wanted_items", [1, 12], ids=["one-split", "many-splits"])
-def test_soft_caps_and_sinks(wanted_items: int, device: torch.device) -> None:
+@pytest.mark.parametrize("target_splits", [1, 12], ids=["one-split", "many-splits"])
+def test_soft_caps_and_sinks(target_splits: int, device: torch.device) -> None:
     step = make_step([100, 7], [1, 1], device=device, heads=3, kv_heads=1, head_dim=16)
     sinks = torch.tensor([0.5, -3.0, 4.0], device=device)
-    check(step, soft_cap=1.5, sinks=sinks, wanted_items=wanted_items)
-    check(step, sinks=sinks, window=40, wanted_items=wanted_items)
+    check(step, soft_cap=1.5, sinks=sinks, target_splits=target_splits)
+    check(step, sinks=sinks, window=40, target_splits=target_splits)
 
 
 @pytest.mark.parametrize("length", [33, 100, 131])
 def test_long_sequences_are_split_and_joined(length: int, device: torch.device) -> None:
     step = make_step([length, 2], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16)
-    whole = decode(step, wanted_items=1)
-    torch.testing.assert_close(decode(step, wanted_items=8), whole, atol=1e-5, rtol=1e-5)
-    check(step, wanted_items=8)
+    whole = decode(step, target_splits=1)
+    torch.testing.assert_close(decode(step, target_splits=8), whole, atol=1e-5, rtol=1e-5)
+    check(step, target_splits=8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -172,7 +172,7 @@ def test_a_plan_covers_every_tile_once(device: torch.device) -> None:
             kv_dtype=torch.float32,
             window=None,
             device=device,
-            wanted_items=wanted,
+            target_splits=wanted,
         )
         plan_decode(plan, lengths, starts)
         splits = plan.num_splits[:7].tolist()
@@ -201,4 +201,4 @@ def test_the_whole_matrix(group: int, block_size: int, dtype: torch.dtype, devic
         dtype=dtype,
     )
     for options in ({}, {"window": 33}, {"soft_cap": 2.0, "sinks": torch.randn(2 * group, device=device)}):
-        check(step, wanted_items=7, **options)
+        check(step, target_splits=7, **options)

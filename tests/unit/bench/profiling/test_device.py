@@ -26,7 +26,7 @@ from bench.profiling.device import (
     PROMPTS,
     ROUTING,
     SAMPLING,
-    DeviceMeter,
+    RooflineMeter,
     busy_seconds,
     covered,
 )
@@ -63,11 +63,11 @@ def engine(directory: Path, name: str = "llama", *, attention: str = "torch", de
     )
 
 
-def metered(made: Engine) -> DeviceMeter:
+def metered(made: Engine) -> RooflineMeter:
     """Generate while a meter counts as it does on a GPU."""
     runner = made.runner
     assert isinstance(runner, ModelRunner)
-    meter = DeviceMeter(runner)
+    meter = RooflineMeter(runner)
     run, decode = runner.run, runner.decode
 
     def run_counted(batch: Batch) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU hold packed weights.
-    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
     made = engine(tmp_path, name)
     with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
@@ -117,7 +117,7 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
 def test_experts_that_are_not_chosen_ask_for_nothing(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
     made = engine(tmp_path, name)
     with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
@@ -147,7 +147,7 @@ def test_as_many_experts_are_read_as_chance_chooses() -> None:
 def test_a_mixture_s_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = engine(tmp_path, "mixtral").runner
     assert isinstance(runner, ModelRunner)
-    meter = DeviceMeter(runner)
+    meter = RooflineMeter(runner)
     monkeypatch.setattr("engine.models.moe.has_kernels", lambda hidden: True)
     ours = {name for name in demands(runner, 2) if name != TORCH_PRODUCT}
     found = meter.kernels([event(name, 0, 1) for name in ours])
@@ -165,7 +165,7 @@ def test_logits_that_the_device_draws_from_are_read_as_they_are(tmp_path: Path) 
     runner = ModelRunner.from_pretrained(tmp_path, EngineConfig(device="cpu", dtype="bfloat16", num_kv_blocks=8))
     read = []
     for draws in (True, False):
-        meter = DeviceMeter(runner)
+        meter = RooflineMeter(runner)
         meter.ran(Batch([BatchEntry([3, 4, 5], 0, [0], 1)]), draws=draws)
         read.append(meter.kernels(one_of_each())[SAMPLING].bytes)
     assert read == [2 * runner.vocab_size, 4 * runner.vocab_size]
@@ -217,14 +217,14 @@ def test_events_go_where_their_kernel_belongs(tmp_path: Path) -> None:
         event("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64_cublas", 0, 50),
         event("void cublasLt::splitKreduce_kernel<32, 16, int, float>(cublasSplitKParams<float>)", 50, 52),
         event("_decode_kernel", 40, 70),
-        event("_reduce_kernel", 70, 72),
+        event("_combine_splits_kernel", 70, 72),
         event("_plan_kernel", 80, 81),
         event("Memcpy HtoD (Pinned -> Device)", 90, 91),
         event("Memset (Device)", 91, 92),
         event("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<long>>(int)", 95, 97),
         event("cudaGraphLaunch", 0, 900, device=DeviceType.CPU),
     ]
-    kernels = DeviceMeter(runner).kernels(events)
+    kernels = RooflineMeter(runner).kernels(events)
     taken = {name: (round(kernel.seconds * 1e6), kernel.launches) for name, kernel in kernels.items()}
     assert taken == {PRODUCTS: (52, 2), DECODES: (32, 2), OTHERS: (2, 1), COPIES: (2, 2), PLANS: (1, 1)}
     assert list(kernels)[:2] == [PRODUCTS, DECODES]

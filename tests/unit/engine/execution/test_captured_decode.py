@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from engine import Engine, EngineConfig, SamplingParams
 from engine.attention import (
     AttentionLayer,
+    AttentionMetadata,
     CapturableAttention,
-    DecodeLayout,
+    DecodeMetadata,
     StepAttention,
-    StepLayout,
     TorchAttention,
 )
 from engine.attention.kv_cache import KVCache
@@ -34,13 +34,13 @@ from tests.parity.tiny_models import NATIVE
 class StaticAttention:
     """Plain torch whose decodes read all of a block table, and mask what lies beyond the length."""
 
-    def begin(self, layout: StepLayout, cache: KVCache) -> StepAttention:
+    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return TorchAttention().begin(layout, cache)
 
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
         """There is nothing that outlives a step."""
 
-    def begin_decode(self, layout: DecodeLayout, cache: KVCache) -> StepAttention:
+    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
         size = cache.block_size
         offsets = torch.arange(layout.block_tables.shape[1] * size)
         slots = layout.block_tables.long().repeat_interleave(size, dim=1) * size + offsets % size
@@ -129,7 +129,7 @@ def recording(made: Engine) -> Recorded:
     state = runner._decoder._state
     graphs = Recorded([state.numbers, *(part for layer in runner.cache.layers for part in layer)])
     runner._decoder = MultiStepDecoder(
-        runner._forward, state, graphs, block_size=8, spare_block=runner.cache.spare_block, is_static=True
+        runner._forward, state, graphs, block_size=8, padding_block=runner.cache.padding_block, is_static=True
     )
     return graphs
 
@@ -148,7 +148,7 @@ def test_a_recording_gives_the_tokens_of_single_steps(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU are no tensor operations that could be recorded.
-    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
     next(model for model in NATIVE if model.name == name).save(tmp_path, torch.float32)
     prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(len(PARAMS))]
     expected = engine(tmp_path, decode_steps=1).generate(prompts, PARAMS)

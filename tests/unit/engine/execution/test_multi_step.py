@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, Burst, DecodeEntry, Decoding, row_of
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch, PendingTokens, row_of
 from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
 from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
@@ -69,7 +69,7 @@ def said(prompt: Sequence[int], first: int, last: int) -> str:
     return text.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
 
 
-def is_unseen(burst: Burst) -> bool:
+def is_in_flight(burst: MultiStepBatch) -> bool:
     """Whether it goes on from tokens that nobody looked at yet."""
     return all(entry.token_id is None for entry in burst.entries)
 
@@ -122,7 +122,7 @@ def test_nothing_is_hashed_past_a_stop_string(overlaps: bool) -> None:
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)
     (output,), engine, runner = run(STEPS, [prompt], [params], overlaps=overlaps)
     # The draw after the prompt is unseen when the first of two bursts starts.
-    assert [is_unseen(burst) for burst in runner.bursts] == ([True, True] if overlaps else [False])
+    assert [is_in_flight(burst) for burst in runner.bursts] == ([True, True] if overlaps else [False])
     assert 1 + runner.bursts[0].num_steps > len(output.token_ids)
     whole = [*prompt, *runner.greedy(prompt, 30, ignore_eos=True)]
     accepted = len(prompt) + len(output.token_ids) - 1
@@ -153,7 +153,7 @@ class TestOverlap:
         assert engine.stats().output_tokens == 2
         engine.step()
         assert len(runner.bursts) == 2
-        assert is_unseen(runner.bursts[1])
+        assert is_in_flight(runner.bursts[1])
         assert engine.stats().output_tokens == 2 + 2 * STEPS
         self.assert_right(engine, runner, 60, 60)
         # Only the last tokens, too few for a burst of any use, are decoded one by one.
@@ -208,7 +208,7 @@ class TestOverlap:
         engine, runner = self.flying(60, 60)
         decode = runner.decode
 
-        def short_of_memory(burst: Burst) -> Decoding:
+        def short_of_memory(burst: MultiStepBatch) -> PendingTokens:
             runner.decode = decode  # type: ignore[method-assign]
             raise torch.OutOfMemoryError("fake memory is full")
 
@@ -286,7 +286,7 @@ class TestFailures:
             def read(self) -> np.ndarray:
                 raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        def at_once(burst: Burst) -> Decoding:
+        def at_once(burst: MultiStepBatch) -> PendingTokens:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
         for decode in (at_once, lambda burst: Lost()):
@@ -319,7 +319,9 @@ MANY = [
 def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingState], list[DecodeEntry], torch.Tensor]:
     """The parameters as the sampler has them, and as the device does; of a vocabulary of 700."""
     states = [
-        SamplingState(p, seed=2**64 - 1 - n, index=n % 3, position=10 + n, num_output=5, held_back=[0, 5, 9])
+        SamplingState(
+            p, seed=2**64 - 1 - n, index=n % 3, position=10 + n, num_output=5, stop_tokens_banned_until_min=[0, 5, 9]
+        )
         for n, p in enumerate(params)
     ]
     entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
@@ -463,7 +465,7 @@ def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
         DecodeEntry(seat, seat, 5, 1, tokens, [3 * seat, 3 * seat + 1, 3 * seat + 2], 0, sampling)
         for seat, tokens in enumerate((8, 2, 1))
     ]
-    drawn = runner.decode(Burst(entries, 8)).read()
+    drawn = runner.decode(MultiStepBatch(entries, 8)).read()
     assert (drawn != NO_TOKEN).sum(axis=1).tolist() == [8, 2, 1]
     written = [
         sum(slot != marked for block in range(3 * s, 3 * s + 3) for slot in runner._cache[block]) for s in range(3)

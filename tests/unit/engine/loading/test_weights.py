@@ -20,9 +20,9 @@ from engine.attention.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
-from engine.loading.buffer_pool import Staging
+from engine.loading.buffer_pool import BufferPool
 from engine.loading.hub import load_config, resolve_model, weight_files
-from engine.loading.weights import Filling, empty_model, load_weights
+from engine.loading.weights import ModelFiller, empty_model, load_weights
 from tests.support.paths import REPOSITORY
 from tests.unit.kernels.cpu_variants import cpu_library
 
@@ -305,7 +305,7 @@ def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) 
         assert module not in handed
         handed[module] = {name: value.clone() for name, value in module.named_parameters(recurse=False)}
 
-    load_weights(Filling(model, dtype=torch.float32, device=CPU, finished=finished), weight_files(directory))
+    load_weights(ModelFiller(model, dtype=torch.float32, device=CPU, finished=finished), weight_files(directory))
     own = {module: dict(module.named_parameters(recurse=False)) for module in model.modules()}
     assert handed.keys() == {module for module, parameters in own.items() if parameters}
     for module, values in handed.items():
@@ -322,14 +322,14 @@ def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
             gone.append(weakref.ref(module.weight))
             del module.weight
 
-    filling = Filling(model, dtype=torch.float32, device=CPU, finished=finished)
+    filling = ModelFiller(model, dtype=torch.float32, device=CPU, finished=finished)
     load_weights(filling, weight_files(directory))
     assert len(gone) > 4
     assert not any(weight() is not None for weight in gone)
 
 
 def test_staged_memory_is_used_again_when_nobody_uses_it() -> None:
-    staging, shape = Staging(), torch.Size([600, 1000])
+    staging, shape = BufferPool(), torch.Size([600, 1000])
     first = staging.empty(shape, torch.float32)
     second = staging.empty(shape, torch.float32)
     assert first.data_ptr() != second.data_ptr()

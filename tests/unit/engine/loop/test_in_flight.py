@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import Batch, Burst, Decoding
+from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.errors import EngineFailed
 from engine.execution.model_runner import ModelRunner
-from engine.loop.fault_isolation import isolate
-from engine.loop.in_flight import Flight
+from engine.loop.fault_isolation import run_isolating_faults
+from engine.loop.in_flight import InFlightStep
 from engine.structured_outputs import StructuredOutputs
 from engine.tokenization.tokenizer import Text
 from tests.parity.comparing import greedy, ragged_prompts
@@ -45,19 +45,19 @@ class Watched(FakeRunner):
         self.num_alone += not self._is_drawing
         return super().run(batch)
 
-    def decode(self, burst: Burst) -> Decoding:
+    def decode(self, burst: MultiStepBatch) -> PendingTokens:
         return self._started(super().decode(burst))
 
-    def run_and_draw(self, batch: Batch, burst: Burst) -> Decoding:
+    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
         self._is_drawing = True
         try:
-            decoding = super().run_and_draw(batch, burst)
+            decoding = super().run_and_sample(batch, burst)
         finally:
             self._is_drawing = False
         self.mixed.append(batch)
         return self._started(decoding)
 
-    def _started(self, decoding: Decoding) -> Decoding:
+    def _started(self, decoding: PendingTokens) -> PendingTokens:
         number = self.num_started
         self.num_started += 1
         self.moves.append(("start", number))
@@ -65,7 +65,7 @@ class Watched(FakeRunner):
 
 
 class _Noted:
-    def __init__(self, moves: list[tuple[str, int]], number: int, decoding: Decoding) -> None:
+    def __init__(self, moves: list[tuple[str, int]], number: int, decoding: PendingTokens) -> None:
         self._moves, self._number, self._decoding = moves, number, decoding
 
     def read(self) -> np.ndarray:
@@ -230,10 +230,10 @@ class TestStarts:
         engine = self.flying(runner)
         engine.add("new", [5], SamplingParams(max_tokens=3))
 
-        def lost(batch: Batch, burst: Burst) -> Decoding:
+        def lost(batch: Batch, burst: MultiStepBatch) -> PendingTokens:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        runner.run_and_draw = lost  # type: ignore[method-assign]
+        runner.run_and_sample = lost  # type: ignore[method-assign]
         with pytest.raises(EngineFailed, match="illegal memory access"):
             engine.step()
 
@@ -267,27 +267,27 @@ def test_isolation_keeps_away_from_blocks_that_nobody_fills() -> None:
         engine.add(name, [1 if name == "one" else 2] * 6, SamplingParams(max_tokens=3))
     shares = engine.scheduler.schedule().scheduled
     lost = shares[1].sequence.table.blocks[:1]
-    outcome = isolate(shares, 4, lambda part: list(part), unfilled=lost)
-    assert outcome.tainted == [share for share in shares if lost[0] in share.sequence.table.blocks]
-    assert outcome.results == [share for share in shares if share not in outcome.tainted]
-    assert len(outcome.tainted) == 2
+    outcome = run_isolating_faults(shares, 4, lambda part: list(part), unfilled=lost)
+    assert outcome.depends_on_failed == [share for share in shares if lost[0] in share.sequence.table.blocks]
+    assert outcome.results == [share for share in shares if share not in outcome.depends_on_failed]
+    assert len(outcome.depends_on_failed) == 2
 
 
 # Real models, whose steps run at once on the CPU, and might be anywhere by the time they are looked at
 
 
 @pytest.fixture
-def overlapping(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, Burst]]:
+def overlapping(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, MultiStepBatch]]:
     """Runners say that they overlap; returns the steps with prompts that are started."""
-    started: list[tuple[Batch, Burst]] = []
-    run_and_draw = ModelRunner.run_and_draw
+    started: list[tuple[Batch, MultiStepBatch]] = []
+    run_and_sample = ModelRunner.run_and_sample
 
-    def noted(self: ModelRunner, batch: Batch, burst: Burst) -> Decoding:
+    def noted(self: ModelRunner, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
         started.append((batch, burst))
-        return run_and_draw(self, batch, burst)
+        return run_and_sample(self, batch, burst)
 
     monkeypatch.setattr(ModelRunner, "overlaps", property(lambda self: True))
-    monkeypatch.setattr(ModelRunner, "run_and_draw", noted)
+    monkeypatch.setattr(ModelRunner, "run_and_sample", noted)
     return started
 
 
@@ -345,7 +345,9 @@ def test_positions_that_change_their_scale_give_the_same(tmp_path: Path, request
     assert any(unseen(batch) for batch, _ in started)
 
 
-def test_the_same_bits_are_not_traded_for_overlap(tmp_path: Path, overlapping: list[tuple[Batch, Burst]]) -> None:
+def test_the_same_bits_are_not_traded_for_overlap(
+    tmp_path: Path, overlapping: list[tuple[Batch, MultiStepBatch]]
+) -> None:
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(
         tmp_path, EngineConfig(device="cpu", dtype="float32", num_kv_blocks=32, block_size=16, deterministic=True)
@@ -384,7 +386,7 @@ def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scheduling and starting steps with prompts and decodes, as they run on a GPU, with attention that never looks."""
-    monkeypatch.setattr("engine.linears.LinearExchange.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
     monkeypatch.setattr(ModelRunner, "overlaps", property(lambda self: True))
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(
@@ -394,15 +396,15 @@ def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.M
     engine.runner.backend = StaticAttention()
     engine.runner._decoder._is_static = True
     kinds: list[tuple[bool, bool]] = []
-    start: Callable[..., Flight] = Flight.start
+    start: Callable[..., InFlightStep] = InFlightStep.start
 
-    def guarded(runner: ModelRunner, step: Any) -> Flight:
+    def guarded(runner: ModelRunner, step: Any) -> InFlightStep:
         shares = step.burst or step.scheduled
-        kinds.append((any(share.is_unseen for share in shares), any(not share.decodes for share in shares)))
+        kinds.append((any(share.is_in_flight for share in shares), any(not share.decodes for share in shares)))
         with nobody_looks(monkeypatch):
             return start(runner, step)
 
-    monkeypatch.setattr(Flight, "start", guarded)
+    monkeypatch.setattr(InFlightStep, "start", guarded)
     for number, prompt in enumerate(ragged_prompts(lengths=(5, 30))):
         engine.add(f"r{number}", prompt, REAL[number % 4])
         engine.step()
@@ -436,10 +438,10 @@ def test_starting_a_step_waits_for_nothing_on_a_gpu(tmp_path: Path, monkeypatch:
     # Kernels are compiled and graphs captured.
     for _ in range(3):
         engine.generate(prompts, params)
-    start: Callable[..., Flight] = Flight.start
+    start: Callable[..., InFlightStep] = InFlightStep.start
     num_started = 0
 
-    def guarded(runner: ModelRunner, step: Any) -> Flight:
+    def guarded(runner: ModelRunner, step: Any) -> InFlightStep:
         nonlocal num_started
         num_started += 1
         torch.cuda.set_sync_debug_mode("error")
@@ -448,6 +450,6 @@ def test_starting_a_step_waits_for_nothing_on_a_gpu(tmp_path: Path, monkeypatch:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Flight, "start", guarded)
+    monkeypatch.setattr(InFlightStep, "start", guarded)
     assert all(output.error is None for output in engine.generate(prompts, params))
     assert num_started > 4

@@ -29,7 +29,7 @@ def state(
     position: int = 0,
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
-    held_back: Sequence[int] = (),
+    stop_tokens_banned_until_min: Sequence[int] = (),
     index: int = 0,
 ) -> SamplingState:
     counts = TokenCounts(prompt) if params.penalized else None
@@ -37,7 +37,15 @@ def state(
         if counts is not None:
             counts.add(token)
     seed = params.seed or 0
-    return SamplingState(params, seed, index, position, num_output=len(output), held_back=held_back, counts=counts)
+    return SamplingState(
+        params,
+        seed,
+        index,
+        position,
+        num_output=len(output),
+        stop_tokens_banned_until_min=stop_tokens_banned_until_min,
+        counts=counts,
+    )
 
 
 def filtered(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
@@ -162,7 +170,9 @@ class TestRestrictions:
     @pytest.mark.parametrize(("num_output", "held"), [(0, True), (2, True), (3, False), (4, False)])
     def test_min_tokens_agrees_with_transformers(self, num_output: int, held: bool) -> None:
         logits = fixed_logits(1)
-        got = restricted(logits, state(SamplingParams(min_tokens=3), output=[1] * num_output, held_back=[2, 60]))
+        got = restricted(
+            logits, state(SamplingParams(min_tokens=3), output=[1] * num_output, stop_tokens_banned_until_min=[2, 60])
+        )
         processor = hf.MinNewTokensLengthLogitsProcessor(2, 3, [2, 60])
         ids = torch.ones((1, 2 + num_output), dtype=torch.int64)
         assert torch.equal(got, processor(ids, logits.clone()))
@@ -171,7 +181,7 @@ class TestRestrictions:
     def test_settings_are_kept_while_the_batch_is_the_same(self) -> None:
         """min_tokens and penalties must still follow the output."""
         logits, sampler = fixed_logits(1), SpySampler(VOCAB)
-        only = state(SamplingParams(min_tokens=1, presence_penalty=1.0), held_back=[3])
+        only = state(SamplingParams(min_tokens=1, presence_penalty=1.0), stop_tokens_banned_until_min=[3])
         sampler.sample(logits.clone(), [only])
         assert bool(sampler.seen[0, 3].isinf())
         only.advance(8)

@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduling.admission import Forecast, RequestSizes
+from engine.scheduling.admission import BlockUsageForecast, LengthStatistics
 
 
-def forecast(sequences: list[tuple[int, int]], shared: int = 0, block_size: int = 1) -> Forecast:
+def forecast(sequences: list[tuple[int, int]], shared: int = 0, block_size: int = 1) -> BlockUsageForecast:
     own = np.array([own for own, _ in sequences], dtype=np.float64)
     remaining = np.array([left for _, left in sequences], dtype=np.float64)
-    return Forecast(own, remaining, shared_blocks=shared, block_size=block_size)
+    return BlockUsageForecast(own, remaining, shared_blocks=shared, block_size=block_size)
 
 
 def simulated_peak(sequences: list[tuple[int, int]], shared: int = 0) -> int:
@@ -48,13 +48,13 @@ def test_outputs_that_end_make_room_for_those_that_go_on() -> None:
 
 
 class TestRequestSizes:
-    def sizes(self, outputs: list[int]) -> RequestSizes:
-        sizes = RequestSizes(4096)
+    def sizes(self, outputs: list[int]) -> LengthStatistics:
+        sizes = LengthStatistics(4096)
         for output in outputs:
             sizes.record(10, output)
         return sizes
 
-    def remaining(self, sizes: RequestSizes, num_output: float, max_output: float) -> float:
+    def remaining(self, sizes: LengthStatistics, num_output: float, max_output: float) -> float:
         return float(sizes.remaining(np.array([num_output]), np.array([max_output]))[0])
 
     def test_before_anything_finished_a_guess_holds_within_max_tokens(self) -> None:
@@ -64,8 +64,8 @@ class TestRequestSizes:
         assert self.remaining(sizes, 1000, 10_000) == 1000
 
     def test_the_guess_is_within_the_context(self) -> None:
-        assert RequestSizes(64).typical_output == 32
-        assert RequestSizes(64).typical_prompt == 16
+        assert LengthStatistics(64).typical_output == 32
+        assert LengthStatistics(64).typical_prompt == 16
 
     def test_learns_the_mean_of_those_that_went_further(self) -> None:
         sizes = self.sizes([10] * 50 + [100] * 50)

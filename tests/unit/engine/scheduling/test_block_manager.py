@@ -124,7 +124,7 @@ def test_predicates_tell_what_the_acts_need() -> None:
     blocks.grow(other, 2)
     hits = blocks.lookup([1, 2, 3, 4], b"", 4)
     assert len(hits) == 2
-    assert blocks.num_revived(hits) == 2
+    assert blocks.num_unreferenced(hits) == 2
     # Two blocks are free, and both are the hits themselves.
     assert blocks.can_attach(hits, 4)
     assert not blocks.can_attach(hits, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.scheduling.decode_steps import Lookahead
+from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.scheduler import Step
 from tests.unit.engine.fake_runner import FakeRunner
 
@@ -116,4 +116,4 @@ def test_whose_positions_would_change_their_scale_waits_for_it_alone() -> None:
 
 
 def test_one_step_is_never_looked_ahead() -> None:
-    assert Lookahead(1, lambda *_: 0).choose([], None, None, num_waiting=0) == (1, [])  # type: ignore[arg-type]
+    assert DecodeStepPolicy(1, lambda *_: 0).choose([], None, None, num_waiting=0) == (1, [])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.batch import Batch
-from engine.scheduling.prefill_budget import StepSize, measured_sizes
+from engine.scheduling.prefill_budget import PrefillBudgetTuner, candidate_budgets
 from tests.unit.engine.fake_runner import FakeRunner
 
 REST = 128
@@ -32,7 +32,9 @@ def bowl(best: int) -> Cost:
     return lambda tokens: tokens * 1e-4 * (tokens / best + best / tokens)
 
 
-def settle(chooser: StepSize, cost: Cost, steps: int = 400, *, noise: float = 0.0, seed: int = 0) -> list[int]:
+def settle(
+    chooser: PrefillBudgetTuner, cost: Cost, steps: int = 400, *, noise: float = 0.0, seed: int = 0
+) -> list[int]:
     """Run full steps; returns the sizes that they had."""
     chance = random.Random(seed)
     ran = []
@@ -42,8 +44,8 @@ def settle(chooser: StepSize, cost: Cost, steps: int = 400, *, noise: float = 0.
     return ran
 
 
-def chooser(most: int = 2048) -> StepSize:
-    return StepSize(measured_sizes(most))
+def chooser(most: int = 2048) -> PrefillBudgetTuner:
+    return PrefillBudgetTuner(candidate_budgets(most))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def chooser(most: int = 2048) -> StepSize:
     ],
 )
 def test_sizes_are_halves_of_the_most(most: int, sizes: tuple[int, ...]) -> None:
-    assert measured_sizes(most) == sizes
+    assert candidate_budgets(most) == sizes
 
 
 @pytest.mark.parametrize(
@@ -159,14 +161,14 @@ def test_only_full_steps_that_read_prompts_count() -> None:
 
 
 def test_without_a_choice_it_stays() -> None:
-    found = StepSize([2048])
+    found = PrefillBudgetTuner([2048])
     assert set(settle(found, overhead(9.0))) == {2048}
 
 
 def test_decodes_come_on_top_of_it_and_the_limit_holds() -> None:
     runner = FakeRunner(num_blocks=400, max_model_len=1000)
     config = EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=20, decode_steps=1)
-    engine = Engine(runner, None, config, step_size=StepSize([12]))
+    engine = Engine(runner, None, config, step_size=PrefillBudgetTuner([12]))
     many = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     for number in range(5):
         engine.add(f"decodes {number}", [1, number], many)
@@ -213,7 +215,7 @@ def load(model: Path, *, deterministic: bool = False) -> tuple[Engine, list[int]
     return engine, ran
 
 
-def pretend(step_size: StepSize, cost: Cost) -> list[float]:
+def pretend(step_size: PrefillBudgetTuner, cost: Cost) -> list[float]:
     """Let the steps of an engine take what they are said to; the list fills up with what they did take."""
     took: list[float] = []
     record = step_size.record
@@ -233,7 +235,7 @@ def test_real_steps_are_measured_and_give_the_same_tokens(model: Path) -> None:
     measured, ran = load(model)
     took = pretend(measured.scheduler.step_size, lambda tokens: tokens / 100)
     fixed, ran_in_large_steps = load(model)
-    fixed.scheduler.step_size = StepSize([2048])
+    fixed.scheduler.step_size = PrefillBudgetTuner([2048])
     found, expected = (
         [output.token_ids for output in engine.generate(prompts, params)] for engine in (measured, fixed)
     )

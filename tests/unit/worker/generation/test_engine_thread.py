@@ -13,7 +13,7 @@ from jobs.queries.settling import Outcome
 from jobs.states import RequestState
 from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
-from worker.generation.engine_thread import EngineOwner, Listeners
+from worker.generation.engine_thread import EngineCallbacks, EngineThread
 
 
 class Engine13(Engine):
@@ -35,14 +35,14 @@ def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
     outcomes: dict[int, Outcome] = {}
     broken: list[BaseException] = []
     loaded, idle = threading.Event(), threading.Event()
-    listeners = Listeners(
+    listeners = EngineCallbacks(
         loaded=lambda model: loaded.set(),
         outcome=lambda outcome: outcomes.update({outcome.line: outcome}),
         room=lambda: None,
         idle=idle.set,
         broken=lambda error, *, is_understood: broken.append(error),
     )
-    owner = EngineOwner(
+    owner = EngineThread(
         lambda: Engine13(FakeRunner(), None, EngineConfig(block_size=4)), listeners, model="m", share_prefixes=False
     )
     owner.start()
