@@ -18,7 +18,7 @@ from bench.gpu.cases import case
 from bench.gpu.contenders import CONTENDERS, SAMPLE, Pagemill, Setup
 
 if TYPE_CHECKING:
-    from bench.profiling.profile import Profile, profiled
+    from bench.profiling.profile import Profile
 
 MARK = "bench.gpu.turn: "
 """Before the answer, since libraries print, too."""
@@ -64,6 +64,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     if isinstance(contender, Pagemill):
         found["steps"] = contender.engine.stats().steps
         found["preemptions"] = contender.engine.stats().preemptions
+        from bench.profiling.profile import profiled  # a rival's environment has no engine to profile
+
         with profiled(contender.engine) as profile:
             contender.generate(asked.round(order["rounds"]))
         found["profile"] = _shares(profile)
