@@ -43,7 +43,7 @@ from engine.scheduling.stop_conditions import Stop, token_stop
 
 if TYPE_CHECKING:
     from engine.grammar.limits import GrammarLimits
-    from engine.tokenization.tokenizer import Text
+    from engine.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Engine:
     def __init__(
         self,
         runner: Runner,
-        text: Text | None,
+        tokenizer: Tokenizer | None,
         config: EngineConfig,
         *,
         grammar_limits: GrammarLimits | None = None,
@@ -79,7 +79,7 @@ class Engine:
     ) -> None:
         """Without a `step_size`, prompts fill each step up to `max_num_batched_tokens`."""
         self.runner = runner
-        self.text = text
+        self.tokenizer = tokenizer
         """The model's tokenizer; None where it has none, and then prompts must be token ids."""
         self.config = config
         blocks = BlockManager(runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
@@ -99,10 +99,10 @@ class Engine:
             vocab_size=runner.vocab_size,
             context=runner.max_model_len,
             cache=blocks.num_blocks * config.block_size,
-            has_tokenizer=text is not None,
+            has_tokenizer=tokenizer is not None,
         )
-        self._grammars = GrammarQueue(text, runner, grammar_limits)
-        self._detokenizer = Detokenizer(text)
+        self._grammars = GrammarQueue(tokenizer, runner, grammar_limits)
+        self._detokenizer = Detokenizer(tokenizer)
         self._requests: dict[str, Request] = {}
         self._ended: list[RequestOutput] = []
         """Outputs that the next `step` returns."""
@@ -124,17 +124,17 @@ class Engine:
         """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
         from engine.execution.model_runner import ModelRunner
         from engine.loading.hub import resolve_model
-        from engine.tokenization.tokenizer import Text
+        from engine.tokenization.tokenizer import Tokenizer
 
         config = config or EngineConfig()
         directory = resolve_model(path_or_id)
-        runner, text = ModelRunner.from_pretrained(directory, config), Text.from_pretrained(directory)
+        runner, tokenizer = ModelRunner.from_pretrained(directory, config), Tokenizer.from_pretrained(directory)
         # A GPU's largest step was tried before its memory was given away; with `deterministic` a step is a number of
         # equal passes, and what is computed should not hang on a clock.
         is_measured = runner.device.type == "cpu" and not config.deterministic
         return cls(
             runner,
-            text,
+            tokenizer,
             config,
             step_size=PrefillBudgetTuner(candidate_budgets(config.max_num_batched_tokens)) if is_measured else None,
         )
@@ -564,12 +564,12 @@ class Engine:
         for start in range(0, len(prompts), _TOKENIZE_AT_ONCE):
             part = prompts[start : start + _TOKENIZE_AT_ONCE]
             texts = [prompt for prompt in part if isinstance(prompt, str)]
-            if texts and self.text is None:
+            if texts and self.tokenizer is None:
                 encoded: Iterator[list[int] | InvalidPrompt] = itertools.repeat(
                     InvalidPrompt("this model has no tokenizer: prompts must be token ids"), len(texts)
                 )
             else:
-                encoded = iter(self.text.encode_batch(texts) if self.text is not None else [])
+                encoded = iter(self.tokenizer.encode_batch(texts) if self.tokenizer is not None else [])
             for prompt in part:
                 yield next(encoded) if isinstance(prompt, str) else prompt
 

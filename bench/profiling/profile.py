@@ -153,8 +153,8 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
         (engine.sampler, "score", SAMPLING),
     ):
         stack.enter_context(exchanged(owner, method, watch.timed(part, getattr(owner, method))))
-    if engine.text is not None:
-        stack.enter_context(exchanged(engine.text, "decode", watch.timed(TEXT, engine.text.decode)))
+    if engine.tokenizer is not None:
+        stack.enter_context(exchanged(engine.tokenizer, "decode", watch.timed(TEXT, engine.tokenizer.decode)))
 
 
 def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:

@@ -10,22 +10,22 @@ from engine.scheduling.stop_conditions import Stop
 from engine.tokenization.stop_strings import StopScanner
 
 if TYPE_CHECKING:
-    from engine.tokenization.tokenizer import Text
+    from engine.tokenization.tokenizer import Tokenizer
 
 
 class Detokenizer:
     """Reads sequences with a model's tokenizer; without one, every text is empty."""
 
-    def __init__(self, text: Text | None) -> None:
-        self._text = text
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
 
     def stop_scanner(self, params: SamplingParams) -> StopScanner | None:
         """What watches an output for stop strings; None where there are none."""
-        text = self._text
-        if text is None or not params.stop:
+        tokenizer = self._tokenizer
+        if tokenizer is None or not params.stop:
             return None
         return StopScanner(
-            lambda token_ids: text.decode(token_ids, skip_special_tokens=params.skip_special_tokens),
+            lambda token_ids: tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens),
             params.stop,
             min_tokens=params.min_tokens,
             include_stop=params.include_stop_str_in_output,
@@ -36,20 +36,20 @@ class Detokenizer:
 
         `stop` is how else it ends, if it does.
         """
-        if self._text is None:
+        if self._tokenizer is None:
             return "", None
         params = sequence.request.params
         output = sequence.output_token_ids()
         if stop is not None and stop.by_token and not params.include_stop_str_in_output:
             output.pop()
         matcher = sequence.sampling.matcher
-        decode = self._text.decode if matcher is None else matcher.grammar.vocabulary.decode
+        decode = self._tokenizer.decode if matcher is None else matcher.grammar.vocabulary.decode
         text = decode(output, skip_special_tokens=params.skip_special_tokens)
         cut = None if sequence.stop_scanner is None else sequence.stop_scanner.cut(output, text)
         kept = text if cut is None else cut[0]
         if params.echo:
             # Decoded as one, since a space at the seam may belong to either.
-            whole = self._text.decode(
+            whole = self._tokenizer.decode(
                 [*sequence.request.prompt_token_ids, *output], skip_special_tokens=params.skip_special_tokens
             )
             kept = whole[: len(whole) - (len(text) - len(kept))]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.grammar.compiler import GrammarCompiler
     from engine.grammar.limits import GrammarLimits
     from engine.structured_outputs import StructuredOutputs
-    from engine.tokenization.tokenizer import Text
+    from engine.tokenization.tokenizer import Tokenizer
 
 # Seconds that `take` waits when there is nothing else to do.
 _PATIENCE = 0.05
@@ -32,12 +32,12 @@ class GrammarQueue:
     The first one starts the compiler, and loads what it is made of.
     """
 
-    def __init__(self, text: Text | None, runner: Runner, limits: GrammarLimits | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, runner: Runner, limits: GrammarLimits | None) -> None:
         self.on_ready: Callable[[], None] | None = None
         """Called, from any thread, when there may be something to take."""
         self.num_sequences = 0
         """Completions of all who wait."""
-        self._text = text
+        self._tokenizer = tokenizer
         self._runner = runner
         self._limits = limits
         self._compiler: GrammarCompiler | None = None
@@ -103,7 +103,11 @@ class GrammarQueue:
             from engine.grammar.compiler import GrammarCompiler
             from engine.grammar.vocabulary import Vocabulary
 
-            assert self._text is not None
-            tokenizer, vocab_size, eos = self._text.tokenizer, self._runner.vocab_size, self._runner.eos_token_ids
+            assert self._tokenizer is not None
+            tokenizer, vocab_size, eos = (
+                self._tokenizer.hf_tokenizer,
+                self._runner.vocab_size,
+                self._runner.eos_token_ids,
+            )
             self._compiler = GrammarCompiler(lambda: Vocabulary.of(tokenizer, vocab_size, eos), self._limits)
         return self._compiler

@@ -23,17 +23,17 @@ _TOKENIZER_FILES = (
 )
 
 
-class Text:
+class Tokenizer:
     """A model's tokenizer and chat template.
 
     The batch methods never raise for one bad item: its place in the result holds the `InvalidPrompt` instead.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self.hf_tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Text | None:
+    def from_pretrained(cls, directory: Path) -> Tokenizer | None:
         """Load from a model's directory; None where it holds no tokenizer.
 
         Raises `ModelError` when there is one that does not load. No code from the directory runs.
@@ -49,12 +49,12 @@ class Text:
 
     @property
     def has_chat_template(self) -> bool:
-        return self.tokenizer.chat_template is not None
+        return self.hf_tokenizer.chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of one text; raises `InvalidPrompt`."""
         try:
-            token_ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)[
+            token_ids: list[int] = self.hf_tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)[
                 "input_ids"
             ]
         except Exception as error:
@@ -66,7 +66,7 @@ class Text:
         if not texts:
             return []
         try:
-            encoded = self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
+            encoded = self.hf_tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
             return list(encoded["input_ids"])
         except Exception:  # noqa: BLE001 - one of them is at fault; each says for itself which
             return [self._encode_or_error(text, add_special_tokens=add_special_tokens) for text in texts]
@@ -86,7 +86,7 @@ class Text:
             raise InvalidPrompt("this model has no chat template: send a prompt instead of messages")
         options = {"add_generation_prompt": True, **template_options}
         try:
-            text: str = self.tokenizer.apply_chat_template(
+            text: str = self.hf_tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, **options
             )
         except Exception as error:
@@ -116,5 +116,5 @@ class Text:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """What transformers' `decode` makes of the tokens. Incomplete UTF-8 becomes U+FFFD."""
-        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        text: str = self.hf_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text

@@ -14,7 +14,7 @@ from demo.evaluate import LEAST_SHARE, score
 from demo.tasks import LONGEST_ANSWER, TASKS, holdout, mixed_holdout
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import InvalidPrompt
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 from kernels.cpu.library import CpuKernelsUnavailable, library
 
 MODEL = Path(demo.__file__).parent / "model"
@@ -32,10 +32,10 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def text() -> Text:
-    text = Text.from_pretrained(MODEL)
-    assert text is not None
-    return text
+def tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer.from_pretrained(MODEL)
+    assert tokenizer is not None
+    return tokenizer
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float32", 400), ("bfloat16", 100)])
@@ -74,16 +74,16 @@ def test_greedy_tokens_equal_those_of_transformers(engine: Engine) -> None:
         assert output.text == tokenizer.decode(theirs, skip_special_tokens=True)
 
 
-def test_a_chat_asks_what_its_last_user_message_says(engine: Engine, text: Text) -> None:
+def test_a_chat_asks_what_its_last_user_message_says(engine: Engine, tokenizer: Tokenizer) -> None:
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "sort garden"},
         {"role": "assistant", "content": "adegnr"},
         {"role": "user", "content": " reverse garden\n"},
     ]
-    rendered = text.encode_chat(conversation)
-    assert rendered == text.encode("reverse garden =")
-    assert rendered == text.encode_chat([{"role": "user", "content": "reverse garden ="}])
+    rendered = tokenizer.encode_chat(conversation)
+    assert rendered == tokenizer.encode("reverse garden =")
+    assert rendered == tokenizer.encode_chat([{"role": "user", "content": "reverse garden ="}])
     assert engine.generate([rendered], GREEDY)[0].text == "nedrag"
 
 
@@ -94,16 +94,16 @@ def test_a_chat_asks_what_its_last_user_message_says(engine: Engine, text: Text)
         ({"role": "user", "content": [{"type": "text", "text": "sort garden"}]}, "not plain text"),
     ],
 )
-def test_a_chat_without_a_users_text_is_refused(text: Text, message: dict[str, object], error: str) -> None:
+def test_a_chat_without_a_users_text_is_refused(tokenizer: Tokenizer, message: dict[str, object], error: str) -> None:
     with pytest.raises(InvalidPrompt, match=error):
-        text.encode_chat([message])
+        tokenizer.encode_chat([message])
 
 
-def test_the_tokenizer_gives_back_every_character_it_knows(text: Text) -> None:
+def test_the_tokenizer_gives_back_every_character_it_knows(tokenizer: Tokenizer) -> None:
     known = "".join(map(chr, range(32, 127))) + "\n  two  spaces , and don't ! "
-    assert text.decode(text.encode(known)) == known
-    assert len(text.encode(known)) == 1 + len(known)
-    assert text.decode(text.encode("aé\t\x00b")) == "ab"
+    assert tokenizer.decode(tokenizer.encode(known)) == known
+    assert len(tokenizer.encode(known)) == 1 + len(known)
+    assert tokenizer.decode(tokenizer.encode("aé\t\x00b")) == "ab"
 
 
 def test_the_model_has_fewer_than_a_million_weights() -> None:

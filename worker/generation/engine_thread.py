@@ -268,18 +268,18 @@ class EngineThread:
 
     def _tokens(self, bodies: Sequence[dict[str, Any]]) -> list[list[int] | InvalidPrompt]:
         assert self._engine is not None
-        text = self._engine.text
+        tokenizer = self._engine.tokenizer
         tokens: dict[int, list[int] | InvalidPrompt] = {
             place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), list)
         }
         prompts = {place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), str)}
         chats = {place: body["messages"] for place, body in enumerate(bodies) if "messages" in body}
-        if text is None:
+        if tokenizer is None:
             refusal = InvalidPrompt(f"{self._model} has no tokenizer: send token ids as the prompt")
             tokens |= dict.fromkeys([*prompts, *chats], refusal)
         else:
-            tokens |= zip(prompts, text.encode_batch(list(prompts.values())), strict=True)
-            tokens |= zip(chats, text.encode_chat_batch(list(chats.values())), strict=True)
+            tokens |= zip(prompts, tokenizer.encode_batch(list(prompts.values())), strict=True)
+            tokens |= zip(chats, tokenizer.encode_chat_batch(list(chats.values())), strict=True)
         neither = InvalidPrompt("the stored line holds neither a prompt nor messages that this worker understands")
         return [tokens.get(place, neither) for place in range(len(bodies))]
 

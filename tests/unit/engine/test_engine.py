@@ -13,17 +13,17 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import Batch
 from engine.errors import EngineFailed, RequestFailed, RequestRejected
 from engine.scheduling.memory_backoff import MemoryBackoff
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 
 
-def make(runner: FakeRunner | None = None, text: Text | None = None, **settings: object) -> Engine:
+def make(runner: FakeRunner | None = None, tokenizer: Tokenizer | None = None, **settings: object) -> Engine:
     runner = runner or FakeRunner()
     values = {"block_size": runner.block_size, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings}
-    return Engine(runner, text, EngineConfig(**values))  # type: ignore[arg-type]
+    return Engine(runner, tokenizer, EngineConfig(**values))  # type: ignore[arg-type]
 
 
 def finish(engine: Engine) -> dict[str, RequestOutput]:
@@ -34,11 +34,11 @@ def finish(engine: Engine) -> dict[str, RequestOutput]:
     return outputs
 
 
-def speaking(**settings: object) -> tuple[Engine, FakeRunner, Text]:
+def speaking(**settings: object) -> tuple[Engine, FakeRunner, Tokenizer]:
     """An engine with a real tokenizer, whose model says anything in its vocabulary."""
-    text = Text(byte_level())
-    runner = FakeRunner(vocab_size=len(text.tokenizer), eos_token_ids=frozenset({1}))
-    return make(runner, text, **settings), runner, text
+    tokenizer = Tokenizer(byte_level())
+    runner = FakeRunner(vocab_size=len(tokenizer.hf_tokenizer), eos_token_ids=frozenset({1}))
+    return make(runner, tokenizer, **settings), runner, tokenizer
 
 
 class TestGenerate:
@@ -54,13 +54,13 @@ class TestGenerate:
         assert not engine.has_unfinished
 
     def test_texts(self) -> None:
-        engine, runner, text = speaking()
+        engine, runner, tokenizer = speaking()
         prompts = ["the fox", "the lazy dog", "naïve"]
         outputs = engine.generate(prompts, GREEDY)
         for prompt, output in zip(prompts, outputs, strict=True):
-            tokens = runner.greedy(text.encode(prompt), 10, ignore_eos=True)
+            tokens = runner.greedy(tokenizer.encode(prompt), 10, ignore_eos=True)
             assert output.token_ids == tokens
-            assert output.text == text.tokenizer.decode(tokens, skip_special_tokens=True)
+            assert output.text == tokenizer.hf_tokenizer.decode(tokens, skip_special_tokens=True)
 
     def test_one_bad_prompt_leaves_its_neighbours_alone(self) -> None:
         engine, _, _ = speaking()
@@ -89,17 +89,17 @@ class TestGenerate:
 
     def test_a_long_list_is_not_read_before_it_is_needed(self) -> None:
         """The first step comes after one batch of prompts was tokenized, not after all."""
-        engine, _, text = speaking()
+        engine, _, tokenizer = speaking()
         batches: list[int] = []
         steps_before: list[int] = []
-        encode = text.encode_batch
+        encode = tokenizer.encode_batch
 
         def spy(texts: Sequence[str], **options: bool) -> object:
             batches.append(len(texts))
             steps_before.append(engine.stats().steps)
             return encode(texts, **options)
 
-        text.encode_batch = spy  # type: ignore[method-assign,assignment]
+        tokenizer.encode_batch = spy  # type: ignore[method-assign,assignment]
         engine.generate(["fox"] * 1000, SamplingParams(temperature=0, max_tokens=2))
         assert batches == [256, 256, 256, 232]
         assert steps_before[0] == 0
@@ -217,17 +217,17 @@ class TestEnds:
         assert (len(output.token_ids), output.finish_reason) == (18, "length")
 
     def test_stop_string_across_tokens_is_cut(self) -> None:
-        engine, runner, text = speaking()
-        tokens = runner.greedy(text.encode("the fox"), 30, ignore_eos=True)
-        whole = text.decode(tokens)
-        place = len(text.decode(tokens[:9]))
+        engine, runner, tokenizer = speaking()
+        tokens = runner.greedy(tokenizer.encode("the fox"), 30, ignore_eos=True)
+        whole = tokenizer.decode(tokens)
+        place = len(tokenizer.decode(tokens[:9]))
         stop = whole[place - 2 : place + 2]  # the end of one token and the beginning of the next
         first = whole.index(stop)
         params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=[stop, "never said"])
         (output,) = engine.generate(["the fox"], params)
         assert (output.text, output.finish_reason, output.stop_reason) == (whole[:first], "stop", stop)
         assert len(output.token_ids) < 30
-        assert stop in text.decode(output.token_ids)
+        assert stop in tokenizer.decode(output.token_ids)
 
         params = SamplingParams(
             temperature=0, max_tokens=30, ignore_eos=True, stop=stop, include_stop_str_in_output=True
@@ -236,20 +236,20 @@ class TestEnds:
         assert output.text == whole[: first + len(stop)]
 
     def test_a_stop_token_is_not_in_the_text(self) -> None:
-        engine, runner, text = speaking()
-        tokens = runner.greedy(text.encode("fox"), 30, ignore_eos=True)
+        engine, runner, tokenizer = speaking()
+        tokens = runner.greedy(tokenizer.encode("fox"), 30, ignore_eos=True)
         end = tokens.index(tokens[6])
         params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop_token_ids=[tokens[6]])
         (output,) = engine.generate(["fox"], params)
         assert output.token_ids == tokens[: end + 1]
-        assert output.text == text.decode(tokens[:end])
+        assert output.text == tokenizer.decode(tokens[:end])
 
     def test_echo(self) -> None:
-        engine, _, text = speaking()
+        engine, _, tokenizer = speaking()
         plain, echoed = engine.generate(
             ["the fox"] * 2, [GREEDY, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, echo=True)]
         )
-        assert echoed.text == text.decode([*plain.prompt_token_ids, *plain.token_ids])
+        assert echoed.text == tokenizer.decode([*plain.prompt_token_ids, *plain.token_ids])
         assert echoed.text.startswith("the fox")
         assert echoed.token_ids == plain.token_ids
 
@@ -495,15 +495,15 @@ class TestFailures:
         assert len(calls) == 1
 
     def test_a_tokenizer_that_raises_ends_one_request(self) -> None:
-        engine, _, text = speaking()
-        decode = text.decode
+        engine, _, tokenizer = speaking()
+        decode = tokenizer.decode
 
         def fussy(token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
             if len(token_ids) == 3:
                 raise ValueError("no threes")
             return decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-        text.decode = fussy  # type: ignore[method-assign]
+        tokenizer.decode = fussy  # type: ignore[method-assign]
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 3, 4)]
         outputs = engine.generate([[5], [6], [7]], params)
         assert [output.finish_reason for output in outputs] == ["length", "error", "length"]

@@ -23,7 +23,7 @@ from demo.tokenizer import build_tokenizer
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams, StructuredOutputs
 from engine.errors import RequestRejected
 from engine.grammar.limits import GrammarLimits
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 from tests.support.processes import await_condition
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.grammar.test_compiler import PATIENCE, trials
@@ -48,7 +48,7 @@ def make(
         vocab_size=len(tokenizer) + 7, eos_token_ids=eos, num_blocks=num_blocks, block_size=8, max_model_len=400
     )
     config = EngineConfig(block_size=8, **{"max_num_seqs": 32, "max_num_batched_tokens": 128, **settings})
-    return Engine(runner, Text(tokenizer), config, grammar_limits=limits)
+    return Engine(runner, Tokenizer(tokenizer), config, grammar_limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +220,9 @@ class TestEnds:
 
 
 def test_the_other_parameters_still_hold(engine: Engine) -> None:
-    text = engine.text
-    assert text is not None
-    (a,) = text.encode("a", add_special_tokens=False)
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    (a,) = tokenizer.encode("a", add_special_tokens=False)
     output = one(engine, replace(params(regex="[ab]{5}"), banned_token_ids=[a], logprobs=2))
     assert "a" not in output.text or a not in output.token_ids
     assert len(output.logprobs or ()) == len(output.token_ids)

@@ -16,7 +16,7 @@ from engine.errors import EngineFailed
 from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
 from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
 from engine.sampling.sampler import Sampler, SamplingState
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.tokenization.test_tokenizer import byte_level
@@ -25,11 +25,11 @@ STEPS = 8
 LONG = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
 
 
-def make(runner: FakeRunner, text: Text | None = None, decode_steps: int | None = STEPS) -> Engine:
+def make(runner: FakeRunner, tokenizer: Tokenizer | None = None, decode_steps: int | None = STEPS) -> Engine:
     config = EngineConfig(
         block_size=runner.block_size, max_num_seqs=32, max_num_batched_tokens=256, decode_steps=decode_steps
     )
-    return Engine(runner, text, config)
+    return Engine(runner, tokenizer, config)
 
 
 def finish(engine: Engine) -> list[RequestOutput]:
@@ -48,15 +48,15 @@ def run(
     is_static: bool = False,
     overlaps: bool = False,
 ) -> tuple[list[RequestOutput], Engine, FakeRunner]:
-    text = Text(byte_level())
+    tokenizer = Tokenizer(byte_level())
     runner = FakeRunner(
-        vocab_size=len(text.tokenizer),
+        vocab_size=len(tokenizer.hf_tokenizer),
         eos_token_ids=frozenset({1}),
         num_blocks=500,
         is_static=is_static,
         overlaps=overlaps,
     )
-    engine = make(runner, text, decode_steps)
+    engine = make(runner, tokenizer, decode_steps)
     for number, (prompt, its_params) in enumerate(zip(prompts, params, strict=True)):
         engine.add(f"r{number:02}", prompt, its_params)
     return finish(engine), engine, runner
@@ -64,9 +64,9 @@ def run(
 
 def said(prompt: Sequence[int], first: int, last: int) -> str:
     """What the model says greedily with its output's tokens `first .. last`."""
-    text = Text(byte_level())
-    runner = FakeRunner(vocab_size=len(text.tokenizer))
-    return text.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
+    tokenizer = Tokenizer(byte_level())
+    runner = FakeRunner(vocab_size=len(tokenizer.hf_tokenizer))
+    return tokenizer.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
 
 
 def is_in_flight(burst: MultiStepBatch) -> bool:

@@ -20,7 +20,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.loop.fault_isolation import run_isolating_faults
 from engine.loop.in_flight import InFlightStep
 from engine.structured_outputs import StructuredOutputs
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 from tests.parity.comparing import greedy, ragged_prompts
 from tests.parity.test_rope_scaling import LENGTHS, stretched
 from tests.parity.tiny_models import NATIVE
@@ -73,11 +73,13 @@ class _Noted:
         return self._decoding.read()
 
 
-def make(runner: FakeRunner, *, text: Text | None = None, tokens: int = 256, steps: int = 1, seqs: int = 32) -> Engine:
+def make(
+    runner: FakeRunner, *, tokenizer: Tokenizer | None = None, tokens: int = 256, steps: int = 1, seqs: int = 32
+) -> Engine:
     config = EngineConfig(
         block_size=runner.block_size, max_num_seqs=seqs, max_num_batched_tokens=tokens, decode_steps=steps
     )
-    return Engine(runner, text, config)
+    return Engine(runner, tokenizer, config)
 
 
 def finish(engine: Engine) -> dict[str, RequestOutput]:
@@ -147,12 +149,12 @@ def every_kind() -> list[tuple[list[int], SamplingParams]]:
 )
 def test_all_is_as_one_step_at_a_time(steps: int, tokens: int, seqs: int, num_blocks: int) -> None:
     """Requests of every kind, which come while others run."""
-    text = Text(byte_level())
+    tokenizer = Tokenizer(byte_level())
     got = []
     for overlaps in (False, True):
-        options = {"vocab_size": len(text.tokenizer), "eos_token_ids": frozenset({1}), "num_blocks": num_blocks}
+        options = {"vocab_size": len(tokenizer.hf_tokenizer), "eos_token_ids": frozenset({1}), "num_blocks": num_blocks}
         runner = Watched(**options) if overlaps else FakeRunner(**options)
-        engine = make(runner, text=text, steps=steps, tokens=tokens, seqs=seqs)
+        engine = make(runner, tokenizer=tokenizer, steps=steps, tokens=tokens, seqs=seqs)
         outputs: dict[str, RequestOutput] = {}
         for number, (prompt, params) in enumerate(every_kind()):
             engine.add(f"r{number:02}", prompt, params)

@@ -1,15 +1,16 @@
-"""Text against transformers' own tokenizers: byte-level BPE, and pieces with byte fallback as in SentencePiece."""
+"""Tokenizer against transformers' own: byte-level BPE, and pieces with byte fallback as in SentencePiece."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InvalidPrompt, ModelError
-from engine.tokenization.tokenizer import Text
+from engine.tokenization.tokenizer import Tokenizer
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "Grüße aus Köln", "naïve café", "one two three"] * 4
 SPECIAL = ["<s>", "</s>", "<unk>"]
@@ -20,7 +21,7 @@ TEMPLATE = (
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -33,7 +34,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 def with_byte_fallback() -> PreTrainedTokenizerFast:
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁a", "a", "b", "the", "n"]
     vocab = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -50,67 +51,67 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 def test_batches_encode_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["the fox", "", "Grüße 🙂", "a" * 300]
-    assert Text(tokenizer).encode_batch(texts) == [tokenizer(text)["input_ids"] for text in texts]
+    assert Tokenizer(tokenizer).encode_batch(texts) == [tokenizer(text)["input_ids"] for text in texts]
 
 
 def test_decodes_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
-    text = Text(tokenizer)
+    ours = Tokenizer(tokenizer)
     tokens = [*tokenizer("the fox 🙂 naïve")["input_ids"], 1]
     for cut in range(len(tokens) + 1):  # also in the middle of a character
         for skip in (True, False):
             expected = tokenizer.decode(tokens[:cut], skip_special_tokens=skip)
-            assert text.decode(tokens[:cut], skip_special_tokens=skip) == expected
-    assert text.decode(tokens) == "the fox 🙂 naïve"
-    assert text.decode(tokens, skip_special_tokens=False).endswith("</s>")
+            assert ours.decode(tokens[:cut], skip_special_tokens=skip) == expected
+    assert ours.decode(tokens) == "the fox 🙂 naïve"
+    assert ours.decode(tokens, skip_special_tokens=False).endswith("</s>")
 
 
 def test_one_bad_text_is_its_own_error() -> None:
-    first, second, third = Text(byte_level()).encode_batch(["fox", "\ud800", "dog"])
+    first, second, third = Tokenizer(byte_level()).encode_batch(["fox", "\ud800", "dog"])
     assert isinstance(first, list)
     assert isinstance(second, InvalidPrompt)
     assert isinstance(third, list)
     with pytest.raises(InvalidPrompt):
-        Text(byte_level()).encode("\ud800")
+        Tokenizer(byte_level()).encode("\ud800")
 
 
 MESSAGES = [{"role": "user", "content": "the fox"}]
 
 
-def with_template() -> Text:
+def with_template() -> Tokenizer:
     tokenizer = byte_level()
     tokenizer.chat_template = TEMPLATE
-    return Text(tokenizer)
+    return Tokenizer(tokenizer)
 
 
 class TestChat:
     def test_renders_and_encodes_as_transformers_does(self) -> None:
-        text = with_template()
-        assert text.render_chat(MESSAGES) == "<s>user: the fox</s><s>assistant:"
-        expected = text.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
-        assert text.encode_chat(MESSAGES) == expected
-        assert text.encode_chat_batch([MESSAGES]) == [expected]
+        tokenizer = with_template()
+        assert tokenizer.render_chat(MESSAGES) == "<s>user: the fox</s><s>assistant:"
+        expected = tokenizer.hf_tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+        assert tokenizer.encode_chat(MESSAGES) == expected
+        assert tokenizer.encode_chat_batch([MESSAGES]) == [expected]
 
     def test_one_bad_conversation_is_its_own_error(self) -> None:
-        text, good = with_template(), MESSAGES
-        results = text.encode_chat_batch([good, [{"role": "robot", "content": "x"}], [], good])
+        tokenizer, good = with_template(), MESSAGES
+        results = tokenizer.encode_chat_batch([good, [{"role": "robot", "content": "x"}], [], good])
         assert [isinstance(result, InvalidPrompt) for result in results] == [False, True, True, False]
         assert "no robots" in str(results[1])
         assert results[0] == results[3]
 
     def test_a_model_without_a_template_says_so(self) -> None:
         with pytest.raises(InvalidPrompt, match="no chat template"):
-            Text(byte_level()).render_chat(MESSAGES)
+            Tokenizer(byte_level()).render_chat(MESSAGES)
 
 
 def test_loads_from_a_directory(tmp_path: Path) -> None:
-    assert Text.from_pretrained(tmp_path) is None
+    assert Tokenizer.from_pretrained(tmp_path) is None
     byte_level().save_pretrained(tmp_path)
-    text = Text.from_pretrained(tmp_path)
-    assert text is not None
-    assert text.decode(text.encode("the fox")) == "the fox"
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
 
 
 def test_a_tokenizer_that_does_not_load_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match="does not load"):
-        Text.from_pretrained(tmp_path)
+        Tokenizer.from_pretrained(tmp_path)
