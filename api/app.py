@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from api import errors
 from api.deps import Services
 from api.long_poll import JobWatch
-from api.middleware import Envelope
+from api.middleware import RequestMiddleware
+from api.native import jobs
 from api.notifier import Notifier
-from api.routes import health, jobs, models
+from api.routes import health, models
 from api.schemas import ErrorAnswer
 from api.upload_locks import UploadLocks
 from jobs.database import connect_async
@@ -23,24 +24,26 @@ from jobs.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """An application that serves from Postgres and rings on Redis. Neither has to be up yet."""
+    """An application that serves from Postgres and notifies workers over Redis. Neither has to be up yet."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect_async(settings, "pagemill-api")
-        bell = Notifier(settings)
+        notifier = Notifier(settings)
         uploads = UploadLocks(settings)
 
         async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:
             async with database.begin() as connection:
                 return await connection.run_sync(reading.no_longer_running, job_ids)
 
-        app.state.services = Services(settings, database, load_pepper(settings), bell, JobWatch(find_ended), uploads)
+        app.state.services = Services(
+            settings, database, load_pepper(settings), notifier, JobWatch(find_ended), uploads
+        )
         try:
             yield
         finally:
             await uploads.close()
-            await bell.close()
+            await notifier.close()
             await database.dispose()
 
     app = FastAPI(
@@ -50,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect of an upload makes the client send it twice
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
-    app.add_middleware(Envelope)
+    app.add_middleware(RequestMiddleware)
     routers = (jobs.router, models.router, health.router)
     for router in routers:
         app.include_router(router)

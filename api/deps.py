@@ -1,4 +1,4 @@
-"""What routes are handed: the process's services, and who is asking."""
+"""Dependencies of routes: the process's services, and the tenant that asks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What lives as long as the process."""
+    """Objects that live as long as the process."""
 
     settings: Settings
     database: AsyncEngine
     pepper: bytes
-    bell: Notifier
-    watch: JobWatch
-    uploads: UploadLocks
+    notifier: Notifier
+    job_watch: JobWatch
+    upload_locks: UploadLocks
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""

@@ -1,7 +1,7 @@
-"""The one map from what can go wrong to what callers see.
+"""The one map from exceptions to error answers.
 
 Every failure leaves as `{"error": {"message", "type", "param", "code"}}`, with `line` where a line of a file is to
-blame. What nobody foresaw is a 500 that says nothing of its cause; the log has it under the same `x-request-id`.
+blame. An unforeseen exception is a 500 that says nothing of its cause; the log has it under the same `x-request-id`.
 """
 
 from __future__ import annotations

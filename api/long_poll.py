@@ -1,6 +1,6 @@
 """Long polls: many callers wait for the ends of many jobs, one query at a time asks for all of them.
 
-A waiting caller holds no connection. While nobody waits, nothing is asked.
+A waiting caller holds no connection. Without waiting callers no query is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FindEnded = Callable[[Collection[UUID]], Awaitable[Collection[UUID]]]
 
 
 class JobWatch:
-    """Wakes those who wait for a job's end. `find_ended` picks, out of some job ids, those no longer running."""
+    """Wake the callers that wait for a job's end. `find_ended` picks, out of some job ids, those no longer running."""
 
     def __init__(self, find_ended: FindEnded) -> None:
         self._find_ended = find_ended
@@ -51,7 +51,7 @@ class JobWatch:
             await asyncio.sleep(INTERVAL)
             try:
                 ended = await self._find_ended(list(self._waiting))
-            except Exception as error:  # noqa: BLE001  those who wait ask the database themselves, and say what is wrong
+            except Exception as error:  # noqa: BLE001  the waiting requests ask the database themselves, and answer with its error
                 logger.warning("Cannot look for ended jobs: %s", type(error).__name__)
                 ended = list(self._waiting)
             for job_id in ended:
@@ -62,7 +62,7 @@ class JobWatch:
             event.set()
 
     def close(self) -> None:
-        """Wake everybody: the server stops, and a long poll may not hold it up."""
+        """Wake every caller: the server stops, and a long poll may not hold it up."""
         self._is_closed = True
         for job_id in list(self._waiting):
             self._wake(job_id)

@@ -1,5 +1,5 @@
-"""What holds for every request, whatever its route: a request id, one line in the log, an answer even to a fault of
-ours, and an answer that arrives although the caller is still sending."""
+"""Middleware around every route: a request id, one line in the log, an answer even to a fault of ours, and an answer
+that arrives although the caller is still sending."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("pagemill.api")
 LINGER = 2.0  # seconds that a refused upload is read on, and thrown away
 
 
-class Envelope:
+class RequestMiddleware:
     """ASGI middleware, outside of everything else."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,7 +36,7 @@ class Envelope:
         logger.debug("%s begins", what)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an answer and the log gets the frames
+        except Exception as error:  # noqa: BLE001  the caller gets an answer and the log gets the frames
             # Frames and kind, not the message: it can quote prompts.
             frames = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s %s\n%s", what, type(error).__name__, frames)

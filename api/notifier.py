@@ -1,7 +1,7 @@
-"""The bell: after a commit, a message on Redis wakes the model's workers.
+"""The notifier: after a commit, a message on Redis wakes the model's workers.
 
-It never makes a request wait or fail. A bell that was not heard costs the job one poll of a worker, so whatever goes
-wrong here is counted and logged, and that is all.
+It never makes a request wait or fail. A lost notification costs the job one poll interval of a worker, so every error
+here is counted and logged, and that is all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOG_INTERVAL = 30.0  # seconds between two complaints about the same dead Redis
+LOG_INTERVAL = 30.0  # seconds between two warnings about the same dead Redis
 
 
 class Notifier:
@@ -31,29 +31,29 @@ class Notifier:
     def __init__(self, settings: Settings) -> None:
         self._app = Celery("pagemill-api", set_as_current=False)
         self._app.conf.update(celery_config(settings))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bell")
-        # The newest job of each model that waits to be announced: a slow Redis gathers rings instead of a backlog.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="notifier")
+        # The newest unannounced job of each model: under a slow Redis notifications merge instead of queueing.
         self._waiting: dict[str, UUID] = {}
-        self._ringer: asyncio.Task[None] | None = None
-        self._complained_at = float("-inf")
+        self._sender: asyncio.Task[None] | None = None
+        self._warned_at = float("-inf")
         self.sent = 0
         self.failed = 0
 
-    def ring(self, model: str, job_id: UUID) -> None:
+    def notify(self, model: str, job_id: UUID) -> None:
         """Wake the workers of `model`, soon. Returns at once."""
         self._waiting[model] = job_id
-        if self._ringer is None or self._ringer.done():
-            self._ringer = asyncio.get_running_loop().create_task(self._ring_all())
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.get_running_loop().create_task(self._send_all())
 
-    async def _ring_all(self) -> None:
+    async def _send_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             model, job_id = self._waiting.popitem()
             try:
                 await loop.run_in_executor(self._thread, self._send, model, job_id)
-            except Exception as error:  # noqa: BLE001  whatever a broker may throw: the job is stored, and will be found
+            except Exception as error:  # noqa: BLE001  the job is stored, and polling finds it
                 self.failed += 1
-                self._complain(error)
+                self._warn(error)
             else:
                 self.sent += 1
 
@@ -66,12 +66,12 @@ class Notifier:
             retry=False,
         )
 
-    def _complain(self, error: Exception) -> None:
+    def _warn(self, error: Exception) -> None:
         now = time.monotonic()
-        if now - self._complained_at >= LOG_INTERVAL:
-            self._complained_at = now
+        if now - self._warned_at >= LOG_INTERVAL:
+            self._warned_at = now
             logger.warning(
-                "Redis does not answer (%s, %d bells lost so far): jobs start at the workers' next poll instead",
+                "Redis does not answer (%s, %d notifications lost so far): jobs start at the workers' next poll",
                 type(error).__name__,
                 self.failed,
             )
@@ -90,8 +90,8 @@ class Notifier:
             connection.ensure_connection(max_retries=1, interval_start=0)
 
     async def close(self) -> None:
-        """Ring what still waits, then let the thread go. A dead Redis holds this up for one timeout."""
-        if self._ringer is not None:
-            await self._ringer
+        """Send what still waits, then end the thread. A dead Redis holds this up for one timeout."""
+        if self._sender is not None:
+            await self._sender
         await asyncio.get_running_loop().run_in_executor(self._thread, self._app.close)
         self._thread.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""Request bodies as bounded streams: whoever sends too much, too slowly or too deeply packed is cut on the way in.
+"""Request bodies as bounded streams: an upload that is too large, too slow or too deeply packed is cut on the way in.
 
 socket ──read_body──▶ bytes, decompressed ──LineSplitter──▶ numbered lines
 

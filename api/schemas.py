@@ -1,4 +1,4 @@
-"""What goes out. What may come in is `jobs.requests`."""
+"""Bodies of answers. Bodies of requests are `jobs.requests`."""
 
 from __future__ import annotations
 
@@ -141,8 +141,10 @@ class Readiness(BaseModel):
     status: Literal["ok"] = "ok"
     postgres: Literal["ok"] = "ok"
     redis: Literal["ok", "unreachable"]
-    bells_sent: int
-    bells_lost: int
+    notifications_sent: int
+    notifications_lost: int
+    bells_sent: int = Field(deprecated=True, description="`notifications_sent`, by its old name for one release")
+    bells_lost: int = Field(deprecated=True, description="`notifications_lost`, by its old name for one release")
 
 
 class ErrorDetail(BaseModel):

@@ -17,7 +17,7 @@ SHUTDOWN_TIMEOUT = 15  # seconds that running requests have to finish
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which wakes the long polls first when it stops."""
+    """Run uvicorn, and wake the long polls first when it stops."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
@@ -40,14 +40,14 @@ class Server(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.services.watch.close()
+        self._app.state.services.job_watch.close()
         await super().shutdown(sockets)
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `SystemExit` where the address is taken. The caller has set up logging."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Uvicorn takes these over, and when it has stopped raises them once more for whoever had them before.
+        # Uvicorn takes these over, and raises them again for the handlers from before when it has stopped.
         signal.signal(number, _stopped)
     Server(create_app(settings), settings).run()
 

@@ -23,7 +23,11 @@ async def readyz(services: InjectedServices) -> Readiness:
     """Postgres answers and has the tables. Redis is looked at, but jobs are taken without it."""
     if not await services.transaction(reading.is_reachable):
         raise Unavailable("The database has no tables yet: run `pagemill migrate`.")
-    is_heard = await services.bell.is_reachable()
+    notifier = services.notifier
     return Readiness(
-        redis="ok" if is_heard else "unreachable", bells_sent=services.bell.sent, bells_lost=services.bell.failed
+        redis="ok" if await notifier.is_reachable() else "unreachable",
+        notifications_sent=notifier.sent,
+        notifications_lost=notifier.failed,
+        bells_sent=notifier.sent,
+        bells_lost=notifier.failed,
     )

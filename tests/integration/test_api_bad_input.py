@@ -106,7 +106,7 @@ BAD_LINES = [
     pytest.param([1], None, id="a list"),
 ]
 
-BAD_HEADS = [
+BAD_OPTIONS = [
     pytest.param({"prompts": ["a"]}, "model", id="no model"),
     pytest.param({"model": "demo"}, "prompts", id="no prompts"),
     pytest.param({"model": "demo", "prompts": []}, "prompts", id="empty batch"),
@@ -151,91 +151,100 @@ BAD_QUERIES = [
 
 class TestLines:
     @pytest.mark.parametrize("raw", NOT_JSON[1:])
-    def test_a_line_that_is_not_json(self, api: Api, raw: bytes) -> None:
+    def test_line_is_refused_when_it_is_not_json(self, api: Api, raw: bytes) -> None:
         # Twelve good lines first: the first group is stored by then.
         error = error_of(api.upload(b'"good"\n' * 12 + b"\n" + raw + b'\n"good"\n'), 400)
         assert (error["code"], error["line"]) == ("invalid_json", 14)
         assert str(error["message"]).startswith("Line 14: ")
 
     @pytest.mark.parametrize(("line", "param"), BAD_LINES)
-    def test_a_line_that_is_no_request(self, api: Api, line: object, param: str | None) -> None:
+    def test_line_is_refused_by_its_field_when_it_is_no_request(
+        self, api: Api, line: object, param: str | None
+    ) -> None:
         error = error_of(api.upload(b'"good"\n\n' + json.dumps(line).encode()), 400)
         assert (error["code"], error["param"], error["line"]) == ("invalid_request", param, 3)
 
     @pytest.mark.parametrize(("line", "param"), BAD_LINES)
-    def test_the_same_in_an_inline_job(self, api: Api, line: object, param: str | None) -> None:
+    def test_inline_prompt_is_refused_by_its_field_when_it_is_no_request(
+        self, api: Api, line: object, param: str | None
+    ) -> None:
         error = error_of(inline(api, {"model": "demo", "prompts": ["good", line]}), 400)
         assert error["code"] == "invalid_request"
         assert error["param"] == ("prompts[1]" if param is None else f"prompts[1].{param}")
 
     @pytest.mark.parametrize("between", [1, 30], ids=["in one group", "across groups"])
-    def test_a_custom_id_that_stands_twice(self, api: Api, between: int) -> None:
+    def test_custom_id_is_refused_when_it_stands_twice(self, api: Api, between: int) -> None:
         twice = b'{"custom_id":"twice","prompt":"a"}\n'
         error = error_of(api.upload(twice + b'"a"\n' * between + twice), 400)
         assert (error["code"], error["param"], error["line"]) == ("duplicate_custom_id", "custom_id", between + 2)
         assert "'twice'" in str(error["message"])
 
-    def test_limits_are_merged_before_they_are_compared(self, api: Api) -> None:
+    def test_token_limits_are_merged_before_they_are_compared(self, api: Api) -> None:
         error = error_of(api.upload(b'{"prompt":"a","min_tokens":6}', max_tokens=5), 400)
         assert error["line"] == 1
         assert "min_tokens (6) is above max_tokens (5)" in str(error["message"])
 
     @pytest.mark.parametrize("body", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
-    def test_an_empty_batch(self, api: Api, body: bytes) -> None:
+    def test_upload_is_refused_when_it_has_no_lines(self, api: Api, body: bytes) -> None:
         assert error_of(api.upload(body), 400)["code"] == "invalid_request"
 
-    def test_a_byte_order_mark_stands_at_the_beginning_only(self, api: Api) -> None:
+    def test_byte_order_mark_is_refused_when_it_is_not_at_the_beginning(self, api: Api) -> None:
         assert error_of(api.upload(b'"a"\n\xef\xbb\xbf"b"\n'), 400)["line"] == 2
 
-    def test_an_answer_does_not_wait_for_the_rest(self, api: Api) -> None:
+    def test_error_answer_does_not_wait_for_the_rest_of_the_body(self, api: Api) -> None:
         def endless() -> Iterator[bytes]:
             yield b"{\n" + b'"good"\n' * 20
             while True:
-                time.sleep(0.01)  # or a fast sender reaches the size limit before anybody has looked
+                time.sleep(0.01)  # or a fast sender reaches the size limit before the first line is looked at
                 yield b'"good"\n'
 
         assert error_of(api.upload(endless()), 400)["line"] == 1
 
 
-class TestHeads:
+class TestJobOptions:
     @pytest.mark.parametrize("raw", NOT_JSON)
-    def test_a_document_that_is_not_json(self, api: Api, raw: bytes) -> None:
+    def test_document_is_refused_when_it_is_not_json(self, api: Api, raw: bytes) -> None:
         assert error_of(inline(api, raw), 400)["code"] == "invalid_json"
 
-    @pytest.mark.parametrize(("document", "param"), BAD_HEADS)
-    def test_a_document_that_is_no_job(self, api: Api, document: object, param: str | None) -> None:
+    @pytest.mark.parametrize(("document", "param"), BAD_OPTIONS)
+    def test_document_is_refused_by_its_field_when_it_is_no_job(
+        self, api: Api, document: object, param: str | None
+    ) -> None:
         error = error_of(inline(api, document), 400)
         assert (error["code"], error["param"]) == ("invalid_request", param)
 
     @pytest.mark.parametrize(("query", "param"), BAD_QUERIES)
-    def test_a_query_that_is_no_head(self, api: Api, query: bytes, param: str | None) -> None:
+    def test_upload_query_is_refused_by_its_field(self, api: Api, query: bytes, param: str | None) -> None:
         error = error_of(
             api.client.post(httpx.URL(f"{api.url}/v1/jobs", query=query), content=b'"a"', headers=NDJSON), 400
         )
         assert (error["code"], error["param"]) == ("invalid_request", param)
 
-    def test_an_unknown_model(self, api: Api) -> None:
-        for response in (inline(api, {"model": "nobody", "prompts": ["a"]}), api.upload(b'"a"', model="nobody")):
+    def test_unknown_model_is_not_found(self, api: Api) -> None:
+        for response in (
+            inline(api, {"model": "unknown", "prompts": ["a"]}),
+            api.upload(b'"a"', model="unknown"),
+        ):
             error = error_of(response, 404)
             assert (error["code"], error["param"]) == ("model_not_found", "model")
 
-    def test_an_inline_job_takes_no_query(self, api: Api) -> None:
+    def test_inline_job_is_refused_when_it_has_a_query(self, api: Api) -> None:
         response = api.client.post("/v1/jobs", params={"priority": 1}, json={"model": "demo", "prompts": ["a"]})
         assert error_of(response, 400)["code"] == "invalid_request"
 
     @pytest.mark.parametrize("media_type", ["", "text/plain", "application/jsonl", "multipart/form-data"])
-    def test_another_media_type(self, api: Api, media_type: str) -> None:
+    def test_unknown_media_type_is_refused(self, api: Api, media_type: str) -> None:
         response = api.client.post("/v1/jobs", content=b'"a"', headers={"content-type": media_type})
         assert error_of(response, 415)["code"] == "unsupported_media_type"
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9"])
-    def test_an_idempotency_key_that_is_none(self, api: Api, key: str) -> None:
+    def test_idempotency_key_is_refused_when_malformed(self, api: Api, key: str) -> None:
         response = api.upload(b'"a"', {"idempotency-key": key.encode("latin-1")})  # type: ignore[dict-item]
         assert error_of(response, 400)["param"] == "idempotency-key"
 
 
 class TestLimits:
-    def test_a_body_over_the_limit_is_refused_before_it_is_sent(self, api: Api) -> None:
+    def test_body_is_refused_before_it_is_sent_when_its_length_is_over_the_limit(self, api: Api) -> None:
         with api.connect() as connection:
             head = (
                 f"POST /v1/jobs?model=demo HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
@@ -244,14 +253,14 @@ class TestLimits:
             connection.sendall(head.encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
-    def test_a_body_over_the_limit_without_its_length(self, api: Api) -> None:
+    def test_body_is_cut_at_the_limit_when_it_has_no_length(self, api: Api) -> None:
         # Lines so short that only the whole is too long, blank ones and all.
         piece = (b" " * 5_000 + b"\n") * 2
         error = error_of(api.upload(iter([piece] * 100)), 413)
         assert error["code"] == "request_too_large"
         assert error_of(inline(api, b" " * (LONGEST_BODY + 1)), 413)["code"] == "request_too_large"
 
-    def test_a_long_line(self, api: Api) -> None:
+    def test_line_is_refused_when_it_is_too_long(self, api: Api) -> None:
         def line(length: int) -> bytes:
             return b'"' + b"x" * (length - 2) + b'"'
 
@@ -260,14 +269,14 @@ class TestLimits:
         unended = iter([b'"a"\n"', *[b"x" * 1000] * 100])
         assert error_of(api.upload(unended), 413)["line"] == 2
 
-    def test_many_lines(self, api: Api) -> None:
+    def test_job_is_refused_when_it_has_too_many_lines(self, api: Api) -> None:
         assert error_of(api.upload(b'"a"\n' * (MOST_LINES + 1)), 413)["line"] == MOST_LINES + 1
         assert error_of(api.upload(b"\n" * 1000), 413)["code"] == "request_too_large"
         document = {"model": "demo", "prompts": ["a"] * (MOST_LINES + 1)}
         assert error_of(inline(api, document), 413)["param"] == "prompts"
 
     @pytest.mark.parametrize("filling", [b"\n", b" ", b"\0", b'"a"\n'], ids=["lines", "blanks", "NULs", "prompts"])
-    def test_a_gzip_bomb(self, api: Api, filling: bytes) -> None:
+    def test_gzip_bomb_is_cut_at_the_limit(self, api: Api, filling: bytes) -> None:
         bomb = bomb_of(filling)
         error = error_of(api.upload(bomb, {"content-encoding": "gzip"}), 413)
         assert error["code"] == "request_too_large"
@@ -277,15 +286,15 @@ class TestLimits:
         [b"not gzip", gzip.compress(b'"a"\n')[:-6], gzip.compress(b'"a"\n') + b"rubbish"],
         ids=["not gzip", "cut", "more"],
     )
-    def test_broken_gzip(self, api: Api, packed: bytes) -> None:
+    def test_broken_gzip_is_refused(self, api: Api, packed: bytes) -> None:
         assert "gzip" in str(error_of(api.upload(packed, {"content-encoding": "gzip"}), 400)["message"])
 
-    def test_another_encoding(self, api: Api) -> None:
+    def test_unknown_content_encoding_is_refused(self, api: Api) -> None:
         response = api.upload(b'"a"', {"content-encoding": "br"})
         assert error_of(response, 415)["code"] == "unsupported_media_type"
 
     @pytest.mark.parametrize("raw", [DEEP, b'{"prompt":' * 30_000, NOT_JSON[6].values[0]])
-    def test_nothing_takes_long_to_refuse(self, api: Api, raw: bytes) -> None:
+    def test_hostile_json_is_refused_quickly(self, api: Api, raw: bytes) -> None:
         began = time.process_time()
         assert error_of(inline(api, raw), (400 if len(raw) <= LONGEST_BODY else 413)) is not None
         assert time.process_time() - began < 5
@@ -301,14 +310,14 @@ class TestCallers:
         ("DELETE", "/v1/jobs/{}"),
     )
 
-    def test_every_route_of_a_job_is_tried_here(self, api: Api) -> None:
+    def test_routes_below_are_all_routes_of_a_job(self, api: Api) -> None:
         paths = api.client.get("/openapi.json").json()["paths"]
         known = {(method.upper(), path) for path in paths for method in paths[path] if "{job_id}" in path}
         assert known == {(method, path.partition("?")[0].replace("{}", "{job_id}")) for method, path in self.ROUTES}
 
     @pytest.mark.parametrize(("method", "path"), ROUTES)
-    def test_a_foreign_job_is_an_unknown_job(self, api: Api, api_rows: Rows, method: str, path: str) -> None:
-        theirs = api_rows.job(tenant="somebody else")
+    def test_foreign_job_is_not_found(self, api: Api, api_rows: Rows, method: str, path: str) -> None:
+        theirs = api_rows.job(tenant="another tenant")
         api_rows.finish(theirs)
         unknown = [
             f"job_{new_id().hex}",
@@ -323,11 +332,11 @@ class TestCallers:
             error = error_of(api.client.request(method, path.format(job_id)), 404)
             assert error["code"] == "job_not_found"
         assert api_rows.job_row(theirs).deleted_at is None
-        with closing(api.client_of("somebody else")) as owner:
+        with closing(api.client_of("another tenant")) as owner:
             assert owner.request(method, path.format(f"job_{theirs.hex}")).status_code == 200
         api_rows.clear_jobs()
 
-    def test_an_unpublished_job_is_an_unknown_job(self, api: Api, api_rows: Rows) -> None:
+    def test_unpublished_job_is_not_found(self, api: Api, api_rows: Rows) -> None:
         job_id = api_rows.job(published=False)
         for method, path in self.ROUTES:
             assert error_of(api.client.request(method, path.format(f"job_{job_id.hex}")), 404)
@@ -339,7 +348,7 @@ class TestCallers:
         [None, "", "Bearer", "Bearer pm_wrong", "Basic cG06cG0=", "Bearer " + "x" * 5000, "Bearer \xe9"],
         ids=repr,
     )
-    def test_a_missing_or_wrong_key(self, api: Api, authorization: str | None) -> None:
+    def test_every_route_refuses_a_missing_or_wrong_key(self, api: Api, authorization: str | None) -> None:
         paths = api.client.get("/openapi.json").json()["paths"]
         headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
         with closing(anonymous(api.url)) as client:
@@ -350,7 +359,7 @@ class TestCallers:
                         assert error_of(response, 401)["code"] == "invalid_api_key"
                         assert response.headers["www-authenticate"] == "Bearer"
 
-    def test_a_revoked_key_and_an_expired_one(self, api: Api, api_rows: Rows) -> None:
+    def test_key_is_refused_when_revoked_or_expired(self, api: Api, api_rows: Rows) -> None:
         for column, value in (("revoked_at", "now()"), ("expires_at", "now() - interval '1 second'")):
             with closing(api.client_of("leaver")) as client:
                 assert client.get("/v1/models").status_code == 200
@@ -377,10 +386,10 @@ class TestCallers:
             ("/v1/jobs/job_x/results?limit=0", "limit"),
         ],
     )
-    def test_a_query_that_is_wrong(self, api: Api, path: str, param: str) -> None:
+    def test_query_is_refused_by_its_parameter(self, api: Api, path: str, param: str) -> None:
         assert error_of(api.client.get(path), 400)["param"] == param
 
-    def test_an_unknown_address_and_an_unknown_method(self, api: Api) -> None:
+    def test_unknown_address_and_method_are_refused(self, api: Api) -> None:
         for path in ("/", "/v1", "/v1/job", "/v1/jobs/", "/v1/jobs/a/b/c", "/%00", "//v1/jobs"):
             assert error_of(api.client.get(path), 404)["code"] == "not_found"
         response = api.client.put("/v1/jobs")

@@ -63,7 +63,7 @@ class TestCallersThatHangUp:
         ],
         ids=["in a chunk", "before the announced length", "with rubbish"],
     )
-    def test_a_cut_upload_leaves_nothing(self, api: Api, api_rows: Rows, framing: str, part: bytes) -> None:
+    def test_upload_leaves_nothing_when_cut(self, api: Api, api_rows: Rows, framing: str, part: bytes) -> None:
         with begin_upload(api, framing) as connection:
             connection.sendall(part)
             if not part.endswith(b"no chunk\r\n"):
@@ -73,7 +73,7 @@ class TestCallersThatHangUp:
         assert api.client.get("/v1/jobs").json()["data"] == []
         assert api.upload(b'"a"', {"idempotency-key": "cut"}).status_code == 202
 
-    def test_a_caller_that_stops_sending_is_cut(self, settings: Settings, api_rows: Rows) -> None:
+    def test_upload_is_cut_when_it_stops(self, settings: Settings, api_rows: Rows) -> None:
         with running_api(settings.model_copy(update={"body_timeout": 0.5})) as api, begin_upload(api) as connection:
             connection.sendall(chunk(b'"a"\n"b"\n"c"\n'))
             answer = connection.recv(1000)
@@ -81,7 +81,7 @@ class TestCallersThatHangUp:
         assert b'"code": "request_timeout"' in answer
         assert api_rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
 
-    def test_a_slow_caller_is_not_cut(self, settings: Settings) -> None:
+    def test_upload_is_not_cut_when_it_is_slow(self, settings: Settings) -> None:
         # In all it takes longer than the limit, which is one on each piece; a piece takes a thirtieth of it.
         patience = 3.0
         with (
@@ -98,7 +98,7 @@ class TestCallersThatHangUp:
 
 class TestRedis:
     @pytest.mark.parametrize("fault", [Proxy.down, Proxy.hang], ids=["down", "hanging"])
-    def test_jobs_are_taken_without_it(self, settings: Settings, api_rows: Rows, fault: object) -> None:
+    def test_jobs_are_taken_when_redis_is_away(self, settings: Settings, api_rows: Rows, fault: object) -> None:
         assert settings.redis_url is not None
         assert callable(fault)
         patience = 2.0
@@ -110,19 +110,19 @@ class TestRedis:
             fault(proxy)
             responses = [api.upload(b'"a"') for _ in range(3)]
             assert {response.status_code for response in responses} == {202}
-            # Whoever waited for Redis would do so every time; one alone may be slow for reasons of the machine's.
+            # A request that waits for Redis does so every time; one alone may be slow for reasons of the machine's.
             assert min(response.elapsed.total_seconds() for response in responses) < patience
-            await_condition(lambda: api.client.get("/readyz").json()["bells_lost"] > 0, "a lost bell")
+            await_condition(lambda: api.client.get("/readyz").json()["notifications_lost"] > 0, "a lost notification")
             assert api.client.get("/readyz").json()["redis"] == "unreachable"
             proxy.up()
             await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis' return")
             assert api.upload(b'"a"').status_code == 202
-            await_condition(lambda: api.client.get("/readyz").json()["bells_sent"] > 0, "a bell")
+            await_condition(lambda: api.client.get("/readyz").json()["notifications_sent"] > 0, "a notification")
         assert len(api_rows.query("SELECT 1 FROM jobs WHERE state = 'in_progress'")) == 4
 
 
 class TestPostgres:
-    def test_without_it_everything_is_unavailable_and_comes_back(self, settings: Settings, api_rows: Rows) -> None:
+    def test_routes_answer_503_while_postgres_is_away(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
         with (
             proxied(settings.database_url) as (proxy, url),
@@ -146,7 +146,7 @@ class TestPostgres:
             proxy.up()
             assert api.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "in_progress"
 
-    def test_it_goes_away_in_the_middle_of_an_upload(self, settings: Settings, api_rows: Rows) -> None:
+    def test_upload_answers_503_when_postgres_goes_away_in_its_middle(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
         with (
             proxied(settings.database_url) as (proxy, url),
@@ -164,17 +164,19 @@ class TestPostgres:
             assert api_rows.query("SELECT state FROM jobs") == [("validating",)]
             proxy.up()
             assert api.client.get("/v1/jobs").json()["data"] == []
-            # Nobody could free its key; nobody holds it any more either.
+            # The API could not free its key; no session holds its lock any more.
             assert api.upload(b'"a"\n', {"idempotency-key": "broken"}).status_code == 202
 
-    def test_a_full_disk(self, api: Api, api_rows: Rows) -> None:
+    def test_upload_answers_507_when_the_disk_is_full(self, api: Api, api_rows: Rows) -> None:
         with raising(api_rows, sqlstate="53100"):
             error = error_of(api.upload(b'"a"\n'), 507)
             assert error["code"] == "insufficient_storage"
             assert api_rows.query("SELECT 1 FROM jobs") == []
         assert api.upload(b'"a"\n').status_code == 202
 
-    def test_a_database_without_tables(self, settings: Settings, empty_database_url: str) -> None:
+    def test_routes_name_the_remedy_when_the_database_has_no_tables(
+        self, settings: Settings, empty_database_url: str
+    ) -> None:
         with (
             served(settings.model_copy(update={"database_url": empty_database_url})) as (_, url),
             closing(anonymous(url, new_key())) as client,
@@ -182,7 +184,7 @@ class TestPostgres:
             for path in ("/v1/jobs", "/readyz"):
                 assert "pagemill migrate" in str(error_of(client.get(path), 503)["message"])
 
-    def test_results_that_vanish_under_a_reader_are_cut_visibly(self, api: Api, api_rows: Rows) -> None:
+    def test_result_stream_is_cut_visibly_when_its_rows_vanish(self, api: Api, api_rows: Rows) -> None:
         job_id = api_rows.job(600)
         api_rows.finish(job_id)
         api_rows.execute(
@@ -199,7 +201,7 @@ class TestPostgres:
 
 
 class TestFaultsOfOurs:
-    def test_nothing_leaks(self, api: Api, api_rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    def test_unforeseen_error_leaks_nothing(self, api: Api, api_rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
         with raising(api_rows, sqlstate="P0001"), caplog.at_level(logging.DEBUG, "pagemill.api"):
             response = api.upload(f'"{CANARY}"\n'.encode(), {"idempotency-key": "ours"})
         error = error_of(response, 500)

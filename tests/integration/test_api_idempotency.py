@@ -85,7 +85,7 @@ class Upload:
         self._pool.shutdown()
 
 
-def test_the_same_upload_again_is_the_same_job(api: Api, api_rows: Rows) -> None:
+def test_upload_is_the_same_job_when_repeated(api: Api, api_rows: Rows) -> None:
     first = api.upload(BODY, key("again"))
     second = api.upload(iter([BODY[:10], BODY[10:]]), key("again"))
     assert (first.status_code, second.status_code) == (202, 202)
@@ -96,7 +96,7 @@ def test_the_same_upload_again_is_the_same_job(api: Api, api_rows: Rows) -> None
     assert visible(api) == [first.json()["id"]]
 
 
-def test_the_same_inline_job_again_is_the_same_job(api: Api) -> None:
+def test_inline_job_is_the_same_job_when_repeated(api: Api) -> None:
     answers = [
         api.client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]}, headers=key("inline")) for _ in range(2)
     ]
@@ -109,7 +109,7 @@ def test_the_same_inline_job_again_is_the_same_job(api: Api) -> None:
     [(BODY + b'"three"\n', {}), (BODY, {"max_tokens": 5}), (BODY, {"priority": 1})],
     ids=["body", "parameter", "priority"],
 )
-def test_another_request_under_the_same_key_is_refused(api: Api, body: bytes, query: dict[str, int]) -> None:
+def test_key_is_refused_for_another_request(api: Api, body: bytes, query: dict[str, int]) -> None:
     job = api.upload(BODY, key("mine")).json()
     refused = api.upload(body, key("mine"), **query)
     assert error_of(refused, 422)["code"] == "idempotency_key_reused"
@@ -117,7 +117,7 @@ def test_another_request_under_the_same_key_is_refused(api: Api, body: bytes, qu
     assert visible(api) == [job["id"]]
 
 
-def test_tenants_do_not_share_keys(api: Api) -> None:
+def test_key_is_not_shared_between_tenants(api: Api) -> None:
     job = api.upload(BODY, key("common")).json()
     with closing(api.client_of("other")) as other:
         headers = {"content-type": "application/x-ndjson"} | key("common")
@@ -126,7 +126,7 @@ def test_tenants_do_not_share_keys(api: Api) -> None:
     assert answer.json()["id"] != job["id"]
 
 
-def test_a_second_request_waits_for_the_first(api: Api, api_rows: Rows) -> None:
+def test_second_request_waits_for_the_first(api: Api, api_rows: Rows) -> None:
     first = Upload(api, api_rows, "waiting")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(api.upload, BODY, key("waiting"))
@@ -138,7 +138,7 @@ def test_a_second_request_waits_for_the_first(api: Api, api_rows: Rows) -> None:
     assert len(api_rows.query("SELECT 1 FROM jobs")) == 1
 
 
-def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, api_rows: Rows) -> None:
+def test_second_request_takes_over_when_the_first_is_cut(api: Api, api_rows: Rows) -> None:
     first = Upload(api, api_rows, "cut")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(api.upload, BODY, key("cut"))
@@ -149,7 +149,7 @@ def test_a_second_request_takes_over_when_the_first_is_cut(api: Api, api_rows: R
     assert visible(api) == [answer.json()["id"]]
 
 
-def test_waiting_has_an_end(api: Api, api_rows: Rows) -> None:
+def test_second_request_is_refused_after_max_wait(api: Api, api_rows: Rows) -> None:
     first = Upload(api, api_rows, "busy")
     refused = api.upload(BODY, key("busy"))
     assert error_of(refused, 409)["code"] == "idempotency_key_in_use"
@@ -157,7 +157,7 @@ def test_waiting_has_an_end(api: Api, api_rows: Rows) -> None:
     assert first.finish().status_code == 202
 
 
-def test_many_identical_requests_at_once_make_one_job(api: Api, api_rows: Rows) -> None:
+def test_identical_requests_at_once_make_one_job(api: Api, api_rows: Rows) -> None:
     clients = [api.client_of("default") for _ in range(8)]
     document = {"model": "demo", "prompts": ["a", "b", "c"]}
     with ThreadPoolExecutor(8) as pool:
@@ -169,12 +169,12 @@ def test_many_identical_requests_at_once_make_one_job(api: Api, api_rows: Rows) 
     assert len(api_rows.query("SELECT 1 FROM jobs")) == 1
 
 
-def test_the_key_of_a_refused_body_is_free(api: Api) -> None:
+def test_key_is_free_when_its_body_was_refused(api: Api) -> None:
     assert error_of(api.upload(BODY + b"{", key("refused")), 400)["line"] == 3
     assert api.upload(BODY, key("refused")).status_code == 202
 
 
-def test_the_key_of_a_deleted_job_is_free(api: Api, api_rows: Rows) -> None:
+def test_key_is_free_when_its_job_is_deleted(api: Api, api_rows: Rows) -> None:
     job = api.upload(BODY, key("deleted")).json()
     api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert api.client.delete(f"/v1/jobs/{job['id']}").status_code == 200
@@ -183,7 +183,7 @@ def test_the_key_of_a_deleted_job_is_free(api: Api, api_rows: Rows) -> None:
     assert again.json()["id"] != job["id"]
 
 
-def test_a_published_job_is_not_abandoned(api: Api, api_rows: Rows) -> None:
+def test_published_job_is_not_abandoned(api: Api, api_rows: Rows) -> None:
     """A commit can succeed and its answer be lost: the API gives up then, and the caller sends the request again."""
     job = api.upload(BODY, key("lost")).json()
     with api_rows.database.begin() as connection:

@@ -28,7 +28,7 @@ def api(api_settings: Settings) -> Iterator[Api]:
 
 @pytest.fixture(autouse=True)
 def no_jobs(api_rows: Rows) -> None:
-    """Claims take what waits, whoever left it there."""
+    """Claims take what waits, also what an earlier test left."""
     api_rows.clear_jobs()
 
 
@@ -44,7 +44,7 @@ def lines_of(api: Api, job: dict[str, object], **query: int) -> list[dict[str, o
 
 
 class TestSubmission:
-    def test_an_inline_job_is_stored_as_it_was_asked_for(self, api: Api, api_rows: Rows) -> None:
+    def test_inline_job_is_stored_as_asked_for(self, api: Api, api_rows: Rows) -> None:
         response = api.client.post(
             "/v1/jobs",
             json={
@@ -90,7 +90,7 @@ class TestSubmission:
         )
         assert (webhook.url, webhook.webhook_events) == ("https://example.org/hook", ["job.completed"])
 
-    def test_an_upload_carries_its_head_in_the_query(self, api: Api, api_rows: Rows) -> None:
+    def test_upload_takes_its_options_from_the_query(self, api: Api, api_rows: Rows) -> None:
         body = (
             b'\xef\xbb\xbf{"custom_id":"a","prompt":"one"}\r\n\r\n'
             b'"two \xe2\x80\xa8 bare"\n \t\n{"custom_id":"c","prompt":"last"}'
@@ -124,7 +124,7 @@ class TestSubmission:
         params = {"max_tokens": 5, "temperature": 0.5, "stop": ["5", "x"], "stop_token_ids": [1], "ignore_eos": True}
         assert json.loads(stored[1].body) == params | {"prompt": "two \u2028 bare"}
 
-    def test_many_groups_make_one_job(self, api: Api, api_rows: Rows) -> None:
+    def test_upload_of_many_groups_is_one_job(self, api: Api, api_rows: Rows) -> None:
         def body() -> Iterator[bytes]:
             for number in range(1234):
                 yield b'{"custom_id":"c%d",' % number
@@ -134,14 +134,16 @@ class TestSubmission:
         assert job["request_counts"]["total"] == 1234
         assert api_rows.states(identity(job)) == ["pending"] * 1234
 
-    def test_gzip_is_unpacked(self, api: Api, api_rows: Rows) -> None:
+    def test_gzip_upload_is_decompressed(self, api: Api, api_rows: Rows) -> None:
         import gzip
 
         packed = gzip.compress(b'"a"\n"b"\n') + gzip.compress(b'"c"\n' * 100)
         job = api.upload(packed, {"content-encoding": "gzip"}).json()
         assert job["request_counts"]["total"] == 102
 
-    def test_the_bell_rings_for_the_model(self, services: Services, api_rows: Rows, tmp_path: Path) -> None:
+    def test_notification_goes_to_the_queue_of_the_model(
+        self, services: Services, api_rows: Rows, tmp_path: Path
+    ) -> None:
         import redis
 
         url = services.redis_database()
@@ -153,7 +155,7 @@ class TestSubmission:
             message = json.loads(popped[1])
             assert message["headers"]["task"] == "pagemill.drain"
             assert job["id"] in message["headers"]["argsrepr"]
-            assert api.client.get("/readyz").json()["bells_sent"] == 1
+            assert api.client.get("/readyz").json()["notifications_sent"] == 1
 
 
 class TestReading:
@@ -173,7 +175,7 @@ class TestReading:
             found = client.get("/v1/jobs", params=[("status", "cancelled"), ("status", "expired")]).json()
             assert [job["id"] for job in found["data"]] == [ids[3]]
 
-    def test_a_poll_waits_for_the_end_and_no_longer(self, api: Api, api_rows: Rows) -> None:
+    def test_long_poll_answers_at_the_end_of_the_job(self, api: Api, api_rows: Rows) -> None:
         job_id = api_rows.job(2)
         began = time.monotonic()
         job = api.client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 0.3}).json()
@@ -187,7 +189,9 @@ class TestReading:
         api.client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60})
         assert time.monotonic() - began < 60
 
-    def test_a_waiting_poll_holds_no_connection(self, api_rows: Rows, services: Services, tmp_path: Path) -> None:
+    def test_long_poll_holds_no_connection_while_it_waits(
+        self, api_rows: Rows, services: Services, tmp_path: Path
+    ) -> None:
         job_id = api_rows.job(1)
         settings = Settings(
             database_url=api_rows.database_url,
@@ -211,7 +215,7 @@ class TestReading:
                 thread.join()
         assert answers == ["completed"] * 8
 
-    def test_results_come_by_cursor_while_the_job_runs(self, api: Api, api_rows: Rows) -> None:
+    def test_results_are_read_by_cursor_while_the_job_runs(self, api: Api, api_rows: Rows) -> None:
         job = api.upload(b"".join(b'{"custom_id":"c%d","prompt":"p"}\n' % number for number in range(300))).json()
         assert lines_of(api, job) == []
         worker = api_rows.worker()
@@ -237,7 +241,7 @@ class TestReading:
             "prompt_tokens": 1200, "cached_tokens": 300, "completion_tokens": 600, "total_tokens": 1800
         }  # fmt: skip
 
-    def test_models_and_the_webhook_secret(self, api: Api) -> None:
+    def test_models_and_webhook_secret_are_shown(self, api: Api) -> None:
         listed = api.client.get("/v1/models").json()
         assert [model["id"] for model in listed["data"]] == ["demo"]
         one = api.client.get("/v1/models/demo").json()
@@ -247,12 +251,12 @@ class TestReading:
         assert Webhook(secret)  # refuses what is no secret
         assert secret == api.client.get("/v1/webhook_secret").json()["secret"]
 
-    def test_health(self, api: Api) -> None:
+    def test_health_routes_answer(self, api: Api) -> None:
         assert api.client.get("/healthz").json() == {"status": "ok"}
         ready = api.client.get("/readyz").json()
         assert (ready["postgres"], ready["redis"]) == ("ok", "ok")
 
-    def test_the_interface_describes_itself(self, api: Api) -> None:
+    def test_openapi_document_is_complete(self, api: Api) -> None:
         paths = api.client.get("/openapi.json").json()["paths"]
         assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/results", "/v1/models", "/readyz"} <= set(paths)
         submit = paths["/v1/jobs"]["post"]
@@ -277,7 +281,7 @@ class TestEnding:
             "job_cancelled"
         ] * 3
 
-    def test_only_a_job_at_its_end_is_deleted(self, api: Api, api_rows: Rows) -> None:
+    def test_delete_is_refused_until_the_job_is_at_its_end(self, api: Api, api_rows: Rows) -> None:
         job = api.upload(b'"a"\n').json()
         refused = api.client.delete(f"/v1/jobs/{job['id']}")
         assert error_of(refused, 409)["code"] == "job_not_terminal"

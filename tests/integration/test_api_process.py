@@ -74,7 +74,7 @@ def is_alive(client: httpx.Client) -> bool:
         return False
 
 
-def test_it_needs_no_torch() -> None:
+def test_api_imports_no_torch() -> None:
     """The image of the API has none of these; here they are installed, so importing them is made to fail."""
     code = (
         "import sys\n"
@@ -89,7 +89,7 @@ def test_it_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
-def test_the_log_has_no_secrets_and_a_stop_waits_for_nobody(database_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_api_logs_no_secrets_and_stops_before_long_polls_end(database_url: str, redis_url: str, tmp_path: Path) -> None:
     with api_process(database_url, redis_url, tmp_path, PAGEMILL_LOG_LEVEL="debug", PAGEMILL_MAX_WAIT="120") as api:
         good = api.client.post(
             "/v1/jobs",
@@ -132,7 +132,7 @@ def test_the_log_has_no_secrets_and_a_stop_waits_for_nobody(database_url: str, r
             assert hidden not in log
 
 
-def test_a_port_that_is_taken_ends_it(database_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_api_exits_when_its_port_is_taken(database_url: str, redis_url: str, tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         api_process(database_url, redis_url, tmp_path, PAGEMILL_PORT=str(taken.getsockname()[1])) as api,
@@ -141,9 +141,7 @@ def test_a_port_that_is_taken_ends_it(database_url: str, redis_url: str, tmp_pat
         assert "address already in use" in api.log.read_text()
 
 
-def test_an_upload_keeps_its_key_while_its_process_lives_and_no_longer(
-    database_url: str, redis_url: str, tmp_path: Path
-) -> None:
+def test_upload_holds_its_key_until_its_process_dies(database_url: str, redis_url: str, tmp_path: Path) -> None:
     settings = Settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -190,7 +188,7 @@ def test_an_upload_keeps_its_key_while_its_process_lives_and_no_longer(
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_upload(database_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_upload_memory_is_flat(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """20,000 lines of 1 kB beside 200: the peak may differ by what a few groups of lines take, no more."""
 
     def upload(count: int) -> float:

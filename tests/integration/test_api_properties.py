@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, the answer is never a 5xx."""
+"""Arbitrary bytes never lead to a 5xx."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def is_fine(response: httpx.Response) -> None:
 
 @quick
 @given(raw=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
-def test_any_bytes_as_lines_and_as_a_document(api: Api, raw: bytes) -> None:
+def test_submission_answers_no_5xx_to_any_bytes(api: Api, raw: bytes) -> None:
     is_fine(api.upload(raw))
     is_fine(api.client.post("/v1/jobs", content=raw, headers={"content-type": "application/json"}))
 
 
 @quick
 @given(document=st.lists(lines | values, max_size=3), head=heads)
-def test_any_json(api: Api, document: list[object], head: dict[str, object]) -> None:
+def test_submission_answers_no_5xx_to_any_json(api: Api, document: list[object], head: dict[str, object]) -> None:
     # Python writes NaN and Infinity, and lone surrogates where they are: the API has to tell.
     is_fine(api.upload("\n".join(json.dumps(line) for line in document).encode()))
     is_fine(
@@ -67,7 +67,7 @@ def test_any_json(api: Api, document: list[object], head: dict[str, object]) -> 
 
 @quick
 @given(query=st.text(string.printable.replace("#", "").strip(), max_size=60), name=st.sampled_from(["", "model=demo&"]))
-def test_any_query(api: Api, query: str, name: str) -> None:
+def test_routes_answer_no_5xx_to_any_query(api: Api, query: str, name: str) -> None:
     raw = (name + query).encode().replace(b" ", b"+")
     for path in ("jobs", "jobs/job_x", "jobs/job_x/results"):
         response = api.client.get(httpx.URL(f"{api.url}/v1/{path}", query=raw))
@@ -77,7 +77,7 @@ def test_any_query(api: Api, query: str, name: str) -> None:
 
 @quick
 @given(path=st.text(max_size=30))
-def test_any_address(api: Api, path: str) -> None:
+def test_routes_answer_no_5xx_to_any_address(api: Api, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         url = httpx.URL(f"{api.url}/").copy_with(raw_path=f"/v1/jobs/{httpx.QueryParams({'x': path})}"[:200].encode())
         assert api.client.request(method, url).status_code < 500
@@ -85,7 +85,7 @@ def test_any_address(api: Api, path: str) -> None:
 
 @quick
 @given(header=st.binary(max_size=40).map(lambda raw: raw.translate(None, b"\r\n\0").strip()))
-def test_any_header(api: Api, header: bytes) -> None:
+def test_submission_answers_no_5xx_to_any_header(api: Api, header: bytes) -> None:
     for name in ("idempotency-key", "content-type", "content-encoding", "authorization"):
         try:
             response = api.client.post("/v1/jobs?model=demo", content=b'"a"', headers=[*NDJSON.items(), (name, header)])  # type: ignore[list-item]

@@ -9,7 +9,8 @@ from pathlib import Path
 from fastapi.routing import APIRoute
 
 from api import errors as api_errors
-from api.routes import health, jobs, models
+from api.native import jobs
+from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
 from jobs.requests import JobOptions, Params
 from tests.support.paths import REPOSITORY
@@ -24,7 +25,7 @@ def _kinds(kind: type[PagemillError]) -> Iterator[type[PagemillError]]:
         yield from _kinds(narrower)
 
 
-def test_every_route() -> None:
+def test_page_names_every_route() -> None:
     routes = [route for router in (jobs.router, models.router, health.router) for route in router.routes]
     for route in routes:
         assert isinstance(route, APIRoute)
@@ -33,7 +34,7 @@ def test_every_route() -> None:
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
 
 
-def test_every_parameter_and_field() -> None:
+def test_page_names_every_parameter_and_field() -> None:
     parameters = PAGE.partition("### Parameters\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.+?) \|", parameters, re.MULTILINE)))) == set(
         Params.model_fields
@@ -42,7 +43,7 @@ def test_every_parameter_and_field() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", inline, re.MULTILINE)) == set(JobOptions.model_fields) | {"prompts"}
 
 
-def test_every_error_code() -> None:
+def test_page_names_every_error_code() -> None:
     table = PAGE.partition("| Status | `code` |")[2]
     documented = {
         code: int(row[0])

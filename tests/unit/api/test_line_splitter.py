@@ -26,12 +26,12 @@ pieces = st.lists(st.text("ab \r\n\t\u2028\ufeff", max_size=6).map(str.encode), 
 
 
 @given(pieces, st.booleans())
-def test_pieces_do_not_matter(pieces: list[bytes], is_marked: bool) -> None:
+def test_splitter_gives_the_same_lines_however_the_stream_is_cut(pieces: list[bytes], is_marked: bool) -> None:
     pieces = [b"\xef\xbb", b"\xbf", *pieces] if is_marked else pieces
     assert split(pieces) == whole(b"".join(pieces))
 
 
-def test_line_endings() -> None:
+def test_splitter_strips_line_endings() -> None:
     assert split([b"\xef\xbb\xbfa\r\n\r\n \t\nb\xe2\x80\xa8c\n\nd"]) == [
         NumberedLine(1, b"a"),
         NumberedLine(4, "b\u2028c".encode()),
@@ -44,14 +44,14 @@ def test_line_endings() -> None:
     "pieces",
     [[b"a\n" + b"x" * 11 + b"\n"], [b"a\n" + b"x" * 11], [b"a\n", *[b"x"] * 11], [b"a\nx", b"x" * 10 + b"\nb"]],
 )
-def test_a_long_line_is_refused_as_soon_as_it_is_long(pieces: list[bytes]) -> None:
+def test_splitter_refuses_a_line_as_soon_as_it_is_too_long(pieces: list[bytes]) -> None:
     splitter = LineSplitter(max_line_bytes=10, max_lines=100)
     with pytest.raises(TooLarge) as refused:
         [list(splitter.feed(piece)) for piece in pieces]
     assert refused.value.line == 2
 
 
-def test_blank_lines_count_too() -> None:
+def test_splitter_counts_blank_lines() -> None:
     assert len(split([b"a\n" * 5], max_lines=5)) == 5
     for raw in (b"a\n" * 6, b"a\n" * 5 + b"b", b"\n" * 6):
         with pytest.raises(TooLarge) as refused:

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import submission
 from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
+from api.native import submissions
 from api.schemas import JobDeleted, JobList, JobObject
 from jobs.errors import InvalidInput, JobNotDeletable, JobNotFound
 from jobs.ids import JOB_PREFIX, parse_id, public_id
@@ -121,9 +121,9 @@ async def submit(
     if media_type == JSON:
         if request.scope["query_string"]:
             raise InvalidInput("An inline submission carries everything in its body and takes no query.")
-        job = await submission.submit_document(services, caller, request, idempotency_key)
+        job = await submissions.submit_document(services, caller, request, idempotency_key)
     elif media_type == NDJSON:
-        job = await submission.submit_lines(services, caller, request, idempotency_key)
+        job = await submissions.submit_lines(services, caller, request, idempotency_key)
     else:
         raise UnsupportedMediaType(f"The Content-Type is {media_type[:100]!r}; send {JSON} or {NDJSON}.")
     answer = JobObject.of(job)
@@ -156,7 +156,7 @@ async def get_job(
     """A job as it stands; with `wait`, as it stands at its end or when the wait is over."""
     job = await _find(services, caller, job_id)
     if query.wait > 0 and not job.is_terminal:
-        await services.watch.wait(job.id, min(query.wait, services.settings.max_wait))
+        await services.job_watch.wait(job.id, min(query.wait, services.settings.max_wait))
         job = await _find(services, caller, job_id)
     return JobObject.of(job)
 
@@ -244,7 +244,7 @@ async def _pages(services: Services, job_id: UUID, *, after: int, last: int) -> 
 
 def _line(job_id: UUID, result: StoredResult) -> bytes:
     # What is stored is the rest of the object: {"response": …, "error": …}.
-    head = orjson.dumps(
+    beginning = orjson.dumps(
         {"id": f"{public_id('req_', job_id)}-{result.line}", "custom_id": result.custom_id, "seq": result.seq}
     )
-    return head[:-1] + b"," + result.body[1:] + b"\n"
+    return beginning[:-1] + b"," + result.body[1:] + b"\n"

@@ -1,4 +1,4 @@
-"""The head of a submission, everything but its prompts: from an inline document, or from the query of an upload."""
+"""Job options, everything of a submission but its prompts: from an inline document, or from the query of an upload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REPEATABLE = frozenset({"stop", "stop_token_ids", "webhook_events"})
 
 
 def from_document(document: object) -> tuple[JobOptions, list[object]]:
-    """The head and the prompts of an inline submission. The prompts are not looked at yet."""
+    """Split an inline submission into its options and its prompts. The prompts are not looked at yet."""
     if not isinstance(document, dict):
         raise InvalidInput("a JSON object with 'model' and 'prompts' is expected")
     if "prompts" not in document:
@@ -32,7 +32,7 @@ def from_document(document: object) -> tuple[JobOptions, list[object]]:
 
 
 def from_query(query: bytes, *, max_depth: int) -> JobOptions:
-    """The head of an NDJSON upload: `?model=…&max_tokens=…&stop=…&stop=…&metadata={"a":"b"}&webhook_url=…`.
+    """Read the options of an NDJSON upload: `?model=…&max_tokens=…&stop=…&stop=…&metadata={"a":"b"}&webhook_url=…`.
 
     Sampling parameters stand under their own names. Text is taken as it is, everything else is read as JSON; what may
     be a list may stand several times.
@@ -43,14 +43,14 @@ def from_query(query: bytes, *, max_depth: int) -> JobOptions:
         raise InvalidInput("The query is not percent-encoded UTF-8.") from None
     except ValueError:
         raise InvalidInput(f"The query has more than {MAX_FIELDS} fields.") from None
-    head: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     params: dict[str, Any] = {}
     webhook: dict[str, Any] = {}
     for name, values in _gathered(pairs).items():
         if name in _TEXT_FIELDS:
-            head[name] = values[0]
+            options[name] = values[0]
         elif name in _JSON_FIELDS:
-            head[name] = _json(values[0], max_depth)
+            options[name] = _json(values[0], max_depth)
         elif name in _WEBHOOK_FIELDS:
             webhook[name.removeprefix("webhook_")] = values[0] if name == "webhook_url" else values
         elif name == "stop":
@@ -61,9 +61,9 @@ def from_query(query: bytes, *, max_depth: int) -> JobOptions:
         else:
             raise InvalidInput("no such field", param=name[:100])
     if webhook:
-        head["webhook"] = webhook
+        options["webhook"] = webhook
     try:
-        return validate(JobOptions, head | {"params": params})
+        return validate(JobOptions, options | {"params": params})
     except InvalidInput as error:
         # The caller wrote `top_p` and `webhook_url`.
         if error.param is not None:
