@@ -1,4 +1,4 @@
-"""Workers take requests: jobs are chosen first, by priority, fair share between tenants and age, then rows in them."""
+"""Claims: choose jobs by priority, fair share between tenants and age, then lock rows in them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries.planner import force_index_scans, row_of
+from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import ClaimToken, lock_jobs
 
-# Of one tenant and priority, only its oldest jobs are looked at in one claim: ten thousand small jobs cost no more.
+# A claim considers only the oldest jobs of each tenant and priority: ten thousand small jobs cost no more than these.
 JOBS_PER_TENANT = 32
-MANY_DEATHS = 2**15 - 1  # more than the column can count
+MANY_DEATHS = 2**15 - 1  # the largest value of the column
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRequest:
-    """A request that the worker `holder` holds, under `epoch`."""
+    """A request as the worker `holder` claimed it, under `epoch`."""
 
     job_id: UUID
     line: int
@@ -34,17 +34,21 @@ class ClaimedRequest:
 
     @property
     def name(self) -> str:
-        """Unlike any other claim's, of this or another request."""
+        """Unique to this claim: a later claim of the same request has another epoch."""
         return f"{self.job_id.hex}-{self.line}-{self.epoch}"
 
     @property
-    def hold(self) -> ClaimToken:
+    def token(self) -> ClaimToken:
+        """The fencing token of this claim."""
         return ClaimToken(self.job_id, self.line, self.epoch, self.holder)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim came to. `wants_idle`: a request waits that must run alone, and this worker is not idle yet."""
+    """The result of a claim.
+
+    `is_solo`: the one request must run alone. `wants_idle`: such a request waits, and this worker is not idle yet.
+    """
 
     requests: tuple[ClaimedRequest, ...]
     is_solo: bool = False
@@ -53,7 +57,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A job with requests that wait: `waiting` of them, or a few less where other workers claim or settle meanwhile."""
+    """A job with `waiting` pending requests; concurrent claims and settlements may have taken a few of them."""
 
     job_id: UUID
     tenant_id: UUID
@@ -64,17 +68,18 @@ class Candidate:
 def claim(
     connection: Connection, worker_id: UUID, model: str, *, limit: int, is_idle: bool, solo_after_deaths: int
 ) -> Claim:
-    """Take up to `limit` requests of a model. Raises `LeaseLost` where this worker may not claim any more.
+    """Take up to `limit` requests of a model. Raises `LeaseLost` if the worker's lease is over.
 
-    A request that was running in `solo_after_deaths` deaths of a worker is taken alone, by a worker that is idle.
+    A request that was running when `solo_after_deaths` workers died is taken alone, by an idle worker.
     """
     force_index_scans(connection)
-    # Held until commit: no reaper can end this worker between the check and the rows, and leave them without an owner.
+    # Check the lease, and lock the worker's row until commit so that no reaper ends the worker before its rows are set.
     alive = connection.execute(
-        text(
-            "SELECT 1 FROM workers WHERE id = :id AND ended_at IS NULL AND lease_expires_at > clock_timestamp() "
-            "FOR KEY SHARE"
-        ),
+        text("""
+            SELECT 1 FROM workers
+            WHERE id = :id AND ended_at IS NULL AND lease_expires_at > clock_timestamp()
+            FOR KEY SHARE
+        """),
         {"id": worker_id},
     ).scalar()
     if alive is None:
@@ -94,8 +99,8 @@ def claim(
 def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, int]) -> dict[UUID, int]:
     """Divide `limit` places among jobs: `{job_id: places}`.
 
-    A higher priority is served whole before a lower one. Within one, each place goes to the tenant that has the fewest
-    running, those given here included; within a tenant, to its jobs in the order of `candidates`.
+    A higher priority is served whole before a lower one. Within one, each place goes to the tenant with the fewest
+    running requests, those given here included; within a tenant, to its jobs in the order of `candidates`.
     """
     places: dict[UUID, int] = {}
     have = dict(running)
@@ -118,7 +123,7 @@ def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, in
 
 
 def _poorest_first(limit: int, tenants: Sequence[tuple[int, int]]) -> list[int]:
-    """How many of `limit` places go to each tenant, who has `(running, waiting)` requests. Equals take turns."""
+    """How many of `limit` places go to each tenant of `(running, waiting)` requests. Equal tenants take turns."""
     given = [0] * len(tenants)
     poorest = [(running, turn) for turn, (running, waiting) in enumerate(tenants) if waiting > 0]
     heapify(poorest)
@@ -134,68 +139,73 @@ def _poorest_first(limit: int, tenants: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def claims_of(connection: Connection, worker_id: UUID) -> set[ClaimToken]:
-    """What a worker holds: whatever else it computes was cancelled, expired or freed."""
+    """The claims that a worker holds; anything else it computes was cancelled, expired or released."""
+    # The partial index of running requests answers this.
     rows = connection.execute(
         text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :id AND state = 'running'"), {"id": worker_id}
     )
     return {ClaimToken(row.job_id, row.line, row.epoch, worker_id) for row in rows}
 
 
-def give_back(connection: Connection, held: Collection[ClaimToken]) -> int:
-    """Put requests back in line, uncharged: claimed, but not to be run here. Returns how many still were ours."""
+def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
+    """Make claimed requests pending again, without counting a death. Returns how many of the claims still stood."""
     force_index_scans(connection)
-    lock_jobs(connection, {request.job_id for request in held})
-    # Only what is still held as it was claimed.
+    lock_jobs(connection, {claim.job_id for claim in claims})
+    # The fence of `settle`, by the row's place (docs/decisions/0014): a row claimed anew since then does not match.
     return connection.execute(
-        text(
-            "UPDATE requests r SET state = 'pending', worker_id = NULL "
-            "FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), "
-            "            CAST(:holders AS uuid[])) AS h (job_id, line, epoch, holder) "
-            f"CROSS JOIN LATERAL {row_of('h')} "
-            "WHERE r.ctid = found.row AND r.epoch = h.epoch AND r.worker_id = h.holder AND r.state = 'running'"
-        ),
+        text("""
+            UPDATE requests r SET state = 'pending', worker_id = NULL
+            FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]),
+                        CAST(:holders AS uuid[])) AS c (job_id, line, epoch, holder)
+            CROSS JOIN LATERAL (
+                SELECT q.ctid AS row FROM requests q WHERE q.job_id = c.job_id AND q.line = c.line OFFSET 0
+            ) found
+            WHERE r.ctid = found.row AND r.epoch = c.epoch AND r.worker_id = c.holder AND r.state = 'running'
+        """),
         {
-            "job_ids": [request.job_id for request in held],
-            "lines": [request.line for request in held],
-            "epochs": [request.epoch for request in held],
-            "holders": [request.holder for request in held],
+            "job_ids": [claim.job_id for claim in claims],
+            "lines": [claim.line for claim in claims],
+            "epochs": [claim.epoch for claim in claims],
+            "holders": [claim.holder for claim in claims],
         },
     ).rowcount
-
-
-_CLAIMABLE = (
-    "j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL "
-    "AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())"
-)
 
 
 def _candidates(
     connection: Connection, model: str, solo_after_deaths: int
 ) -> tuple[list[Candidate], Mapping[UUID, int]]:
     """The jobs to choose from, in the order of priority and age, and how many requests each tenant has running."""
-    # Counting what waits would read hundreds of rows in each job; how many are open stands on the job's row. OFFSET 0
-    # keeps EXISTS a look at one row of each job: as a join, statistics of a small table make it read all that waits.
+    # The oldest claimable jobs of each tenant and priority. Open requests are read from the job's row, because counting
+    # pending ones would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0014).
     jobs = connection.execute(
-        text(
-            "SELECT j.id, j.tenant_id, j.priority, j.open FROM ( "
-            "  SELECT id, tenant_id, priority, total - last_seq AS open, "
-            "         row_number() OVER (PARTITION BY tenant_id, priority ORDER BY id) AS place FROM jobs j "
-            f"  WHERE {_CLAIMABLE} AND EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending' "
-            "    AND r.deaths < :solo_after_deaths OFFSET 0) "
-            ") j WHERE j.place <= :jobs ORDER BY j.priority DESC, j.id"
-        ),
+        text("""
+            SELECT ranked.id, ranked.tenant_id, ranked.priority, ranked.open
+            FROM (
+                SELECT j.id, j.tenant_id, j.priority, j.total - j.last_seq AS open,
+                       row_number() OVER (PARTITION BY j.tenant_id, j.priority ORDER BY j.id) AS place
+                FROM jobs j
+                WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
+                  AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
+                  AND EXISTS (
+                      SELECT 1 FROM requests r
+                      WHERE r.job_id = j.id AND r.state = 'pending' AND r.deaths < :solo_after_deaths OFFSET 0
+                  )
+            ) ranked
+            WHERE ranked.place <= :jobs
+            ORDER BY ranked.priority DESC, ranked.id
+        """),
         {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
     ).all()
     if not jobs:
         return [], {}
-    # Few rows run at a time, as many as the engines hold; OFFSET 0 has them read by the index of those alone. What is
-    # claimed between the two statements counts as running.
+    # Count running requests by job. There are as many as the engines hold; OFFSET 0 reads them by their partial index.
+    # A request that is claimed between the two statements counts as running.
     rows = connection.execute(
-        text(
-            "SELECT r.job_id, j.tenant_id, count(*) AS requests FROM ( "
-            "  SELECT job_id FROM requests WHERE state = 'running' OFFSET 0 "
-            ") r JOIN jobs j ON j.id = r.job_id GROUP BY r.job_id, j.tenant_id"
-        )
+        text("""
+            SELECT r.job_id, j.tenant_id, count(*) AS requests
+            FROM (SELECT job_id FROM requests WHERE state = 'running' OFFSET 0) r JOIN jobs j ON j.id = r.job_id
+            GROUP BY r.job_id, j.tenant_id
+        """)
     ).all()
     running_by_job = {row.job_id: row.requests for row in rows}
     running_by_tenant: dict[UUID, int] = defaultdict(int)
@@ -208,13 +218,18 @@ def _candidates(
 
 
 def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
-    # A partial index holds the few requests that ever saw a worker die.
+    """A claimable job with a request that must run alone."""
+    # `deaths > 0` selects the partial index of the few requests that saw a worker die.
     suspect: UUID | None = connection.execute(
-        text(
-            "SELECT r.job_id FROM requests r JOIN jobs j ON j.id = r.job_id "
-            f"WHERE r.state = 'pending' AND r.deaths > 0 AND r.deaths >= :solo_after_deaths AND {_CLAIMABLE} "
-            "ORDER BY r.job_id LIMIT 1"
-        ),
+        text("""
+            SELECT r.job_id
+            FROM requests r JOIN jobs j ON j.id = r.job_id
+            WHERE r.state = 'pending' AND r.deaths > 0 AND r.deaths >= :solo_after_deaths
+              AND j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
+              AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
+            ORDER BY r.job_id
+            LIMIT 1
+        """),
         {"model": model, "solo_after_deaths": solo_after_deaths},
     ).scalar()
     return suspect
@@ -223,30 +238,39 @@ def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> 
 def _take(
     connection: Connection, worker_id: UUID, places: Mapping[UUID, int], *, deaths: tuple[int, int]
 ) -> tuple[ClaimedRequest, ...]:
+    """Claim up to `places[job_id]` requests of each job whose deaths are within `[deaths[0], deaths[1])`."""
     if not places:
         return ()
-    # In prefix order, so that prompts which begin alike meet in one engine; rows that another claim holds are skipped.
-    # Each is found again where it was locked. A body is looked up by its whole key, in whose index alone lines are in
-    # order: by the statistics of jobs of one line another would do.
+    # Lock rows in prefix order, so that prompts which begin alike meet in one engine, skipping rows that another claim
+    # holds; update them where they were locked; read each body by its whole key (decision 0014 on `BETWEEN … LIMIT 1`).
     rows = connection.execute(
-        text(
-            "WITH quota AS ( "
-            "  SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[])) AS q (job_id, places) "
-            "), picked AS MATERIALIZED ( "
-            "  SELECT p.row FROM quota q CROSS JOIN LATERAL ( "
-            "    SELECT r.ctid AS row FROM requests r WHERE r.job_id = q.job_id AND r.state = 'pending' "
-            "      AND r.deaths >= :fewest AND r.deaths < :most ORDER BY r.prefix, r.line LIMIT q.places "
-            "    FOR UPDATE SKIP LOCKED) p "
-            "), taken AS ( "
-            "  UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1 FROM picked p "
-            "  WHERE r.ctid = p.row "
-            "  RETURNING r.job_id, r.line, r.epoch, r.prefix "
-            ") SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body "
-            "FROM taken t JOIN jobs j ON j.id = t.job_id CROSS JOIN LATERAL ( "
-            "  SELECT body FROM bodies b WHERE b.job_id = t.job_id AND b.line BETWEEN t.line AND t.line "
-            "  ORDER BY b.line LIMIT 1) b "
-            "ORDER BY j.priority DESC, t.job_id, t.prefix, t.line"
-        ),
+        text("""
+            WITH quota AS (
+                SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[])) AS q (job_id, places)
+            ), picked AS MATERIALIZED (
+                SELECT p.row
+                FROM quota q CROSS JOIN LATERAL (
+                    SELECT r.ctid AS row FROM requests r
+                    WHERE r.job_id = q.job_id AND r.state = 'pending' AND r.deaths >= :fewest AND r.deaths < :most
+                    ORDER BY r.prefix, r.line
+                    LIMIT q.places
+                    FOR UPDATE SKIP LOCKED
+                ) p
+            ), taken AS (
+                UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1
+                FROM picked p
+                WHERE r.ctid = p.row
+                RETURNING r.job_id, r.line, r.epoch, r.prefix
+            )
+            SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body
+            FROM taken t JOIN jobs j ON j.id = t.job_id CROSS JOIN LATERAL (
+                SELECT body FROM bodies b
+                WHERE b.job_id = t.job_id AND b.line BETWEEN t.line AND t.line
+                ORDER BY b.line
+                LIMIT 1
+            ) b
+            ORDER BY j.priority DESC, t.job_id, t.prefix, t.line
+        """),
         {
             "worker_id": worker_id,
             "job_ids": list(places),

@@ -1,4 +1,4 @@
-"""What owners see. A foreign id is an unknown id: jobs are found by tenant and id, the rest by a job that was found."""
+"""Reads for owners. Jobs are found by tenant and id, so another tenant's id is an unknown id."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ from sqlalchemy import Connection, text
 
 from jobs.states import TERMINAL_JOB_STATES, JobState
 
-_JOB = (
-    "id, tenant_id, state, model, priority, metadata, completion_window, total, completed, failed, cancelled, expired, "
-    "last_seq, prompt_tokens, cached_tokens, completion_tokens, created_at, in_progress_at, expires_at, cancelling_at, "
-    "ended_at"
-)
-_VISIBLE = "tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL"
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A published job as it stood at one moment."""
+    """A snapshot of a published job."""
 
     id: UUID
     tenant_id: UUID
@@ -47,7 +40,7 @@ class Job:
 
     @property
     def open(self) -> int:
-        """Requests that wait or run."""
+        """How many requests are pending or running."""
         return self.total - self.completed - self.failed - self.cancelled - self.expired
 
     @property
@@ -80,19 +73,30 @@ def _job(row: object) -> Job:
 
 
 def get_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> Job | None:
-    """One job of this tenant."""
+    """One published job of this tenant."""
+    # The columns of `Job`, by primary key.
     row = connection.execute(
-        text(f"SELECT {_JOB} FROM jobs WHERE id = :job_id AND {_VISIBLE}"), {"job_id": job_id, "tenant_id": tenant_id}
+        text("""
+            SELECT id, tenant_id, state, model, priority, metadata, completion_window,
+                   total, completed, failed, cancelled, expired, last_seq,
+                   prompt_tokens, cached_tokens, completion_tokens,
+                   created_at, in_progress_at, expires_at, cancelling_at, ended_at
+            FROM jobs
+            WHERE id = :job_id AND tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL
+        """),
+        {"job_id": job_id, "tenant_id": tenant_id},
     ).one_or_none()
     return None if row is None else _job(row)
 
 
 def no_longer_running(connection: Connection, job_ids: Collection[UUID]) -> set[UUID]:
     """Those of `job_ids` that are at their end, or gone. The caller has checked whose jobs they are."""
+    # Read those that still run, so that a job without a row counts as gone.
     running = connection.execute(
-        text(
-            "SELECT id FROM jobs WHERE id = ANY(CAST(:job_ids AS uuid[])) AND ended_at IS NULL AND deleted_at IS NULL"
-        ),
+        text("""
+            SELECT id FROM jobs
+            WHERE id = ANY(CAST(:job_ids AS uuid[])) AND ended_at IS NULL AND deleted_at IS NULL
+        """),
         {"job_ids": list(job_ids)},
     ).scalars()
     return set(job_ids).difference(running)
@@ -101,14 +105,21 @@ def no_longer_running(connection: Connection, job_ids: Collection[UUID]) -> set[
 def list_jobs(
     connection: Connection, tenant_id: UUID, *, after: UUID | None, limit: int, states: Sequence[JobState] | None
 ) -> list[Job]:
-    """Newest first; ids are ordered by time, so the id is the cursor."""
+    """Published jobs of this tenant, newest first. `after` is the id of the last job of the page before."""
+    # Ids are ordered by time, so the id is the cursor.
     rows = connection.execute(
-        text(
-            f"SELECT {_JOB} FROM jobs WHERE {_VISIBLE} "
-            "AND (CAST(:after AS uuid) IS NULL OR id < :after) "
-            "AND (CAST(:states AS text[]) IS NULL OR state = ANY(CAST(:states AS text[]))) "
-            "ORDER BY id DESC LIMIT :limit"
-        ),
+        text("""
+            SELECT id, tenant_id, state, model, priority, metadata, completion_window,
+                   total, completed, failed, cancelled, expired, last_seq,
+                   prompt_tokens, cached_tokens, completion_tokens,
+                   created_at, in_progress_at, expires_at, cancelling_at, ended_at
+            FROM jobs
+            WHERE tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL
+              AND (CAST(:after AS uuid) IS NULL OR id < :after)
+              AND (CAST(:states AS text[]) IS NULL OR state = ANY(CAST(:states AS text[])))
+            ORDER BY id DESC
+            LIMIT :limit
+        """),
         {
             "tenant_id": tenant_id,
             "after": after,
@@ -120,16 +131,19 @@ def list_jobs(
 
 
 def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int) -> list[StoredResult]:
-    """Results `after < seq`, in commit order. The caller has checked whose job it is.
+    """Results with `seq > after`, in commit order. The caller has checked whose job it is.
 
     A job's row is locked while a group takes its `seq`, so a smaller one never becomes visible later.
     """
+    # By primary key (job_id, seq); custom_id stands with the body.
     rows = connection.execute(
-        text(
-            "SELECT r.seq, r.line, b.custom_id, r.body "
-            "FROM results r JOIN bodies b USING (job_id, line) "
-            "WHERE r.job_id = :job_id AND r.seq > :after ORDER BY r.seq LIMIT :limit"
-        ),
+        text("""
+            SELECT r.seq, r.line, b.custom_id, r.body
+            FROM results r JOIN bodies b USING (job_id, line)
+            WHERE r.job_id = :job_id AND r.seq > :after
+            ORDER BY r.seq
+            LIMIT :limit
+        """),
         {"job_id": job_id, "after": after, "limit": limit},
     )
     return [StoredResult(row.seq, row.line, row.custom_id, row.body) for row in rows]
@@ -137,17 +151,20 @@ def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int
 
 def list_models(connection: Connection) -> list[ServedModel]:
     """Every model that was ever served, and how many workers serve it now."""
+    # A live worker has not ended and holds its lease.
     rows = connection.execute(
-        text(
-            "SELECT m.name, m.max_model_len, m.vocab_size, m.registered_at, count(w.id) AS live_workers "
-            "FROM models m LEFT JOIN workers w ON w.model = m.name AND w.ended_at IS NULL "
-            "     AND w.lease_expires_at > clock_timestamp() "
-            "GROUP BY m.name ORDER BY m.name"
-        )
+        text("""
+            SELECT m.name, m.max_model_len, m.vocab_size, m.registered_at, count(w.id) AS live_workers
+            FROM models m LEFT JOIN workers w
+              ON w.model = m.name AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()
+            GROUP BY m.name
+            ORDER BY m.name
+        """)
     )
     return [ServedModel(**row._mapping) for row in rows]
 
 
 def is_reachable(connection: Connection) -> bool:
     """Whether Postgres answers and the schema is there."""
+    # Without reading the table.
     return connection.execute(text("SELECT to_regclass('jobs') IS NOT NULL")).scalar_one() is True

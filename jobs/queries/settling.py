@@ -1,10 +1,9 @@
-"""Requests and jobs end. `settle` is the one way, for the writer, cancel, the reaper and expiry alike.
+"""The end of requests and jobs. Writer, cancel, reaper and expiry all go through `settle`:
 
-    lock the job rows in id order → fence → results, seq and counters by the group's size → end jobs with nothing open,
-    and insert their events
+    lock job rows in id order → fence → insert results, advance seq and counters → end jobs with nothing open
 
-READ COMMITTED: two writers that each settle their last rows would both see the other's as open, hence the lock first. A
-group's settling is the last thing its transaction does.
+The lock comes first because under READ COMMITTED two writers that settle a job's last rows would each see the other's
+as open. `settle` is the last thing that its transaction does.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.ids import new_id
-from jobs.queries.planner import force_index_scans, row_of
+from jobs.queries.planner import force_index_scans
 from jobs.states import JobState, RequestState
 
 
 class ClaimToken(NamedTuple):
-    """One claim of one request: no two are alike."""
+    """The fencing token of one claim of one request; no two claims share one."""
 
     job_id: UUID
     line: int
@@ -33,10 +32,10 @@ class ClaimToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one request ends, and who says so.
+    """How one request ends.
 
-    The fence: it is written only where the request is still open, in the same `epoch` and held by the same `holder`
-    (None for one that waits) as when the outcome was made. `body` is the JSON object `{"response": …, "error": …}`.
+    The fence: it is written only if the request is still open, in the same `epoch` and held by the same `holder`
+    (None for a pending one) as when the outcome was made. `body` is the JSON object `{"response": …, "error": …}`.
     """
 
     job_id: UUID
@@ -52,56 +51,67 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a group came to: `written` requests, and the jobs that ended with it."""
+    """The result of settling a group: `written` requests, and the jobs that ended with it."""
 
     written: int
     ended_jobs: tuple[UUID, ...]
 
 
 def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
-    """Write a group of outcomes. Those that the fence stops are left out silently: somebody else's word stands."""
+    """Write a group of outcomes. Those that the fence stops are left out silently: another outcome stands."""
     if not outcomes:
         return Settled(0, ())
     force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.job_id for outcome in outcomes})
-    # The fence, the results that passed it, and the counters, in one statement: nothing can come between.
+    # Fence the requests by their rows' places (decision 0014), insert the results of those that passed, and advance
+    # seq and counters, in one statement so that nothing comes between.
     written: int = connection.execute(
-        text(
-            "WITH outcome AS ( "
-            "  SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), "
-            "    CAST(:holders AS uuid[]), CAST(:states AS text[]), CAST(:bodies AS bytea[]), "
-            "    CAST(:prompt_tokens AS bigint[]), CAST(:cached_tokens AS bigint[]), "
-            "    CAST(:completion_tokens AS bigint[])) "
-            "  AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens) "
-            "), fenced AS ( "
-            "  UPDATE requests r SET state = o.state, worker_id = NULL "
-            f" FROM outcome o CROSS JOIN LATERAL {row_of('o')} "
-            "  WHERE r.ctid = found.row AND r.state IN ('pending', 'running') "
-            "    AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder "
-            "  RETURNING o.* "
-            "), numbered AS ( "
-            "  SELECT f.*, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq "
-            "  FROM fenced f JOIN jobs j ON j.id = f.job_id "
-            "), inserted AS ( "
-            "  INSERT INTO results (job_id, seq, line, state, body) "
-            "  SELECT job_id, seq, line, state, body FROM numbered "
-            "), counted AS ( "
-            "  SELECT job_id, count(*) AS written, "
-            "    count(*) FILTER (WHERE state = 'completed') AS completed, "
-            "    count(*) FILTER (WHERE state = 'failed') AS failed, "
-            "    count(*) FILTER (WHERE state = 'cancelled') AS cancelled, "
-            "    count(*) FILTER (WHERE state = 'expired') AS expired, "
-            "    sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens, "
-            "    sum(completion_tokens) AS completion_tokens "
-            "  FROM numbered GROUP BY job_id "
-            "), advanced AS ( "
-            "  UPDATE jobs j SET last_seq = j.last_seq + c.written, completed = j.completed + c.completed, "
-            "    failed = j.failed + c.failed, cancelled = j.cancelled + c.cancelled, expired = j.expired + c.expired, "
-            "    prompt_tokens = j.prompt_tokens + c.prompt_tokens, cached_tokens = j.cached_tokens + c.cached_tokens, "
-            "    completion_tokens = j.completion_tokens + c.completion_tokens "
-            "  FROM counted c WHERE j.id = c.job_id "
-            ") SELECT coalesce(sum(written), 0)::int FROM counted"
-        ),
+        text("""
+            WITH outcome AS (
+                SELECT * FROM unnest(
+                    CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), CAST(:holders AS uuid[]),
+                    CAST(:states AS text[]), CAST(:bodies AS bytea[]), CAST(:prompt_tokens AS bigint[]),
+                    CAST(:cached_tokens AS bigint[]), CAST(:completion_tokens AS bigint[])
+                ) AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens)
+            ), fenced AS (
+                UPDATE requests r SET state = o.state, worker_id = NULL
+                FROM outcome o CROSS JOIN LATERAL (
+                    SELECT q.ctid AS row FROM requests q WHERE q.job_id = o.job_id AND q.line = o.line OFFSET 0
+                ) found
+                WHERE r.ctid = found.row AND r.state IN ('pending', 'running')
+                  AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder
+                RETURNING o.*
+            ), numbered AS (
+                SELECT f.*, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
+                FROM fenced f JOIN jobs j ON j.id = f.job_id
+            ), inserted AS (
+                INSERT INTO results (job_id, seq, line, state, body)
+                SELECT job_id, seq, line, state, body FROM numbered
+            ), counted AS (
+                SELECT job_id, count(*) AS written,
+                       count(*) FILTER (WHERE state = 'completed') AS completed,
+                       count(*) FILTER (WHERE state = 'failed') AS failed,
+                       count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+                       count(*) FILTER (WHERE state = 'expired') AS expired,
+                       sum(prompt_tokens) AS prompt_tokens,
+                       sum(cached_tokens) AS cached_tokens,
+                       sum(completion_tokens) AS completion_tokens
+                FROM numbered
+                GROUP BY job_id
+            ), advanced AS (
+                UPDATE jobs j SET last_seq = j.last_seq + c.written,
+                                  completed = j.completed + c.completed,
+                                  failed = j.failed + c.failed,
+                                  cancelled = j.cancelled + c.cancelled,
+                                  expired = j.expired + c.expired,
+                                  prompt_tokens = j.prompt_tokens + c.prompt_tokens,
+                                  cached_tokens = j.cached_tokens + c.cached_tokens,
+                                  completion_tokens = j.completion_tokens + c.completion_tokens
+                FROM counted c
+                WHERE j.id = c.job_id
+            )
+            SELECT coalesce(sum(written), 0)::int FROM counted
+        """),
         {
             "job_ids": [outcome.job_id for outcome in outcomes],
             "lines": [outcome.line for outcome in outcomes],
@@ -118,7 +128,8 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
 
 
 def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> list[UUID]:
-    """Lock job rows in id order, so that two groups over the same jobs never wait for each other in a ring."""
+    """Lock job rows in id order, so that two groups over the same jobs cannot deadlock."""
+    # NO KEY UPDATE, so that inserting a row that refers to the job does not wait.
     return list(
         connection.execute(
             text("SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"),
@@ -127,47 +138,54 @@ def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> list[UUID]:
     )
 
 
-def _end_jobs(connection: Connection, job_ids: Collection[UUID]) -> tuple[UUID, ...]:
-    # A job with nothing open is at its end; which end, its counters and its owner's wish say.
-    ended = connection.execute(
-        text(
-            "UPDATE jobs SET ended_at = clock_timestamp(), state = CASE "
-            "    WHEN state = 'cancelling' THEN 'cancelled' WHEN expired > 0 THEN 'expired' ELSE 'completed' END "
-            "WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('in_progress', 'cancelling') "
-            "  AND completed + failed + cancelled + expired = total "
-            "RETURNING id, tenant_id, state, webhook_endpoint_id, webhook_events"
-        ),
-        {"ids": list(job_ids)},
-    ).all()
-    for job in ended:
-        event_type = f"job.{job.state}"
-        event_id = new_id()
-        # One event a job and type; the courier finds its deliveries by their time.
+def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ...]:
+    """End those of the jobs that have nothing open. Returns them."""
+    # Move them to their final state, insert one event for each, and its delivery where the job's webhook wants it.
+    return tuple(
         connection.execute(
-            text("INSERT INTO events (id, tenant_id, job_id, type) VALUES (:id, :tenant_id, :job_id, :type)"),
-            {"id": event_id, "tenant_id": job.tenant_id, "job_id": job.id, "type": event_type},
-        )
-        if job.webhook_endpoint_id is not None and (job.webhook_events is None or event_type in job.webhook_events):
-            connection.execute(
-                text(
-                    "INSERT INTO deliveries (event_id, endpoint_id) "
-                    "SELECT :event_id, id FROM webhook_endpoints WHERE id = :endpoint_id AND disabled_at IS NULL"
-                ),
-                {"event_id": event_id, "endpoint_id": job.webhook_endpoint_id},
-            )
-    return tuple(job.id for job in ended)
+            text("""
+                WITH ended AS (
+                    UPDATE jobs SET ended_at = clock_timestamp(),
+                                    state = CASE WHEN state = 'cancelling' THEN 'cancelled'
+                                                 WHEN expired > 0 THEN 'expired'
+                                                 ELSE 'completed' END
+                    WHERE id = ANY(CAST(:job_ids AS uuid[])) AND state IN ('in_progress', 'cancelling')
+                      AND completed + failed + cancelled + expired = total
+                    RETURNING id, tenant_id, 'job.' || state AS event, webhook_endpoint_id, webhook_events
+                ), inserted AS (
+                    INSERT INTO events (id, tenant_id, job_id, type)
+                    SELECT n.event_id, e.tenant_id, e.id, e.event
+                    FROM ended e
+                    JOIN unnest(CAST(:job_ids AS uuid[]), CAST(:event_ids AS uuid[])) AS n (job_id, event_id)
+                      ON n.job_id = e.id
+                    RETURNING id, job_id
+                ), queued AS (
+                    INSERT INTO deliveries (event_id, endpoint_id)
+                    SELECT i.id, w.id
+                    FROM ended e
+                    JOIN inserted i ON i.job_id = e.id
+                    JOIN webhook_endpoints w ON w.id = e.webhook_endpoint_id AND w.disabled_at IS NULL
+                    WHERE e.webhook_events IS NULL OR e.event = ANY(e.webhook_events)
+                )
+                SELECT id FROM ended
+            """),
+            {"job_ids": list(job_ids), "event_ids": [new_id() for _ in job_ids]},
+        ).scalars()
+    )
 
 
 def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> JobState | None:
-    """Ask a job to stop. Returns its state after that, None where this tenant has no such job.
+    """Ask a job to stop. Returns its state after that, None if this tenant has no such job.
 
-    A job at its end stays as it is. Its open requests are settled by `settle_open`, a chunk a transaction.
+    A job at its end stays as it is. Open requests are settled by `settle_open`, one chunk in each transaction.
     """
+    # Lock the job if it is this tenant's.
     state = connection.execute(
-        text(
-            "SELECT state FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id AND in_progress_at IS NOT NULL "
-            "AND deleted_at IS NULL FOR NO KEY UPDATE"
-        ),
+        text("""
+            SELECT state FROM jobs
+            WHERE id = :job_id AND tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL
+            FOR NO KEY UPDATE
+        """),
         {"job_id": job_id, "tenant_id": tenant_id},
     ).scalar()
     if state != JobState.IN_PROGRESS:
@@ -183,28 +201,28 @@ def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> JobStat
 def settle_open(connection: Connection, job_id: UUID, *, limit: int) -> Settled:
     """Settle up to `limit` open requests of a job that is being cancelled or has run out of time.
 
-    Running ones too: their worker learns of it at its next poll, and what it still writes stops at the fence.
+    Running ones too: their worker learns of it at its next poll, and its later results stop at the fence.
     """
     if not lock_jobs(connection, [job_id]):
         return Settled(0, ())
-    # Why this job's requests may be ended now; a job that is neither cancelled nor out of time keeps them.
+    # Why this job's requests may end now; NULL if the job is neither being cancelled nor out of time.
     reason = connection.execute(
-        text(
-            "SELECT CASE WHEN state = 'cancelling' THEN 'cancelled' "
-            "            WHEN state = 'in_progress' AND expires_at < clock_timestamp() THEN 'expired' END "
-            "FROM jobs WHERE id = :job_id"
-        ),
+        text("""
+            SELECT CASE WHEN state = 'cancelling' THEN 'cancelled'
+                        WHEN state = 'in_progress' AND expires_at < clock_timestamp() THEN 'expired' END
+            FROM jobs WHERE id = :job_id
+        """),
         {"job_id": job_id},
     ).scalar_one()
     if reason is None:
         return Settled(0, ())
-    # Both halves come from a partial index: a million settled lines are not looked at.
+    # Up to twice `limit` open requests, each half from a partial index: settled lines are not read.
     rows = connection.execute(
-        text(
-            "(SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'pending' LIMIT :limit) "
-            "UNION ALL "
-            "(SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'running' LIMIT :limit)"
-        ),
+        text("""
+            (SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'pending' LIMIT :limit)
+            UNION ALL
+            (SELECT line, epoch, worker_id FROM requests WHERE job_id = :job_id AND state = 'running' LIMIT :limit)
+        """),
         {"job_id": job_id, "limit": limit},
     ).all()
     state = RequestState(reason)
@@ -214,13 +232,16 @@ def settle_open(connection: Connection, job_id: UUID, *, limit: int) -> Settled:
 
 def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
     """Jobs with requests that `settle_open` may end: being cancelled, or past their window."""
+    # Open jobs are in a partial index.
     return list(
         connection.execute(
-            text(
-                "SELECT id FROM jobs WHERE ended_at IS NULL AND deleted_at IS NULL "
-                "AND (state = 'cancelling' OR (state = 'in_progress' AND expires_at < clock_timestamp())) "
-                "ORDER BY id LIMIT :limit"
-            ),
+            text("""
+                SELECT id FROM jobs
+                WHERE ended_at IS NULL AND deleted_at IS NULL
+                  AND (state = 'cancelling' OR (state = 'in_progress' AND expires_at < clock_timestamp()))
+                ORDER BY id
+                LIMIT :limit
+            """),
             {"limit": limit},
         ).scalars()
     )
@@ -228,7 +249,7 @@ def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
 
 @dataclass(frozen=True, slots=True)
 class ReapResult:
-    """A dead worker: how many of its requests wait again, and how many are given up."""
+    """A dead worker: `freed` of its requests are pending again, `given_up` failed."""
 
     worker_id: UUID
     freed: int
@@ -236,13 +257,16 @@ class ReapResult:
 
 
 def reap_worker(connection: Connection, *, max_deaths: int) -> ReapResult | None:
-    """Bury one worker whose lease is over, or None where there is none."""
-    # Two reapers take different workers, and never one whose claim is under way.
+    """Release the requests of one worker whose lease is over. None if there is no such worker."""
+    # Two reapers take different workers; SKIP LOCKED also passes a worker whose claim is under way.
     worker_id = connection.execute(
-        text(
-            "SELECT id FROM workers WHERE ended_at IS NULL AND lease_expires_at < clock_timestamp() "
-            "ORDER BY lease_expires_at LIMIT 1 FOR UPDATE SKIP LOCKED"
-        )
+        text("""
+            SELECT id FROM workers
+            WHERE ended_at IS NULL AND lease_expires_at < clock_timestamp()
+            ORDER BY lease_expires_at
+            LIMIT 1
+            FOR UPDATE SKIP LOCKED
+        """)
     ).scalar()
     return None if worker_id is None else release_dead_worker(connection, worker_id, max_deaths=max_deaths)
 
@@ -250,44 +274,45 @@ def reap_worker(connection: Connection, *, max_deaths: int) -> ReapResult | None
 def release_dead_worker(
     connection: Connection, worker_id: UUID, *, max_deaths: int, suspects: Collection[ClaimToken] | None = None
 ) -> ReapResult:
-    """End a worker that died, or that is about to: free what it held, and charge each of the suspects one death.
+    """End a worker that died or is about to: release its requests, counting one death for each suspect.
 
-    Suspects are all that it held where nobody knows better.
-
-    The worker's row is ended in the same transaction, so a zombie's heartbeats, claims and results match nothing from
-    then on. A request with `max_deaths` of them is given up with an error.
+    `suspects` are the requests that may be to blame; None: all that it held. A request with `max_deaths` is given up
+    with an error. The worker's row ends in the same transaction, so a zombie's heartbeats, claims and results match
+    nothing from then on.
     """
-    # A claim under way holds the worker's row against this lock; a plain UPDATE would pass it by, and miss its rows.
+    # Wait for a claim under way: an UPDATE alone would not see the rows that it is taking.
     connection.execute(text("SELECT 1 FROM workers WHERE id = :id FOR UPDATE"), {"id": worker_id})
+    # End the worker; a row that was ended before keeps its time.
     connection.execute(
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )
     lock_held_jobs(connection, worker_id)
     freed = 0
     if suspects is not None:
-        # Whatever killed the worker, it was not these.
+        # Release the requests that are above suspicion, without counting a death.
         freed = connection.execute(
-            text(
-                "UPDATE requests r SET state = 'pending', worker_id = NULL "
-                "WHERE worker_id = :worker_id AND state = 'running' AND NOT EXISTS ( "
-                "  SELECT FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[])) AS s (job_id, line) "
-                "  WHERE s.job_id = r.job_id AND s.line = r.line)"
-            ),
+            text("""
+                UPDATE requests r SET state = 'pending', worker_id = NULL
+                WHERE worker_id = :worker_id AND state = 'running' AND NOT EXISTS (
+                    SELECT FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[])) AS s (job_id, line)
+                    WHERE s.job_id = r.job_id AND s.line = r.line
+                )
+            """),
             {
                 "worker_id": worker_id,
                 "job_ids": [suspect.job_id for suspect in suspects],
                 "lines": [suspect.line for suspect in suspects],
             },
         ).rowcount
-    # Those that may try again go back to the line.
+    # Release the suspects that may try again.
     freed += connection.execute(
-        text(
-            "UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1 "
-            "WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths"
-        ),
+        text("""
+            UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1
+            WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths
+        """),
         {"worker_id": worker_id, "max_deaths": max_deaths},
     ).rowcount
-    # The rest were there each time a worker died.
+    # The rest reached `max_deaths`.
     rows = connection.execute(
         text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :worker_id AND state = 'running'"),
         {"worker_id": worker_id},
@@ -301,7 +326,11 @@ def release_dead_worker(
 
 
 def lock_held_jobs(connection: Connection, worker_id: UUID) -> None:
-    """Lock the jobs of what a worker holds: whoever frees requests locks as whoever settles them."""
+    """Lock the jobs of a worker's running requests.
+
+    Releasing takes the same locks, in the same order, as settling, so the two cannot deadlock.
+    """
+    # The partial index of running requests answers this.
     held = connection.execute(
         text("SELECT DISTINCT job_id FROM requests WHERE worker_id = :worker_id AND state = 'running'"),
         {"worker_id": worker_id},
@@ -310,7 +339,7 @@ def lock_held_jobs(connection: Connection, worker_id: UUID) -> None:
 
 
 def error_body(code: str, message: str) -> bytes:
-    """The stored body of a request that never came to an answer."""
+    """The stored body of a request that ended without an answer."""
     return orjson.dumps({"response": None, "error": {"code": code, "message": message}})
 
 

@@ -1,4 +1,4 @@
-"""A job comes in: reserve its key, stage its lines out of sight, publish it with one guarded UPDATE, or abandon it."""
+"""Submission of a job: reserve its key, stage its lines, publish it with one guarded UPDATE, or abandon it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook, window_s
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What an Idempotency-Key stands for. `body_sha256` is None while the request that holds it still uploads.
+    """The job of an Idempotency-Key. `body_sha256` is None while the request that reserved it still uploads.
 
-    `is_orphaned`: it should still upload, but nobody holds the upload's lock.
+    `is_orphaned`: the upload is not finished, and no session holds its lock.
     """
 
     job_id: UUID
@@ -31,6 +31,7 @@ class Reservation:
 
 def find_model(connection: Connection, name: str) -> ModelLimits | None:
     """A model that some worker has registered, alive or not."""
+    # Models keep their rows after their workers end.
     row = connection.execute(
         text("SELECT name, max_model_len, vocab_size FROM models WHERE name = :name"), {"name": name}
     ).one_or_none()
@@ -46,16 +47,17 @@ def upload_lock(job_id: UUID) -> int:
 
 
 def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: UUID | None = None) -> UUID:
-    """A new job in `validating`, invisible until it is published. Its id may be one that was made before."""
+    """Insert a job in `validating`, invisible until it is published. `job_id`: an id that was reserved before."""
     job_id = job_id or new_id()
     window = None if head.completion_window is None else window_seconds(head.completion_window)
+    # Counters start at 0; `total` grows with each staged group.
     connection.execute(
-        text(
-            "INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, webhook_endpoint_id, webhook_events, "
-            "                  completion_window) "
-            "VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :endpoint_id, "
-            "        CAST(:events AS text[]), :completion_window)"
-        ),
+        text("""
+            INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, webhook_endpoint_id, webhook_events,
+                              completion_window)
+            VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :endpoint_id,
+                    CAST(:events AS text[]), :completion_window)
+        """),
         {
             "id": job_id,
             "tenant_id": tenant_id,
@@ -71,12 +73,14 @@ def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: 
 
 
 def _endpoint(connection: Connection, tenant_id: UUID, webhook: Webhook) -> UUID:
-    # One row a tenant and URL, so that a receiver's 410 holds for the jobs that come after; naming it anew enables it.
+    """The tenant's endpoint of that URL, enabled."""
+    # One row for each tenant and URL, so that deliveries of all its jobs share a limit; naming it anew enables it.
     endpoint_id: UUID = connection.execute(
-        text(
-            "INSERT INTO webhook_endpoints (id, tenant_id, url) VALUES (:id, :tenant_id, :url) "
-            "ON CONFLICT (tenant_id, url) DO UPDATE SET disabled_at = NULL RETURNING id"
-        ),
+        text("""
+            INSERT INTO webhook_endpoints (id, tenant_id, url) VALUES (:id, :tenant_id, :url)
+            ON CONFLICT (tenant_id, url) DO UPDATE SET disabled_at = NULL
+            RETURNING id
+        """),
         {"id": new_id(), "tenant_id": tenant_id, "url": webhook.url},
     ).scalar_one()
     return endpoint_id
@@ -84,19 +88,21 @@ def _endpoint(connection: Connection, tenant_id: UUID, webhook: Webhook) -> UUID
 
 def reserve(connection: Connection, tenant_id: UUID, key: str, job_id: UUID) -> Reservation:
     """Tie an Idempotency-Key to `job_id`, or learn which job has it. A deleted job's key is free."""
+    # Free the key of a deleted job.
     connection.execute(
-        text(
-            "DELETE FROM idempotency_keys k USING jobs j "
-            "WHERE k.tenant_id = :tenant_id AND k.key = :key AND j.id = k.job_id AND j.deleted_at IS NOT NULL"
-        ),
+        text("""
+            DELETE FROM idempotency_keys k USING jobs j
+            WHERE k.tenant_id = :tenant_id AND k.key = :key AND j.id = k.job_id AND j.deleted_at IS NOT NULL
+        """),
         {"tenant_id": tenant_id, "key": key},
     )
-    # Whoever inserts first owns the key until the job is published or abandoned.
+    # The first to insert owns the key until the job is published or abandoned.
     inserted = connection.execute(
-        text(
-            "INSERT INTO idempotency_keys (tenant_id, key, job_id) VALUES (:tenant_id, :key, :job_id) "
-            "ON CONFLICT (tenant_id, key) DO NOTHING RETURNING job_id"
-        ),
+        text("""
+            INSERT INTO idempotency_keys (tenant_id, key, job_id) VALUES (:tenant_id, :key, :job_id)
+            ON CONFLICT (tenant_id, key) DO NOTHING
+            RETURNING job_id
+        """),
         {"tenant_id": tenant_id, "key": key, "job_id": job_id},
     ).scalar()
     if inserted is not None:
@@ -107,7 +113,8 @@ def reserve(connection: Connection, tenant_id: UUID, key: str, job_id: UUID) -> 
 
 
 def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reservation | None:
-    """The job that holds an Idempotency-Key."""
+    """The job that holds this tenant's Idempotency-Key."""
+    # Keys are the tenant's own.
     row = connection.execute(
         text("SELECT job_id, body_sha256 FROM idempotency_keys WHERE tenant_id = :tenant_id AND key = :key"),
         {"tenant_id": tenant_id, "key": key},
@@ -116,7 +123,7 @@ def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reser
         return None
     is_orphaned = False
     if row.body_sha256 is None:
-        # Shared, so that two who look at once do not see each other; kept until the transaction ends.
+        # Shared, so that two transactions that look at once do not see each other; kept until this one ends.
         is_orphaned = connection.execute(
             text("SELECT pg_try_advisory_xact_lock_shared(:lock)"), {"lock": upload_lock(row.job_id)}
         ).scalar_one()
@@ -124,7 +131,7 @@ def find_reservation(connection: Connection, tenant_id: UUID, key: str) -> Reser
 
 
 def free_orphaned(connection: Connection, tenant_id: UUID, key: str) -> None:
-    """Abandon the job of an Idempotency-Key if its upload is dead. Should it live after all, it stores nothing more."""
+    """Abandon the job of an Idempotency-Key if its upload is dead. An upload that still lives stores nothing more."""
     # While this transaction has the upload's lock, the upload cannot take it again.
     reservation = find_reservation(connection, tenant_id, key)
     if reservation is not None and reservation.is_orphaned:
@@ -132,18 +139,18 @@ def free_orphaned(connection: Connection, tenant_id: UUID, key: str) -> None:
 
 
 def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> bool:
-    """Store a group of lines. False where the job was collected meanwhile.
+    """Store a group of lines. False if the job was collected.
 
     Raises `DuplicateCustomId` with the line to blame; nothing of the group is stored then, and the transaction lives.
     """
     try:
         with connection.begin_nested():
-            # Touching the job first makes an upload that was given up fail here, and tells the courier that this lives.
+            # Update the job first: an upload that was given up stops here, and the courier sees that this one lives.
             staged = connection.execute(
-                text(
-                    "UPDATE jobs SET total = total + :count, staged_at = clock_timestamp() "
-                    "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL"
-                ),
+                text("""
+                    UPDATE jobs SET total = total + :count, staged_at = clock_timestamp()
+                    WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL
+                """),
                 {"job_id": job_id, "count": len(lines)},
             )
             if staged.rowcount == 0:
@@ -188,17 +195,18 @@ def _duplicate(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]
 
 
 def publish(connection: Connection, job_id: UUID, *, body_sha256: bytes | None = None) -> bool:
-    """Make a staged job visible and claimable. False where it was collected meanwhile.
+    """Make a staged job visible and claimable. False if it was collected.
 
-    `body_sha256` is given where the job holds an Idempotency-Key.
+    `body_sha256` is given if the job holds an Idempotency-Key.
     """
-    # One guarded UPDATE: the clock of the completion window starts here.
+    # One guarded UPDATE: the completion window starts here.
     published = connection.execute(
-        text(
-            "UPDATE jobs SET state = 'in_progress', in_progress_at = clock_timestamp(), "
-            "       expires_at = clock_timestamp() + make_interval(secs => completion_window) "
-            "WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL AND total > 0"
-        ),
+        text("""
+            UPDATE jobs SET state = 'in_progress',
+                            in_progress_at = clock_timestamp(),
+                            expires_at = clock_timestamp() + make_interval(secs => completion_window)
+            WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL AND total > 0
+        """),
         {"job_id": job_id},
     )
     if published.rowcount == 0:
@@ -213,16 +221,19 @@ def publish(connection: Connection, job_id: UUID, *, body_sha256: bytes | None =
 
 
 def abandon(connection: Connection, job_id: UUID) -> None:
-    """Give up a staged job: its key is free at once, its rows go with the next collection.
+    """Give up a staged job: its key is free at once, its rows are removed by the courier.
 
-    A job that was published after all keeps its key: a commit can succeed and its answer be lost.
+    A job that was published after all keeps its key, because a commit can succeed and its reply be lost.
     """
+    # Hide the job and free its key.
     connection.execute(
-        text(
-            "WITH abandoned AS ( "
-            "  UPDATE jobs SET deleted_at = clock_timestamp() "
-            "  WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL RETURNING id "
-            ") DELETE FROM idempotency_keys k USING abandoned a WHERE k.job_id = a.id"
-        ),
+        text("""
+            WITH abandoned AS (
+                UPDATE jobs SET deleted_at = clock_timestamp()
+                WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL
+                RETURNING id
+            )
+            DELETE FROM idempotency_keys k USING abandoned a WHERE k.job_id = a.id
+        """),
         {"job_id": job_id},
     )

@@ -1,4 +1,4 @@
-"""Workers: one row a process life. The lease stands here, so that a heartbeat is one update however much is held."""
+"""Worker rows: one for each process life. The lease stands here, so that a heartbeat updates one row."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ class WorkerIdentity:
 
 
 def register(connection: Connection, worker: WorkerIdentity, model: ModelLimits, *, lease: float) -> None:
-    """Make the model known and the worker alive for `lease` seconds."""
-    # A model is what its last worker said it is; jobs that wait for it stay.
+    """Insert the worker with a lease of `lease` seconds, and its model."""
+    # A model's limits are those of the worker that registered last; jobs that wait for it stay.
     connection.execute(
-        text(
-            "INSERT INTO models (name, max_model_len, vocab_size) VALUES (:name, :max_model_len, :vocab_size) "
-            "ON CONFLICT (name) DO UPDATE SET max_model_len = excluded.max_model_len, "
-            "  vocab_size = excluded.vocab_size, updated_at = clock_timestamp()"
-        ),
+        text("""
+            INSERT INTO models (name, max_model_len, vocab_size) VALUES (:name, :max_model_len, :vocab_size)
+            ON CONFLICT (name) DO UPDATE SET max_model_len = excluded.max_model_len,
+                                             vocab_size = excluded.vocab_size,
+                                             updated_at = clock_timestamp()
+        """),
         {"name": model.name, "max_model_len": model.max_model_len, "vocab_size": model.vocab_size},
     )
+    # The lease is Postgres' time.
     connection.execute(
-        text(
-            "INSERT INTO workers (id, model, host, pid, device, lease_expires_at) "
-            "VALUES (:id, :model, :host, :pid, :device, clock_timestamp() + make_interval(secs => :lease))"
-        ),
+        text("""
+            INSERT INTO workers (id, model, host, pid, device, lease_expires_at)
+            VALUES (:id, :model, :host, :pid, :device, clock_timestamp() + make_interval(secs => :lease))
+        """),
         {
             "id": worker.id,
             "model": model.name,
@@ -51,13 +53,15 @@ def register(connection: Connection, worker: WorkerIdentity, model: ModelLimits,
 
 
 def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: dict[str, object]) -> None:
-    """Renew the lease. Raises `LeaseLost` where the row was ended: everything this worker holds is somebody else's."""
+    """Renew the lease. Raises `LeaseLost` if the row was ended: all that this worker held was released."""
+    # A lease that ran out unnoticed is renewed; a row that a reaper ended is not.
     renewed = connection.execute(
-        text(
-            "UPDATE workers SET heartbeat_at = clock_timestamp(), stats = CAST(:stats AS jsonb), "
-            "       lease_expires_at = clock_timestamp() + make_interval(secs => :lease) "
-            "WHERE id = :id AND ended_at IS NULL"
-        ),
+        text("""
+            UPDATE workers SET heartbeat_at = clock_timestamp(),
+                               stats = CAST(:stats AS jsonb),
+                               lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+            WHERE id = :id AND ended_at IS NULL
+        """),
         {"id": worker_id, "lease": lease, "stats": orjson.dumps(stats).decode()},
     )
     if renewed.rowcount == 0:
@@ -65,14 +69,16 @@ def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: d
 
 
 def end(connection: Connection, worker_id: UUID) -> int:
-    """A worker stops of its own accord: what it holds waits again, uncharged. Returns how many requests that were."""
-    # Locked like a reaper does, so that the two never free the same requests.
+    """End a worker that stops in order: its requests are pending again, without a death. Returns how many."""
+    # Lock the worker as a reaper does, so that the two never release the same requests.
     connection.execute(text("SELECT 1 FROM workers WHERE id = :id FOR UPDATE"), {"id": worker_id})
     lock_held_jobs(connection, worker_id)
+    # Release what it holds.
     released = connection.execute(
         text("UPDATE requests SET state = 'pending', worker_id = NULL WHERE worker_id = :id AND state = 'running'"),
         {"id": worker_id},
     ).rowcount
+    # A row that a reaper ended before keeps its time.
     connection.execute(
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )
@@ -81,13 +87,15 @@ def end(connection: Connection, worker_id: UUID) -> int:
 
 def is_live(connection: Connection, host: str, pid: int) -> bool:
     """Whether this very process has loaded its model, registered, and holds its lease."""
-    # For a supervisor, which knows its children by their pids.
+    # By pid, because that is how a supervisor knows its children.
     return bool(
         connection.execute(
-            text(
-                "SELECT EXISTS (SELECT FROM workers WHERE host = :host AND pid = :pid "
-                "               AND ended_at IS NULL AND lease_expires_at > clock_timestamp())"
-            ),
+            text("""
+                SELECT EXISTS (
+                    SELECT FROM workers
+                    WHERE host = :host AND pid = :pid AND ended_at IS NULL AND lease_expires_at > clock_timestamp()
+                )
+            """),
             {"host": host, "pid": pid},
         ).scalar()
     )

@@ -66,7 +66,7 @@ def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collecti
 def test_what_was_claimed_without_our_knowing_goes_back(rows: Rows) -> None:
     job_id, worker_id = rows.job(5), rows.worker()
     claimed = rows.claim(worker_id).requests  # committed; of lines 3 to 5 the worker never heard
-    loop = claim_loop(rows, lease_of(worker_id), Consumer(0, [claimed[0]]), {claimed[1].hold})
+    loop = claim_loop(rows, lease_of(worker_id), Consumer(0, [claimed[0]]), {claimed[1].token})
     loop.start()
     await_condition(lambda: rows.states(job_id)[2:] == ["pending"] * 3, "the return of what was never seen")
     loop.close()

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from jobs.errors import LeaseLost
-from jobs.queries.claiming import ClaimedRequest, claims_of, give_back
+from jobs.queries.claiming import ClaimedRequest, claims_of, release
 from tests.support.rows import Rows
 
 
@@ -132,14 +132,14 @@ def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows) -> None:
     first, second = rows.worker(), rows.worker()
     held = rows.claim(first).requests
     with rows.database.begin() as connection:
-        assert give_back(connection, [request.hold for request in held[:2]]) == 2
-        assert claims_of(connection, first) == {held[2].hold}
+        assert release(connection, [request.token for request in held[:2]]) == 2
+        assert claims_of(connection, first) == {held[2].token}
     again = rows.claim(second).requests
     assert [(request.line, request.epoch, request.holder) for request in again] == [(1, 2, second), (2, 2, second)]
     assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
     # Too late: they are another's now, and stay there.
     with rows.database.begin() as connection:
-        assert give_back(connection, [request.hold for request in held[:2]]) == 0
+        assert release(connection, [request.token for request in held[:2]]) == 0
     rows.check()
 
 

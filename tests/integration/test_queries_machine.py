@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from jobs.errors import LeaseLost
 from jobs.queries import workers
-from jobs.queries.claiming import ClaimedRequest, claim, claims_of, give_back
+from jobs.queries.claiming import ClaimedRequest, claim, claims_of, release
 from jobs.queries.settling import Outcome, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
 from jobs.states import JobState, RequestState
 from tests.support.rows import MODEL, Rows, answered
@@ -115,11 +115,11 @@ class Claims(RuleBasedStateMachine):
             worker.held = [request for request in worker.held if request not in group]
 
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    def release(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.workers))
         expected = [request for request in worker.held if self._is_owed(answered(request))]
         with self.rows.database.begin() as connection:
-            assert give_back(connection, [request.hold for request in worker.held]) == len(expected)
+            assert release(connection, [request.token for request in worker.held]) == len(expected)
         worker.held = []
 
     @rule(data=st.data())

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from sqlalchemy import Connection
 
-from jobs.queries.claiming import ClaimedRequest, claim, give_back
+from jobs.queries.claiming import ClaimedRequest, claim, release
 from jobs.queries.settling import (
     Outcome,
     cancel_job,
@@ -374,7 +374,7 @@ def test_only_suspects_are_charged_with_a_death(rows: Rows) -> None:
     worker_id = rows.worker()
     held = rows.claim(worker_id).requests
     with rows.database.begin() as connection:
-        suspects = [request.hold for request in held[1:3]]
+        suspects = [request.token for request in held[1:3]]
         assert release_dead_worker(connection, worker_id, max_deaths=3, suspects=suspects).freed == 4
     deaths = rows.query("SELECT state, deaths FROM requests ORDER BY line")
     assert [(row.state, row.deaths) for row in deaths] == [("pending", n) for n in (0, 1, 1, 0)]
@@ -439,7 +439,7 @@ def test_epochs_strictly_rise(rows: Rows) -> None:
         epochs.append(claimed[0].epoch)
         with rows.database.begin() as connection:
             if how == "give back":
-                give_back(connection, [request.hold for request in claimed])
+                release(connection, [request.token for request in claimed])
             elif how == "end":
                 end(connection, worker_id)
         if how == "reap":

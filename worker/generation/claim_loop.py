@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
 from jobs.errors import LeaseLost
-from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, give_back
+from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, release
 from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from worker.generation.lease import Lease
@@ -118,15 +118,15 @@ class ClaimLoop:
         held = self._consumer.held()
         with self._database.connect() as connection:
             ours = claims_of(connection, worker_id)
-        lost = [request for request in held if request.hold not in ours]
+        lost = [request for request in held if request.token not in ours]
         if lost:
             self._consumer.abort(lost)
         # In this order: a request goes from the engine to the writer to Postgres, and leaves a place after it has
-        # reached the next. What was settled since `ours` was read stops at the fence of `give_back`.
-        unseen = ours.difference(request.hold for request in self._consumer.held()).difference(self._unwritten())
+        # reached the next. What was settled since `ours` was read stops at the fence of `release`.
+        unseen = ours.difference(request.token for request in self._consumer.held()).difference(self._unwritten())
         if unseen:
             with self._database.begin() as connection:
-                given_back = give_back(connection, unseen)
+                given_back = release(connection, unseen)
             if given_back:
                 logger.warning(
                     "%d requests were claimed in a transaction whose answer was lost; they go back", given_back
@@ -149,7 +149,7 @@ class ClaimLoop:
             return 0
         if self._is_closing:
             with self._database.begin() as connection:
-                give_back(connection, [request.hold for request in claimed.requests])
+                release(connection, [request.token for request in claimed.requests])
             return 0
         self._runs_solo = claimed.is_solo
         self._consumer.submit(claimed.requests)

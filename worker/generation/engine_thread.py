@@ -143,7 +143,7 @@ class EngineThread:
         engine = self._engine
         started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}
         with self._changed:
-            return [item.request.hold for name, item in self._held.items() if name in started]
+            return [item.request.token for name, item in self._held.items() if name in started]
 
     def stats(self) -> dict[str, object]:
         """The engine's counters, for the worker's row."""
