@@ -1,12 +1,10 @@
 """Measure Pagemill beside its rivals: `python -m bench`, which is `make bench`.
 
-    python -m bench                                    everything, into bench/results/ and docs/benchmarks.md
-    python -m bench --prepare                          only install rivals, make and convert models
-    python -m bench --workload W1s --rival vllm --rounds 2      a part of it, shown and not kept
-    python -m bench --quick                            one small round, to see whether all of it works
-
-Then, and only when everything is asked for, the service's own benchmarks: `bench.submission`,
-`bench.claiming`, `bench.wakeup`, `bench.waiting`, `bench.startup`, `bench.determinism`.
+python -m bench                    everything, into bench/results/ and docs/benchmarks.md; then the modules in OTHERS
+python -m bench --prepare          only install rivals, make and convert models
+python -m bench --workload W1s --rival vllm --rounds 2      a part of it, shown and not kept
+python -m bench --quick            one small round, to see whether all of it works
+python -m bench engine --profile   the bare engine on one workload, and where its steps' time goes
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import engine_command
 from bench.comparison import Comparison, Entry, measured_ceilings
 from bench.contender import PRECISIONS, contenders
 from bench.machine import computes_in, cores
@@ -41,6 +40,8 @@ TRIAL = "tiny"
 
 def main() -> None:
     options = _parser().parse_args()
+    if options.command == engine_command.NAME:
+        sys.exit(engine_command.run(options))
     # Contenders that wait for their turn are halted, and would stay so for ever if this process just died.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     options.cache = options.cache.absolute()
@@ -112,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prepare", action="store_true", help="install, make and convert, and measure nothing")
     parser.add_argument("--quick", action="store_true", help="one round of a tiny model")
     parser.add_argument("--keep", action="store_true", help="keep the result of a part, too")
+    commands = parser.add_subparsers(dest="command", title="instead of the comparison")
+    engine_command.add_arguments(commands.add_parser(engine_command.NAME, help=engine_command.__doc__))
     return parser
 
 

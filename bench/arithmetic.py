@@ -1,4 +1,4 @@
-"""How much a workload has to compute and to read at the very least, whoever runs it."""
+"""How much a workload has to compute and to read at the very least, on any engine."""
 
 from __future__ import annotations
 

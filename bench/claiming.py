@@ -39,7 +39,7 @@ from jobs.settings import Settings
 from jobs.states import RequestState
 from migrations.run import upgrade
 
-MODEL = ModelLimits("nobody-serves-this", 100_000, 100_000)
+MODEL = ModelLimits("without-a-worker", 100_000, 100_000)
 WAITING = 200_000
 TENANTS = 4
 LINE_BYTES = 1000
@@ -49,7 +49,7 @@ WARM_UP = 10  # claims before the first that counts: Postgres settles on its pla
 
 
 def measure(claims: int, limit: int) -> dict[str, Any]:
-    """Milliseconds of each claim, and the seconds of CPU that others used meanwhile."""
+    """Milliseconds of each claim, and the seconds of CPU that other processes used in that time."""
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory, contextlib.ExitStack() as stack:
         log = stack.enter_context(contextlib.closing(ChildLog(Path(directory) / "logs")))
         services = stack.enter_context(embedded_services(DataDir(Path(directory) / "data"), log, valkey=False))

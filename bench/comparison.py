@@ -29,8 +29,8 @@ from bench.workload import Request, Workload
 
 WARM_UP_TOKENS = 4
 START_TIMEOUT = 900.0
-# Who took so many times as long as the fastest in its precision takes no second turn: rounds would take hours, and
-# nobody needs a spread to believe it.
+# A contender that took this many times as long as the fastest in its precision takes no second turn: rounds would take
+# hours, and the spread would not change the finding.
 HOPELESS = 3.0
 # Contenders that wait stay loaded as long as this share of the memory is free.
 ENOUGH_MEMORY = 0.45
@@ -51,7 +51,7 @@ class Turn:
     """Bytes, of its processes since they started."""
 
     others_cpu_seconds: float
-    """CPU that went to processes outside this benchmark meanwhile, or to other guests of the host."""
+    """CPU that went to processes outside this benchmark during the run, or to other guests of the host."""
 
 
 @dataclass(slots=True)

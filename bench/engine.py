@@ -1,4 +1,4 @@
-"""The bare engine on one workload, and where its steps' time goes: what `pagemill bench engine` shows."""
+"""The bare engine on one workload, and where its steps' time goes: what `python -m bench engine` shows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The models of the workloads: the shapes of known ones with random weights, made once and kept on disk.
 
 Speed does not depend on what the weights say. They are saved in bfloat16, which every contender can load exactly into
-whatever it computes in.
+the type that it computes in.
 """
 
 from __future__ import annotations

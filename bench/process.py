@@ -1,13 +1,10 @@
-"""A contender's process: orders as JSON lines on its input, answers as JSON lines on its output.
+"""`python -m bench.process NAME`: a contender's process, with orders and answers as JSON lines until its input ends.
 
-    python -m bench.process NAME
-
-    {"convert": {"source", "target", "precision"}}     ->  {}
-    {"start": {the fields of Setup}}                   ->  {"seconds", "versions"}
-    {"generate": [{"prompt", "max_tokens"}, ...]}      ->  {"seconds", "outputs": [{"num_tokens", "token_ids"}, ...]}
-    {"processes": null}                                ->  {"processes": [pid, ...] or null}
-
-What goes wrong is answered as {"error": text}. The process ends with its input.
+{"convert": {"source", "target", "precision"}}     ->  {}
+{"start": {the fields of Setup}}                   ->  {"seconds", "versions"}
+{"generate": [{"prompt", "max_tokens"}, ...]}      ->  {"seconds", "outputs": [{"num_tokens", "token_ids"}, ...]}
+{"processes": null}                                ->  {"processes": [pid, ...] or null}
+an order that fails                                ->  {"error": text}
 """
 
 from __future__ import annotations
@@ -74,7 +71,7 @@ def main() -> None:
             ((name, order),) = json.loads(line).items()
             try:
                 answer = getattr(host, name)(order)
-            except Exception as error:  # noqa: BLE001 - whatever a rival raises is its result
+            except Exception as error:  # noqa: BLE001 - any error that a rival raises is its result
                 traceback.print_exc()
                 answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=answers, flush=True)

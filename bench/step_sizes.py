@@ -33,7 +33,7 @@ STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class StepSizeCase:
     """A model of `bench.models`, and prompts with a new token or more for each."""
 
     model: str
@@ -44,8 +44,8 @@ class Case:
 
 
 CASES = (
-    Case("gpt2", requests=12, shortest=16, longest=512, new_tokens=16),
-    Case("tiny", requests=200, shortest=16, longest=192, new_tokens=16),
+    StepSizeCase("gpt2", requests=12, shortest=16, longest=512, new_tokens=16),
+    StepSizeCase("tiny", requests=200, shortest=16, longest=192, new_tokens=16),
 )
 
 
@@ -69,7 +69,7 @@ def _engine(model: str) -> Engine:
     return engine
 
 
-def _prompts(engine: Engine, case: Case) -> dict[str, Any]:
+def _prompts(engine: Engine, case: StepSizeCase) -> dict[str, Any]:
     """Tokens a second of all contenders, prompts and new ones together, and ratios to the largest steps."""
     contenders = {str(size): PrefillBudgetTuner([size]) for size in FIXED} | {
         "chosen": PrefillBudgetTuner(candidate_budgets(MOST))
@@ -97,7 +97,7 @@ def _prompts(engine: Engine, case: Case) -> dict[str, Any]:
     }
 
 
-def _turns(case: Case) -> Iterator[list[list[int]]]:
+def _turns(case: StepSizeCase) -> Iterator[list[list[int]]]:
     """Prompts for one turn after the other: always of the same lengths, never with the same tokens."""
     lengths = [random.Random(number).randint(case.shortest, case.longest) for number in range(case.requests)]
     tokens = random.Random(case.model)

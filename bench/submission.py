@@ -2,7 +2,7 @@
 
     python -m bench.submission [LINES]
 
-One NDJSON stream of lines of 1 kB for a model that nobody serves, so that nothing but the API, Postgres and this client
+One NDJSON stream of lines of 1 kB for a model without a worker, so that nothing but the API, Postgres and this client
 uses the machine. The first stream of 200 lines warms everything up and gives the memory to compare with.
 """
 
@@ -28,7 +28,7 @@ from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 
-MODEL = "nobody-serves-this"
+MODEL = "without-a-worker"
 LINE_BYTES = 1000
 REPEATS = 3
 

@@ -1,8 +1,8 @@
 """How long does a job wait for an idle worker, with the bell and by polling alone? `python -m bench.wakeup`
 
-Runs the whole service twice, as `pagemill up` does: with its Redis, and with a Redis that nobody answers for. Each job
-is one prompt, handed in over HTTP at a random moment of the worker's poll. The wait is from publishing to the claim,
-both by Postgres' clock; a trigger notes the claim, in the claim's own transaction.
+Runs the whole service twice, as `pagemill up` does: with its Redis, and with a Redis URL that refuses connections. Each
+job is one prompt, handed in over HTTP at a random moment of the worker's poll. The wait is from publishing to the
+claim, both by Postgres' clock; a trigger notes the claim, in the claim's own transaction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from bench.report import save
-from cli.stack import Stack, running_stack
+from cli.stack import RunningStack, running_stack
 from jobs.database import sqlalchemy_url
 from jobs.settings import Settings
 
@@ -43,7 +43,7 @@ WAITS = (
 )
 
 
-def measure(stack: Stack, model: str, jobs: int) -> list[float]:
+def measure(stack: RunningStack, model: str, jobs: int) -> list[float]:
     """Seconds from publishing to claim, of `jobs` jobs that each find the worker idle."""
     database = create_engine(sqlalchemy_url(stack.database_url), poolclass=NullPool)
     with database.begin() as connection:
@@ -65,10 +65,10 @@ def measure(stack: Stack, model: str, jobs: int) -> list[float]:
 
 @contextlib.contextmanager
 def _unanswered_url() -> Iterator[str]:
-    """A Redis URL at which connections are refused: the port is taken, and nobody listens."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        yield f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
+    """A Redis URL at which connections are refused: the port is bound, and no server listens."""
+    with socket.socket() as unanswered:
+        unanswered.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{unanswered.getsockname()[1]}/0"
 
 
 def _figures(waits: Sequence[float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ DISTRIBUTION = "pagemill"
 GIB = 1024**3
 LEAST_DISK = 1 * GIB  # an empty cluster takes 40 MiB, its log up to 1 GiB
 LEAST_MEMORY = 1 * GIB  # torch alone takes a third of it
-TIMEOUT = 5.0  # seconds for whoever is asked over a network
+TIMEOUT = 5.0  # seconds that a service may take to answer
 
 
 class Verdict(Enum):
@@ -53,7 +53,7 @@ class Check:
     look: Callable[[], Finding]
 
     def run(self) -> Finding:
-        """The finding, whatever happens on the way to it."""
+        """The finding; an unexpected error is one too."""
         try:
             return self.look()
         except Exception as error:  # noqa: BLE001  a broken installation may raise anything, and is what we look for
@@ -88,7 +88,7 @@ def checks(settings: Settings) -> list[Check]:
 
 def python() -> Finding:
     found = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info < (3, 11):  # noqa: UP036  for whoever runs a checkout with an older one
+    if sys.version_info < (3, 11):  # noqa: UP036  a checkout may be run with an older one
         return Finding(Verdict.BAD, found, "Pagemill needs Python 3.11 or newer: make PYTHON=python3.12 setup")
     return Finding(Verdict.GOOD, found)
 
@@ -213,7 +213,7 @@ def _for_triton(detail: str) -> Finding:
 
 
 def cpu_kernels() -> Finding:
-    """What computes attention and linear layers on the CPU; compiles the kernels where nobody has yet."""
+    """What computes attention and linear layers on the CPU; compiles the kernels if they are not yet."""
     if not _is_installed("torch"):
         return Finding(Verdict.NOTE, "unknown without torch")
     library = importlib.import_module("kernels.cpu.library")

@@ -39,7 +39,7 @@ class ChildLog:
                 try:
                     print(self._label(name) + line, file=self._stream, flush=True)
                 except OSError:
-                    # Whoever read the stream went away (`pagemill up | head`); the files go on.
+                    # The stream has no reader any more (`pagemill up | head`); the files go on.
                     self._stream = None
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class DataDir:
         """Make the directory and keep everyone else out of it. Yields a file descriptor that children are to inherit.
 
         The kernel frees both locks when their last holder ends, however it ends. Hence nothing is ever stale, and
-        nobody has to guess whether a recorded pid still means the same process.
+        no recorded pid has to be trusted to mean the same process still.
 
         Raises DataDirError if another `up` runs here, or cannot be written to.
         """

@@ -1,17 +1,12 @@
 """A process that becomes another one, after promising to die with its parent.
 
-`launch_command(argv, ...)` wraps a command line; run as a script, this file does what the wrapper asks for and then
-execs the command, so that the process keeps its pid and nothing stays in between:
-
-1. become the identity asked for: another user, or a user namespace of its own (Postgres refuses to run as root);
-2. ask the kernel for a signal when the parent ends, even by kill -9 (`PR_SET_PDEATHSIG`, prctl(2));
-3. exec.
-
-The order matters: changing credentials clears the parent-death signal. The signal comes when the *thread* that started
-the process ends, so whoever launches must do it from a thread that lives as long as the child is wanted.
-
-Stand-alone: it runs as `python -I -S launcher.py`, without site-packages.
+`launch_command(argv, ...)` wraps a command line. Run as a script (`python -I -S launcher.py`, without site-packages),
+this file (1) becomes the identity asked for: another user, or a user namespace of its own; (2) asks the kernel for a
+signal when the parent ends, even by kill -9 (`PR_SET_PDEATHSIG`, prctl(2)); (3) execs the command, keeping its pid.
 """
+
+# The order matters: changing credentials clears the parent-death signal. The signal comes when the *thread* that
+# started the process ends, so a child must be launched from a thread that lives as long as the child is wanted.
 
 from __future__ import annotations
 
@@ -32,7 +27,7 @@ CLONE_NEWUSER = 0x1000_0000  # linux/sched.h
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a process runs as. Both None: whoever runs us.
+    """Who a process runs as. Both None: the user of this process.
 
     `user` is a (uid, gid) to become. `namespace` is the (uid, gid) that this user appears as inside a new user
     namespace: files keep their owner, and no other user's are touched.

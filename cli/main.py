@@ -16,8 +16,6 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
 
 MODEL_HELP = "demo, a directory, or the id of a model on the Hugging Face hub."
 ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
@@ -165,19 +163,6 @@ def generate(
 
     options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     raise typer.Exit(run(prompt, model, options=options, device=device, dtype=dtype))
-
-
-@bench.command("engine")
-def bench_engine(
-    workload: Annotated[str, typer.Option(help="W1, W1s, W2, W3, W4 (docs/benchmarks.md) or tiny.")] = "W1s",
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the workload's, made up.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Show where the steps' time goes.")] = False,
-) -> None:
-    """Run a workload of the benchmarks on the bare engine, on the CPU."""
-    from cli.commands.bench import engine as run
-
-    raise typer.Exit(run(workload, model=model, precision=precision, is_profiled=profile))
 
 
 # Keys

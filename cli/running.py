@@ -37,7 +37,7 @@ class Running:
 
 
 def with_running(settings: Settings) -> Settings:
-    """Settings in which whatever the environment left open is that of the `up` which runs on the data directory."""
+    """Settings whose unset addresses are those of the `up` that runs on the data directory."""
     running = Running.read(settings.data_dir)
     if running is None:
         return settings

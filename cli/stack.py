@@ -48,7 +48,7 @@ class PortTaken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Stack:
+class RunningStack:
     """A running service."""
 
     base_url: str
@@ -71,13 +71,13 @@ def running_stack(
     stream: TextIO | None = None,
     colour: bool = False,
     stop_on_signals: bool = False,
-) -> Iterator[Stack]:
+) -> Iterator[RunningStack]:
     """Start everything on `settings.data_dir` and wait until it serves; stop it all on leaving.
 
     A Postgres and a Valkey are started where `settings` names none. One worker runs for each of `model_names`
     (PAGEMILL_MODEL, or the demo model, where there are none). `stream` gets the labelled lines of all processes.
 
-    Raises DataDirError, EmbeddedServiceError, PortTaken, ChildFailed, and StopRequested if a signal came meanwhile.
+    Raises DataDirError, EmbeddedServiceError, PortTaken, ChildFailed, and StopRequested if a signal came before that.
     """
     data_dir = DataDir(settings.data_dir)
     settings = settings.model_copy(update={"data_dir": data_dir.path, "port": _free_port(settings.host, settings.port)})
@@ -108,7 +108,7 @@ def running_stack(
         names = list(model_names) or [settings.model or models.DEMO]
         log.write("pagemill", f"starting on {base_url}, with {', '.join(names)}")
         services.supervisor.start(*_children(settings, names))
-        yield Stack(base_url, api_key, database_url, redis_url, data_dir.logs, services.supervisor)
+        yield RunningStack(base_url, api_key, database_url, redis_url, data_dir.logs, services.supervisor)
 
 
 def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
@@ -130,7 +130,7 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
     database = create_engine(sqlalchemy_url(settings.database_url), poolclass=NullPool)
     children = [
         child("api", ["api"], _api_is_ready(settings), STOP_MARGIN + 5.0, 60.0),
-        # Nobody waits for the courier: all that it does is found in Postgres, whenever it comes up.
+        # Serving does not depend on the courier: all that it does is found in Postgres, however late it comes up.
         child("courier", ["courier"], lambda pid: True, STOP_MARGIN, 60.0),
     ]
     for number, model in enumerate(model_names, start=1):

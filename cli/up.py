@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
 from cli.first_key import UnusableKey
-from cli.stack import PortTaken, Stack, running_stack
+from cli.stack import PortTaken, RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
 from jobs.settings import Settings
 
@@ -32,7 +32,7 @@ def up(settings: Settings, model_names: Sequence[str]) -> int:
     return 0
 
 
-def _greeting(stack: Stack) -> str:
+def _greeting(stack: RunningStack) -> str:
     return f"""
 Pagemill serves on {stack.base_url} (API reference: {stack.base_url}/docs)
 The key is         {stack.api_key}

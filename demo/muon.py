@@ -1,15 +1,17 @@
 """Muon: momentum whose update is orthogonalised, so that no direction of a weight matrix is left behind.
 
-For each matrix, with gradient G, momentum M and learning rate η:
-
-    M ← μ M + (1 − μ) G          U = (1 − μ) G + μ M  (Nesterov)
-    O ≈ (U Uᵀ)^(−½) U            by five Newton-Schulz steps: X ← a X + (b A + c A²) X with A = X Xᵀ
-    W ← (1 − η λ) W − η · 0.2 √max(rows, columns) · O
-
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the factor that makes one η fit both Muon and AdamW is
-from Liu et al. 2025, arXiv:2502.16982. `torch.optim.Muon` is the same rule, but it iterates in bfloat16, which is slow
-on a CPU without bfloat16 arithmetic, and one matrix at a time.
+from Liu et al. 2025, arXiv:2502.16982.
 """
+
+# For each matrix, with gradient G, momentum M and learning rate η:
+#
+#     M ← μ M + (1 − μ) G          U = (1 − μ) G + μ M  (Nesterov)
+#     O ≈ (U Uᵀ)^(−½) U            by five Newton-Schulz steps: X ← a X + (b A + c A²) X with A = X Xᵀ
+#     W ← (1 − η λ) W − η · 0.2 √max(rows, columns) · O
+#
+# `torch.optim.Muon` is the same rule, but it iterates in bfloat16, which is slow on a CPU without bfloat16 arithmetic,
+# and one matrix at a time.
 
 from collections import defaultdict
 from collections.abc import Iterable

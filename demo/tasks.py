@@ -1,19 +1,19 @@
-"""Three small tasks whose answers can be checked, and the split of their problems into training and hold-out.
+"""Three small tasks whose answers can be checked, and the split of their examples into training and hold-out.
 
     17 + 58 =        →  75        two numbers from 0 to 99
     reverse stone =  →  enots     a word of 3 to 6 letters
     sort stone =     →  enost     its letters in alphabetical order
 
-The equals sign is not decoration: with characters for tokens, nothing else tells where a prompt ends and its answer
-begins, and `17 + 5` answered with the 2 of 22 would read like the prompt `17 + 52`.
-
-A problem's *subject* decides its side: the word, or the pair of addends whatever their order. One subject in ten is
-held out by its hash, and so is every real word of `words.txt`: the model is trained on random letters only, so whoever
-asks it about a garden asks about a word that it has never seen, in either task. Sums of single digits are never held
-out: that table is learnt by heart, as there is nothing to infer 0 + 1 from.
-
-Plain Python on purpose: the command line makes prompts and checks answers with it where no torch is installed.
+Imports no torch, because the command line makes prompts and checks answers with it where none is installed.
 """
+
+# The equals sign is not decoration: with characters for tokens, nothing else tells where a prompt ends and its answer
+# begins, and `17 + 5` answered with the 2 of 22 would read like the prompt `17 + 52`.
+#
+# An example's *subject* decides its side: the word, or the unordered pair of addends. One subject in ten is held out by
+# its hash, and so is every real word of `words.txt`: the model is trained on random letters only, so a prompt about a
+# garden is about a word that it has never seen, in either task. Sums of single digits are never held out: that table is
+# learnt by heart, as there is nothing to infer 0 + 1 from.
 
 import random
 import re
@@ -38,7 +38,7 @@ _WORD = re.compile(rf"(reverse|sort) ([a-z]{{{SHORTEST_WORD},{LONGEST_WORD}}}) =
 
 
 @dataclass(frozen=True)
-class Problem:
+class Example:
     """One prompt of one task, with the only answer that counts as right."""
 
     task: str
@@ -68,7 +68,7 @@ def exact(prompt: str, answer: str) -> bool:
 
 
 def held_out(prompt: str) -> bool:
-    """Whether the problem is kept from training; ValueError where `prompt` is none of the three tasks."""
+    """Whether the example is kept from training; ValueError where `prompt` is none of the three tasks."""
     if match := _ADD.fullmatch(prompt):
         # 17 + 58 in training would give away 58 + 17.
         low, high = sorted(map(int, match.groups()))
@@ -79,52 +79,52 @@ def held_out(prompt: str) -> bool:
     raise ValueError(f"not a prompt of the demo's tasks: {prompt!r}")
 
 
-def training_problems(rng: Rng) -> Iterator[Problem]:
-    """Endless problems of the training side, the three tasks equally often, drawn with `rng`."""
+def training_examples(rng: Rng) -> Iterator[Example]:
+    """Endless examples of the training side, the three tasks equally often, drawn with `rng`."""
     while True:
         task = rng.choice(tuple(TASKS))
-        problem = TASKS[task](rng)
-        if not held_out(problem.prompt):
-            yield problem
+        example = TASKS[task](rng)
+        if not held_out(example.prompt):
+            yield example
 
 
-def holdout(task: str, count: int, seed: int = 0) -> list[Problem]:
-    """`count` different held-out problems of one task, the same ones for the same seed.
+def holdout(task: str, count: int, seed: int = 0) -> list[Example]:
+    """`count` different held-out examples of one task, the same ones for the same seed.
 
     The word tasks begin with the real words, in an order drawn from `seed`, and go on with held-out random letters.
-    ValueError where the task has fewer held-out problems than `count`.
+    ValueError where the task has fewer held-out examples than `count`.
     """
     rng = Rng(f"holdout {task} {seed}")
     if task == "add":
         numbers = range(LARGEST_ADDEND + 1)
         everything = [_addition(a, b) for a in numbers for b in numbers]
-        kept = [problem for problem in everything if held_out(problem.prompt)]
+        kept = [example for example in everything if held_out(example.prompt)]
         if count > len(kept):
             raise ValueError(f"only {len(kept)} additions are held out, {count} were asked for")
         return rng.sample(kept, count)
-    problems = dict.fromkeys(_word_problem(task, word) for word in rng.sample(words(), len(words())))
-    while len(problems) < count:
-        problem = TASKS[task](rng)
-        if held_out(problem.prompt):
-            problems.setdefault(problem)
-    return list(problems)[:count]
+    examples = dict.fromkeys(_word_example(task, word) for word in rng.sample(words(), len(words())))
+    while len(examples) < count:
+        example = TASKS[task](rng)
+        if held_out(example.prompt):
+            examples.setdefault(example)
+    return list(examples)[:count]
 
 
-def mixed_holdout(count: int, seed: int = 0) -> list[Problem]:
-    """`count` different held-out problems, the tasks in turn, the same ones for the same seed."""
+def mixed_holdout(count: int, seed: int = 0) -> list[Example]:
+    """`count` different held-out examples, the tasks in turn, the same ones for the same seed."""
     share = -(-count // len(TASKS))
     columns = [holdout(task, share, seed) for task in TASKS]
-    return [problem for row in zip(*columns, strict=True) for problem in row][:count]
+    return [example for row in zip(*columns, strict=True) for example in row][:count]
 
 
-def _addition(a: int, b: int) -> Problem:
+def _addition(a: int, b: int) -> Example:
     prompt = f"{a} + {b} ="
-    return Problem("add", prompt, solve(prompt))
+    return Example("add", prompt, solve(prompt))
 
 
-def _word_problem(task: str, word: str) -> Problem:
+def _word_example(task: str, word: str) -> Example:
     prompt = f"{task} {word} ="
-    return Problem(task, prompt, solve(prompt))
+    return Example(task, prompt, solve(prompt))
 
 
 def _addend(rng: Rng) -> int:
@@ -138,12 +138,12 @@ def _word(rng: Rng) -> str:
     return "".join(rng.choices(alphabet, k=rng.randint(SHORTEST_WORD, LONGEST_WORD)))
 
 
-TASKS: dict[str, Callable[[Rng], Problem]] = {
+TASKS: dict[str, Callable[[Rng], Example]] = {
     "add": lambda rng: _addition(_addend(rng), _addend(rng)),
-    "reverse": lambda rng: _word_problem("reverse", _word(rng)),
-    "sort": lambda rng: _word_problem("sort", _word(rng)),
+    "reverse": lambda rng: _word_example("reverse", _word(rng)),
+    "sort": lambda rng: _word_example("sort", _word(rng)),
 }
-"""Each task's name and how to draw one of its problems, from either side of the split."""
+"""Each task's name and how to draw one of its examples, from either side of the split."""
 
 
 def _hashed_out(subject: str) -> bool:

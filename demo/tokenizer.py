@@ -9,8 +9,8 @@ PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 CHARACTERS = "\n " + digits + ascii_letters + punctuation
 """The tasks use few of them; the others let any English prompt in. What is outside becomes `<unk>`."""
 
-# The model has no memory of a conversation: the last user message is the whole prompt. In a chat, where nobody would
-# end a request with an equals sign, the template does.
+# The model has no memory of a conversation: the last user message is the whole prompt. In a chat the template
+# adds the equals sign, because people do not end a request with one.
 CHAT_TEMPLATE = (
     "{%- set asked = messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list -%}"
     "{%- if not asked -%}{{ raise_exception('there is no user message') }}{%- endif -%}"

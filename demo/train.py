@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo.muon import Muon
-from demo.tasks import LONGEST_ANSWER, LONGEST_PROMPT, TASKS, Problem, holdout, training_problems
+from demo.tasks import LONGEST_ANSWER, LONGEST_PROMPT, TASKS, Example, holdout, training_examples
 from demo.tokenizer import build_tokenizer
 
 MODEL_DIRECTORY = Path(__file__).parent / "model"
@@ -43,7 +43,7 @@ class Settings:
     num_heads: int = 4
     num_kv_heads: int = 2
     intermediate_size: int = 384
-    # Far more than the tasks need: whoever tries long prompts with this model gets nonsense, but gets it.
+    # Far more than the tasks need: a long prompt gets nonsense from this model, but gets an answer.
     max_positions: int = 2048
     batch_size: int = 256
     steps: int = 1300
@@ -67,10 +67,10 @@ def train(settings: Settings, directory: Path, log: Callable[[str], None]) -> No
 
     optimizers = _build_optimizers(settings, model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings)) for optimizer in optimizers]
-    problems = training_problems(random.Random(settings.seed))
+    examples = training_examples(random.Random(settings.seed))
     losses = []
     for step in range(1, settings.steps + 1):
-        inputs, targets = _tensors(tokenizer, list(islice(problems, settings.batch_size)))
+        inputs, targets = _tensors(tokenizer, list(islice(examples, settings.batch_size)))
         asked = targets != _IGNORED
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), targets[asked])
@@ -87,7 +87,7 @@ def train(settings: Settings, directory: Path, log: Callable[[str], None]) -> No
             losses.clear()
 
     model.save_pretrained(directory)
-    # safetensors lets only the owner read what it writes; whoever installs the package must too.
+    # safetensors lets only the owner read what it writes; users of an installed package must too.
     (directory / "model.safetensors").chmod(0o644)
     # The chat template belongs into tokenizer_config.json, where every reader of tokenizers looks for it.
     tokenizer.save_pretrained(directory, save_jinja_files=False)
@@ -143,14 +143,14 @@ def _schedule(settings: Settings) -> Callable[[int], float]:
     return factor
 
 
-def _tensors(tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> tuple[Tensor, Tensor]:
-    """Inputs and what each position must predict, both [problems, positions]; only the answers count, with </s>.
+def _tensors(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> tuple[Tensor, Tensor]:
+    """Inputs and what each position must predict, both [examples, positions]; only the answers count, with </s>.
 
     Attention is causal, so padding to the right needs no mask.
     """
-    prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
-    answers = tokenizer([problem.answer for problem in problems], add_special_tokens=False)["input_ids"]
-    inputs = torch.full((len(problems), _LONGEST_INPUT), tokenizer.pad_token_id)
+    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
+    answers = tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+    inputs = torch.full((len(examples), _LONGEST_INPUT), tokenizer.pad_token_id)
     targets = torch.full_like(inputs, _IGNORED)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) + len(answer)
@@ -160,13 +160,13 @@ def _tensors(tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> tup
 
 
 @torch.no_grad()
-def _count_right(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> int:
+def _count_right(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> int:
     """How many answers greedy decoding would give exactly.
 
     It does if and only if every token of the answer is the likeliest after the right ones before it, so one forward
     pass tells. `demo/evaluate.py` asks the engine instead, token by token.
     """
-    inputs, targets = _tensors(tokenizer, problems)
+    inputs, targets = _tensors(tokenizer, examples)
     likeliest = model(input_ids=inputs, use_cache=False).logits.argmax(-1)
     return int(((likeliest == targets) | (targets == _IGNORED)).all(dim=1).sum())
 

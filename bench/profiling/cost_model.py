@@ -1,10 +1,10 @@
 """What steps ask of a device: multiplications and additions, and bytes that have to move, by kernel.
 
-A model's forward pass asks for  a  a step,  b  a token and  c  a row of logits, whatever the kernel: weights are read
+A model's forward pass asks for  a  a step,  b  a token and  c  a row of logits, with any kernel: weights are read
 once a step, the rest is rows. The three are found by running a few tokens through the model and looking at what its
-linear layers and kernels are given. So they are right for any model, and for a CUDA graph, too, which nobody can look
-into. Two things depend on more and are computed from that: attention on how far each token looks back, and a mixture
-of experts on how many of them a step's tokens choose.
+linear layers and kernels are given. So they are right for any model, and for a CUDA graph, too, whose inside
+cannot be observed. Two things depend on more and are computed from that: attention on how far each token looks back,
+and a mixture of experts on how many of them a step's tokens choose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.models.moe import SparseMLP
 from kernels.launch import Launch
 
 TORCH_PRODUCT = "torch product"
-"""Stands for whatever kernel torch multiplies matrices with."""
+"""Stands for any kernel that torch multiplies matrices with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class _Observer:
 
 
 def linears(model: nn.Module) -> Iterator[nn.Module]:
-    """The model's linear layers, of whatever class."""
+    """The model's linear layers, of any class."""
     return (module for module in model.modules() if isinstance(getattr(module, "in_features", None), int))
 
 
@@ -252,7 +252,7 @@ class Mixture:
 def mixtures_by_rows(runner: ModelRunner) -> tuple[Counter[Mixture], Counter[Mixture]]:
     """The model's mixtures that every token of a step goes through, and those that only rows of logits do.
 
-    After the last layer's attention nobody looks at other rows; runs two tokens to see which mixtures that is true of.
+    After the last layer's attention no other rows are read; runs two tokens to see which mixtures that is true of.
     """
     rows: dict[SparseMLP, int] = {}
 

@@ -72,10 +72,10 @@ class Kernel:
     seconds: float = 0.0
     launches: int = 0
     flops: float = 0.0
-    """Multiplications and additions that the shapes ask for; 0 where nobody counts them."""
+    """Multiplications and additions that the shapes ask for; 0 where they are not counted."""
 
     bytes: float = 0.0
-    """Weights, keys, values and activations, each read or written once; 0 where nobody counts them."""
+    """Weights, keys, values and activations, each read or written once; 0 where they are not counted."""
 
 
 @dataclass(slots=True)

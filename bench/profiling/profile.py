@@ -1,27 +1,27 @@
-"""Where a step's time goes, and how much was computed and read meanwhile.
+"""Where a step's time goes, and how much is computed and read in it.
 
-    with profiled(engine) as profile:
-        engine.generate(...)
-    profile.parts[LINEARS].seconds, .flops, .bytes
-
-While it lasts, the methods below are exchanged for ones that switch a stopwatch to their part and back, so that each
-second of the host counts once, for the innermost part:
-
-    step                                 loop
-      schedule                           scheduler
-      run, decode                        on the CPU  other model operations    on a GPU  launch
-        linear layers, experts' products             linears
-        what the attention backend                   attention
-        begins, and calls
-      read what was decoded                                                              waiting
-      sample                             sampling
-      decode                             text
-
-On the CPU every token is decoded in a step of its own meanwhile, since a burst of several is one piece to the host. On
-a GPU all is as it is without a profile, CUDA graphs too, and nobody waits for the device who would not anyway; what ran
-there is `profile.kernels`, from torch's profiler (`device_profile.py`). Afterwards all is as before: an engine that is
-not profiled pays nothing.
+with profiled(engine) as profile:
+    engine.generate(...)
+profile.parts[LINEARS].seconds, .flops, .bytes
 """
+
+# Inside the block the methods below are exchanged for ones that switch a stopwatch to their part and back, so that each
+# second of the host counts once, for the innermost part:
+#
+
+#     step                                 loop
+#       schedule                           scheduler
+#       run, decode                        on the CPU  other model operations    on a GPU  launch
+#         linear layers, experts' products             linears
+#         what the attention backend                   attention
+#         begins, and calls
+#       read what was decoded                                                              waiting
+#       sample                             sampling
+#       decode                             text
+#
+# On the CPU every token is decoded in a step of its own, because a multi-step batch is one piece to the host. On a GPU
+# profiling does not change execution: CUDA graphs stay on and no synchronization is added; kernels are in
+# `profile.kernels`, from torch's profiler (`device.py`). The exchange is undone at the end of the block.
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
 
 
 def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
-    """On a CPU, where whatever the model does is done when the call is over."""
+    """On a CPU, where all of a call's work is done when the call returns."""
     stack.enter_context(exchanged(engine.scheduler.lookahead, "choose", lambda *args, **options: (1, [])))
     stack.enter_context(exchanged(runner, "run", watch.timed(MODEL, runner.run)))
     stack.enter_context(exchanged(runner.backend, "begin", _begin(watch, runner)))

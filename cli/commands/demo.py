@@ -16,12 +16,12 @@ from rich.table import Table
 
 from cli.client import Client, Submission
 from cli.commands.jobs import follow
-from cli.commands.terminal import explained, out
+from cli.commands.terminal import out, reports_errors
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.models import DEMO
-from cli.stack import Stack, running_stack
+from cli.stack import RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
-from demo.tasks import Problem, mixed_holdout
+from demo.tasks import Example, mixed_holdout
 from jobs.settings import Settings
 
 REQUESTS = 300
@@ -30,24 +30,24 @@ WEBHOOK_TIMEOUT = 30.0  # seconds
 INTERRUPTED = 130  # the exit code of a shell command that Ctrl-C ended
 
 
-@explained
+@reports_errors
 def demo() -> int:
     """Returns 0 where every request came back and the webhook's signature held; stops all that it started."""
-    problems = mixed_holdout(REQUESTS)
+    examples = mixed_holdout(REQUESTS)
     try:
         with _workspace() as directory, _service(directory) as stack:
             client = Client(stack.base_url, stack.api_key)
             with contextlib.closing(client), webhook_receiver(client.webhook_secret()) as receiver:
                 lines = directory / "prompts.jsonl"
-                _write(lines, problems)
+                _write(lines, examples)
                 out.print(f"[bold]POST /v1/jobs[/bold]  {REQUESTS} prompts that the model never saw in training")
                 began = time.monotonic()
                 job = client.submit(lines, Submission(DEMO, receiver.url, {"temperature": "0", "max_tokens": "12"}))
                 job = follow(client, job)
                 seconds = time.monotonic() - began
                 answers = _answers(client, job["id"])
-                _show_answers(problems, answers)
-                exact = sum(answers.get(place) == problem.answer for place, problem in enumerate(problems))
+                _show_answers(examples, answers)
+                exact = sum(answers.get(place) == example.answer for place, example in enumerate(examples))
                 out.print(
                     f"{exact} of {REQUESTS} answers are exact · {REQUESTS / seconds:,.0f} requests/s · "
                     f"{job['usage']['completion_tokens'] / seconds:,.0f} tokens/s generated"
@@ -79,7 +79,7 @@ def _workspace() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _service(directory: Path) -> Iterator[Stack]:
+def _service(directory: Path) -> Iterator[RunningStack]:
     settings = Settings(data_dir=directory / "data", port=0, webhook_allow_private=True)
     began = time.monotonic()
     out.print("Starting Postgres, Valkey, the API, the courier and a worker with the demo model …")
@@ -89,10 +89,10 @@ def _service(directory: Path) -> Iterator[Stack]:
         out.print("Stopping everything …")
 
 
-def _write(file: Path, problems: Sequence[Problem]) -> None:
+def _write(file: Path, examples: Sequence[Example]) -> None:
     with file.open("w") as target:
-        for place, problem in enumerate(problems):
-            target.write(json.dumps({"custom_id": str(place), "prompt": problem.prompt}) + "\n")
+        for place, example in enumerate(examples):
+            target.write(json.dumps({"custom_id": str(place), "prompt": example.prompt}) + "\n")
 
 
 def _answers(client: Client, job_id: str) -> dict[int, str]:
@@ -105,9 +105,9 @@ def _answers(client: Client, job_id: str) -> dict[int, str]:
     }
 
 
-def _show_answers(problems: Sequence[Problem], answers: dict[int, str]) -> None:
+def _show_answers(examples: Sequence[Example], answers: dict[int, str]) -> None:
     table = Table("prompt", "answer", "", box=None)
-    for place, problem in enumerate(problems[:SHOWN]):
+    for place, example in enumerate(examples[:SHOWN]):
         answer = answers.get(place, "")
-        table.add_row(problem.prompt, answer, "✓" if answer == problem.answer else f"✗ {problem.answer}")
+        table.add_row(example.prompt, answer, "✓" if answer == example.answer else f"✗ {example.answer}")
     out.print(table)

@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.checkup import Finding, Verdict, checks
-from cli.commands.terminal import explained
+from cli.commands.terminal import reports_errors
 from jobs.settings import Settings
 
 SIGNS = {Verdict.GOOD: ("✓", "green"), Verdict.NOTE: ("!", "yellow"), Verdict.BAD: ("✗", "red")}
 INDENT = " " * 5
 
 
-@explained
+@reports_errors
 def doctor() -> int:
     """Look at everything. 1 where something would keep `pagemill up` from running, else 0."""
     console = Console(highlight=False, soft_wrap=True)

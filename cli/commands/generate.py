@@ -8,11 +8,11 @@ from typing import Any
 from rich.text import Text
 
 from cli import logs, models
-from cli.commands.terminal import err, explained, out
+from cli.commands.terminal import err, out, reports_errors
 from jobs.settings import Settings
 
 
-@explained
+@reports_errors
 def generate(
     prompts: Sequence[str], model: str | None, *, options: Mapping[str, Any], device: str | None, dtype: str | None
 ) -> int:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.client import Client, ServiceError, Submission
-from cli.commands.terminal import err, explained, out
+from cli.commands.terminal import err, out, reports_errors
 from jobs.settings import Settings
 
 COUNTS = ("completed", "failed", "cancelled", "expired", "open")
@@ -27,7 +27,7 @@ def _client() -> Iterator[Client]:
         yield client
 
 
-@explained
+@reports_errors
 def submit(file: Path, *, model: str | None, wait: bool, output: Path | None, webhook: str | None) -> int:
     """Stream the file; with `wait`, follow the job and fail where a line did."""
     with _client() as client:
@@ -44,7 +44,7 @@ def submit(file: Path, *, model: str | None, wait: bool, output: Path | None, we
     return 0 if job["status"] == "completed" and not job["request_counts"]["failed"] else 1
 
 
-@explained
+@reports_errors
 def status(job_id: str) -> int:
     with _client() as client:
         job = client.job(job_id)
@@ -61,14 +61,14 @@ def status(job_id: str) -> int:
     return 0
 
 
-@explained
+@reports_errors
 def watch(job_id: str) -> int:
     with _client() as client:
         job = follow(client, client.job(job_id))
     return 0 if job["status"] == "completed" else 1
 
 
-@explained
+@reports_errors
 def results(job_id: str, *, after: int, output: Path | None) -> int:
     with _client() as client:
         if output is None:
@@ -78,7 +78,7 @@ def results(job_id: str, *, after: int, output: Path | None) -> int:
     return 0
 
 
-@explained
+@reports_errors
 def cancel(job_id: str) -> int:
     with _client() as client:
         out.print(client.cancel(job_id)["status"])

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
 
-from cli.commands.terminal import err, explained, out
+from cli.commands.terminal import err, out, reports_errors
 from cli.first_key import store_key
 from cli.running import with_running
 from jobs import keys
@@ -18,7 +18,7 @@ from jobs.queries import tenants
 from jobs.settings import Settings
 
 
-@explained
+@reports_errors
 def create(*, tenant: str, name: str) -> int:
     settings = with_running(Settings())
     if settings.database_url is None:
@@ -32,7 +32,7 @@ def create(*, tenant: str, name: str) -> int:
     return 0
 
 
-@explained
+@reports_errors
 def list_all() -> int:
     with _transaction() as connection:
         listed = tenants.list_keys(connection)
@@ -45,7 +45,7 @@ def list_all() -> int:
     return 0
 
 
-@explained
+@reports_errors
 def revoke(hint: str) -> int:
     with _transaction() as connection:
         revoked = tenants.revoke_key(connection, hint.rstrip("…"))  # the whole key will do too

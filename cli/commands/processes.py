@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import logs, models
-from cli.commands.terminal import err, explained, out
+from cli.commands.terminal import err, out, reports_errors
 from cli.first_key import store_key
 from jobs.database import DatabaseNotConfigured
 from jobs.settings import Settings
 
 
-@explained
+@reports_errors
 def up(model_names: Sequence[str], *, data_dir: Path | None, host: str | None, port: int | None) -> int:
     from cli.up import up as run
 
@@ -21,7 +21,7 @@ def up(model_names: Sequence[str], *, data_dir: Path | None, host: str | None, p
     return run(settings, list(model_names))
 
 
-@explained
+@reports_errors
 def api() -> int:
     from api.server import serve
 
@@ -31,7 +31,7 @@ def api() -> int:
     return 0
 
 
-@explained
+@reports_errors
 def worker(model: str | None, *, served_name: str | None, device: str | None) -> int:
     settings = Settings()
     if device is not None:
@@ -61,7 +61,7 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
     )
 
 
-@explained
+@reports_errors
 def courier() -> int:
     from worker.courier.process import run_courier
 
@@ -70,7 +70,7 @@ def courier() -> int:
     return run_courier(settings)
 
 
-@explained
+@reports_errors
 def migrate() -> int:
     from migrations.run import upgrade
 

@@ -26,7 +26,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def explained(command: Callable[P, int]) -> Callable[P, int]:
+def reports_errors(command: Callable[P, int]) -> Callable[P, int]:
     """Turn the errors that a person can mend into one red line and exit code 1."""
 
     @functools.wraps(command)

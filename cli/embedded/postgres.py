@@ -1,13 +1,12 @@
-"""An embedded Postgres: a real server from the pip package's programs, private to one data directory.
+"""An embedded Postgres: a real server from the pip package's programs, private to one data directory."""
 
-Its cluster is made once, with password authentication only, and kept. It listens on a Unix socket in a private
-directory under the temporary directory, on no port: nothing to collide with, and nothing that other users reach.
-
-Postgres refuses to run as root. As root it therefore runs in a user namespace in which root appears as an ordinary
-user; where the kernel or a container forbids namespaces, as `nobody`, with a copy of the programs if our own are out of
-its sight. Either way it is started inside its data directory and told that this is `/proc/self/cwd`: then the parents
-of the data directory, a 0700 /root say, need not be passable for it.
-"""
+# Its cluster is made once, with password authentication only, and kept. It listens on a Unix socket in a private
+# directory under the temporary directory, on no port: nothing to collide with, and nothing that other users reach.
+#
+# Postgres refuses to run as root. As root it therefore runs in a user namespace in which root appears as an ordinary
+# user; where the kernel or a container forbids namespaces, as the user `nobody`, with a copy of the programs if that
+# user cannot read ours. Either way it is started inside its data directory and told that this is `/proc/self/cwd`:
+# then the parents of the data directory, a 0700 /root say, need not be passable for it.
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ SERVER_SETTINGS = {
     "port": str(PORT),
     "max_connections": "100",
     "shared_buffers": "128MB",
-    # One server, nobody to replicate to: less to write.
+    # One server without replicas: less to write.
     "wal_level": "minimal",
     "max_wal_senders": "0",
     # Parallel plans pass tuples through /dev/shm, of which a container has 64 MB.
@@ -71,7 +70,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
-        """`durable=False` forgoes fsync: only for data that nobody will miss."""
+        """`durable=False` forgoes fsync: only for data that may be lost."""
         self._directory = directory
         self._cluster = directory / "cluster"
         self._durable = durable
@@ -192,7 +191,7 @@ class EmbeddedPostgres:
         command = [
             *(str(self._binaries.initdb), "--pgdata", HERE),
             *("--username", SUPERUSER, "--auth", "scram-sha-256", "--pwfile", str(password_file)),
-            # The same order of text everywhere, whatever locales the machine has.
+            # The same order of text everywhere, independent of the locales that the machine has.
             *("--encoding", "UTF8", "--no-locale", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
             *([] if self._durable else ["--no-sync"]),
         ]
@@ -247,8 +246,8 @@ class EmbeddedPostgres:
 
     def _remove_stale_pid_file(self) -> None:
         """Postgres believes a pid file whose pid lives. After kill -9 and a reboot, or in the next container, that pid
-        may be anybody's. We hold the data directory's lock, so no server of ours runs; a foreign one is recognised
-        by its working directory."""
+        may be another process's. We hold the data directory's lock, so no server of ours runs; a foreign one is
+        recognised by its working directory."""
         try:
             pid = int(self._pid_file.read_text().split("\n", 1)[0])
         except FileNotFoundError:
@@ -316,7 +315,7 @@ def _find_a_way(binaries: PostgresBinaries) -> tuple[Identity, PostgresBinaries,
 
 
 def _identities() -> Iterator[Identity]:
-    """Who Postgres may run as, best first: not root, and (for initdb) somebody with a name in the user database."""
+    """Who Postgres may run as, best first: not root, and (for initdb) a user with a name in the user database."""
     ordinary = _ordinary_user()
     if os.geteuid() != 0 and _has_name(os.geteuid()):
         yield OURSELVES

@@ -39,7 +39,7 @@ def embedded_services(
 ) -> Iterator[EmbeddedServices]:
     """Hold a data directory and run the services on it for the length of a `with` block.
 
-    `durable=False` forgoes fsync: only for data that nobody will miss. `stop_on_signals` makes SIGINT, SIGTERM and
+    `durable=False` forgoes fsync: only for data that may be lost. `stop_on_signals` makes SIGINT, SIGTERM and
     SIGHUP requests to the supervisor (main thread only).
 
     Raises DataDirError if the directory is in use, EmbeddedServiceError or ChildFailed if a service cannot run, and
@@ -68,7 +68,7 @@ def _start_valkey(supervisor: Supervisor, data_dir: DataDir) -> str:
         try:
             supervisor.start(valkey.child())
         except ChildFailed as failure:
-            # Between our look and its bind somebody else may have taken the port.
+            # Between our look and its bind another process may have taken the port.
             if not attempts_left or not any("already in use" in line for line in failure.last_lines):
                 raise
         else:

@@ -22,7 +22,7 @@ DATABASES = 64
 
 
 class EmbeddedValkey:
-    """The server of one directory. `prepare()`, then run `child()`; where its port was taken meanwhile, again."""
+    """The server of one directory. `prepare()`, then run `child()`; again where its port was taken first."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -90,7 +90,7 @@ class EmbeddedValkey:
 
 
 def _free_port(preferred: int) -> int:
-    """`preferred` if nobody listens there, else one that the kernel chooses."""
+    """`preferred` if it is free, else one that the kernel chooses."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,7 +17,7 @@ import pytest
 from cli.client import Client, Submission
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.models import DEMO
-from cli.stack import Stack, running_stack
+from cli.stack import RunningStack, running_stack
 from demo.tasks import mixed_holdout
 from jobs.settings import Settings
 from tests.support.oracle import check
@@ -39,7 +39,7 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("stack") / "data",
         port=0,
@@ -53,7 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_schemas_that_hold_and_one_that_cannot(stack: Stack) -> None:
+def test_schemas_that_hold_and_one_that_cannot(stack: RunningStack) -> None:
     """Structured output beside free text; what is wrong with a schema is its line's error."""
     openai = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA, "strict": True}}
     job = {
@@ -110,7 +110,7 @@ def test_schemas_that_hold_and_one_that_cannot(stack: Stack) -> None:
     assert "JSON schema" in response["body"]["error"]["message"]
 
 
-def test_kill_9_of_the_worker_during_2000_lines(stack: Stack, tmp_path: Path) -> None:
+def test_kill_9_of_the_worker_during_2000_lines(stack: RunningStack, tmp_path: Path) -> None:
     problems = mixed_holdout(600)
     lines = tmp_path / "lines.jsonl"
     with lines.open("w") as file:

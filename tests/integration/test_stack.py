@@ -19,7 +19,7 @@ import pytest
 
 from cli.client import Client, Submission
 from cli.running import FILE, Running, with_running
-from cli.stack import Stack, running_stack
+from cli.stack import RunningStack, running_stack
 from cli.up import up
 from jobs.settings import Settings
 from migrations.run import upgrade
@@ -57,14 +57,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def stack(settings: Settings, model: Path) -> Iterator[Stack]:
+def stack(settings: Settings, model: Path) -> Iterator[RunningStack]:
     with running_stack(settings, [str(model)]) as stack:
         yield stack
         processes = family(stack.pids().values())
     await_gone(processes)
 
 
-def _run_a_job(stack: Stack, directory: Path) -> None:
+def _run_a_job(stack: RunningStack, directory: Path) -> None:
     lines = directory / "lines.jsonl"
     lines.write_text('{"prompt": [5, 6, 7], "max_tokens": 4}\n' * 10)
     with closing(Client(stack.base_url, stack.api_key)) as client:
@@ -75,12 +75,12 @@ def _run_a_job(stack: Stack, directory: Path) -> None:
         assert len(list(client.results(job["id"]))) == 10
 
 
-def test_a_job_runs_through_every_process(stack: Stack, tmp_path: Path) -> None:
+def test_a_job_runs_through_every_process(stack: RunningStack, tmp_path: Path) -> None:
     assert {"postgres", "valkey", "api", "courier", "worker"} == set(stack.pids())
     _run_a_job(stack, tmp_path)
 
 
-def test_other_commands_find_it(stack: Stack, settings: Settings) -> None:
+def test_other_commands_find_it(stack: RunningStack, settings: Settings) -> None:
     found = with_running(settings)
     assert (found.url, found.database_url, found.redis_url) == (stack.base_url, stack.database_url, stack.redis_url)
     for secret in (FILE, "api_key"):
@@ -88,7 +88,7 @@ def test_other_commands_find_it(stack: Stack, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "postgres", "valkey"])
-def test_it_mends_itself(stack: Stack, tmp_path: Path, name: str) -> None:
+def test_it_mends_itself(stack: RunningStack, tmp_path: Path, name: str) -> None:
     killed = stack.pids()[name]
     os.kill(killed, signal.SIGKILL)
     await_condition(lambda: stack.pids().get(name, killed) != killed, f"another {name}")

@@ -177,7 +177,7 @@ def test_a_hurried_stop_waits_for_nobody(lines: io.StringIO, tmp_path: Path) -> 
         supervisor.start(shell("stubborn", script, ready=is_there(ready), grace=600))
         supervisor.request_stop()
         assert supervisor.wait(timeout=PATIENCE)
-        supervisor.request_stop(flush_soon=True)
+        supervisor.request_stop(hurry=True)
 
 
 def test_a_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> None:

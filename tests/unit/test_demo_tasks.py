@@ -1,4 +1,4 @@
-"""The demo's problems: right answers, and a hold-out that training never sees."""
+"""The demo's examples: right answers, and a hold-out that training never sees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demo.tasks import (
     holdout,
     mixed_holdout,
     solve,
-    training_problems,
+    training_examples,
     words,
 )
 
@@ -72,14 +72,14 @@ def test_both_tasks_of_a_word_are_on_one_side(word: str) -> None:
 
 
 def test_training_and_holdout_are_disjoint() -> None:
-    trained = list(islice(training_problems(random.Random(1)), 10_000))
-    kept = {problem.prompt for task in TASKS for problem in holdout(task, 900)}
-    assert kept.isdisjoint(problem.prompt for problem in trained)
+    trained = list(islice(training_examples(random.Random(1)), 10_000))
+    kept = {example.prompt for task in TASKS for example in holdout(task, 900)}
+    assert kept.isdisjoint(example.prompt for example in trained)
     # Not by luck: the hold-out is a tenth of all sums, and training draws many different ones.
     everything = [f"{a} + {b} =" for a in range(LARGEST_ADDEND + 1) for b in range(LARGEST_ADDEND + 1)]
     assert sum(map(held_out, everything)) == pytest.approx(len(everything) / 10, rel=0.1)
-    assert {problem.task for problem in trained} == set(TASKS)
-    assert len({problem.prompt for problem in trained if problem.task == "add"}) > 1500
+    assert {example.task for example in trained} == set(TASKS)
+    assert len({example.prompt for example in trained if example.task == "add"}) > 1500
 
 
 def test_sums_of_single_digits_are_never_held_out() -> None:
@@ -87,8 +87,8 @@ def test_sums_of_single_digits_are_never_held_out() -> None:
 
 
 def test_every_real_word_is_held_out() -> None:
-    trained = islice(training_problems(random.Random(2)), 10_000)
-    assert not {problem.prompt.split(" ")[1] for problem in trained} & set(words())
+    trained = islice(training_examples(random.Random(2)), 10_000)
+    assert not {example.prompt.split(" ")[1] for example in trained} & set(words())
     assert all(held_out(f"sort {word} =") for word in words())
 
 
@@ -100,23 +100,23 @@ def test_words_are_sorted_unique_and_within_the_task() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_holdout_is_repeatable_distinct_and_right(task: str) -> None:
-    problems = holdout(task, 600, seed=3)
-    assert problems == holdout(task, 600, seed=3)
-    assert problems != holdout(task, 600, seed=4)
-    assert len({problem.prompt for problem in problems}) == 600
-    for problem in problems:
-        assert problem.task == task
-        assert held_out(problem.prompt)
-        assert exact(problem.prompt, problem.answer)
-        assert len(problem.prompt) <= LONGEST_PROMPT
-        assert len(problem.answer) <= LONGEST_ANSWER
+    examples = holdout(task, 600, seed=3)
+    assert examples == holdout(task, 600, seed=3)
+    assert examples != holdout(task, 600, seed=4)
+    assert len({example.prompt for example in examples}) == 600
+    for example in examples:
+        assert example.task == task
+        assert held_out(example.prompt)
+        assert exact(example.prompt, example.answer)
+        assert len(example.prompt) <= LONGEST_PROMPT
+        assert len(example.answer) <= LONGEST_ANSWER
 
 
 def test_a_mixed_holdout_takes_the_tasks_in_turn() -> None:
-    problems = mixed_holdout(301)
-    assert [problem.task for problem in problems[:4]] == ["add", "reverse", "sort", "add"]
-    assert len({problem.prompt for problem in problems}) == len(problems) == 301
-    assert all(problem.prompt.split(" ")[1] in words() for problem in problems if problem.task != "add")
+    examples = mixed_holdout(301)
+    assert [example.task for example in examples[:4]] == ["add", "reverse", "sort", "add"]
+    assert len({example.prompt for example in examples}) == len(examples) == 301
+    assert all(example.prompt.split(" ")[1] in words() for example in examples if example.task != "add")
 
 
 def test_more_sums_than_are_held_out_are_refused() -> None:

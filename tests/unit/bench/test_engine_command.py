@@ -1,14 +1,15 @@
-"""`pagemill bench engine`, on a model of two layers."""
+"""`python -m bench engine`, on a model of two layers."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from typer.testing import CliRunner
 
 from bench import ceilings
+from bench.__main__ import main
 from bench.engine import measure
 from bench.workload import workloads
-from cli.main import app
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "CHUNK", 8)
 
 
-def test_measures_a_workload_and_its_parts() -> None:
+def test_measure_returns_rates_profile_and_ceilings() -> None:
     workload = workloads()["tiny"]
     found = measure(workload, "float32", is_profiled=True)
     assert found.requests == 6
@@ -32,16 +33,40 @@ def test_measures_a_workload_and_its_parts() -> None:
     assert found.ceilings.compute > 0
 
 
-def test_shows_the_demo_model() -> None:
-    shown = CliRunner().invoke(app, ["bench", "engine", "--workload", "tiny", "--model", "demo", "--profile"])
-    assert shown.exit_code == 0, shown.output
-    assert "tokens/s" in shown.output
+def _run(monkeypatch: pytest.MonkeyPatch, *options: str) -> object:
+    """The exit code of `python -m bench engine` with these options."""
+    monkeypatch.setattr(sys, "argv", ["bench", "engine", *options])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    return ending.value.code
+
+
+def test_engine_command_shows_every_part_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(monkeypatch, "--workload", "tiny", "--model", "demo", "--profile") == 0
+    shown = capsys.readouterr().out
+    assert "tokens/s" in shown
     for part in ("linears", "attention", "sampling", "scheduler", "text"):
-        assert part in shown.output
+        assert part in shown
 
 
-@pytest.mark.parametrize("options", [["--workload", "W0"], ["--precision", "int3"], ["-m", "/no/such/model"]])
-def test_says_what_it_cannot_do(options: list[str]) -> None:
-    shown = CliRunner().invoke(app, ["bench", "engine", *options])
-    assert shown.exit_code == 1
-    assert "tokens/s" not in shown.output
+@pytest.mark.parametrize(
+    ("options", "status", "complaint"),
+    [
+        (["--workload", "W0"], 2, "W0"),
+        (["--precision", "int3"], 2, "int3"),
+        (["--workload", "tiny", "-m", "/no/such/model"], 1, "/no/such/model"),
+    ],
+)
+def test_engine_command_names_what_it_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    status: int,
+    complaint: str,
+) -> None:
+    assert _run(monkeypatch, *options) == status
+    shown = capsys.readouterr()
+    assert complaint in shown.err
+    assert "tokens/s" not in shown.out

@@ -11,7 +11,7 @@ from bench.models import CONFIGS, save_tokenizer
 from bench.workload import Workload, workloads
 
 ROUNDS = (-1, 0, 1)
-SHARED = 8  # tokens in a row that nobody has in common by chance
+SHARED = 8  # tokens in a row that two prompts do not share by chance
 
 every_workload = pytest.mark.parametrize("workload", workloads().values(), ids=list(workloads()))
 

@@ -202,7 +202,7 @@ def test_looking_leaves_cache_and_model_as_they_were(tmp_path: Path) -> None:
 
 
 def test_decodes_read_their_context_once_a_step(tmp_path: Path) -> None:
-    """Eight steps from position 100 on read 101 to 108 positions, whatever the burst."""
+    """Eight steps from position 100 on read 101 to 108 positions, in a multi-step batch of any size."""
     layer = AttentionLayer(0, 8, 2, 16, 16, 1.0)
     looks = sum(range(101, 109))
     work = attention_work(layer, looks, looks, 8, dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn)

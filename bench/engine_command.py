@@ -1,32 +1,49 @@
-"""`pagemill bench`: what this machine does with the engine."""
+"""`python -m bench engine`: run one workload on the bare engine, on the CPU, and print its rates."""
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from bench.contender import PRECISIONS
+from bench.machine import computes_in
+from bench.workload import workloads
 from cli import logs, models
-from cli.commands.terminal import err, explained, out
+from cli.commands.terminal import err, out, reports_errors
 
 if TYPE_CHECKING:
     from bench.engine import Measured
 
+NAME = "engine"
 
-@explained
-def engine(workload: str, *, model: str | None, precision: str | None, is_profiled: bool) -> int:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's options."""
+    parser.add_argument("--workload", default="W1s", choices=list(workloads()), help="see docs/benchmarks.md")
+    parser.add_argument("--model", "-m", help="instead of the workload's: demo, a directory or the id of a hub's model")
+    parser.add_argument("--precision", choices=PRECISIONS, help=f"here {computes_in()} if not given")
+    parser.add_argument("--profile", action="store_true", help="show where the steps' time goes")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what the parsed options ask for. Returns the exit code."""
+    return measure_engine(
+        options.workload,
+        model=options.model,
+        precision=options.precision or computes_in(),
+        is_profiled=options.profile,
+    )
+
+
+@reports_errors
+def measure_engine(workload: str, *, model: str | None, precision: str, is_profiled: bool) -> int:
     """Print the rates of one run, and with a profile each part's share of the steps' time."""
-    from bench.contender import PRECISIONS
     from bench.engine import measure
-    from bench.machine import computes_in
-    from bench.workload import workloads
     from engine.errors import EngineError
 
-    chosen, precision = workloads().get(workload), precision or computes_in()
-    if chosen is None or precision not in PRECISIONS:
-        known, what = (PRECISIONS, "precisions") if chosen else (workloads(), "workloads")
-        err.print(f"The {what} are {', '.join(known)}.", style="red", markup=False)
-        return 1
+    chosen = workloads()[workload]
     logs.configure("warning")
     location = None if model is None else models.resolve(model).location
     try:
