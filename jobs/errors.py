@@ -1,21 +1,20 @@
-"""What can go wrong with a job, as one tree. `api/errors.py` is the only map from here to HTTP.
-
-PagemillError
-├── InvalidInput              the caller's document is wrong; names the field, and the line in a file
-│   ├── InvalidJson           not the JSON that we accept: syntax, duplicate keys, NaN, lone surrogates, depth
-│   ├── DuplicateCustomId     two lines of a job share a custom_id
-│   └── TooLarge              over a limit of bytes, lines or depth
-├── ModelNotFound             no worker ever served a model of that name
-├── JobNotFound               no such job for this tenant
-├── JobNotDeletable           a job that still runs is cancelled first
-├── IdempotencyMismatch       the key was used with another body
-├── IdempotencyBusy           the first request with this key is still coming in
-├── SubmissionCollected       an upload stored nothing for too long and was given up
-├── InvalidKey                no such API key, or it is revoked or expired
-└── LeaseLost                 this worker's lease is gone: what it still computes may not be written
-"""
+"""Everything that can go wrong with a job, as one tree. `api/errors.py` is the only map from here to HTTP."""
 
 from __future__ import annotations
+
+# PagemillError
+# ├── InvalidInput              the caller's document is wrong; names the field, and the line in a file
+# │   ├── InvalidJson           not the JSON that we accept: syntax, duplicate keys, NaN, lone surrogates, depth
+# │   ├── DuplicateCustomId     two lines of a job share a custom_id
+# │   └── TooLarge              over a limit of bytes, lines or depth
+# ├── ModelNotFound             no worker ever served a model of that name
+# ├── JobNotFound               no such job for this tenant
+# ├── JobNotDeletable           a job that still runs is cancelled first
+# ├── IdempotencyMismatch       the key was used with another body
+# ├── IdempotencyBusy           the first request with this key is still coming in
+# ├── SubmissionCollected       an upload stored nothing for too long and was given up
+# ├── InvalidKey                no such API key, or it is revoked or expired
+# └── LeaseLost                 this worker's lease is gone: its later results may not be written
 
 
 class PagemillError(Exception):
@@ -128,6 +127,6 @@ class InvalidKey(PagemillError):
 
 
 class LeaseLost(PagemillError):
-    """The worker's row is gone or marked dead: its requests belong to others now."""
+    """The worker's row is gone or marked dead: its requests were released."""
 
     code = "lease_lost"

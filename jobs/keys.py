@@ -37,12 +37,12 @@ def is_well_formed(key: str) -> bool:
 
 
 def digest(key: str, pepper: bytes) -> bytes:
-    """What is stored of a key: 32 bytes."""
+    """The 32 bytes that are stored of a key."""
     return hmac.new(pepper, key.encode(), hashlib.sha256).digest()
 
 
 def hint(key: str) -> str:
-    """What may be shown of a key later: its beginning."""
+    """The beginning of a key, which may be shown later."""
     return key[: HINT_LENGTH if key.startswith(PREFIX) else min(HINT_LENGTH, len(key) // _SHARE_SHOWN)]
 
 
@@ -62,7 +62,7 @@ def read_or_create_secret(path: Path, make: Callable[[], str]) -> str:
     """A secret that lives in a file of mode 0600. Two processes that start at once agree on one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        # Written beside and linked into place: nobody ever reads half a secret, and the first writer wins.
+        # Written to a draft and linked into place: no process reads half a secret, and the first writer wins.
         draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         draft.touch(mode=0o600)
         draft.write_text(make())

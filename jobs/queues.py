@@ -1,4 +1,4 @@
-"""The bell: names and broker options that the API, workers and the courier share. Redis carries nothing else.
+"""Names and broker options of the Celery queues that the API, workers and the courier share.
 
 A message is `drain(job_id)` on the queue of a model. It only wakes a worker; work is found in Postgres.
 """
@@ -13,7 +13,7 @@ DRAIN_TASK = "pagemill.drain"
 NUDGE_TASK = "pagemill.nudge"
 COURIER_QUEUE = "courier"
 
-# Another application's, perhaps: our broker is PAGEMILL_REDIS_URL.
+# Celery reads these; they may belong to another application. Our broker is PAGEMILL_REDIS_URL.
 _CELERY_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 

@@ -1,4 +1,4 @@
-"""What a caller may ask for, checked without a tokenizer: one schema for inline prompts and for lines of a file.
+"""The schema of jobs and of their lines, inline or in a file, checked without a tokenizer.
 
 caller's line ──strict_json──▶ dict ──parse_request──▶ StagedLine ──COPY──▶ requests + bodies
 """
@@ -51,7 +51,7 @@ class _Strict(BaseModel):
 
 
 def _schema(value: object) -> object:
-    """A JSON schema that can be stored, as an object; whether it makes sense, only the worker can tell."""
+    """Parse a JSON schema into an object that can be stored; only the worker can tell whether it can be compiled."""
     if isinstance(value, str):
         try:
             value = strict_json.parse(value.encode("utf-8", "surrogatepass"), max_depth=_MAX_SCHEMA_DEPTH)
@@ -120,7 +120,7 @@ class ResponseFormat(_Strict):
         return self
 
     def structured_outputs(self) -> StructuredOutputs | None:
-        """The same in our words; None for plain text."""
+        """The equivalent `structured_outputs`; None for plain text."""
         if self.json_schema is not None:
             return StructuredOutputs(json=self.json_schema.schema_)
         return StructuredOutputs(json_object=True) if self.type == "json_object" else None
@@ -159,7 +159,7 @@ class Params(_Strict):
         return self
 
     def stored(self) -> dict[str, Any]:
-        """What the worker reads. A form is stored in our own words, also the wish for none."""
+        """The stored fields, as the worker reads them. A `response_format` is stored as `structured_outputs`."""
         fields = self.model_dump(exclude_none=True, exclude={"custom_id", "response_format", "structured_outputs"})
         wanted = self.structured_outputs
         if self.response_format is not None:
@@ -179,7 +179,7 @@ class Message(_Strict):
 
 
 class PromptLine(Params):
-    """One line of a job: a prompt or messages, and whatever parameters are its own."""
+    """One line of a job: a prompt or messages, and the parameters that differ from the job's."""
 
     custom_id: CustomId | None = None
     prompt: Annotated[str, StringConstraints(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)] | None = (
@@ -195,7 +195,7 @@ class PromptLine(Params):
 
 
 class Webhook(_Strict):
-    """Whom to call at the job's end."""
+    """The receiver that is called at the job's end."""
 
     url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
     events: list[Literal["job.completed", "job.cancelled", "job.expired"]] | None = None
@@ -231,7 +231,7 @@ def window_seconds(window: str) -> int:
 
 
 class JobOptions(_Strict):
-    """Everything of a job but its prompts. NDJSON submissions carry it in the query."""
+    """A job without its prompts. NDJSON submissions carry it in the query."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
     params: Params = Params()
@@ -243,7 +243,7 @@ class JobOptions(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What is known of a model without loading it."""
+    """The limits of a model, known without loading it."""
 
     name: str
     max_model_len: int
@@ -279,7 +279,7 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
 
 
 def validate(schema: type[Model], document: object) -> Model:
-    """Pydantic's word on a document; its most telling complaint as `InvalidInput`."""
+    """Validate a document. Raises `InvalidInput` with the most telling of pydantic's complaints."""
     try:
         return schema.model_validate(document)
     except ValidationError as error:
@@ -311,7 +311,7 @@ def _invalid(complaint: ErrorDetails) -> InvalidInput:
 
 
 def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> None:
-    """Refuse now what is certain without a tokenizer; what a text comes to, only the worker can tell."""
+    """Refuse what is certain without a tokenizer; only the worker knows how many tokens a text has."""
     max_tokens = request.max_tokens if request.max_tokens is not None else defaults.max_tokens
     min_tokens = request.min_tokens if request.min_tokens is not None else defaults.min_tokens
     if max_tokens is None and min_tokens is not None and min_tokens > DEFAULT_MAX_TOKENS:

@@ -1,4 +1,4 @@
-"""The states of jobs and requests, and who moves what where. `docs/states.md` draws the same; a test compares them."""
+"""The states of jobs and requests, and their transitions. `docs/states.md` draws the same; a test compares them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class RequestState(StrEnum):
     PENDING = "pending"
     """Waits for a worker. A claim takes it; cancel and expiry settle it."""
     RUNNING = "running"
-    """Held by one worker under one epoch. That worker's writer settles it or gives it back; the reaper frees it when
-    the worker's lease ends; cancel and expiry settle it over the worker's head."""
+    """Held by one worker under one epoch. That worker's writer settles it or releases it; the reaper releases it
+    when the worker's lease ends; cancel and expiry settle it, too."""
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -56,7 +56,7 @@ JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
 REQUEST_TRANSITIONS: frozenset[tuple[RequestState, RequestState]] = frozenset(
     {
         (RequestState.PENDING, RequestState.RUNNING),  # claimed
-        (RequestState.RUNNING, RequestState.PENDING),  # given back, or freed by the reaper
+        (RequestState.RUNNING, RequestState.PENDING),  # released by its worker or by the reaper
         (RequestState.RUNNING, RequestState.COMPLETED),
         (RequestState.RUNNING, RequestState.FAILED),
         (RequestState.PENDING, RequestState.CANCELLED),

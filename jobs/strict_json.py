@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from jobs.errors import InvalidJson
 
 MAX_DIGITS = 400  # of one number: beyond a float's range even as a fraction
-# Strings are swallowed a run at a time and never given back: character by character, a long one would cost a second.
+# Strings match a run at a time, without backtracking: character by character, a long one would cost a second.
 _BRACKET_OR_STRING = re.compile(rb'[\[\]{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 

@@ -1,17 +1,8 @@
 """The tables. Migrations make them (`make check` compares the two); `jobs.queries` is the only code that uses them.
 
-Hot and cold stand apart: `requests` is narrow and updated two or three times a row; `bodies` and `results` are written
-once. Bodies are bytea, since jsonb and text refuse NUL and a model can generate it. The three have no foreign key to
-`jobs`: it would cost a check a row in every COPY, and a job of a million lines is deleted in chunks, job row last.
-
-    tenants ─┬─ api_keys
-             ├─ jobs ─┬─ requests ── bodies        one row a line, key (job_id, line)
-             │        ├─ results                   one row a settled line, key (job_id, seq)
-             │        └─ events ── deliveries ─┐
-             ├─ webhook_endpoints ─────────────┘
-             └─ idempotency_keys
-    models      what some worker once served
-    workers     one row a process life; the lease stands here, not on the requests
+Hot and cold data are apart: `requests` is narrow and updated two or three times a row; `bodies` and `results` are
+written once. Bodies are bytea because jsonb and text refuse NUL and a model can generate it. The three have no foreign
+key to `jobs`: it would cost a check for each row of a COPY, and a large job is deleted in chunks, job row last.
 """
 
 from __future__ import annotations
@@ -42,6 +33,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
+
+#   tenants ─┬─ api_keys
+#            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
+#            │        ├─ results                   one row for each settled line, key (job_id, seq)
+#            │        └─ events ── deliveries ─┐
+#            ├─ webhook_endpoints ─────────────┘
+#            └─ idempotency_keys
+#   models      every model that a worker ever served
+#   workers     one row for each process life, with the lease
 
 metadata = MetaData(
     naming_convention={
@@ -153,7 +153,7 @@ jobs = Table(
     CheckConstraint("completed + failed + cancelled + expired <= total", name="counters"),
     CheckConstraint("last_seq = completed + failed + cancelled + expired", name="last_seq"),
     Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
-    # What claims, sweeps and expiry look through: jobs that are not at their end.
+    # Jobs that are not at their end: read by claims, maintenance and expiry.
     Index("ix_jobs_open", "model", "state", postgresql_where=text("ended_at IS NULL")),
     Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("ix_jobs_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
@@ -197,7 +197,7 @@ results = Table(
     Column("line", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),  # JSON: {"response", "error"} as in a result line
-    UniqueConstraint("job_id", "line"),  # the database's own word that no line is answered twice
+    UniqueConstraint("job_id", "line"),  # no line is answered twice
     CheckConstraint(_state_in(TERMINAL_REQUEST_STATES), name="state"),
 )
 

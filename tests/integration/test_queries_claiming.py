@@ -1,4 +1,4 @@
-"""Claims against the real Postgres: who gets which requests, and that nobody gets another's."""
+"""Claims against the real Postgres: which worker gets which requests, and none gets another's."""
 
 from __future__ import annotations
 

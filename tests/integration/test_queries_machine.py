@@ -207,7 +207,7 @@ class Claims(RuleBasedStateMachine):
         assert all(row.deaths == self.deaths[row.job_id, row.line] for row in counted)
 
     def _is_owed(self, outcome: Outcome) -> bool:
-        """Whether the fence must let this pass: its claim is the newest, and nobody freed or settled it since."""
+        """Whether the fence must let this pass: its claim is the newest, and was not released or settled since."""
         row = self.rows.query(
             "SELECT state, epoch, worker_id FROM requests WHERE job_id = :job_id AND line = :line",
             job_id=outcome.job_id,

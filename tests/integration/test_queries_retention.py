@@ -1,4 +1,4 @@
-"""What nobody waits for: cut uploads, old jobs, rows of deleted jobs, workers of long ago, bells."""
+"""Housekeeping against the real Postgres: cut uploads, old and deleted jobs, old workers, lost notifications."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_an_upload_that_stores_nothing_is_collected(rows: Rows) -> None:
     with rows.database.begin() as connection:
         # The key is free for a retry of the same request.
         assert submission.find_reservation(connection, tenant_id, "key") is None
-        # Whoever still uploads learns of it.
+        # An upload that still goes on learns of it.
         assert not submission.stage_lines(connection, cut, [StagedLine(3, "late", 0, b"{}")])
         assert not submission.publish(connection, cut)
         assert submission.publish(connection, alive)

@@ -34,7 +34,7 @@ RECEIVER = "https://receiver.example/hook"
 
 @pytest.fixture(autouse=True)
 def _oracle(rows: Rows) -> Iterator[None]:
-    """Whatever a test does here, the rows must make sense afterwards."""
+    """Hold the rows against the oracle after each test."""
     yield
     rows.check()
 
@@ -89,7 +89,7 @@ def test_a_group_may_span_jobs(rows: Rows) -> None:
         lambda outcome: replace(outcome, line=99),
         lambda outcome: replace(outcome, job_id=UUID(int=1)),
     ],
-    ids=["older epoch", "newer epoch", "another's", "nobody's", "no such line", "no such job"],
+    ids=["older epoch", "newer epoch", "another's", "pending", "no such line", "no such job"],
 )
 def test_the_fence_stops_a_stale_outcome(rows: Rows, what_is_stale: Callable[[Outcome], Outcome]) -> None:
     job_id = rows.job(2)
@@ -161,7 +161,7 @@ def test_two_writers_end_a_job_once(rows: Rows, attempt: int) -> None:
 
 
 def test_the_second_writer_waits_and_sees_what_the_first_wrote(rows: Rows) -> None:
-    # Without the lock on the job's row each would see the other's request as open, and nobody would end the job.
+    # Without the lock on the job's row each would see the other's request as open, and the job would never end.
     job_id = rows.job(2)
     one, two = (rows.claim(rows.worker(), limit=1).requests for _ in range(2))
     with ThreadPoolExecutor(1) as pool:
@@ -262,7 +262,7 @@ def test_cancel_answers_with_the_state(rows: Rows) -> None:
     running = rows.job(1)
     assert _cancel(rows, done) is JobState.COMPLETED
     assert _cancel(rows, staged) is None
-    assert _cancel(rows, running, tenant="somebody else") is None
+    assert _cancel(rows, running, tenant="stranger") is None
     assert _cancel(rows, running) is JobState.CANCELLING
     assert _cancel(rows, running) is JobState.CANCELLING
 
