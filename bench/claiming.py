@@ -22,8 +22,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from bench.machine import CpuTime
 from bench.report import save
+from bench.usage import CpuTime
 from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded import embedded_services

@@ -23,8 +23,9 @@ from bench.contender import Contender, Setup
 from bench.contender_process import ROOT, ContenderFailed, ContenderProcess
 from bench.conversions import converted
 from bench.environments import NotInstallable
-from bench.machine import CpuTime, available_memory, computes_in
+from bench.machine import computes_in
 from bench.models import model_directory
+from bench.usage import CpuTime, available_memory
 from bench.workload import Request, Workload
 
 WARM_UP_TOKENS = 4

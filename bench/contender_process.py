@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from bench.contender import Contender
 from bench.environments import python_of
-from bench.machine import family, peak_memory
+from bench.usage import family, peak_memory
 
 ROOT = Path(__file__).parent.parent
 END_TIMEOUT = 60.0  # seconds to end by itself

@@ -1,10 +1,10 @@
-"""Fixtures for everybody: real databases on real servers (see tests/support/services.py)."""
+"""What all tests share: where kernels run, and the plugin with databases where the service is installed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,55 +12,19 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 if "+cpu" in version("torch") or not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
-    # Without a GPU, Triton's kernels run in its interpreter; that must be said before anybody imports triton.
+    # Without a GPU, Triton's kernels run in its interpreter. The variable must be set before triton is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.support.rows import Rows, rows_in
-from tests.support.services import Services, running_services
+# A machine for GPU tests has torch and none of the service's packages.
+HAS_SERVICE = find_spec("sqlalchemy") is not None
+pytest_plugins = ["tests.support.database_fixtures"] if HAS_SERVICE else []
 
-# How long an example takes depends on who else uses the machine.
+# How long an example takes depends on what else uses the machine.
 hypothesis_settings.register_profile("pagemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("pagemill")
 
 
-@pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """One Postgres and one Redis for the whole run."""
-    with running_services(tmp_path_factory.mktemp("services") / "data") as running:
-        yield running
-
-
-@pytest.fixture
-def database_url(services: Services) -> Iterator[str]:
-    """A fresh, migrated database."""
-    with services.database() as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def _rows(services: Services) -> Iterator[Rows]:
-    with services.database() as url, rows_in(url) as rows:
-        yield rows
-
-
-@pytest.fixture
-def rows(_rows: Rows) -> Rows:
-    """Puts real rows into a database that is empty but for a model, and acts as a worker does.
-
-    The database is emptied for each test, not made anew: that is ten times as fast.
-    """
-    _rows.clear()
-    return _rows
-
-
-@pytest.fixture
-def empty_database_url(services: Services) -> Iterator[str]:
-    """A fresh database without tables."""
-    with services.database(migrated=False) as url:
-        yield url
-
-
-@pytest.fixture
-def redis_url(services: Services) -> str:
-    """An empty Redis database."""
-    return services.redis_database()
+def pytest_configure(config: pytest.Config) -> None:
+    if not HAS_SERVICE:
+        # The versions there are not those of constraints.txt, and warn of other things.
+        config.addinivalue_line("filterwarnings", "default")

@@ -11,8 +11,8 @@ import pytest
 from bench import comparison as comparing
 from bench.comparison import Comparison, Entry, Turn
 from bench.contender import contenders
-from bench.machine import family
 from bench.summary import ratios, record, rows
+from bench.usage import family
 from bench.workload import workloads
 
 NO_CEILINGS = {"precisions": {}}
