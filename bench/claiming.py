@@ -113,10 +113,7 @@ def _claim(connection: Connection, worker_id: UUID, limit: int) -> tuple[float, 
 
 def _answered(request: ClaimedRequest) -> Outcome:
     return Outcome(
-        request.job_id,
-        request.line,
-        request.epoch,
-        request.holder,
+        request.token,
         RequestState.COMPLETED,
         b"x" * RESULT_BYTES,
         prompt_tokens=1,

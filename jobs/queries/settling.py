@@ -22,26 +22,23 @@ from jobs.states import JobState, RequestState
 
 
 class ClaimToken(NamedTuple):
-    """The fencing token of one claim of one request; no two claims share one."""
+    """The fencing token of one claim of one request; no two claims share one. `holder` is None while it is pending."""
 
     job_id: UUID
     line: int
     epoch: int
-    holder: UUID
+    holder: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How one request ends.
 
-    The fence: it is written only if the request is still open, in the same `epoch` and held by the same `holder`
-    (None for a pending one) as when the outcome was made. `body` is the JSON object `{"response": …, "error": …}`.
+    The fence: it is written only where the request is still open, and its epoch and holder are those of `token`.
+    `body` is the JSON object `{"response": …, "error": …}`.
     """
 
-    job_id: UUID
-    line: int
-    epoch: int
-    holder: UUID | None
+    token: ClaimToken
     state: RequestState
     body: bytes
     prompt_tokens: int = 0
@@ -62,7 +59,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
     if not outcomes:
         return Settled(0, ())
     force_index_scans(connection)
-    job_ids = lock_jobs(connection, {outcome.job_id for outcome in outcomes})
+    job_ids = lock_jobs(connection, {outcome.token.job_id for outcome in outcomes})
     # Fence the requests by their rows' places (decision 0014), insert the results of those that passed, and advance
     # seq and counters, in one statement so that nothing comes between.
     written: int = connection.execute(
@@ -113,10 +110,10 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             SELECT coalesce(sum(written), 0)::int FROM counted
         """),
         {
-            "job_ids": [outcome.job_id for outcome in outcomes],
-            "lines": [outcome.line for outcome in outcomes],
-            "epochs": [outcome.epoch for outcome in outcomes],
-            "holders": [outcome.holder for outcome in outcomes],
+            "job_ids": [outcome.token.job_id for outcome in outcomes],
+            "lines": [outcome.token.line for outcome in outcomes],
+            "epochs": [outcome.token.epoch for outcome in outcomes],
+            "holders": [outcome.token.holder for outcome in outcomes],
             "states": [str(outcome.state) for outcome in outcomes],
             "bodies": [outcome.body for outcome in outcomes],
             "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
@@ -227,7 +224,8 @@ def settle_open(connection: Connection, job_id: UUID, *, limit: int) -> Settled:
     ).all()
     state = RequestState(reason)
     body = error_body(f"job_{reason}", _REASONS[state])
-    return settle(connection, [Outcome(job_id, row.line, row.epoch, row.worker_id, state, body) for row in rows])
+    tokens = [ClaimToken(job_id, row.line, row.epoch, row.worker_id) for row in rows]
+    return settle(connection, [Outcome(token, state, body) for token in tokens])
 
 
 def jobs_to_settle(connection: Connection, *, limit: int) -> list[UUID]:
@@ -318,10 +316,8 @@ def release_dead_worker(
         {"worker_id": worker_id},
     ).all()
     body = error_body("worker_died", f"The worker died {max_deaths} times while this request was running.")
-    settled = settle(
-        connection,
-        [Outcome(row.job_id, row.line, row.epoch, worker_id, RequestState.FAILED, body) for row in rows],
-    )
+    tokens = [ClaimToken(row.job_id, row.line, row.epoch, worker_id) for row in rows]
+    settled = settle(connection, [Outcome(token, RequestState.FAILED, body) for token in tokens])
     return ReapResult(worker_id, freed, settled.written)
 
 

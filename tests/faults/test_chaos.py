@@ -109,5 +109,5 @@ def test_two_couriers_and_ten_workers_in_chaos(database_url: str, redis_url: str
         claims = check_claims(service)
         # The chaos was real: work was taken away and claimed again.
         assert claims > len(jobs) * LINES
-        # Nobody is left who holds anything.
+        # No claim is left.
         assert service.query("SELECT 1 FROM requests WHERE state NOT IN ('completed')") == []

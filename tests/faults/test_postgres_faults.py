@@ -81,7 +81,7 @@ def test_kill_9_of_postgres_is_a_pause(redis_url: str, tmp_path: Path) -> None:
         assert refused > 10
         service.await_completion(client, job_id, work)
         assert (worker.poll(), courier.poll()) == (None, None)
-        # Nobody could renew a lease meanwhile, and nobody is charged with that.
+        # No lease could be renewed during the outage, and no request is charged for it.
         assert service.query("SELECT max(deaths) AS deaths, max(epoch) AS epochs FROM requests") == [(0, 1)]
         assert len(service.query("SELECT 1 FROM jobs")) == 1
         service.await_completion(client, service.accepted(client, prompts(10)), prompts(10))
@@ -170,7 +170,7 @@ def test_a_full_disk_refuses_what_it_cannot_hold_and_recovers(tmp_path: Path) ->
         accepted |= {job_id_of(response): bulk for response in answers if response.status_code == 202}
         for job_id, lines in accepted.items():
             service.await_completion(client, job_id, lines)
-        # Of what was refused nothing is seen. After a 503 nobody knows: Postgres may have died after the commit.
+        # Of what was refused nothing is seen. A 503 leaves it open: Postgres may have died after the commit.
         visible = [job["metadata"] for job in all_jobs(client)]
         for place, response in enumerate(answers):
             if response.status_code != 503:

@@ -47,7 +47,7 @@ def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> N
     assert (job.completed, job.failed, job.last_seq) == (600, 0, 600)
     results = pipeline.results(job_id)
     assert sorted(results) == list(range(1, 601))
-    # Greedy, so each answer is that of an engine which nobody disturbed.
+    # Greedy, so each answer is that of an undisturbed engine.
     undisturbed = load().generate(prompts(600), SamplingParams(temperature=0, max_tokens=20))
     for line, output in enumerate(undisturbed, 1):
         assert results[line]["response"]["body"]["choices"][0]["logprobs"]["token_ids"] == list(output.token_ids)
@@ -110,7 +110,7 @@ def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
 
 def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_BROKEN_SUBMIT="secret") as process:
-        job_id = pipeline.submit(prompts(3))  # now, or it may be gone before anybody has seen that it came
+        job_id = pipeline.submit(prompts(3))  # now, or it may be gone before the test has seen that it came
         assert process.wait(timeout=PATIENCE) == 1
     assert pipeline.states(job_id) == {"pending": 3}
     assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {1}

@@ -27,7 +27,7 @@ class Consumer:
     places: int = 0
     requests: list[ClaimedRequest] = field(default_factory=list)
 
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         return self.places - len(self.requests)
 
     def held(self) -> Sequence[ClaimedRequest]:
@@ -40,7 +40,7 @@ class Consumer:
         self.requests = [request for request in self.requests if request not in requests]
 
 
-def crashed(error: BaseException) -> None:
+def on_crash(error: BaseException) -> None:
     raise error
 
 
@@ -59,7 +59,7 @@ def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collecti
         model=MODEL.name,
         consumer=consumer,
         unwritten=lambda: unwritten,
-        crashed=crashed,
+        on_crash=on_crash,
     )
 
 
@@ -111,7 +111,7 @@ def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
 
 def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
     job_id, worker_id = rows.job(3), rows.worker()
-    writer = Writer(rows.database, lease_of(worker_id), interval=1000 * PATIENCE, crashed=crashed)
+    writer = Writer(rows.database, lease_of(worker_id), interval=1000 * PATIENCE, on_crash=on_crash)
     writer.start()
     for request in rows.claim(worker_id).requests:
         writer.put(answered(request))
@@ -125,7 +125,7 @@ def test_large_results_are_written_in_several_statements(rows: Rows, monkeypatch
     job_id, worker_id = rows.job(20), rows.worker()
     outcomes = [answered(request) for request in rows.claim(worker_id).requests]
     monkeypatch.setattr(writer_module, "GROUP_BYTES", 3 * len(outcomes[0].body))
-    writer = Writer(rows.database, lease_of(worker_id), interval=0.001, crashed=crashed)
+    writer = Writer(rows.database, lease_of(worker_id), interval=0.001, on_crash=on_crash)
     for outcome in outcomes:
         writer.put(outcome)
     assert len(writer.unwritten()) == 20

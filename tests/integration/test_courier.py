@@ -27,7 +27,7 @@ from tests.support.proxies import proxied
 from tests.support.receivers import receiver
 from tests.support.rows import MODEL, Rows
 from worker.app import make_app
-from worker.courier import maintenance as sweeps
+from worker.courier import maintenance
 from worker.courier.process import run_courier
 
 AT_ONCE = 60.0  # seconds, far less than an interval that keeps the courier waiting
@@ -83,7 +83,7 @@ def courier(tmp_path: Path, database_url: str, redis_url: str, **settings: objec
             process.wait()
 
 
-def test_everything_that_nobody_waits_for(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_courier_does_all_periodic_maintenance(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     dying, cut_off, late, waiting = rows.job(2), rows.job(30), rows.job(2, window="1h"), rows.job(2)
     upload, deleted = rows.job(2, published=False), rows.job(1)
     rows.execute("UPDATE jobs SET priority = 1 WHERE id = :id", id=deleted)
@@ -107,9 +107,9 @@ def test_everything_that_nobody_waits_for(tmp_path: Path, rows: Rows, redis_url:
             lambda: {row.id for row in rows.query("SELECT id FROM jobs")} == {dying, cut_off, late, waiting},
             "removal of the upload and of the deleted job",
         )
-        # One bell lies there, however many sweeps go by.
+        # One message lies there, however many turns go by.
         with closing(redis.Redis.from_url(redis_url)) as client:
-            await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell")
+            await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a notification")
             time.sleep(0.5)
             assert client.llen(model_queue(MODEL.name)) == 1
             (message,) = client.lrange(model_queue(MODEL.name), 0, -1)
@@ -140,7 +140,7 @@ def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Row
         await_condition(lambda: not rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL"), "the outcome")
         running.stop()
         log = running.log.read_text()
-    # Neither what is sent nor what it is signed with is anybody's to read in a log.
+    # Neither the payload nor the signature or its secret stands in the log.
     assert rows.tenant().webhook_secret not in log
     assert request.headers["webhook-signature"] not in log
     assert "made" not in log
@@ -188,9 +188,9 @@ def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: s
             proxy.up()
             waiting = rows.job(1)
             with closing(redis.Redis.from_url(redis_url)) as client:
-                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell")
+                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a notification")
                 client.flushdb()
-                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a bell after FLUSHALL")
+                await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a notification after FLUSHALL")
                 # It hangs, then dies.
                 proxy.hang()
                 rows.finish(waiting)
@@ -208,7 +208,7 @@ def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str
             running.await_words("Postgres is away")
             postgres.up()
             _worker_dies(rows)
-            running.await_words("reap: works again")
+            running.await_words("rescue_stalled: works again")
             heard = running.log.read_text().count("Postgres is away")
             postgres.down()
             broker.down()
@@ -219,15 +219,15 @@ def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str
 
 
 def test_after_an_outage_the_living_get_time_to_be_heard(tmp_path: Path, rows: Rows, redis_url: str) -> None:
-    # Nobody could renew a lease while Postgres was away: a courier that is there first must not bury them all.
+    # No lease could be renewed while Postgres was away: a courier that starts first must not take all workers for dead.
     job_id, worker_id = rows.job(1), rows.worker()
     rows.claim(worker_id)
     rows.lapse(worker_id)
     # From before the courier starts, which takes less than this where the machine is not loaded.
     began = time.monotonic()
     with courier(tmp_path, rows.database_url, redis_url, heartbeat_interval=1.0) as running:
-        await_condition(lambda: rows.states(job_id) == ["pending"], "the reaper")
-        assert time.monotonic() - began > 1.0 * sweeps.PATIENCE
+        await_condition(lambda: rows.states(job_id) == ["pending"], "the rescue of its request")
+        assert time.monotonic() - began > 1.0 * maintenance.PATIENCE
         running.stop(signal.SIGINT)  # Ctrl-C is no failure
 
 

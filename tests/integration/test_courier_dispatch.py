@@ -1,4 +1,4 @@
-"""From rows to receivers and back: retries, endings, and that nobody waits for somebody else's receiver."""
+"""From rows to receivers and back: retries, endings, and receivers that do not hold up others."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Claims(RuleBasedStateMachine):
         with self.rows.database.begin() as connection:
             settled = settle(connection, outcomes)
         assert settled.written == len(expected)
-        self.written |= {(outcome.job_id, outcome.line): str(state) for outcome in expected}
+        self.written |= {(outcome.token.job_id, outcome.token.line): str(state) for outcome in expected}
         if not data.draw(st.booleans()):  # else the reply was lost, and the worker will repeat itself
             worker.held = [request for request in worker.held if request not in group]
 
@@ -210,11 +210,11 @@ class Claims(RuleBasedStateMachine):
         """Whether the fence must let this pass: its claim is the newest, and was not released or settled since."""
         row = self.rows.query(
             "SELECT state, epoch, worker_id FROM requests WHERE job_id = :job_id AND line = :line",
-            job_id=outcome.job_id,
-            line=outcome.line,
+            job_id=outcome.token.job_id,
+            line=outcome.token.line,
         )[0]
-        worker = next(worker for worker in self.workers if worker.id == outcome.holder)
-        owed = tuple(row) == ("running", outcome.epoch, outcome.holder)
+        worker = next(worker for worker in self.workers if worker.id == outcome.token.holder)
+        owed = tuple(row) == ("running", outcome.token.epoch, outcome.token.holder)
         assert not (owed and worker.is_ended)
         return owed
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from jobs.queries.claiming import ClaimedRequest, claim, release
 from jobs.queries.settling import (
-    Outcome,
+    ClaimToken,
     cancel_job,
     error_body,
     jobs_to_settle,
@@ -82,20 +82,21 @@ def test_a_group_may_span_jobs(rows: Rows) -> None:
 @pytest.mark.parametrize(
     "what_is_stale",
     [
-        lambda outcome: replace(outcome, epoch=outcome.epoch - 1),
-        lambda outcome: replace(outcome, epoch=outcome.epoch + 1),
-        lambda outcome: replace(outcome, holder=UUID(int=1)),
-        lambda outcome: replace(outcome, holder=None),
-        lambda outcome: replace(outcome, line=99),
-        lambda outcome: replace(outcome, job_id=UUID(int=1)),
+        lambda token: token._replace(epoch=token.epoch - 1),
+        lambda token: token._replace(epoch=token.epoch + 1),
+        lambda token: token._replace(holder=UUID(int=1)),
+        lambda token: token._replace(holder=None),
+        lambda token: token._replace(line=99),
+        lambda token: token._replace(job_id=UUID(int=1)),
     ],
     ids=["older epoch", "newer epoch", "another's", "pending", "no such line", "no such job"],
 )
-def test_the_fence_stops_a_stale_outcome(rows: Rows, what_is_stale: Callable[[Outcome], Outcome]) -> None:
+def test_the_fence_stops_a_stale_outcome(rows: Rows, what_is_stale: Callable[[ClaimToken], ClaimToken]) -> None:
     job_id = rows.job(2)
     first, second = rows.claim(rows.worker()).requests
     with rows.database.begin() as connection:
-        settled = settle(connection, [what_is_stale(answered(first)), answered(second)])
+        stale = replace(answered(first), token=what_is_stale(first.token))
+        settled = settle(connection, [stale, answered(second)])
     assert settled.written == 1
     assert rows.states(job_id) == ["running", "completed"]
 

@@ -66,10 +66,10 @@ def test_what_was_found_in_the_prefix_cache_is_counted_by_line_and_job(pipeline:
     check(pipeline.database_url)
 
 
-def test_the_bell_is_heard_long_before_the_poll(pipeline: Pipeline) -> None:
+def test_worker_claims_on_notification_long_before_its_poll(pipeline: Pipeline) -> None:
     poll_interval, sooner = 600.0, 60.0
     with pipeline.worker(PAGEMILL_POLL_INTERVAL=str(poll_interval)):
-        # The first poll after registering is over once the worker waits on its bell.
+        # The first poll after registering is over once the worker waits for a notification.
         first = pipeline.submit(prompts(1))
         app = make_app(pipeline.settings, "test")
         app.send_task(DRAIN_TASK, args=[str(first)], queue=model_queue(MODEL))
@@ -112,7 +112,7 @@ def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline)
 
 def test_a_line_that_this_worker_does_not_understand_is_that_lines_error(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(5))
-    # As a newer API might store them, or nobody that we know of.
+    # As a newer API might store them, or no API at all.
     for line, body in enumerate([b'{"prompt": [1], "novel": "secret"}', b'"secret', b'["secret"]', b"{}"], 2):
         pipeline.query("UPDATE bodies SET body = :body WHERE line = :line RETURNING 1", body=body, line=line)
     with pipeline.worker() as process:

@@ -26,7 +26,7 @@ VOCAB_SIZE = 50
 MAX_MODEL_LEN = 128
 POISON = 49  # a prompt with this token kills the process, as a bad kernel would
 HANG = 48  # one with this token hangs in a step for good
-BREAK = 47  # one with this token breaks the runner for everybody
+BREAK = 47  # one with this token breaks the runner for all
 
 
 class Runner(FakeRunner):

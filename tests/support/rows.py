@@ -139,10 +139,7 @@ class Rows:
 def answered(request: ClaimedRequest, state: RequestState = RequestState.COMPLETED) -> Outcome:
     """A worker's answer to a request that it claimed."""
     return Outcome(
-        request.job_id,
-        request.line,
-        request.epoch,
-        request.holder,
+        request.token,
         state,
         ANSWER,
         prompt_tokens=4,

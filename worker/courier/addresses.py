@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], list[str]]
 
-# Refused unless the operator opens his own network to webhooks.
+# Refused unless the operator opens private networks to webhooks.
 _PRIVATE = {
     "127.0.0.0/8": "loopback",
     "::1/128": "loopback",

@@ -191,7 +191,7 @@ class _Deadline:
 
 
 class _PinnedBackend(httpcore.NetworkBackend):
-    """Connects to the addresses that were checked, whatever name it is told: nobody asks DNS a second time."""
+    """Connects to the checked addresses and ignores the host name, so that DNS is not asked a second time."""
 
     def __init__(self, addresses: Sequence[str], deadline: _Deadline) -> None:
         self._addresses = addresses

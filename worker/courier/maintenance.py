@@ -1,12 +1,7 @@
-"""Sweeps: what must happen although nobody asks for it. Each is a loop of small transactions, found in Postgres.
+"""Periodic maintenance, found in Postgres and done in small transactions.
 
-    reap      workers whose lease is over: their requests wait again, or are given up
-    end       jobs that are being cancelled or are out of time: their open requests are settled, a chunk at a time
-    collect   uploads that were cut, jobs past their retention, rows of deleted jobs, workers of long ago
-    ring      models with requests that wait: their workers may have missed the bell
-
-Every sweep has a thread of its own (`worker.courier.process`): a million lines to be cancelled must not keep a dead
-worker's requests waiting.
+Each task has a thread of its own (`worker.courier.process`), because a million lines to be cancelled must not keep a
+dead worker's requests waiting.
 """
 
 from __future__ import annotations
@@ -32,11 +27,17 @@ logger = logging.getLogger(__name__)
 JOBS_A_ROUND = 100  # jobs that are ended side by side, a chunk each
 MODELS_A_ROUND = 1000
 PATIENCE = 3  # heartbeats that a worker may take to be heard again after an outage of Postgres
-WORKERS_KEPT = 7 * 86400.0  # seconds that a worker's row outlives it, for whoever looks into what happened
+WORKERS_KEPT = 7 * 86400.0  # seconds that a worker's row outlives it, for an operator who looks into an incident
 
 
-class Sweeps:
-    """Each public method is one sweep, and ends when nothing is left to do or `stopping` is set. Errors are raised."""
+class Maintenance:
+    """Each public method is one task: it ends when nothing is left to do or `stopping` is set, and raises errors.
+
+    rescue_stalled                  requests of workers whose lease is over wait again, or are given up
+    settle_cancelled_and_expired    open requests of jobs that are cancelled or out of time are settled
+    delete_old                      cut uploads, jobs past their retention, rows of deleted jobs, old workers
+    notify_waiting                  workers of models with waiting requests may have missed a notification
+    """
 
     def __init__(self, database: Database, settings: Settings, app: Celery) -> None:
         self._database = database
@@ -44,21 +45,21 @@ class Sweeps:
         self._app = app
         self._is_broker_away = False
         self._is_postgres_away = True  # as far as a courier that just started can tell
-        self._reap_from = 0.0
+        self._rescue_from = 0.0
 
-    def reap(self, stopping: threading.Event) -> None:
+    def rescue_stalled(self, stopping: threading.Event) -> None:
         """Free what dead workers held, one worker a transaction.
 
-        While Postgres was away nobody could renew a lease, and the living are not to be charged with that: they get
-        `PATIENCE` heartbeats to be heard before the first is reaped.
+        While Postgres was away no lease could be renewed. Live workers must not be charged for that: they get
+        `PATIENCE` heartbeats after it is back, before the first is taken for dead.
         """
         while not stopping.is_set():
             try:
                 with self._database.begin() as connection:
                     if self._is_postgres_away:
                         self._is_postgres_away = False
-                        self._reap_from = time.monotonic() + PATIENCE * self._settings.heartbeat_interval
-                    if time.monotonic() < self._reap_from:
+                        self._rescue_from = time.monotonic() + PATIENCE * self._settings.heartbeat_interval
+                    if time.monotonic() < self._rescue_from:
                         return
                     buried = settling.reap_worker(connection, max_deaths=self._settings.max_deaths)
             except SQLAlchemyError as error:
@@ -73,7 +74,7 @@ class Sweeps:
                 buried.given_up,
             )
 
-    def end(self, stopping: threading.Event) -> None:
+    def settle_cancelled_and_expired(self, stopping: threading.Event) -> None:
         """Settle what is open in jobs that are cancelled or out of time; they take turns, so that none waits long."""
         while not stopping.is_set():
             with self._database.begin() as connection:
@@ -90,7 +91,7 @@ class Sweeps:
             if written == 0:
                 return
 
-    def collect(self, stopping: threading.Event) -> None:
+    def delete_old(self, stopping: threading.Event) -> None:
         """Hide what is abandoned or old, then remove the rows of what is hidden."""
         with self._database.begin() as connection:
             abandoned = retention.collect_abandoned(connection, staging_timeout=self._settings.staging_timeout)
@@ -105,8 +106,8 @@ class Sweeps:
                 if not retention.remove_deleted(connection, limit=self._settings.sweep_chunk):
                     return
 
-    def ring(self, stopping: threading.Event) -> None:
-        """Ring for each model with requests that wait. A broker that is away costs its workers a poll, no more."""
+    def notify_waiting(self, stopping: threading.Event) -> None:
+        """Notify the workers of each model with waiting requests. Without a broker their next poll finds the work."""
         with self._database.begin() as connection:
             waiting = retention.waiting_jobs(connection, limit=MODELS_A_ROUND)
         if not waiting:
@@ -117,18 +118,18 @@ class Sweeps:
                 for job_id, model in waiting:
                     if stopping.is_set():
                         return
-                    if not _is_ringing(broker, model_queue(model)):
+                    if not _has_message(broker, model_queue(model)):
                         self._app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(model), connection=broker)
         # Channel errors too: a Redis that is read-only or out of memory answers, and refuses.
         except (OperationalError, *broker.connection_errors, *broker.channel_errors) as error:
             if not self._is_broker_away:
-                logger.warning("the bell cannot be rung, workers find their work by polling: %s", error)
+                logger.warning("workers cannot be notified and find their work by polling: %s", error)
             self._is_broker_away = True
         else:
             self._is_broker_away = False
 
 
-def _is_ringing(broker: Broker, queue: str) -> bool:
+def _has_message(broker: Broker, queue: str) -> bool:
     """Whether a message lies in the queue: a model without workers must not pile them up."""
     with contextlib.suppress(ChannelError):  # no such list: nothing lies there
         return bool(broker.default_channel.queue_declare(queue=queue, passive=True).message_count)

@@ -1,9 +1,7 @@
-"""The courier: delivers webhooks, and sweeps up after everybody. It needs no torch and no engine.
+"""The courier process: delivers webhooks and does the periodic maintenance. It needs no torch and no engine.
 
-A Celery worker process whose timers are threads of their own, started by a bootstep of the *Worker* blueprint: that of
-the Consumer restarts at every loss of the broker, and the courier's work does not depend on the broker. All of it is
-found in Postgres; the `nudge` task only makes it sooner. Two couriers may run at once: rows that one has in hand, the
-other skips.
+Its timers are threads of their own beside a Celery worker. All work is found in Postgres; the `nudge` task only makes
+it sooner. Two couriers may run at once: each skips the rows that the other has locked.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from jobs.settings import Settings
 from worker.app import make_app, run_solo
 from worker.courier.addresses import AddressPolicy
 from worker.courier.dispatcher import Dispatcher
-from worker.courier.maintenance import Sweeps
+from worker.courier.maintenance import Maintenance
 from worker.courier.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE = 1.0  # seconds for transactions and deliveries under way; whatever is cut off is found again
+STOP_GRACE = 1.0  # seconds for transactions and deliveries under way; what is cut off is found again
 END_WITHIN = 12.0  # seconds after a signal in which the process has to end
 
 
@@ -32,7 +30,7 @@ class Courier:
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         database = connect(settings, "pagemill courier")
-        sweeps = Sweeps(database, settings, app)
+        maintenance = Maintenance(database, settings, app)
         self._dispatcher = Dispatcher(
             database,
             settings,
@@ -42,10 +40,14 @@ class Courier:
         self._webhooks = Periodic("webhooks", self._dispatcher.turn, interval=settings.webhook_poll_interval)
         self._timers = [
             self._webhooks,
-            Periodic("reap", sweeps.reap, interval=settings.sweep_interval),
-            Periodic("end", sweeps.end, interval=settings.sweep_interval),
-            Periodic("collect", sweeps.collect, interval=settings.sweep_interval),
-            Periodic("ring", sweeps.ring, interval=settings.sweep_interval),
+            Periodic("rescue_stalled", maintenance.rescue_stalled, interval=settings.sweep_interval),
+            Periodic(
+                "settle_cancelled_and_expired",
+                maintenance.settle_cancelled_and_expired,
+                interval=settings.sweep_interval,
+            ),
+            Periodic("delete_old", maintenance.delete_old, interval=settings.sweep_interval),
+            Periodic("notify_waiting", maintenance.notify_waiting, interval=settings.sweep_interval),
         ]
 
     def start(self) -> None:

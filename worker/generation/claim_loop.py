@@ -1,4 +1,4 @@
-"""The claim loop: takes as many requests as the engine has room for, when the bell rings or the poll comes round."""
+"""The claim loop: takes as many requests as the engine has room for, when notified or at the next poll."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, relea
 from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from worker.generation.lease import Lease
-from worker.generation.vital_thread import Crashed, VitalThread
+from worker.generation.vital_thread import OnCrash, VitalThread
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ MOST_UNWRITTEN = 10_000  # results; while Postgres takes no more of them, nothin
 
 
 class Consumer(Protocol):
-    """The side of the engine owner that the claim loop sees."""
+    """The side of the engine thread that the claim loop sees."""
 
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many more requests the engine wants queued now."""
 
     def held(self) -> Sequence[ClaimedRequest]:
@@ -37,7 +37,7 @@ class Consumer(Protocol):
         """Turn requests into tokens and queue them."""
 
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
-        """Forget requests: their outcome is somebody else's now."""
+        """Drop requests without an outcome: this worker's claims of them are over."""
 
 
 class ClaimLoop:
@@ -55,7 +55,7 @@ class ClaimLoop:
         model: str,
         consumer: Consumer,
         unwritten: Callable[[], Collection[ClaimToken]],
-        crashed: Crashed,
+        on_crash: OnCrash,
     ) -> None:
         self._database = database
         self._lease = lease
@@ -63,23 +63,23 @@ class ClaimLoop:
         self._model = model
         self._consumer = consumer
         self._unwritten = unwritten
-        self._bell = threading.Event()
+        self._wake = threading.Event()
         self._is_closing = False
         self._runs_solo = False
         self._found_all = False
-        self._thread = VitalThread("claims", self._run, crashed)
+        self._thread = VitalThread("claims", self._run, on_crash)
 
     def start(self) -> None:
         self._thread.start()
 
-    def ring(self) -> None:
-        """Look now: there may be new work."""
-        self._bell.set()
+    def notify(self) -> None:
+        """Claim now: there may be new work."""
+        self._wake.set()
 
-    def refill(self) -> None:
-        """Look now if the last look left work behind: the engine has room again."""
+    def claim_again_if_more(self) -> None:
+        """Claim now if the last claim left work behind: the engine has room again."""
         if not self._found_all:
-            self._bell.set()
+            self._wake.set()
 
     def stop(self) -> None:
         """Claim nothing more. Takes no lock, so that a signal's handler may call it."""
@@ -88,15 +88,15 @@ class ClaimLoop:
     def close(self) -> None:
         """Stop, and wait: a claim that is under way is given back, or has reached the engine."""
         self.stop()
-        self._bell.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._settings.lease)
 
     def _run(self) -> None:
         while not self._is_closing:
-            self._bell.clear()
+            self._wake.clear()
             try:
-                self._compare_holds()
+                self._reconcile_claims()
                 took = self._claim()
             except LeaseLost:
                 took = 0  # the heartbeat finds out too, and starts anew
@@ -104,26 +104,26 @@ class ClaimLoop:
                 logger.warning("no claim: %s", brief(error))
                 took = 0
             if took == 0:
-                self._bell.wait(self._settings.poll_interval)
+                self._wake.wait(self._settings.poll_interval)
 
-    def _compare_holds(self) -> None:
-        """What we hold, and what Postgres says that we hold, should be the same.
+    def _reconcile_claims(self) -> None:
+        """Make what this worker holds and what Postgres says it holds the same.
 
-        Requests that were cancelled, expired or freed under us need no more of the engine's time. And a claim whose
-        commit succeeded while its answer was lost gave us requests that we never saw: they go back.
+        Requests that were cancelled, expired or freed need no more of the engine's time: they are aborted. A claim
+        whose commit succeeded while its answer was lost gave this worker requests that it never saw: they go back.
         """
         worker_id = self._lease.worker_id
         if worker_id is None:
             return
         held = self._consumer.held()
         with self._database.connect() as connection:
-            ours = claims_of(connection, worker_id)
-        lost = [request for request in held if request.token not in ours]
+            claimed = claims_of(connection, worker_id)
+        lost = [request for request in held if request.token not in claimed]
         if lost:
             self._consumer.abort(lost)
         # In this order: a request goes from the engine to the writer to Postgres, and leaves a place after it has
-        # reached the next. What was settled since `ours` was read stops at the fence of `release`.
-        unseen = ours.difference(request.token for request in self._consumer.held()).difference(self._unwritten())
+        # reached the next. What was settled since `claimed` was read stops at the fence of `release`.
+        unseen = claimed.difference(request.token for request in self._consumer.held()).difference(self._unwritten())
         if unseen:
             with self._database.begin() as connection:
                 given_back = release(connection, unseen)
@@ -140,11 +140,13 @@ class ClaimLoop:
         if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
             return 0
         self._runs_solo = False
-        room = min(self._consumer.room(), self._settings.claim_limit, MOST_UNWRITTEN - len(self._unwritten()))
-        if room <= 0:
+        capacity = min(
+            self._consumer.free_capacity(), self._settings.claim_limit, MOST_UNWRITTEN - len(self._unwritten())
+        )
+        if capacity <= 0:
             return 0
-        claimed = self._take(worker_id, room, is_idle)
-        self._found_all = len(claimed.requests) < room
+        claimed = self._take(worker_id, capacity, is_idle)
+        self._found_all = len(claimed.requests) < capacity
         if not claimed.requests:
             return 0
         if self._is_closing:
@@ -155,13 +157,13 @@ class ClaimLoop:
         self._consumer.submit(claimed.requests)
         return len(claimed.requests)
 
-    def _take(self, worker_id: UUID, room: int, is_idle: bool) -> Claim:
+    def _take(self, worker_id: UUID, capacity: int, is_idle: bool) -> Claim:
         with self._database.begin() as connection:
             return claim(
                 connection,
                 worker_id,
                 self._model,
-                limit=room,
+                limit=capacity,
                 is_idle=is_idle,
                 solo_after_deaths=self._settings.solo_after_deaths,
             )

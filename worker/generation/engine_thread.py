@@ -1,30 +1,28 @@
-"""The engine's owner: the one thread that steps the engine, and the only module here that knows it.
+"""The one thread that steps the engine.
 
     submit ──▶ inbox ──▶ engine.add ──▶ engine.step ──▶ outcomes ──▶ on_outcome (the writer)
     abort  ──▶ inbox ──▶ engine.abort
 
-Everything that touches the engine happens on this thread; the claim loop only fills the inbox. Turning text into tokens
-happens on the claim loop's side of it, so that it runs beside a step.
+Only this thread touches the engine; the claim loop fills the inbox. Prompts become tokens on the claim loop's thread,
+so that tokenization runs beside a step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
-
-from engine import Engine, RequestOutput, SamplingParams, StructuredOutputs
-from engine.errors import EngineError, InvalidParams, InvalidPrompt, RequestFailed, RequestRejected
+from engine import Engine, RequestOutput
+from engine.errors import EngineError, InvalidParams, RequestFailed, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
-from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
+from jobs.requests import ModelLimits
 from worker.generation import responses
+from worker.generation.prompts import PreparedRequest, PromptPreparer
 
 logger = logging.getLogger(__name__)
 
@@ -34,53 +32,44 @@ CLOSE_TIMEOUT = 10.0  # seconds for the step that is under way
 LoadEngine = Callable[[], Engine]
 
 
-class Broken(Protocol):
+class OnFatal(Protocol):
     """The model did not load, or the engine cannot go on; `is_understood` where the error's message says it all."""
 
     def __call__(self, error: BaseException, *, is_understood: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request as the engine takes it."""
-
-    request: ClaimedRequest
-    token_ids: list[int]
-    params: SamplingParams
-    is_chat: bool
-
-
-@dataclass(frozen=True, slots=True)
 class EngineCallbacks:
-    """Whom the owner tells, each from the engine thread unless said otherwise."""
+    """What the engine thread calls, on its own thread unless said otherwise."""
 
-    loaded: Callable[[ModelLimits], None]
-    """The model is there."""
-    outcome: Callable[[Outcome], None]
-    """A request came to its end; from the submitting thread too, where it was refused."""
-    room: Callable[[], None]
+    on_loaded: Callable[[ModelLimits], None]
+    """The model is loaded."""
+    on_outcome: Callable[[Outcome], None]
+    """A request ended; on the submitting thread where it was refused."""
+    on_capacity: Callable[[], None]
     """Requests finished and the engine wants more."""
-    idle: Callable[[], None]
+    on_idle: Callable[[], None]
     """Requests finished, and none is left."""
-    broken: Broken
-    """Nothing follows this."""
+    on_fatal: OnFatal
+    """The last call."""
 
 
 class EngineThread:
     """Loads an engine and steps it until it is closed or breaks."""
 
-    def __init__(self, load: LoadEngine, listeners: EngineCallbacks, *, model: str, share_prefixes: bool) -> None:
+    def __init__(self, load: LoadEngine, callbacks: EngineCallbacks, *, model: str, share_prefixes: bool) -> None:
         self._load = load
-        self._listeners = listeners
+        self._callbacks = callbacks
         self._model = model
         self._share_prefixes = share_prefixes
         self._engine: Engine | None = None
+        self._preparer: PromptPreparer | None = None
         self._changed = threading.Condition()
         # Guarded by _changed: what other threads put in and read off.
-        self._inbox: list[Prepared] = []
+        self._inbox: list[PreparedRequest] = []
         self._aborts: list[str] = []
-        self._held: dict[str, Prepared] = {}
-        self._room = 0
+        self._held: dict[str, PreparedRequest] = {}
+        self._capacity = 0
         self._closing = False
         self._is_broken = False
         self._step_began: float | None = None
@@ -92,10 +81,10 @@ class EngineThread:
 
     # What other threads call
 
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many more requests the engine wants queued now."""
         with self._changed:
-            return max(0, self._room - len(self._inbox))
+            return max(0, self._capacity - len(self._inbox))
 
     def held(self) -> list[ClaimedRequest]:
         """The requests that are in the engine or on their way to it."""
@@ -104,14 +93,17 @@ class EngineThread:
 
     def submit(self, requests: Sequence[ClaimedRequest]) -> None:
         """Turn requests into tokens, on the caller's thread, and queue them. Those that cannot be are refused."""
-        prepared = self._prepare(requests)
+        assert self._preparer is not None
+        preparation = self._preparer.prepare(requests)
+        for outcome in preparation.refused:
+            self._callbacks.on_outcome(outcome)
         with self._changed:
-            self._held.update({item.request.name: item for item in prepared})
-            self._inbox.extend(prepared)
+            self._held.update({item.request.name: item for item in preparation.prepared})
+            self._inbox.extend(preparation.prepared)
             self._changed.notify_all()
 
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
-        """Forget requests: their outcome is somebody else's now."""
+        """Drop requests without an outcome: this worker's claims of them are over."""
         names = {request.name for request in requests}
         with self._changed:
             self._inbox = [prepared for prepared in self._inbox if prepared.request.name not in names]
@@ -139,7 +131,7 @@ class EngineThread:
         return 0.0 if began is None else time.monotonic() - began
 
     def suspects(self) -> list[ClaimToken]:
-        """What the engine computes now: whatever breaks it, it was one of these."""
+        """The requests that the engine computes now: if it breaks, one of these is to blame."""
         engine = self._engine
         started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}
         with self._changed:
@@ -155,17 +147,19 @@ class EngineThread:
         try:
             engine = self._engine = self._load()
             engine.on_compiled = self._wake
-            self._publish_room(engine)
-            self._listeners.loaded(ModelLimits(self._model, engine.runner.max_model_len, engine.runner.vocab_size))
+            model = ModelLimits(self._model, engine.runner.max_model_len, engine.runner.vocab_size)
+            self._preparer = PromptPreparer(model, engine.tokenizer)
+            self._publish_capacity(engine)
+            self._callbacks.on_loaded(model)
             while self._wait_for_work(engine):
                 self._take_in(engine)
                 self._step(engine)
-                self._publish_room(engine)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody steps the engine any more
+                self._publish_capacity(engine)
+        except BaseException as error:  # noqa: BLE001 - fatal, of any kind: the engine thread ends here
             with self._changed:
                 self._is_broken = True
                 self._changed.notify_all()
-            self._listeners.broken(error, is_understood=isinstance(error, EngineError))
+            self._callbacks.on_fatal(error, is_understood=isinstance(error, EngineError))
 
     def _wait_for_work(self, engine: Engine) -> bool:
         with self._changed:
@@ -180,7 +174,7 @@ class EngineThread:
     def _take_in(self, engine: Engine) -> None:
         with self._changed:
             inbox, self._inbox = self._inbox, []
-            self._room -= len(inbox)  # until it is looked at again, after the step
+            self._capacity -= len(inbox)  # an estimate until the engine is asked again, after the step
             aborts, self._aborts = self._aborts, []
         for prepared in inbox:
             request = prepared.request
@@ -213,16 +207,16 @@ class EngineThread:
             if prepared is not None and output.finish_reason != "abort":
                 self._settle(output.request_id, self._outcome(prepared, output))
         if outputs and not self._held:
-            self._listeners.idle()
+            self._callbacks.on_idle()
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         # To the writer first: a worker that looks idle has nothing left to hand over.
-        self._listeners.outcome(outcome)
+        self._callbacks.on_outcome(outcome)
         with self._changed:
             self._held.pop(name, None)
             self._changed.notify_all()
 
-    def _outcome(self, prepared: Prepared, output: RequestOutput) -> Outcome:
+    def _outcome(self, prepared: PreparedRequest, output: RequestOutput) -> Outcome:
         if output.error is not None and output.error_code == "invalid_grammar":
             return responses.refused(prepared.request, output.error, code="invalid_grammar")
         if output.error is not None:
@@ -237,80 +231,9 @@ class EngineThread:
         )
         return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
 
-    def _publish_room(self, engine: Engine) -> None:
-        room = engine.room()
+    def _publish_capacity(self, engine: Engine) -> None:
+        capacity = engine.room()
         with self._changed:
-            self._room = room
-        if room > 0:
-            self._listeners.room()
-
-    # From stored lines to tokens, on the claim loop's thread
-
-    def _prepare(self, requests: Sequence[ClaimedRequest]) -> list[Prepared]:
-        bodies = [_parsed(request.body) for request in requests]
-        prepared = []
-        for request, body, token_ids in zip(requests, bodies, self._tokens(bodies), strict=True):
-            try:
-                if isinstance(token_ids, InvalidPrompt):
-                    raise token_ids
-                params = self._params(request, body, len(token_ids))
-            except (InvalidPrompt, InvalidParams) as error:
-                self._listeners.outcome(responses.refused(request, error.message, code="invalid_request"))
-            except ContextExceeded as error:
-                self._listeners.outcome(responses.refused(request, str(error), code="context_length_exceeded"))
-            except Exception as error:  # noqa: BLE001 - one line must end neither this worker nor its neighbours
-                kind = type(error).__name__  # what it says may quote the prompt
-                logger.error("request %s cannot be prepared: %s", request.name, kind)
-                self._listeners.outcome(responses.broken(request, f"this worker cannot prepare the request: {kind}"))
-            else:
-                prepared.append(Prepared(request, token_ids, params, is_chat="messages" in body))
-        return prepared
-
-    def _tokens(self, bodies: Sequence[dict[str, Any]]) -> list[list[int] | InvalidPrompt]:
-        assert self._engine is not None
-        tokenizer = self._engine.tokenizer
-        tokens: dict[int, list[int] | InvalidPrompt] = {
-            place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), list)
-        }
-        prompts = {place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), str)}
-        chats = {place: body["messages"] for place, body in enumerate(bodies) if "messages" in body}
-        if tokenizer is None:
-            refusal = InvalidPrompt(f"{self._model} has no tokenizer: send token ids as the prompt")
-            tokens |= dict.fromkeys([*prompts, *chats], refusal)
-        else:
-            tokens |= zip(prompts, tokenizer.encode_batch(list(prompts.values())), strict=True)
-            tokens |= zip(chats, tokenizer.encode_chat_batch(list(chats.values())), strict=True)
-        neither = InvalidPrompt("the stored line holds neither a prompt nor messages that this worker understands")
-        return [tokens.get(place, neither) for place in range(len(bodies))]
-
-    def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
-        assert self._engine is not None
-        options = {name: value for name, value in body.items() if name not in ("prompt", "messages")}
-        context = self._engine.runner.max_model_len
-        wanted = options.get("max_tokens", 1)
-        if prompt_tokens + wanted > context:
-            asked = f" and max_tokens {wanted}" if "max_tokens" in options else " leave no place for an answer and"
-            raise ContextExceeded(f"{prompt_tokens} prompt tokens{asked} exceed the context of {context} tokens")
-        options.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, context - prompt_tokens))
-        # A request that runs again, after a crash or elsewhere, draws the same tokens again.
-        options.setdefault("seed", _seed(request))
-        wanted = options.pop("structured_outputs", None)
-        return SamplingParams(**options, structured_outputs=None if wanted is None else StructuredOutputs(**wanted))
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    """A stored line; empty where it is not what the API writes."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
-
-
-class ContextExceeded(Exception):
-    """A prompt and its answer are longer than the model's context."""
-
-
-def _seed(request: ClaimedRequest) -> int:
-    source = request.job_id.bytes + request.line.to_bytes(8, "big")
-    return int.from_bytes(hashlib.blake2b(source, digest_size=8).digest(), "big") >> 1
+            self._capacity = capacity
+        if capacity > 0:
+            self._callbacks.on_capacity()

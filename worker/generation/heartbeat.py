@@ -1,4 +1,4 @@
-"""The heartbeat: keeps this worker's lease, and starts a new life where it was lost."""
+"""The heartbeat: keeps this worker's lease, and registers anew where it was lost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from worker.generation.lease import Lease
-from worker.generation.vital_thread import Crashed, VitalThread
+from worker.generation.vital_thread import OnCrash, VitalThread
 
 logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Registers the worker and renews its lease from a thread of its own, whatever the engine and the broker do.
+    """Registers the worker and renews its lease from a thread of its own, beside engine and broker.
 
-    A heartbeat that matches no row means that a reaper has given everything away: the worker registers anew under
+    A heartbeat that matches no row means that this worker was taken for dead: the worker registers anew under
     another id, and `on_change` lets the claim loop drop what the old one held.
     """
 
@@ -41,7 +41,7 @@ class Heartbeat:
         device: str,
         stats: Callable[[], dict[str, object]],
         on_change: Callable[[], None],
-        crashed: Crashed,
+        on_crash: OnCrash,
     ) -> None:
         self._database = database
         self._lease = lease
@@ -49,13 +49,13 @@ class Heartbeat:
         self._device = device
         self._stats = stats
         self._on_change = on_change
-        self._crashed = crashed
+        self._on_crash = on_crash
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, model: ModelLimits) -> None:
         """Register as a worker of `model`, as soon as Postgres answers, and keep the lease from then on."""
-        self._thread = VitalThread("heartbeat", lambda: self._run(model), self._crashed)
+        self._thread = VitalThread("heartbeat", lambda: self._run(model), self._on_crash)
         self._thread.start()
 
     def stop_beating(self) -> None:
@@ -74,7 +74,7 @@ class Heartbeat:
             try:
                 self._beat(model, began)
             except LeaseLost:
-                logger.warning("this worker was given up by a reaper; it starts anew")
+                logger.warning("this worker was taken for dead; it registers anew")
                 self._lease.lose()
                 continue
             except SQLAlchemyError as error:

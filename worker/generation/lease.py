@@ -34,7 +34,7 @@ class Lease:
             self._worker_id = None
 
     def end(self) -> UUID | None:
-        """This process claims and writes nothing more, whatever a heartbeat under way brings. Returns who it was."""
+        """End the lease for good, also against a heartbeat that is under way. Returns the worker's last id."""
         with self._lock:
             self._is_over = True
             ended, self._worker_id = self._worker_id, None
@@ -42,7 +42,7 @@ class Lease:
 
     @property
     def worker_id(self) -> UUID | None:
-        """Who this process is, or None before it registered and between two lives."""
+        """This process's id as a worker, or None before it registered and between two registrations."""
         with self._lock:
             return self._worker_id
 

@@ -1,4 +1,4 @@
-"""What a finished request looks like to its owner: OpenAI's completion objects inside a result line's `response`."""
+"""Result lines of finished requests: OpenAI's completion objects inside a line's `response`."""
 
 from __future__ import annotations
 
@@ -59,10 +59,7 @@ def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: b
         },
     }
     return Outcome(
-        request.job_id,
-        request.line,
-        request.epoch,
-        request.holder,
+        request.token,
         RequestState.COMPLETED,
         _response(request, 200, body),
         prompt_tokens=answer.prompt_tokens,
@@ -84,10 +81,7 @@ def broken(request: ClaimedRequest, message: str) -> Outcome:
 def _failed(request: ClaimedRequest, status: int, message: str, *, kind: str, code: str) -> Outcome:
     error = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return Outcome(
-        request.job_id,
-        request.line,
-        request.epoch,
-        request.holder,
+        request.token,
         RequestState.FAILED,
         _response(request, status, error),
     )

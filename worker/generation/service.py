@@ -1,13 +1,9 @@
-"""A worker: one engine, the threads around it, and the Celery worker that hears the bell.
+"""A worker process: one engine, the threads around it, and the Celery worker that receives notifications.
 
-    Celery (main thread)  drain(job_id) ─▶ ring
-    claims                Postgres ─▶ tokens ─▶ engine's inbox
-    engine                inbox ─▶ step ─▶ outcomes
-    writer                outcomes ─▶ Postgres, in groups
-    heartbeat             lease, watchdog
-
-Everything is started by a bootstep of Celery's *Worker* blueprint: that of the Consumer restarts at every loss of the
-broker, and work does not depend on the broker.
+Celery (main thread)  drain(job_id) ─▶ notify the claim loop
+claims                Postgres ─▶ tokens ─▶ engine's inbox ─▶ engine thread: step ─▶ outcomes
+writer                outcomes ─▶ Postgres, in groups
+heartbeat, watchdog   lease; the process ends where a thread makes no progress
 """
 
 from __future__ import annotations
@@ -58,17 +54,17 @@ class GenerationService:
             self._database,
             self._lease,
             interval=settings.write_interval,
-            crashed=self._on_crashed,
-            on_all_written=lambda: self._claims.ring(),
+            on_crash=self._on_crash,
+            on_all_written=lambda: self._claims.notify(),
         )
-        self._owner = EngineThread(
+        self._engine = EngineThread(
             load,
             EngineCallbacks(
-                loaded=self._on_loaded,
-                outcome=self._writer.put,
-                room=self._on_room,
-                idle=self._writer.flush_soon,
-                broken=self._on_broken,
+                on_loaded=self._on_loaded,
+                on_outcome=self._writer.put,
+                on_capacity=self._on_capacity,
+                on_idle=self._writer.flush_soon,
+                on_fatal=self._on_fatal,
             ),
             model=model,
             share_prefixes=settings.share_prefixes,
@@ -78,18 +74,18 @@ class GenerationService:
             self._lease,
             settings,
             model=model,
-            consumer=self._owner,
+            consumer=self._engine,
             unwritten=self._writer.unwritten,
-            crashed=self._on_crashed,
+            on_crash=self._on_crash,
         )
         self._heartbeat = Heartbeat(
             self._database,
             self._lease,
             settings,
             device=device,
-            stats=self._owner.stats,
-            on_change=self._claims.ring,
-            crashed=self._on_crashed,
+            stats=self._engine.stats,
+            on_change=self._claims.notify,
+            on_crash=self._on_crash,
         )
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._stop_lock = threading.Lock()
@@ -106,15 +102,15 @@ class GenerationService:
         """Begin to load the model, and return at once: Celery only stops what has started in full."""
         self._started = True
         self._writer.start()
-        self._owner.start()
+        self._engine.start()
         self._watchdog.start()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Work may be waiting."""
-        self._claims.ring()
+        self._claims.notify()
 
     def stop_claiming(self) -> None:
-        """What comes before `stop`, as soon as a signal says that it will come. Safe in the signal's handler."""
+        """Claim nothing more, as the first part of `stop`. Safe in a signal's handler."""
         self._claims.stop()
 
     def stop(self, *, drain: float) -> None:
@@ -126,9 +122,9 @@ class GenerationService:
             if self._stopped.is_set() or not self._started:
                 return
             self._claims.close()
-            if self._broken_at is None and not self._owner.drain(drain):
-                logger.info("%d requests did not finish in time; they go back", len(self._owner.held()))
-            self._owner.close()
+            if self._broken_at is None and not self._engine.drain(drain):
+                logger.info("%d requests did not finish in time; they go back", len(self._engine.held()))
+            self._engine.close()
             self._writer.close(WRITE_TIMEOUT)
             self._heartbeat.close()
             self._sign_off()
@@ -151,18 +147,18 @@ class GenerationService:
         self._heartbeat.start(model)
         self._claims.start()
 
-    def _on_room(self) -> None:
-        self._claims.refill()
+    def _on_capacity(self) -> None:
+        self._claims.claim_again_if_more()
 
-    def _on_broken(self, error: BaseException, *, is_understood: bool) -> None:
+    def _on_fatal(self, error: BaseException, *, is_understood: bool) -> None:
         logger.critical("the engine ends: %s", error, exc_info=None if is_understood else error)
-        # What is finished is not to be run again, nor charged with what came after it.
+        # Finished requests are written first: they must neither run again nor be charged with this failure.
         self._writer.flush(WRITE_TIMEOUT)
-        # Where nothing was being computed, one that waits may be what breaks every engine that it comes to.
-        self._break_off(self._owner.suspects() or None)
+        # With nothing running, a queued request may be what breaks each engine that it reaches: all are charged.
+        self._break_off(self._engine.suspects() or None)
 
-    def _on_crashed(self, error: BaseException) -> None:
-        # Where, not what it said: nobody expected this error, and its message may quote a prompt.
+    def _on_crash(self, error: BaseException) -> None:
+        # The traceback without the message, which may quote a prompt.
         where = "".join(traceback.format_tb(error.__traceback__))
         name = threading.current_thread().name
         logger.critical("the %s thread crashed, and this worker ends: %s\n%s", name, type(error).__name__, where)
@@ -175,7 +171,7 @@ class GenerationService:
         celery_state.should_stop = EXIT_BROKEN
 
     def _give_up(self, suspects: Collection[ClaimToken] | None) -> None:
-        """Free what this worker holds, for good. Suspects are charged, for one of them may be to blame; None: all."""
+        """Free all that this worker holds, for good. Suspects are charged with its death; None: all are."""
         self._heartbeat.stop_beating()
         worker_id = self._lease.end()
         if worker_id is None:
@@ -190,9 +186,9 @@ class GenerationService:
         # Liveness means progress: a heartbeat proves nothing about an engine that hangs in a driver call.
         limit = self._settings.watchdog
         while not self._stopped.wait(WATCH_INTERVAL):
-            if self._owner.stalled_for() > limit:
+            if self._engine.stalled_for() > limit:
                 logger.critical("the engine made no step for %.0f s; this process ends", limit)
-                self._give_up(self._owner.suspects())
+                self._give_up(self._engine.suspects())
                 os._exit(EXIT_BROKEN)
             if self._broken_at is not None and time.monotonic() - self._broken_at > limit:
                 logger.critical("this process did not end within %.0f s of breaking, and ends now", limit)
@@ -221,7 +217,7 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
 
     @app.task(name=DRAIN_TASK)  # type: ignore[untyped-decorator]
     def drain(job_id: str) -> None:
-        service.ring()
+        service.notify()
 
     code = run_solo(
         app,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.database import brief
 from jobs.queries.settling import ClaimToken, Outcome, settle
 from worker.generation.lease import Lease
-from worker.generation.vital_thread import Crashed, VitalThread
+from worker.generation.vital_thread import OnCrash, VitalThread
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,7 @@ class Writer:
 
     An outcome waits at most `interval` seconds for others to share its transaction, or until `flush_soon()` is called
     because the engine is idle. While Postgres is away outcomes are kept; the claim loop bounds them, since it claims
-    nothing while many are `unwritten`. A repeat after a reply
-    that was lost writes nothing twice: the fence of `settle` sees to it.
+    nothing while many are `unwritten`. A repeat after a lost reply writes nothing twice, because of `settle`'s fence.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Writer:
         lease: Lease,
         *,
         interval: float,
-        crashed: Crashed,
+        on_crash: OnCrash,
         on_all_written: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
@@ -48,9 +47,9 @@ class Writer:
         self._outcomes: deque[Outcome] = deque()
         self._arrived = threading.Condition()
         self._closing = threading.Event()
-        self._hurried = threading.Event()
+        self._flush_now = threading.Event()
         self._in_flight: list[Outcome] = []
-        self._thread = VitalThread("writer", self._run, crashed)
+        self._thread = VitalThread("writer", self._run, on_crash)
 
     def start(self) -> None:
         self._thread.start()
@@ -63,16 +62,12 @@ class Writer:
 
     def flush_soon(self) -> None:
         """Write what is there now: nothing is under way that it could wait for."""
-        self._hurried.set()
+        self._flush_now.set()
 
     def unwritten(self) -> set[ClaimToken]:
-        """The requests whose outcomes are not in Postgres yet, as far as we know."""
+        """The requests whose outcomes are not known to be in Postgres yet."""
         with self._arrived:
-            return {
-                ClaimToken(outcome.job_id, outcome.line, outcome.epoch, outcome.holder)
-                for outcome in (*self._in_flight, *self._outcomes)
-                if outcome.holder is not None
-            }
+            return {outcome.token for outcome in (*self._in_flight, *self._outcomes)}
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything is written. False where that took longer than `timeout` seconds."""
@@ -82,7 +77,7 @@ class Writer:
     def close(self, timeout: float) -> bool:
         """Write what is left and end. False where that took longer than `timeout` seconds; the rest is not written."""
         self._closing.set()
-        self._hurried.set()
+        self._flush_now.set()
         with self._arrived:
             self._arrived.notify_all()
         self._thread.join(timeout)
@@ -95,9 +90,9 @@ class Writer:
                 if not self._outcomes:
                     return
             # Others that finish in the next moments share the transaction.
-            self._hurried.wait(self._interval)
+            self._flush_now.wait(self._interval)
             if not self._closing.is_set():
-                self._hurried.clear()
+                self._flush_now.clear()
             with self._arrived:
                 group = self._in_flight = self._next_group()
             self._write(group)

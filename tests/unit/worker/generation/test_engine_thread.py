@@ -1,4 +1,4 @@
-"""The engine's owner, without Postgres: what becomes of one bad request among others."""
+"""The engine thread without Postgres: one bad request among others."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
     outcomes: dict[int, Outcome] = {}
     broken: list[BaseException] = []
     loaded, idle = threading.Event(), threading.Event()
-    listeners = EngineCallbacks(
-        loaded=lambda model: loaded.set(),
-        outcome=lambda outcome: outcomes.update({outcome.line: outcome}),
-        room=lambda: None,
-        idle=idle.set,
-        broken=lambda error, *, is_understood: broken.append(error),
+    callbacks = EngineCallbacks(
+        on_loaded=lambda model: loaded.set(),
+        on_outcome=lambda outcome: outcomes.update({outcome.token.line: outcome}),
+        on_capacity=lambda: None,
+        on_idle=idle.set,
+        on_fatal=lambda error, *, is_understood: broken.append(error),
     )
-    owner = EngineThread(
-        lambda: Engine13(FakeRunner(), None, EngineConfig(block_size=4)), listeners, model="m", share_prefixes=False
+    thread = EngineThread(
+        lambda: Engine13(FakeRunner(), None, EngineConfig(block_size=4)), callbacks, model="m", share_prefixes=False
     )
-    owner.start()
+    thread.start()
     assert loaded.wait(60)
-    owner.submit([claimed(1, [1, 2]), claimed(2, [1] * 13), claimed(3, [3, 4])])
+    thread.submit([claimed(1, [1, 2]), claimed(2, [1] * 13), claimed(3, [3, 4])])
     await_condition(lambda: len(outcomes) == 3, "three outcomes")
     assert idle.wait(60)
-    owner.close()
+    thread.close()
     assert broken == []
     states = {line: outcome.state for line, outcome in outcomes.items()}
     assert states == {1: RequestState.COMPLETED, 2: RequestState.FAILED, 3: RequestState.COMPLETED}
