@@ -1,17 +1,18 @@
 """A supervisor of child processes.
 
-    with Supervisor(log) as supervisor:
-        supervisor.start(database, broker)     # a group starts together; returns once every child is ready
-        supervisor.start(api, worker)          # the next group
-        supervisor.wait()                      # until somebody asks to stop, or a child is given up
-                                               # leaving: groups stop in reverse order
-
-A child that dies is started again, later each time; one that keeps dying is given up, and `wait` raises. Children are
-sent a signal by the kernel when the supervisor dies, even by kill -9 (`cli.launcher`).
-
-One thread, the monitor, owns all children: it starts, signals and reaps them, and everything that happens reaches it
-through one queue. It lives as long as the supervisor, which the parent-death signal relies on.
+with Supervisor(log) as supervisor:
+    supervisor.start(database, broker)     # a group starts together; returns once every child is ready
+    supervisor.start(api, worker)          # the next group
+    supervisor.wait()                      # until a stop is requested
+                                           # leaving: groups stop in reverse order
 """
+
+# A child that cannot be started the first time is its starter's error. One that was ready and dies is started again for
+# as long as the supervisor lives, later each time: no child's death ends the others. The kernel sends children a signal
+# when the supervisor dies, even by kill -9 (`cli.launcher`).
+#
+# One thread, the monitor, owns all children: it starts, signals and reaps them, and everything that happens reaches it
+# through one queue. It lives as long as the supervisor, which the parent-death signal relies on.
 
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ from cli.launcher import OURSELVES, Identity, launch_command
 
 POLL_INTERVAL = 0.05  # seconds between two looks at a readiness condition
 LONGEST_LINE = 64 * 1024  # bytes; a longer one is cut into several
+KEEPS_DYING = 5  # deaths in a row after which the log says so
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -54,23 +56,24 @@ class Child:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When and how often a child that died is started again. Durations are seconds."""
+    """When a child that died is started again. Durations are seconds."""
 
     first_delay: float = 0.25  # doubles with each death in a row
-    longest_delay: float = 10.0
-    deaths: int = 6  # in a row, after which a child is given up
-    steady_after: float = 15.0  # a life this long ends the row
+    longest_delay: float = 30.0
+    steady_after: float = 15.0  # a child that lives this long beyond the time that its first start took ends the row
 
     def delay(self, deaths: int) -> float:
-        return min(self.first_delay * 2.0 ** (deaths - 1), self.longest_delay)
+        """Seconds between the `deaths`-th death in a row and the next start."""
+        # The exponent is bounded, because a float overflows after 1,024 deaths.
+        return min(self.first_delay * 2.0 ** min(deaths - 1, 32), self.longest_delay)
 
 
 class StopRequested(Exception):
-    """Somebody asked to stop while children were being started."""
+    """A stop was requested while children were being started."""
 
 
 class ChildFailed(RuntimeError):
-    """A child did not become ready, or keeps dying. The message ends with the last lines that it wrote."""
+    """A child did not become ready. The message ends with the last lines that it wrote."""
 
     def __init__(self, name: str, what: str, last_lines: Sequence[str]) -> None:
         written = "".join(f"\n  {line}" for line in last_lines)
@@ -90,6 +93,7 @@ class _Life:
     exited: threading.Event
     pump: threading.Thread
     adopted: bool = False  # it was ready once; before that its death is reported, not mended
+    startup: float = 0.0  # seconds that the first start took until the child was ready
     deaths: int = 0  # in a row
     restart_at: float | None = None  # monotonic; set while it waits to be started again
     ending: bool = False
@@ -144,7 +148,6 @@ class Supervisor:
         self._closing = False
         self._stopping = False
         self._hurry = False
-        self._failure: ChildFailed | None = None
         self._stop_requested = threading.Event()
         # A daemon: an interpreter that ends without leaving the `with` block must not wait for it; the kernel then
         # sends every child its death signal.
@@ -164,7 +167,7 @@ class Supervisor:
         """Start a group of children together, and wait until each is ready.
 
         Raises ChildFailed if one dies before that or takes longer than its `ready_timeout`; the group is ended then.
-        Raises StopRequested if somebody asks to stop meanwhile.
+        Raises StopRequested if a stop is requested before that.
         """
         reply: Future[_Group] = Future()
         self._inbox.put(_Start(children, reply))
@@ -184,21 +187,12 @@ class Supervisor:
         return {life.child.name: life.process.pid for life in lives if not life.exited.is_set()}
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until somebody asks to stop (True) or `timeout` is over (False).
-
-        Raises ChildFailed once a child is given up.
-        """
-        requested = self._stop_requested.wait(timeout)
-        if self._failure is not None:
-            raise self._failure
-        return requested
+        """Block until a stop is requested (True) or `timeout` seconds are over (False)."""
+        return self._stop_requested.wait(timeout)
 
     @contextlib.contextmanager
     def stopping_explains(self, *errors: type[Exception]) -> Iterator[None]:
-        """Something needs the children: once somebody asked to stop, these errors mean just that they are gone.
-
-        Raises StopRequested instead of them then, and ChildFailed where a child was given up.
-        """
+        """Raise StopRequested instead of `errors` once a stop is requested: they then mean that children are gone."""
         try:
             yield
         except errors as error:
@@ -215,12 +209,16 @@ class Supervisor:
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:
-        """In the main thread: SIGINT, SIGTERM and SIGHUP ask for a stop, a second one for a quick one."""
+        """In the main thread: SIGINT, SIGTERM and SIGHUP ask for a stop, a second one for a quick one.
+
+        An ignored SIGHUP stays ignored, because `nohup` asked for that.
+        """
 
         def handle(number: int, frame: object) -> None:
             self.request_stop(hurry=self._stop_requested.is_set())
 
-        previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        handled = [number for number in STOP_SIGNALS if not _is_ignored_hangup(number)]
+        previous = {number: signal.signal(number, handle) for number in handled}
         try:
             yield
         finally:
@@ -238,11 +236,11 @@ class Supervisor:
                         child.name, f"{_ending(life.process.returncode)} before it was ready", life.last_lines
                     )
                 if child.ready(life.process.pid):
+                    life.startup = time.monotonic() - life.started
                     waiting.remove(life)
                 elif time.monotonic() - life.started > child.ready_timeout:
                     raise ChildFailed(child.name, f"was not ready within {child.ready_timeout:g} s", life.last_lines)
             if self._stop_requested.wait(POLL_INTERVAL if waiting else 0):
-                self.wait()  # raises, where the reason is another child's failure
                 raise StopRequested
 
     # --- the monitor's side
@@ -256,10 +254,22 @@ class Supervisor:
             else:
                 self._handle(message)
             self._meet_deadlines()
-            self._groups = [group for group in self._groups if not all(_gone(life) for life in group)]
-            if self._stopping and self._groups:
-                for life in self._groups[-1]:
-                    self._end(life)
+            self._remove_gone_groups()
+            if self._stopping:
+                self._end_last_group()
+
+    def _remove_gone_groups(self) -> None:
+        self._groups = [group for group in self._groups if not all(_gone(life) for life in group)]
+
+    def _end_last_group(self) -> None:
+        """End the group that was started last. One without a running process is gone at once, and the next is next."""
+        while self._groups:
+            last = self._groups[-1]
+            for life in last:
+                self._end(life)
+            self._remove_gone_groups()
+            if self._groups and self._groups[-1] is last:
+                return
 
     def _handle(self, message: _Start | _Adopt | _End | _Exited | _Stop | _Close) -> None:
         match message:
@@ -346,21 +356,19 @@ class Supervisor:
         life.exited.set()
 
     def _mend(self, life: _Life, what: str) -> None:
-        """A child died, or could not be started again: see to its next start, or give it up."""
-        if time.monotonic() - life.started >= self._restart.steady_after:
+        """A child died, or could not be started again: see to its next start."""
+        if time.monotonic() - life.started >= life.startup + self._restart.steady_after:
             life.deaths = 0
         life.deaths += 1
-        if life.deaths >= self._restart.deaths:
-            life.pump.join(timeout=1.0)
-            self._failure = ChildFailed(
-                life.child.name, f"{what}, {life.deaths} times in a row, and is given up", life.last_lines
+        delay = self._restart.delay(life.deaths)
+        again = f", {life.deaths} times in a row" if life.deaths > 1 else ""
+        self._log.write(life.child.name, f"[supervisor] {what}{again}; it is started again in {delay:g} s")
+        if life.deaths == KEEPS_DYING:
+            self._log.write(
+                life.child.name,
+                "[supervisor] keeps dying; the other processes go on without it. The reason is in the lines above.",
             )
-            life.ending = True
-            self._stop(hurry=False)
-        else:
-            delay = self._restart.delay(life.deaths)
-            self._log.write(life.child.name, f"[supervisor] {what}; it is started again in {delay:g} s")
-            life.restart_at = time.monotonic() + delay
+        life.restart_at = time.monotonic() + delay
 
     def _end(self, life: _Life) -> None:
         if life.ending:
@@ -403,8 +411,12 @@ class Supervisor:
                 life.started = now
                 try:
                     self._spawn(life.child, life)
-                except Exception as error:  # noqa: BLE001 - counted as a death, and told when it is given up
+                except Exception as error:  # noqa: BLE001 - counted as a death
                     self._mend(life, f"could not be started: {error}")
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _gone(life: _Life) -> bool:

@@ -16,7 +16,7 @@ from jobs.settings import Settings
 def up(settings: Settings, model_names: Sequence[str]) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP, then stop everything; a second signal does not wait for work to finish.
 
-    Returns the exit code: 0 after a stop that was asked for, 1 where something cannot run or keeps dying.
+    Returns the exit code: 0 after a stop that was asked for, 1 where something cannot start.
     """
     try:
         with running_stack(

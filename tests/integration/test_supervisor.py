@@ -21,7 +21,7 @@ from cli.supervisor import Child, ChildFailed, RestartPolicy, StopRequested, Sup
 from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition, await_gone, family
 
-QUICK = RestartPolicy(first_delay=0.01, longest_delay=0.05, deaths=3, steady_after=60.0)
+QUICK = RestartPolicy(first_delay=0.01, longest_delay=0.05, steady_after=60.0)
 NOBODY = (65534, 65534)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -98,35 +98,71 @@ def test_what_a_dead_child_left_behind_is_ended(supervisor: Supervisor, tmp_path
     await_gone([orphan])
 
 
-def test_a_child_that_keeps_dying_is_given_up(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_child_that_keeps_dying_ends_no_other(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
     other = tmp_path / "other"
     supervisor.start(shell("other", f"touch {other}; exec sleep 600", ready=is_there(other)))
-    remaining = family(supervisor.pids().values())
-    supervisor.start(shell("worker", "echo no model here; sleep 0.05; exit 7"))
-    with pytest.raises(ChildFailed) as failure:
-        supervisor.wait(timeout=PATIENCE)
-    assert "worker ended with status 7, 3 times in a row, and is given up" in str(failure.value)
-    assert "no model here" in str(failure.value)
-    await_gone(remaining)
-    await_condition(lambda: not supervisor.pids(), "the last child is reaped")
-    with pytest.raises(StopRequested):
-        supervisor.start(shell("late", "exec sleep 600"))
+    pid = supervisor.pids()["other"]
+    supervisor.start(shell("worker", "echo no model here; sleep 0.01; exit 7"))
+    await_condition(lambda: "7 times in a row" in lines.getvalue(), "seven deaths")
+    written = lines.getvalue()
+    assert "[supervisor] ended with status 7, 6 times in a row; it is started again in 0.05 s" in written
+    assert written.count("keeps dying; the other processes go on without it") == 1
+    assert supervisor.wait(timeout=0) is False
+    assert supervisor.pids()["other"] == pid
+    supervisor.start(shell("late", "exec sleep 600"))
+
+
+def test_a_child_that_cannot_be_started_again_is_tried_further(
+    supervisor: Supervisor, lines: io.StringIO, tmp_path: Path
+) -> None:
+    obstacle = tmp_path / "obstacle"
+
+    def refuse() -> None:
+        if obstacle.exists():
+            raise RuntimeError("no room")
+
+    supervisor.start(Child("server", ["/bin/sleep", "600"], lambda pid: True, before_start=refuse))
+    obstacle.touch()
+    os.kill(supervisor.pids()["server"], signal.SIGKILL)
+    await_condition(lambda: "could not be started: no room, 4 times in a row" in lines.getvalue(), "four tries")
+    obstacle.unlink()
+    await_condition(lambda: "server" in supervisor.pids(), "a new process")
 
 
 def test_a_steady_life_ends_the_row_of_deaths(lines: io.StringIO) -> None:
-    policy = RestartPolicy(first_delay=0.01, longest_delay=0.01, deaths=2, steady_after=0.0)
+    policy = RestartPolicy(first_delay=0.01, longest_delay=60.0, steady_after=0.0)
     with Supervisor(ChildLog(None, lines), policy) as supervisor:
         supervisor.start(shell("worker", "exec sleep 600"))
         for _ in range(4):
             pid = supervisor.pids()["worker"]
             os.kill(pid, signal.SIGKILL)
             await_condition(lambda pid=pid: supervisor.pids().get("worker", pid) != pid, "a new process")  # type: ignore[misc]
-        assert supervisor.wait(timeout=0) is False
+    assert "in a row" not in lines.getvalue()
+
+
+def test_a_stop_does_not_wait_for_children_between_two_lives(lines: io.StringIO, tmp_path: Path) -> None:
+    policy = RestartPolicy(first_delay=600.0, longest_delay=600.0)
+    with Supervisor(ChildLog(None, lines), policy) as supervisor:
+        for name in ("database", "worker"):
+            supervisor.start(shell(name, "exec sleep 600"))
+            os.kill(supervisor.pids()[name], signal.SIGKILL)
+        await_condition(lambda: lines.getvalue().count("started again in 600 s") == 2, "both wait")
+
+
+def test_a_slow_start_is_no_steady_life(lines: io.StringIO, tmp_path: Path) -> None:
+    """A child that dies each time as soon as it has loaded must not be started again and again without a pause."""
+    first = tmp_path / "first"
+    loads = f"sleep 0.3; test -e {first} && exit 3; touch {first}; exec sleep 600"
+    policy = RestartPolicy(first_delay=0.01, longest_delay=0.01, steady_after=0.2)
+    with Supervisor(ChildLog(None, lines), policy) as supervisor:
+        supervisor.start(shell("worker", loads, ready=is_there(first)))
+        os.kill(supervisor.pids()["worker"], signal.SIGKILL)
+        await_condition(lambda: "status 3, 3 times in a row" in lines.getvalue(), "three deaths")
 
 
 def test_the_delay_doubles_up_to_a_limit() -> None:
     policy = RestartPolicy(first_delay=0.25, longest_delay=3.0)
-    assert [policy.delay(deaths) for deaths in range(1, 7)] == [0.25, 0.5, 1.0, 2.0, 3.0, 3.0]
+    assert [policy.delay(deaths) for deaths in (1, 2, 3, 4, 5, 6, 5000)] == [0.25, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
 
 
 def test_a_death_before_readiness_is_reported_at_once(supervisor: Supervisor) -> None:
@@ -276,6 +312,17 @@ def test_a_signal_stops_everything(supervising: subprocess.Popen[str], number: s
     assert supervising.returncode == 0
     assert "stopping" in output
     await_gone(processes)
+
+
+def test_an_ignored_hangup_stays_ignored(lines: io.StringIO) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Supervisor(ChildLog(None, lines), QUICK) as supervisor, supervisor.stop_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert supervisor.wait(timeout=0) is False
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_a_child_whose_parent_died_first_does_not_start() -> None:
