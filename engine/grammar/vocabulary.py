@@ -1,9 +1,8 @@
-"""A model's tokens as bytes, which is what grammars are about."""
+"""A model's vocabulary as llguidance takes it: tokens as bytes, special tokens by name."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
+
+from engine.tokenization.token_bytes import UnreadableDecoder, piece_reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,9 @@ Words = npt.NDArray[np.int32]
 _SPECIAL = b"\xff"
 """Before a special token's name, by llguidance's convention; no UTF-8 holds this byte."""
 
+_MAX_TOKEN_BYTES = 1024
+"""llguidance's trie counts a node's parents in 10 bits, and panics at longer tokens: no grammar allows them."""
+
 _SAMPLES = ('{"name": "Ada", "tags": [1, 2.5, true, null]}', "a b  c", "x = y\n", "Grüße, naïve 日本 🙂", "reverse")
 
 
@@ -28,22 +32,31 @@ class UnreadableVocabulary(Exception):
 
 
 class Vocabulary:
-    """Tokens as bytes, and who among them ends an output.
+    """Tokens as bytes, and which of them end an output.
 
     Token ids from `len(tokens)` on, up to `vocab_size`, are rows that the model pads its output with; no grammar allows
     them. llguidance is told of one more token, `end_id`, which no model has: its bit says that the output may end.
     """
 
     def __init__(
-        self, tokens: Sequence[bytes], special: Collection[int], eos_token_ids: Collection[int], vocab_size: int
+        self,
+        tokens: Sequence[bytes],
+        special: Collection[int],
+        eos_token_ids: Collection[int],
+        vocab_size: int,
+        *,
+        special_names: Mapping[int, bytes] | None = None,
     ) -> None:
+        """`tokens` are what each token adds to a text. Grammars call a special token by its name in `special_names`,
+        or else by its bytes. Ids outside the vocabulary are ignored."""
         self.vocab_size = vocab_size
         self.tokens = [*tokens[:vocab_size], *[b""] * (vocab_size - len(tokens))]
-        self.special = frozenset(token for token in (*special, *eos_token_ids) if token < vocab_size)
-        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_token_ids = frozenset(token for token in eos_token_ids if 0 <= token < vocab_size)
+        self.special = frozenset(token for token in special if 0 <= token < vocab_size) | self.eos_token_ids
+        self._special_names = special_names or {}
         for token, name in enumerate(self.tokens):
             # A byte that no text holds, alone: llguidance would take it for the mark of a special token.
-            if token not in self.special and name.startswith(_SPECIAL):
+            if token not in self.special and (name.startswith(_SPECIAL) or len(name) > _MAX_TOKEN_BYTES):
                 self.tokens[token] = b""
         self.end_id = vocab_size
         self.real_bits = self._bits(token for token, name in enumerate(self.tokens) if name)
@@ -52,19 +65,25 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: Collection[int]) -> Vocabulary:
-        """Read a tokenizer; raises `UnreadableVocabulary`. Takes about half a second for 128,000 tokens."""
-        # Nothing here changes the tokenizer, so that others may use it meanwhile.
+        """Read a tokenizer, without changing it; raises `UnreadableVocabulary`.
+
+        Takes about half a second for 128,000 tokens.
+        """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UnreadableVocabulary("its tokenizer is not one of the tokenizers library")
-        to_bytes = _reader(backend.decoder)
+        try:
+            to_bytes = piece_reader(backend.decoder)
+        except UnreadableDecoder as error:
+            raise UnreadableVocabulary(str(error)) from error
         added = backend.get_added_tokens_decoder()
         pieces: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         tokens = [b""] * (max(pieces.values(), default=-1) + 1)
         for piece, token in pieces.items():
-            tokens[token] = piece.encode() if token in added else to_bytes(piece)
+            tokens[token] = to_bytes(piece)
         special = {token for token, info in added.items() if info.special} | set(tokenizer.all_special_ids)
-        vocabulary = cls(tokens, special, eos_token_ids, vocab_size)
+        names = {token: info.content.encode() for token, info in added.items()}
+        vocabulary = cls(tokens, special, eos_token_ids, vocab_size, special_names=names)
         vocabulary._compare(backend)
         return vocabulary
 
@@ -79,24 +98,29 @@ class Vocabulary:
 
     def wire_tokens(self) -> list[bytes]:
         """Tokens as llguidance takes them, special ones marked, the end last."""
-        marked = [_SPECIAL + name if token in self.special else name for token, name in enumerate(self.tokens)]
-        return [*marked, b""]
+        wire = [
+            _SPECIAL + self._special_names.get(token, text) if token in self.special else text
+            for token, text in enumerate(self.tokens)
+        ]
+        return [*(name if len(name) <= _MAX_TOKEN_BYTES else b"" for name in wire), b""]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The very text that the grammar saw: tokenizers trim and tidy theirs. Incomplete UTF-8 becomes U+FFFD."""
         skipped = self.special if skip_special_tokens else frozenset()
         return b"".join(self.tokens[token] for token in token_ids if token not in skipped).decode(errors="replace")
 
-    def _bits(self, token_ids: Iterator[int] | Collection[int]) -> Words:
+    def _bits(self, token_ids: Iterable[int]) -> Words:
         bits = np.zeros(self.num_words * 32, dtype=np.uint8)
-        bits[[token for token in token_ids if token < self.vocab_size]] = 1
+        bits[list(token_ids)] = 1
         return np.packbits(bits, bitorder="little").view(np.int32)
 
     def _compare(self, backend: Any) -> None:
         """See on samples that our bytes are what the tokenizer says; one leading space is its to trim."""
         compared = 0
         for sample in _SAMPLES:
-            ids = backend.encode(sample, add_special_tokens=False).ids
+            encoding = backend.encode(sample, add_special_tokens=False)
+            # A tokenizer may pad to a fixed length.
+            ids = [token for token, is_text in zip(encoding.ids, encoding.attention_mask, strict=True) if is_text]
             if not ids or not self.special.isdisjoint(ids) or max(ids) >= self.vocab_size:
                 continue
             theirs: str = backend.decode(ids, skip_special_tokens=False)
@@ -120,49 +144,3 @@ class _Wrapped(TokenizerWrapper):
 
     def __call__(self, text: str | bytes) -> list[int]:
         raise AssertionError("a grammar forces tokens")
-
-
-def _reader(decoder: Any) -> Callable[[str], bytes]:
-    """How a piece of the vocabulary becomes bytes, by the tokenizer's decoder."""
-    if decoder is None:
-        raise UnreadableVocabulary("its tokenizer has no decoder")
-    parts = list(_flat(json.loads(decoder.__getstate__())))
-    kinds = {part["type"] for part in parts}
-    if "ByteLevel" in kinds:
-        table = _byte_level_table()
-        return lambda piece: b"".join(table.get(char) or char.encode() for char in piece)
-    unknown = kinds - {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}
-    if unknown:
-        raise UnreadableVocabulary(f"its tokenizer decodes by {', '.join(sorted(unknown))}")
-    replaced = [(part["replacement"], " ") for part in parts if part["type"] == "Metaspace"]
-    for part in parts:
-        if part["type"] == "Replace":
-            if "String" not in part["pattern"]:
-                raise UnreadableVocabulary("its tokenizer decodes by a regular expression")
-            replaced.append((part["pattern"]["String"], part["content"]))
-    falls_back = "ByteFallback" in kinds
-
-    def to_bytes(piece: str) -> bytes:
-        if falls_back and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        for old, new in replaced:
-            piece = piece.replace(old, new)
-        return piece.encode()
-
-    return to_bytes
-
-
-def _flat(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if decoder["type"] == "Sequence":
-        for part in decoder["decoders"]:
-            yield from _flat(part)
-    else:
-        yield decoder
-
-
-def _byte_level_table() -> dict[str, bytes]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): bytes([byte]) for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidPrompt, ModelError
+from engine.tokenization.token_bytes import PieceReader, UnreadableDecoder, piece_reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +33,14 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.hf_tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            # A tokenizer.json may ask for padding or truncation to a fixed length. transformers switches both off in
+            # its first call; done here, no answer depends on which call comes first.
+            backend.no_padding()
+            backend.no_truncation()
+            self._special |= {token for token, info in backend.get_added_tokens_decoder().items() if info.special}
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> Tokenizer | None:
@@ -118,3 +128,27 @@ class Tokenizer:
         """What transformers' `decode` makes of the tokens. Incomplete UTF-8 becomes U+FFFD."""
         text: str = self.hf_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `decode` leaves the token out unless told otherwise."""
+        return token_id in self._special
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what a token adds to a text, as UTF-8 of which a character may be incomplete.
+
+        A special token's bytes are its name. Ids without a token have none.
+        """
+        piece = self.hf_tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(piece, str):
+            return b""
+        if self._read_piece is None:
+            return self.decode([token_id], skip_special_tokens=False).encode()
+        return self._read_piece(piece)
+
+    @cached_property
+    def _read_piece(self) -> PieceReader | None:
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        try:
+            return None if backend is None else piece_reader(backend.decoder)
+        except UnreadableDecoder:
+            return None

@@ -22,6 +22,7 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
 from jobs.requests import ModelLimits
 from worker.generation import responses
+from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
 
 logger = logging.getLogger(__name__)
@@ -221,13 +222,17 @@ class EngineThread:
             return responses.refused(prepared.request, output.error, code="invalid_grammar")
         if output.error is not None:
             return responses.broken(prepared.request, output.error)
+        assert self._engine is not None
+        logprobs = None
+        if output.logprobs is not None:
+            logprobs = openai_logprobs(output.logprobs, output.text, self._engine.tokenizer, is_chat=prepared.is_chat)
         answer = responses.Answer(
             text=output.text,
             finish_reason=output.finish_reason,
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.cached_tokens,
             completion_tokens=len(output.token_ids),
-            logprobs=output.logprobs,
+            logprobs=logprobs,
         )
         return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import orjson
 
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.states import RequestState
-
-
-class TokenLogprobs(Protocol):
-    """Log-probabilities at one position; see `engine.outputs`."""
-
-    @property
-    def token_id(self) -> int: ...
-    @property
-    def logprob(self) -> float: ...
-    @property
-    def top(self) -> Sequence[tuple[int, float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +22,8 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    logprobs: Sequence[TokenLogprobs] | None = None
+    logprobs: Mapping[str, object] | None = None
+    """In the shape of the answer's kind; see `worker.generation.logprobs`."""
 
 
 def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: bool) -> Outcome:
@@ -44,7 +33,7 @@ def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: b
         choice["message"] = {"role": "assistant", "content": answer.text}
     else:
         choice["text"] = answer.text
-    choice["logprobs"] = None if answer.logprobs is None else _logprobs(answer.logprobs)
+    choice["logprobs"] = answer.logprobs
     body = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request.name}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -90,12 +79,3 @@ def _failed(request: ClaimedRequest, status: int, message: str, *, kind: str, co
 def _response(request: ClaimedRequest, status: int, body: Mapping[str, object]) -> bytes:
     response = {"status_code": status, "request_id": f"req_{request.name}", "body": body}
     return orjson.dumps({"response": response, "error": None})
-
-
-def _logprobs(positions: Sequence[TokenLogprobs]) -> dict[str, object]:
-    # Token ids, not texts: the pieces of a byte-level vocabulary are not text of their own.
-    return {
-        "token_ids": [position.token_id for position in positions],
-        "token_logprobs": [position.logprob for position in positions],
-        "top_logprobs": [{str(token): logprob for token, logprob in position.top} for position in positions],
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from demo.tokenizer import build_tokenizer
@@ -58,6 +58,54 @@ def test_special_tokens_say_nothing() -> None:
     assert {0, 1, 2} <= read.special
     assert read.decode([0, 1], skip_special_tokens=True) == ""
     assert read.decode([0, 1], skip_special_tokens=False) == "<s></s>"
+
+
+@pytest.mark.parametrize(
+    ("make", "added"),
+    [
+        (with_byte_fallback, ["▁▁▁", "x▁y", "<0x4g>", "Ġ"]),
+        (byte_level, ["ĠĠĠ", "Ġ é", "日本Ġ", "▁▁"]),
+        (lambda: build_tokenizer(100), ["▁▁", "Ġ"]),
+    ],
+    ids=["byte fallback", "byte-level", "characters"],
+)
+def test_added_token_is_decoded_like_any_other(make: MakeTokenizer, added: list[str]) -> None:
+    tokenizer = make()
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    read = vocabulary(tokenizer)
+    # A text's first token may lose its space: one stands in front.
+    first = tokenizer.convert_tokens_to_ids("a")
+    for token in tokenizer.convert_tokens_to_ids(added):
+        expected = tokenizer.decode([first, token]).removeprefix("a")
+        assert read.decode([token], skip_special_tokens=True) == expected
+
+
+def test_special_token_is_decoded_by_the_decoder_and_named_as_it_is_written() -> None:
+    tokenizer = with_byte_fallback()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a▁b>"]})
+    read = vocabulary(tokenizer)
+    token = tokenizer.convert_tokens_to_ids("<a▁b>")
+    assert read.decode([token], skip_special_tokens=False) == tokenizer.decode([token]) == "<a b>"
+    assert read.wire_tokens()[token] == b"\xff" + "<a▁b>".encode()
+
+
+def test_vocabulary_is_read_when_the_tokenizer_pads_to_a_fixed_length() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.enable_padding(length=64, pad_id=2, pad_token="<unk>")
+    assert vocabulary(tokenizer).tokens == vocabulary(byte_level()).tokens
+
+
+def test_token_ids_outside_the_vocabulary_end_nothing() -> None:
+    read = Vocabulary([b"a", b"b", b"c"], {-1, 3, 2}, {-1, 3, 1}, 3)
+    assert read.eos_token_ids == {1}
+    assert read.special == {1, 2}
+    assert read.eos_bits.tolist() == [1 << 1]
+
+
+def test_token_too_long_for_llguidance_is_left_out() -> None:
+    read = Vocabulary([b"a", b"b" * 1024, b"c" * 1025], (), {0}, 3)
+    assert [len(token) for token in read.tokens] == [1, 1024, 0]
+    assert read.for_llguidance.vocab_size == 4
 
 
 def test_rows_that_pad_the_model_are_no_tokens() -> None:

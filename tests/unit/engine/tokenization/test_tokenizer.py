@@ -65,6 +65,33 @@ def test_decodes_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> Non
     assert ours.decode(tokens, skip_special_tokens=False).endswith("</s>")
 
 
+def test_token_bytes_join_to_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    read, text = Tokenizer(tokenizer), "a the fox 🙂 naïve"
+    tokens = tokenizer(text)["input_ids"]
+    assert b"".join(map(read.token_bytes, tokens)).decode().strip() == text
+    assert any(len(read.token_bytes(token)) == 1 for token in tokenizer("🙂")["input_ids"])
+    assert read.token_bytes(1) == b"</s>"
+    assert read.token_bytes(10**6) == b""
+    assert read.is_special(1)
+    assert not read.is_special(tokens[-1])
+
+
+def test_token_bytes_are_the_text_where_the_decoder_is_unknown() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece(prefix="##")
+    token = tokenizer.convert_tokens_to_ids("a")
+    assert Tokenizer(tokenizer).token_bytes(token) == b"a"
+
+
+def test_fixed_padding_and_truncation_of_a_tokenizer_json_are_off() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.enable_padding(length=64, pad_id=2, pad_token="<unk>")
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    Tokenizer(tokenizer)
+    assert tokenizer.backend_tokenizer.padding is None
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
 def test_one_bad_text_is_its_own_error() -> None:
     first, second, third = Tokenizer(byte_level()).encode_batch(["fox", "\ud800", "dog"])
     assert isinstance(first, list)
