@@ -14,10 +14,12 @@ from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
 from api.native import jobs
 from api.notifier import Notifier
+from api.openai import files, uploads
 from api.routes import health, models
 from api.schemas import ErrorAnswer
 from api.upload_locks import UploadLocks
 from jobs.database import connect_async
+from jobs.file_store import FileStore
 from jobs.keys import load_pepper
 from jobs.queries import reading
 from jobs.settings import Settings
@@ -30,19 +32,25 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect_async(settings, "pagemill-api")
         notifier = Notifier(settings)
-        uploads = UploadLocks(settings)
+        upload_locks = UploadLocks(settings)
 
         async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:
             async with database.begin() as connection:
                 return await connection.run_sync(reading.no_longer_running, job_ids)
 
         app.state.services = Services(
-            settings, database, load_pepper(settings), notifier, JobWatch(find_ended), uploads
+            settings,
+            database,
+            load_pepper(settings),
+            notifier,
+            JobWatch(find_ended),
+            upload_locks,
+            FileStore(settings),
         )
         try:
             yield
         finally:
-            await uploads.close()
+            await upload_locks.close()
             await notifier.close()
             await database.dispose()
 
@@ -54,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.add_middleware(RequestMiddleware)
-    routers = (jobs.router, models.router, health.router)
+    routers = (jobs.router, files.router, uploads.router, models.router, health.router)
     for router in routers:
         app.include_router(router)
     errors.install(app, [route for router in routers for route in router.routes])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
+import psycopg
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.long_poll import JobWatch
@@ -16,9 +19,12 @@ from api.notifier import Notifier
 from api.upload_locks import UploadLocks
 from jobs import keys
 from jobs.errors import InvalidKey
+from jobs.file_store import FileStore
 from jobs.queries import tenants
 from jobs.queries.tenants import Tenant
 from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,11 +40,19 @@ class Services:
     notifier: Notifier
     job_watch: JobWatch
     upload_locks: UploadLocks
+    files: FileStore
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""
         async with self.database.begin() as connection:
             return await connection.run_sync(query, *args, **kwargs)
+
+    async def quietly(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a clean-up after a failure. The caller hears of that failure; what stays behind is the courier's."""
+        try:
+            await self.transaction(query, *args, **kwargs)
+        except (SQLAlchemyError, psycopg.Error) as error:
+            logger.warning("%s fails now, and is left to the courier: %s", query.__name__, type(error).__name__)
 
 
 def services(request: Request) -> Services:

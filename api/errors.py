@@ -33,6 +33,13 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.InvalidKey, 401),
     (errors.ModelNotFound, 404),
     (errors.JobNotFound, 404),
+    (errors.FileMissing, 404),
+    (errors.UploadMissing, 404),
+    (errors.FileInUse, 409),
+    (errors.UploadClosed, 409),
+    (errors.FileQuotaExceeded, 403),
+    (errors.StorageFull, 507),
+    (errors.StorageFailed, 503),
     (errors.JobNotDeletable, 409),
     (errors.IdempotencyBusy, 409),
     (errors.SubmissionCollected, 409),
@@ -44,6 +51,10 @@ HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},
     errors.JobNotDeletable: {"x-should-retry": "false"},
+    errors.FileInUse: {"x-should-retry": "false"},
+    errors.UploadClosed: {"x-should-retry": "false"},
+    errors.StorageFull: {"x-should-retry": "false"},
+    errors.StorageFailed: RETRY_AFTER,
 }
 PARAM: dict[type[errors.PagemillError], str] = {errors.ModelNotFound: "model"}
 

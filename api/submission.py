@@ -16,9 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from uuid import UUID
 
-import psycopg
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Services
 from jobs.errors import IdempotencyBusy, IdempotencyMismatch, InvalidInput, JobNotFound, SubmissionCollected
@@ -120,7 +118,7 @@ async def store(
         job = await services.transaction(_publish, tenant.id, job_id, sha256)
     except BaseException:  # cancelled, too
         if job_id is not None:
-            await asyncio.shield(_abandon(services, job_id))
+            await asyncio.shield(services.quietly(submission.abandon, job_id))
         raise
     services.notifier.notify(options.model, job_id)
     return job
@@ -130,14 +128,6 @@ def _open_with(connection: Connection, tenant_id: UUID, options: JobOptions, gro
     job_id = submission.open_job(connection, tenant_id, options)
     submission.stage_lines(connection, job_id, group)
     return job_id
-
-
-async def _abandon(services: Services, job_id: UUID) -> None:
-    try:
-        await services.transaction(submission.abandon, job_id)
-    except (SQLAlchemyError, psycopg.Error) as error:
-        # The caller hears of the first failure, not of this one; the courier collects the job.
-        logger.warning("Cannot abandon %s now: %s", public_id(JOB_PREFIX, job_id), type(error).__name__)
 
 
 def _publish(connection: Connection, tenant_id: UUID, job_id: UUID, body_sha256: bytes | None) -> Job:

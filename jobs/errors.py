@@ -9,6 +9,13 @@ from __future__ import annotations
 # │   └── TooLarge              over a limit of bytes, lines or depth
 # ├── ModelNotFound             no worker ever served a model of that name
 # ├── JobNotFound               no such job for this tenant
+# ├── FileMissing               no such file for this tenant
+# ├── FileInUse                 a batch that is not at its end reads the file
+# ├── FileQuotaExceeded         the tenant's files would take more than they may
+# ├── UploadMissing             no such upload for this tenant
+# ├── UploadClosed              the upload is complete, cancelled or expired
+# ├── StorageFailed             the store of files' contents is away or refuses
+# │   └── StorageFull           its disk is full
 # ├── JobNotDeletable           a job that still runs is cancelled first
 # ├── IdempotencyMismatch       the key was used with another body
 # ├── IdempotencyBusy           the first request with this key is still coming in
@@ -130,3 +137,66 @@ class LeaseLost(PagemillError):
     """The worker's row is gone or marked dead: its requests were released."""
 
     code = "lease_lost"
+
+
+class FileMissing(PagemillError):
+    """No such file, or another tenant's."""
+
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file {file_id!r}.")
+
+
+class FileInUse(PagemillError):
+    """A batch that is not at its end reads the file."""
+
+    code = "file_in_use"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"The file {file_id} is read by a batch that is not at its end; cancel the batch first.")
+
+
+class FileQuotaExceeded(PagemillError):
+    """The tenant's files would take more than they may."""
+
+    code = "file_quota_exceeded"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Your files would take more than {limit} bytes. Delete some, or let them expire.")
+
+
+class UploadMissing(PagemillError):
+    """No such upload, or another tenant's."""
+
+    code = "upload_not_found"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"There is no upload {upload_id!r}.")
+
+
+class UploadClosed(PagemillError):
+    """An upload takes parts only while it is pending."""
+
+    code = "upload_not_pending"
+
+    def __init__(self, upload_id: str, state: str) -> None:
+        super().__init__(f"The upload {upload_id} is {state}.")
+
+
+class StorageFailed(PagemillError):
+    """The store of files' contents is away or refuses; the log says which."""
+
+    code = "storage_unavailable"
+
+    def __init__(self, message: str = "The store of files is not available just now. Nothing was stored.") -> None:
+        super().__init__(message)
+
+
+class StorageFull(StorageFailed):
+    """The store's disk is full."""
+
+    code = "insufficient_storage"
+
+    def __init__(self) -> None:
+        super().__init__("The disk of the store of files is full. Nothing was stored.")

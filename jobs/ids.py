@@ -8,6 +8,9 @@ from uuid import UUID
 
 JOB_PREFIX = "job_"
 EVENT_PREFIX = "evt_"
+FILE_PREFIX = "file-"
+UPLOAD_PREFIX = "upload_"
+PART_PREFIX = "part_"
 
 
 def new_id() -> UUID:

@@ -52,6 +52,21 @@ class Settings(BaseSettings):
     stage_chunk_lines: int = Field(default=500, ge=1, description="Lines written to Postgres in one transaction.")
     max_wait: float = Field(default=60.0, gt=0, description="Longest `?wait=` of a long poll.")
 
+    # Files
+    files_url: str | None = Field(
+        default=None,
+        description="Where files' contents lie: file:///a/directory or s3://bucket/prefix. Unset: `files` in the data "
+        "directory.",
+    )
+    max_file_bytes: int = Field(default=8192 * MIB, ge=1024, description="Largest file.")
+    max_part_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest part of an upload.")
+    max_tenant_file_bytes: int = Field(
+        default=65536 * MIB, ge=1024, description="What all files of a tenant may take, unfinished uploads included."
+    )
+    upload_expiry: float = Field(
+        default=3600.0, gt=0, description="An upload that is not complete after this long expires."
+    )
+
     # Models
     model: str | None = Field(default=None, description="Model that `up` and `worker` serve when none is named.")
     device: str = Field(default="auto", description="auto, cpu or cuda.")

@@ -39,7 +39,9 @@ from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 #            │        ├─ results                   one row for each settled line, key (job_id, seq)
 #            │        └─ events ── deliveries ─┐
 #            ├─ webhook_endpoints ─────────────┘
-#            └─ idempotency_keys
+#            ├─ idempotency_keys
+#            ├─ files                          contents lie in the file store, by id
+#            └─ uploads ── upload_parts        files that come in parts
 #   models      every model that a worker ever served
 #   workers     one row for each process life, with the lease
 
@@ -236,5 +238,51 @@ idempotency_keys = Table(
     Column("key", Text, primary_key=True),
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("body_sha256", LargeBinary),  # NULL while the first request is still uploading
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("stored_at", DateTime(timezone=True)),  # NULL while the content still comes in: invisible
+    Column("expires_at", DateTime(timezone=True)),
+    Column("deleted_at", DateTime(timezone=True)),  # invisible from now on; the courier removes content and row
+    Index("ix_files_tenant_id_id", "tenant_id", "id"),
+    # What the courier looks for.
+    Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    Index("ix_files_leaving", "created_at", postgresql_where=text("stored_at IS NULL OR deleted_at IS NOT NULL")),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("mime_type", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # as announced; the parts must come to just that
+    Column("file_seconds", Integer),  # that the file lives, from its creation; NULL: for good
+    Column("file_id", ForeignKey("files.id", ondelete="SET NULL")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("state IN ('pending', 'completed', 'cancelled', 'expired')", name="state"),
+    Index("ix_uploads_expires_at", "expires_at", postgresql_where=text("state = 'pending'")),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("upload_id", ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("stored_at", DateTime(timezone=True)),  # NULL while the content still comes in
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
 )

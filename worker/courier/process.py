@@ -16,6 +16,7 @@ from jobs.settings import Settings
 from worker.app import make_app, run_solo
 from worker.courier.addresses import AddressPolicy
 from worker.courier.dispatcher import Dispatcher
+from worker.courier.file_collection import FileCollection
 from worker.courier.maintenance import Maintenance
 from worker.courier.periodic import Periodic
 
@@ -48,6 +49,7 @@ class Courier:
             ),
             Periodic("delete_old", maintenance.delete_old, interval=settings.sweep_interval),
             Periodic("notify_waiting", maintenance.notify_waiting, interval=settings.sweep_interval),
+            Periodic("collect_files", FileCollection(database, settings).sweep, interval=settings.sweep_interval),
         ]
 
     def start(self) -> None:

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from api import errors as api_errors
 from api.native import jobs
+from api.openai import files, uploads
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
 from jobs.requests import JobOptions, Params
@@ -26,10 +27,14 @@ def _kinds(kind: type[PagemillError]) -> Iterator[type[PagemillError]]:
 
 
 def test_page_names_every_route() -> None:
-    routes = [route for router in (jobs.router, models.router, health.router) for route in router.routes]
+    routes = [
+        route
+        for router in (jobs.router, files.router, uploads.router, models.router, health.router)
+        for route in router.routes
+    ]
     for route in routes:
         assert isinstance(route, APIRoute)
-        path = re.sub(r"\{job_id\}", "{id}", route.path).replace(":path", "")
+        path = re.sub(r"\{(job|file|upload)_id\}", "{id}", route.path).replace(":path", "")
         for method in route.methods:
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
 
@@ -56,7 +61,7 @@ def test_page_names_every_error_code() -> None:
     # The other codes are written out in the map itself.
     source = Path(api_errors.__file__).read_text()
     written = {(int(status), code) for status, code in re.findall(r'Problem\(\s*(\d+), .+?, "([a-z_]+)"', source)}
-    named = {kind.code for kind in _kinds(PagemillError)}
-    assert {(status, code) for code, status in documented.items() if code not in named - {"internal_error"}} == {
-        (status, code) for status, code in written if code != "client_closed_request"
+    named = {kind.code for kind in set(_kinds(PagemillError)) - INTERNAL}
+    assert {(status, code) for code, status in documented.items() if code not in named} == {
+        (status, code) for status, code in written if code not in named | {"client_closed_request"}
     }

@@ -1,0 +1,27 @@
+"""JSON bodies of OpenAI's face: the one strict parser, then a model of pydantic's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from api.deps import Services
+from api.request_body import read_whole
+from jobs import strict_json
+from jobs.errors import InvalidInput
+from jobs.requests import validate
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+async def read_document(services: Services, request: Request, schema: type[Document]) -> Document:
+    """The body as a `schema`. An empty one is an empty object. Raises `InvalidInput` that names the field."""
+    settings = services.settings
+    raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
+    document = await asyncio.to_thread(strict_json.parse, raw or b"{}", max_depth=settings.max_json_depth)
+    if not isinstance(document, dict):
+        raise InvalidInput("a JSON object is expected here")
+    return validate(schema, document)
