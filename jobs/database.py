@@ -1,19 +1,26 @@
-"""Connections to Postgres, the same for every process: bounded pools, and time limits on everything that may hang."""
+"""Connections to Postgres, the same for every process: bounded pools, and time limits on every wait."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExecutionContext, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from jobs.settings import Settings
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT = 3  # seconds
-STATEMENT_TIMEOUT = 30_000  # milliseconds; the longest statement that we issue moves one chunk of rows
+POOL_TIMEOUT = 10  # seconds
 # Execution options of a statement whose rows come as Postgres keeps them and not as text: bytea in half the bytes.
 BINARY_RESULTS = {"binary_results": True}
 # A peer that went away without a word is noticed before a worker's lease ends.
@@ -23,6 +30,25 @@ TCP_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds. The server ends a statement after `statement`; the client gives up a server that is silent for `answer`.
+
+    The client's limit is for a server that is frozen or cut off without an error: TCP keeps such a connection open.
+    `ping` is how long a connection that comes out of the pool may take to show that it lives.
+    """
+
+    statement: float
+    answer: float
+    ping: float
+
+
+# Of workers and the courier: their longest statement moves one chunk of rows.
+THREADS = Limits(statement=30.0, answer=35.0, ping=float(CONNECT_TIMEOUT))
+# Of the API: the client that asks should hear of a frozen server while it still waits.
+API = Limits(statement=10.0, answer=12.0, ping=float(CONNECT_TIMEOUT))
 
 
 class DatabaseNotConfigured(RuntimeError):
@@ -35,6 +61,10 @@ class DatabaseNotConfigured(RuntimeError):
         )
 
 
+class UnsupportedDatabase(RuntimeError):
+    """The database can be reached, and cannot be used. `str(error)` is one line that says why."""
+
+
 def sqlalchemy_url(database_url: str) -> URL:
     """Accept the usual spellings (`postgres://`, `postgresql://`) and name our driver."""
     if database_url.startswith("postgres://"):
@@ -42,33 +72,170 @@ def sqlalchemy_url(database_url: str) -> URL:
     return make_url(database_url).set(drivername="postgresql+psycopg")
 
 
+def connect(settings: Settings, application: str, limits: Limits = THREADS) -> Engine:
+    """A pool for threads. `application` shows in pg_stat_activity."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    engine = create_engine(
+        sqlalchemy_url(settings.database_url), connect_args=_connect_args(application), **_pool_options(settings)
+    )
+    _prepare(engine, limits)
+    return engine
+
+
+def connect_unpooled(database_url: str, application: str, limits: Limits | None = None) -> Engine:
+    """Connections that close after use, for commands. Without `limits` a statement may take as long as it needs."""
+    engine = create_engine(
+        sqlalchemy_url(database_url),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args=_connect_args(application),
+    )
+    _prepare(engine, limits)
+    return engine
+
+
+def connect_async(settings: Settings, application: str, limits: Limits = API) -> AsyncEngine:
+    """A pool for asyncio. Queries stay plain functions: `await connection.run_sync(query, ...)`."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+
+    async def create(**arguments: Any) -> psycopg.AsyncConnection[Any]:
+        connection = await _AsyncConnection.connect(**arguments)
+        connection.limits = limits
+        return connection
+
+    engine = create_async_engine(
+        sqlalchemy_url(settings.database_url),
+        connect_args={**_connect_args(application), "async_creator_fn": create},
+        **_pool_options(settings),
+    )
+    event.listen(engine.sync_engine, "connect", _begin_session(limits), insert=True)
+    return engine
+
+
+async def connect_session(settings: Settings, application: str, limits: Limits = API) -> psycopg.AsyncConnection[Any]:
+    """One session outside any pool, in autocommit: what it holds ends with it, and it ends with its process."""
+    if settings.database_url is None:
+        raise DatabaseNotConfigured
+    url = sqlalchemy_url(settings.database_url)
+    _, where = url.get_dialect()().create_connect_args(url)
+    session = await _AsyncConnection.connect(autocommit=True, **{**where, **_connect_args(application)})
+    session.limits = limits
+    # The keepalives are for the server: it ends the session if the whole machine of this process goes silent.
+    await session.execute(
+        """
+        SELECT set_config('statement_timeout', %s, false),
+               set_config('tcp_keepalives_idle', '5', false),
+               set_config('tcp_keepalives_interval', '2', false),
+               set_config('tcp_keepalives_count', '3', false)
+        """,
+        [_milliseconds(limits.statement)],
+    )
+    return session
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection whose every wait for the server ends after `limits`."""
+
+    limits: Limits | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        limit = timeout if timeout is not None else _limit(self, self.limits)
+        try:
+            return super().wait(gen, interval, limit)
+        except psycopg.errors._WaitTimeout:
+            raise _gave_up(self, limit) from None
+
+
+class _AsyncConnection(psycopg.AsyncConnection[Any]):
+    """The same for asyncio."""
+
+    limits: Limits | None = None
+
+    async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        limit = timeout if timeout is not None else _limit(self, self.limits)
+        try:
+            return await super().wait(gen, interval, limit)
+        except psycopg.errors._WaitTimeout:
+            raise _gave_up(self, limit) from None
+
+
+def _limit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limits: Limits | None) -> float | None:
+    if limits is None:
+        return None
+    # A pool pings in autocommit, and nothing else does.
+    return limits.ping if connection.autocommit else limits.answer
+
+
+def _gave_up(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limit: float | None
+) -> psycopg.OperationalError:
+    """Close a connection whose server did not answer: an answer that came later would be taken for the next one's."""
+    connection.pgconn.finish()
+    return psycopg.OperationalError(f"the server did not answer within {limit:g} s")
+
+
 def _connect_args(application: str) -> dict[str, Any]:
-    return {
-        "application_name": application,
-        "connect_timeout": CONNECT_TIMEOUT,
-        "options": f"-c statement_timeout={STATEMENT_TIMEOUT} -c idle_in_transaction_session_timeout=60000",
-        **TCP_OPTIONS,
-    }
+    # No `options`: PgBouncer refuses a connection that brings them.
+    return {"application_name": application, "connect_timeout": CONNECT_TIMEOUT, **TCP_OPTIONS}
 
 
-def _options(settings: Settings, application: str) -> dict[str, object]:
+def _pool_options(settings: Settings) -> dict[str, Any]:
     return {
         "hide_parameters": True,  # prompts and results stay out of every error and log
         "pool_size": settings.database_pool_size,
         "max_overflow": 0,
-        "pool_timeout": 10,
+        "pool_timeout": POOL_TIMEOUT,
         "pool_pre_ping": True,
-        "connect_args": _connect_args(application),
     }
 
 
-def connect(settings: Settings, application: str) -> Engine:
-    """A pool for threads. `application` shows in pg_stat_activity."""
-    if settings.database_url is None:
-        raise DatabaseNotConfigured
-    engine = create_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))
+def _prepare(engine: Engine, limits: Limits | None) -> None:
+    def create(dialect: object, record: object, cargs: object, arguments: dict[str, Any]) -> _Connection:
+        connection = _Connection.connect(**arguments)
+        connection.limits = limits
+        return connection
+
+    event.listen(engine, "do_connect", create)
+    # Before SQLAlchemy asks for the server's version, in bytes that it cannot read where the encoding is none.
+    event.listen(engine, "connect", _begin_session(limits), insert=True)
     event.listen(engine, "before_cursor_execute", _choose_format)
-    return engine
+
+
+def _begin_session(limits: Limits | None) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
+    """Check a new connection's server, and set its timeouts."""
+
+    def begin(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        driver = record.driver_connection
+        assert isinstance(driver, psycopg.Connection | psycopg.AsyncConnection)
+        encoding = driver.info.parameter_status("server_encoding")
+        if encoding not in (None, "UTF8"):
+            name = driver.info.dbname
+            connection.close()
+            raise UnsupportedDatabase(
+                f"The database {name!r} stores text as {encoding}; Pagemill needs UTF8. Make one with: "
+                "CREATE DATABASE pagemill ENCODING 'UTF8' TEMPLATE template0"
+            )
+        if limits is None:
+            return
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(
+            """
+            SELECT set_config('statement_timeout', %s, false),
+                   set_config('idle_in_transaction_session_timeout', '60000', false)
+            """,
+            [_milliseconds(limits.statement)],
+        )
+        cursor.close()
+        connection.autocommit = False
+
+    return begin
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _choose_format(
@@ -79,28 +246,9 @@ def _choose_format(
     context: ExecutionContext,
     executemany: bool,
 ) -> None:
-    """SQLAlchemy knows nothing of formats; psycopg reads both."""
+    """Let psycopg read binary rows where the statement asks for them; SQLAlchemy has no word for formats."""
     if context.execution_options.get("binary_results"):
         cursor.format = psycopg.pq.Format.BINARY
-
-
-def connect_async(settings: Settings, application: str) -> AsyncEngine:
-    """A pool for asyncio. Queries stay plain functions: `await connection.run_sync(query, ...)`."""
-    if settings.database_url is None:
-        raise DatabaseNotConfigured
-    return create_async_engine(sqlalchemy_url(settings.database_url), **_options(settings, application))
-
-
-async def connect_session(settings: Settings, application: str) -> psycopg.AsyncConnection:
-    """One session outside any pool, in autocommit: what it holds ends with it, and it ends with its process."""
-    if settings.database_url is None:
-        raise DatabaseNotConfigured
-    url = sqlalchemy_url(settings.database_url)
-    _, where = url.get_dialect()().create_connect_args(url)
-    arguments = {**where, **_connect_args(application)}
-    # Where the whole machine of this process goes silent, it is for the server to notice.
-    arguments["options"] += " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
-    return await psycopg.AsyncConnection.connect(autocommit=True, **arguments)
 
 
 def brief(error: SQLAlchemyError) -> str:

@@ -14,7 +14,7 @@ from cli.client import ServiceError
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
 from cli.first_key import UnusableKey
-from jobs.database import DatabaseNotConfigured, brief
+from jobs.database import DatabaseNotConfigured, UnsupportedDatabase, brief
 from jobs.queues import BrokerNotConfigured
 
 P = ParamSpec("P")
@@ -36,6 +36,7 @@ def reports_errors(command: Callable[P, int]) -> Callable[P, int]:
         except (
             ServiceError,
             DatabaseNotConfigured,
+            UnsupportedDatabase,
             BrokerNotConfigured,
             DataDirError,
             EmbeddedServiceError,

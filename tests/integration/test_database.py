@@ -1,0 +1,162 @@
+"""Connections to Postgres: limits on every wait, and databases that are refused in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from jobs.database import (
+    Limits,
+    UnsupportedDatabase,
+    connect,
+    connect_async,
+    connect_session,
+    connect_unpooled,
+    sqlalchemy_url,
+)
+from jobs.settings import Settings
+from migrations.run import upgrade
+from tests.support.proxies import proxied
+from tests.support.services import Services
+
+LIMITS = Limits(statement=0.4, answer=0.8, ping=0.4)
+# What PgBouncer takes from a client; it refuses any other parameter.
+KNOWN_TO_PGBOUNCER = {"user", "database", "client_encoding", "application_name"}
+
+
+def test_statement_ends_by_the_servers_limit(database_url: str) -> None:
+    with (
+        closing_pool(database_url) as pool,
+        pool.connect() as connection,
+        pytest.raises(OperationalError, match="statement timeout"),
+    ):
+        connection.execute(text("SELECT pg_sleep(5)"))
+
+
+def test_pool_gives_up_a_server_that_is_frozen(database_url: str) -> None:
+    with proxied(database_url) as (proxy, url), closing_pool(url) as pool:
+        with pool.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            proxy.hang()
+            began = time.monotonic()
+            with pytest.raises(OperationalError, match=r"did not answer within 0\.8 s"):
+                connection.execute(text("SELECT 1"))
+            assert time.monotonic() - began < 3
+            assert connection.invalidated
+        proxy.up()
+        with pool.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+
+
+def test_asynchronous_pool_gives_up_a_server_that_is_frozen(database_url: str) -> None:
+    async def try_it() -> None:
+        with proxied(database_url) as (proxy, url):
+            pool = connect_async(Settings(database_url=url, database_pool_size=1), "pagemill tests", LIMITS)
+            async with pool.connect() as connection:
+                assert (await connection.execute(text("SHOW statement_timeout"))).scalar() == "400ms"
+                proxy.hang()
+                with pytest.raises(OperationalError, match=r"did not answer within 0\.8 s"):
+                    await connection.execute(text("SELECT 1"))
+            proxy.up()
+            async with pool.connect() as connection:
+                assert (await connection.execute(text("SELECT 1"))).scalar() == 1
+            await pool.dispose()
+
+    asyncio.run(asyncio.wait_for(try_it(), 20))
+
+
+def test_pooled_connection_is_pinged_before_use_when_the_server_froze(database_url: str) -> None:
+    with proxied(database_url) as (proxy, url), closing_pool(url) as pool:
+        with pool.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        proxy.hang()
+        threading.Timer(1.0, proxy.up).start()  # the ping is over by then, the new connection is not
+        with pool.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+
+
+def test_session_gives_up_a_server_that_is_frozen(database_url: str) -> None:
+    async def try_it() -> None:
+        with proxied(database_url) as (proxy, url):
+            async with await connect_session(Settings(database_url=url), "pagemill tests", LIMITS) as session:
+                proxy.hang()
+                with pytest.raises(psycopg.OperationalError, match="did not answer"):
+                    await session.execute("SELECT 1")
+
+    asyncio.run(asyncio.wait_for(try_it(), 20))
+
+
+def test_connecting_brings_only_what_pgbouncer_takes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen: dict[str, str] = {}
+        server = threading.Thread(target=lambda: seen.update(startup_parameters(listener)), daemon=True)
+        server.start()
+        url = f"postgresql://user:secret@127.0.0.1:{listener.getsockname()[1]}/name"
+        with closing_pool(url) as pool, pytest.raises(OperationalError):
+            pool.connect()
+        server.join(10)
+    assert seen["application_name"] == "pagemill tests"
+    assert seen.keys() <= KNOWN_TO_PGBOUNCER
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_database_is_refused_when_it_is_not_utf8(services: Services, encoding: str) -> None:
+    with database_of(services, encoding) as url:
+        for attempt in (lambda: upgrade(url), lambda: connect_unpooled(url, "pagemill tests").connect()):
+            with pytest.raises(UnsupportedDatabase, match=f"stores text as {encoding}; Pagemill needs UTF8") as refused:
+                attempt()
+            assert "\n" not in str(refused.value)
+
+
+def test_database_is_refused_when_a_newer_version_has_migrated_it(database_url: str) -> None:
+    with connect_unpooled(database_url, "pagemill tests").begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UnsupportedDatabase, match=r"newer version of Pagemill \(9999\)") as refused:
+        upgrade(database_url)
+    assert "\n" not in str(refused.value)
+
+
+@contextmanager
+def closing_pool(url: str) -> Iterator[Engine]:
+    pool = connect(Settings(database_url=url, database_pool_size=1), "pagemill tests", LIMITS)
+    try:
+        yield pool
+    finally:
+        pool.dispose()
+
+
+@contextmanager
+def database_of(services: Services, encoding: str) -> Iterator[str]:
+    """The URL of an empty database with that encoding."""
+    name = f"{services.template}_{encoding.lower()}"
+    url = services.server.render_as_string(hide_password=False)
+    server = connect_unpooled(url, "pagemill tests").execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"))
+        try:
+            yield sqlalchemy_url(url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def startup_parameters(listener: socket.socket) -> dict[str, str]:
+    """The parameters of one client's startup message; the connection is closed then."""
+    connection, _ = listener.accept()
+    with closing(connection):
+        while True:
+            (length,) = struct.unpack("!I", connection.recv(4, socket.MSG_WAITALL))
+            message = connection.recv(length - 4, socket.MSG_WAITALL)
+            if struct.unpack("!I", message[:4]) == (196608,):  # version 3.0; the other messages ask for encryption
+                words = message[4:].rstrip(b"\0").decode().split("\0")
+                return dict(zip(words[::2], words[1::2], strict=True))
+            connection.sendall(b"N")
