@@ -8,6 +8,7 @@ Memory stays flat: one piece of at most 64 KiB from the server, one slice of dec
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jobs.errors import InvalidInput, TooLarge
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP = 31  # zlib's `wbits` for a gzip header and the largest window
 SLICE = 256 * 1024  # bytes decompressed at a time
-_BLANK = b" \t\r"
+_BLANK_LINES = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,8 @@ async def read_whole(request: Request, *, max_bytes: int, timeout: float) -> byt
 class LineSplitter:
     """Cuts a stream at b"\\n", and nowhere else: U+2028 and its like are characters of a string.
 
-    A byte order mark at the start is dropped, and so is the "\\r" before a "\\n". Blank lines are counted but not
-    returned. The last line needs no line ending.
+    A byte order mark at the start of a line is dropped (joined files have several), and so is the "\\r" before a "\\n".
+    Blank lines are counted but not returned. The last line needs no line ending.
     """
 
     def __init__(self, *, max_line_bytes: int, max_lines: int) -> None:
@@ -122,17 +123,25 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> Iterator[NumberedLine]:
         """The lines that `data` completes. Raises `TooLarge` at the line that is too long, or one too many."""
-        if b"\n" not in data:
+        end = data.find(b"\n")
+        if end < 0:
             self._unfinished += data
             self._check_length(len(self._unfinished))
             return
-        first, *complete = data.split(b"\n")
-        rest = complete.pop()
-        yield from self._finish(bytes(self._unfinished) + first)
-        for raw in complete:
-            yield from self._finish(raw)
-        self._unfinished = bytearray(rest)
-        self._check_length(len(rest))
+        yield from self._finish(bytes(self._unfinished) + data[:end])
+        self._unfinished.clear()
+        last = data.rfind(b"\n") + 1
+        at = end + 1
+        # Runs of blank lines are counted at once: a few bytes of gzip can hold millions of them.
+        while (text := _BLANK_LINES.match(data, at, last)) is not None and (begin := text.end()) < last:
+            begin = data.rfind(b"\n", 0, begin) + 1
+            self._skip(data[at:begin])
+            end = data.index(b"\n", begin)
+            yield from self._finish(data[begin:end])
+            at = end + 1
+        self._skip(data[at:last])
+        self._unfinished += data[last:]
+        self._check_length(len(self._unfinished))
 
     def close(self) -> Iterator[NumberedLine]:
         """The last line, where the stream ended without a line ending."""
@@ -140,16 +149,22 @@ class LineSplitter:
             yield from self._finish(bytes(self._unfinished))
             self._unfinished.clear()
 
+    def _skip(self, blank_lines: bytes) -> None:
+        if len(blank_lines) > self._max_line_bytes:
+            for blank in blank_lines.split(b"\n")[:-1]:
+                self._check_length(len(blank))
+        self._count(blank_lines.count(b"\n"))
+
     def _finish(self, raw: bytes) -> Iterator[NumberedLine]:
         self._check_length(len(raw))
-        self._number += 1
+        self._count(1)
+        if not _BLANK_LINES.fullmatch(raw):
+            yield NumberedLine(self._number, raw.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\r"))
+
+    def _count(self, lines: int) -> None:
+        self._number += lines
         if self._number > self._max_lines:
-            raise TooLarge(f"More than {self._max_lines} lines in one job.", line=self._number)
-        if self._number == 1:
-            raw = raw.removeprefix(BYTE_ORDER_MARK)
-        raw = raw.removesuffix(b"\r")
-        if raw.strip(_BLANK):
-            yield NumberedLine(self._number, raw)
+            raise TooLarge(f"More than {self._max_lines} lines in one job.", line=self._max_lines + 1)
 
     def _check_length(self, length: int) -> None:
         if length > self._max_line_bytes:

@@ -34,6 +34,8 @@ PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are cl
 DEFAULT_MAX_TOKENS = 256
 MAX_STRUCTURE_BYTES = 131_072  # of a schema, a regex, a grammar, or all choices together; the engine's own limit
 MAX_CHOICES = 4096
+MAX_EVENTS = 16  # of a webhook
+MAX_METADATA = 16  # pairs
 _MAX_SCHEMA_DEPTH = 64
 _NAME_SHOWN = 100  # characters of an unknown field's name
 _PATH_SHOWN = 300  # characters of a field's path
@@ -44,7 +46,23 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
-class _Strict(BaseModel):
+class FewComplaints(BaseModel):
+    """Validation whose cost does not grow with the number of unknown fields: pydantic would complain of each.
+
+    Lists do the same by `fail_fast`: they end at their first wrong item.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, document: object) -> object:
+        if not isinstance(document, dict) or len(document) <= len(cls.model_fields):
+            return document
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next(name for name in document if name not in known)
+        return {unknown: document[unknown]} | {name: document[name] for name in known & document.keys()}
+
+
+class _Strict(FewComplaints):
     """Unknown fields are refused by name, and "5" is not 5."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -53,6 +71,8 @@ class _Strict(BaseModel):
 def _schema(value: object) -> object:
     """Parse a JSON schema into an object that can be stored; only the worker can tell whether it can be compiled."""
     if isinstance(value, str):
+        if len(value) > MAX_STRUCTURE_BYTES:
+            raise ValueError(f"the schema has {len(value)} characters; at most {MAX_STRUCTURE_BYTES} are allowed")
         try:
             value = strict_json.parse(value.encode("utf-8", "surrogatepass"), max_depth=_MAX_SCHEMA_DEPTH)
         except InvalidJson as error:
@@ -85,7 +105,10 @@ class StructuredOutputs(_Strict):
     json_: Schema | None = Field(default=None, alias="json")
     json_object: Literal[True] | None = None
     regex: Structure | None = None
-    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), AfterValidator(_no_larger)] | None = None
+    choice: (
+        Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True), AfterValidator(_no_larger)]
+        | None
+    ) = None
     grammar: Structure | None = None
 
     @model_validator(mode="after")
@@ -139,8 +162,8 @@ class Params(_Strict):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20, description="how many likely tokens to list beside each")
     response_format: ResponseFormat | None = None
@@ -182,10 +205,12 @@ class PromptLine(Params):
     """One line of a job: a prompt or messages, and the parameters that differ from the job's."""
 
     custom_id: CustomId | None = None
-    prompt: Annotated[str, StringConstraints(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)] | None = (
-        None
-    )
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    prompt: (
+        Annotated[str, StringConstraints(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+        | None
+    ) = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_input(self) -> PromptLine:
@@ -198,7 +223,12 @@ class Webhook(_Strict):
     """The receiver that is called at the job's end."""
 
     url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
-    events: list[Literal["job.completed", "job.cancelled", "job.expired"]] | None = None
+    events: (
+        Annotated[
+            list[Literal["job.completed", "job.cancelled", "job.expired"]], Field(max_length=MAX_EVENTS, fail_fast=True)
+        ]
+        | None
+    ) = None
 
     @field_validator("url")
     @classmethod
@@ -213,12 +243,20 @@ class Webhook(_Strict):
         return url
 
 
+def _few_pairs(value: object) -> object:
+    # Before pydantic looks at the pairs: it would complain of each.
+    if isinstance(value, dict) and len(value) > MAX_METADATA:
+        raise ValueError(f"{len(value)} pairs; at most {MAX_METADATA} are allowed")
+    return value
+
+
 Metadata = Annotated[
     dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")],
         Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")],
     ],
-    Field(max_length=16),
+    Field(max_length=MAX_METADATA),
+    BeforeValidator(_few_pairs),
 ]
 
 _WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -264,6 +302,8 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
     """Check one line. A bare string is a prompt. Raises `InvalidInput` that names the field; `line` is 1-based."""
     if isinstance(document, str):
         document = {"prompt": document}
+    elif isinstance(document, dict):
+        _check_length(document, model)
     request = validate(PromptLine, document)
     _check_limits(request, defaults, model)
     body = defaults.stored() | request.stored()
@@ -308,6 +348,16 @@ def _invalid(complaint: ErrorDetails) -> InvalidInput:
     elif kind == "extra_forbidden":
         message = "no such field"
     return InvalidInput(message, param=path[:_PATH_SHOWN] or None)
+
+
+def _check_length(document: dict[str, object], model: ModelLimits) -> None:
+    """Refuse what is longer than the context before each of its items is looked at."""
+    for name, unit in (("prompt", "prompt tokens"), ("messages", "messages")):
+        items = document.get(name)
+        if isinstance(items, list) and len(items) > model.max_model_len:
+            raise InvalidInput(
+                f"{len(items)} {unit} exceed the context of {model.name} ({model.max_model_len} tokens)", param=name
+            )
 
 
 def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> None:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from api.deps import Services
 from api.native import job_options
-from api.request_body import LineSplitter, NumberedLine, read_body, read_whole
+from api.request_body import BYTE_ORDER_MARK, LineSplitter, NumberedLine, read_body, read_whole
 from api.submission import replay, reserved, store
 from jobs import strict_json
 from jobs.errors import InvalidInput, ModelNotFound, TooLarge
@@ -32,17 +32,23 @@ async def submit_document(services: Services, tenant: Tenant, request: Request, 
     """Take an inline JSON submission."""
     settings = services.settings
     raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
-    document = await asyncio.to_thread(strict_json.parse, raw, max_depth=settings.max_json_depth)
+    document, fingerprint = await asyncio.to_thread(_read_document, raw, settings.max_json_depth)
     options, prompts = job_options.from_document(document)
     if len(prompts) > settings.max_lines:
         raise TooLarge(f"More than {settings.max_lines} prompts in one job.", param="prompts")
     model = await _find_model(services, options)
-    fingerprint = hashlib.sha256(b"application/json\n" + raw)
     async with reserved(services, tenant, options, key) as reservation:
         if reservation is not None and not reservation.is_ours:
-            return await replay(services, tenant, reservation, fingerprint.digest())
+            return await replay(services, tenant, reservation, fingerprint)
         groups = _groups_of_prompts(prompts, options.params, model, settings.stage_chunk_lines)
-        return await store(services, tenant, options, reservation, groups, fingerprint.digest)
+        return await store(services, tenant, options, reservation, groups, lambda: fingerprint)
+
+
+def _read_document(raw: bytes, max_depth: int) -> tuple[object, bytes]:
+    """The document, and the hash that tells it from other requests."""
+    fingerprint = hashlib.sha256(b"application/json\n")
+    fingerprint.update(raw)
+    return strict_json.parse(raw.removeprefix(BYTE_ORDER_MARK), max_depth=max_depth), fingerprint.digest()
 
 
 async def submit_lines(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:

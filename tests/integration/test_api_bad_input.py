@@ -188,9 +188,6 @@ class TestLines:
     def test_upload_is_refused_when_it_has_no_lines(self, api: Api, body: bytes) -> None:
         assert error_of(api.upload(body), 400)["code"] == "invalid_request"
 
-    def test_byte_order_mark_is_refused_when_it_is_not_at_the_beginning(self, api: Api) -> None:
-        assert error_of(api.upload(b'"a"\n\xef\xbb\xbf"b"\n'), 400)["line"] == 2
-
     def test_error_answer_does_not_wait_for_the_rest_of_the_body(self, api: Api) -> None:
         def endless() -> Iterator[bytes]:
             yield b"{\n" + b'"good"\n' * 20

@@ -141,6 +141,13 @@ class TestSubmission:
         job = api.upload(packed, {"content-encoding": "gzip"}).json()
         assert job["request_counts"]["total"] == 102
 
+    def test_byte_order_marks_are_dropped_from_documents_and_from_every_line(self, api: Api) -> None:
+        mark = b"\xef\xbb\xbf"
+        assert api.upload(mark + b'"a"\n' + mark + b'"b"\n').json()["request_counts"]["total"] == 2
+        document = mark + json.dumps({"model": "demo", "prompts": ["a"]}).encode()
+        response = api.client.post("/v1/jobs", content=document, headers={"content-type": "application/json"})
+        assert response.status_code == 202
+
     def test_notification_goes_to_the_queue_of_the_model(
         self, services: Services, api_rows: Rows, tmp_path: Path
     ) -> None:
