@@ -21,7 +21,7 @@ def make_app(settings: Settings, name: str) -> Celery:
     It is no process-wide current app: tasks are registered on it by name. Raises `BrokerNotConfigured`.
     """
     app = Celery(name, set_as_current=False)
-    app.conf.update(celery_config(settings))
+    app.conf.update(celery_config(settings), worker_consumer="worker.broker_consumer:BrokerConsumer")
     return app
 
 

@@ -14,6 +14,7 @@ import time
 from celery import Celery
 from kombu import Connection as Broker
 from kombu.exceptions import ChannelError, OperationalError
+from redis.exceptions import RedisError
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -120,8 +121,8 @@ class Maintenance:
                         return
                     if not _has_message(broker, model_queue(model)):
                         self._app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(model), connection=broker)
-        # Channel errors too: a Redis that is read-only or out of memory answers, and refuses.
-        except (OperationalError, *broker.connection_errors, *broker.channel_errors) as error:
+        # Redis' error answers too: one that is read-only or out of memory refuses what it is asked.
+        except (OperationalError, RedisError, *broker.connection_errors, *broker.channel_errors) as error:
             if not self._is_broker_away:
                 logger.warning("workers cannot be notified and find their work by polling: %s", error)
             self._is_broker_away = True
