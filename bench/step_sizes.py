@@ -79,7 +79,7 @@ def _prompts(engine: Engine, case: StepSizeCase) -> dict[str, Any]:
     turns = _turns(case)
     for _ in range(ROUNDS):
         for name, step_size in contenders.items():
-            engine.scheduler.step_size = step_size
+            engine.scheduler.prefill_budget = step_size
             prompts = next(turns)
             seconds = _seconds(engine, prompts, case.new_tokens)
             rates[name].append(sum(len(prompt) + case.new_tokens for prompt in prompts) / seconds)
@@ -107,7 +107,7 @@ def _turns(case: StepSizeCase) -> Iterator[list[list[int]]]:
 
 def _decodes(engine: Engine, model: str) -> dict[str, Any]:
     """Tokens a second by how many sequences decode together, from contexts of a few tokens."""
-    engine.scheduler.step_size = PrefillBudgetTuner([MOST])
+    engine.scheduler.prefill_budget = PrefillBudgetTuner([MOST])
     chance = random.Random(model)
     params = SamplingParams(temperature=0, max_tokens=STEPS + 1, ignore_eos=True)
     rates: dict[int, list[float]] = {together: [] for together in TOGETHER}

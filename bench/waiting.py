@@ -68,7 +68,7 @@ def _steps(engine: Engine) -> list[float]:
     for _ in range(STEPS):
         began = time.perf_counter()
         engine.step()
-        engine.room()
+        engine.num_requests_wanted()
         found.append(time.perf_counter() - began)
     if engine.stats().running != RUNNING:
         raise RuntimeError(f"{engine.stats().running} requests run instead of {RUNNING}")

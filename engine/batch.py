@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from engine.sampling.sampler import SamplingState
 
 
-def row_of(seat: int) -> int:
+def in_flight_token(batch_slot: int) -> int:
     """Stands for the token in a row of the runner's state, which only the device knows."""
-    return -1 - seat
+    return -1 - batch_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class BatchEntry:
     """One sequence's share of a step.
 
     The tokens in `token_ids` stand at positions `start .. start + len(token_ids)`; everything before `start` is already
-    in the KV cache. One that only the device knows is named by its row there (`row_of`). `block_table[i]` is the
-    physical block of positions `i * block_size .. (i + 1) * block_size` and covers every position up to the last new
-    token.
+    in the KV cache. A token that only the device knows is named by its row there (`in_flight_token`).
+    `block_table[i]` is the physical block of positions `i * block_size .. (i + 1) * block_size`; the table covers every
+    position up to the last new token.
     """
 
     token_ids: Sequence_[int]
@@ -60,11 +60,11 @@ class Batch:
 class DecodeEntry:
     """One sequence in a burst: it has its last token still to run, and goes on from there by itself."""
 
-    seat: int
+    batch_slot: int
     """The sequence's row in the runner's state, its own for as long as it stays in the batch."""
 
-    admission: int
-    """Unique to this stay in the batch: another number means that the seat changed hands."""
+    admission_id: int
+    """Unique to this stay in the batch: another number means that the slot went to another sequence."""
 
     token_id: int | None
     """Its last token, which stands at `position` and is not in the KV cache yet. None: it is the one that an earlier
@@ -75,7 +75,7 @@ class DecodeEntry:
     """How many it may still generate, in this burst and after it."""
 
     block_table: Sequence_[int]
-    """Covers every position that the burst writes to. While the sequence keeps its seat, blocks are only appended."""
+    """Covers every position that the steps write to. While the sequence keeps its slot, blocks are only appended."""
 
     rope_length: int
     sampling: SamplingState
@@ -96,7 +96,7 @@ NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
 class PendingTokens(Protocol):
     """A burst on its way."""
 
-    def read(self) -> npt.NDArray[np.int64]:
+    def wait(self) -> npt.NDArray[np.int64]:
         """Wait for it; `[entries, num_steps]` tokens, or one of the codes above. Nothing but `NO_TOKEN` follows an end.
 
         A sequence ends by a code, by a token in its `stop_tokens_banned_until_min` once it has `min_tokens`, or by its
@@ -119,7 +119,7 @@ class Runner(Protocol):
         """Positions a sequence may have, prompt and output together."""
 
     @property
-    def overlaps(self) -> bool:
+    def supports_overlap(self) -> bool:
         """Whether `decode` and `run_and_sample` return before their steps have run, so that the host has time for
         something else."""
 

@@ -24,7 +24,7 @@ from engine.errors import EngineError, EngineFailed, GrammarError, InvalidPrompt
 from engine.loop.detokenizer import Detokenizer
 from engine.loop.fault_isolation import IsolatedStep, filled_blocks, run_isolating_faults
 from engine.loop.in_flight import InFlightStep
-from engine.loop.step_result import Outcome, sample_step
+from engine.loop.step_result import StepResult, sample_step
 from engine.loop.throughput import Throughput
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED, Sampler, SamplingState
@@ -36,7 +36,7 @@ from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.grammar_queue import GrammarQueue
 from engine.scheduling.prefill_budget import PrefillBudgetTuner, candidate_budgets
 from engine.scheduling.request_limits import RequestLimits
-from engine.scheduling.scheduler import Limits, Scheduler, Step
+from engine.scheduling.scheduler import Limits, ScheduledStep, Scheduler
 from engine.scheduling.sequence import Request, Sequence
 from engine.scheduling.step import ScheduledSequence
 from engine.scheduling.stop_conditions import Stop, token_stop
@@ -52,7 +52,7 @@ Prompt = str | Sequence_[int]
 # Floats that the prompt log-probabilities of one step may take (256 MiB).
 _MAX_PROMPT_LOGITS = 2**26
 
-# What `PendingTokens.read` says instead of a token, for the request's owner.
+# What `PendingTokens.wait` says instead of a token, for the request's owner.
 _FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
 
 # Prompts that `generate` turns into tokens at a time: enough to use every core, too few to delay the first step.
@@ -65,7 +65,7 @@ class Engine:
         add ──▶ queued, if need be after its grammar ──▶ step, step ...: schedule, run, sample, settle ──▶ outputs
 
     `generate` takes prompts and returns when all are finished. A service uses `add`, `step` and `abort` instead, and
-    `room` to know when to add more. One thread owns an engine: no method may run beside another.
+    `num_requests_wanted` to know when to add more. One thread owns an engine: no method may run beside another.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Engine:
         self._arrivals = itertools.count()
         self._generated = itertools.count()
         self._throughput = Throughput()
-        self._overlaps = runner.overlaps and not config.deterministic
+        self._supports_overlap = runner.supports_overlap and not config.deterministic
         self._in_flight: InFlightStep | None = None
         self._last_step_end = 0.0
         """When the last flight was over, by `time.perf_counter`."""
@@ -264,13 +264,13 @@ class Engine:
     def _step(self) -> None:
         """Start the next step, then take in the last one; where it cannot be started ahead, the other way round."""
         flight, self._in_flight = self._in_flight, None
-        if flight is not None and not self.scheduler.can_go_on():
+        if flight is not None and not self.scheduler.needs_no_preemption():
             self._finish_in_flight(flight)
             flight = None
         step = self.scheduler.schedule()
         if flight is None and step.is_empty and not step.preempted and len(self.scheduler.waiting):
             raise EngineFailed("requests are queued, but none can be scheduled")
-        if self._overlaps and not (step.is_empty or step.needs_host):
+        if self._supports_overlap and not (step.is_empty or step.needs_host):
             self._in_flight = self._start(step)
         if self._in_flight is not None:
             if flight is not None:
@@ -281,40 +281,42 @@ class Engine:
             unfilled = self._finish_in_flight_before(flight, step)
         self._run_sync(step, unfilled)
 
-    def _finish_in_flight_before(self, flight: InFlightStep, step: Step) -> set[int]:
+    def _finish_in_flight_before(self, flight: InFlightStep, step: ScheduledStep) -> set[int]:
         """Take in a flight before a step that was scheduled after it; returns the blocks that the step does not fill
-        any more, since it loses the shares of those who end in the flight."""
-        to_fill = [(share, filled_blocks(share, self.config.block_size)) for share in step.scheduled]
+        any more, since it loses the items of those sequences that end in the flight."""
+        to_fill = [(item, filled_blocks(item, self.config.block_size)) for item in step.scheduled]
         self._finish_in_flight(flight)
-        step.scheduled = [share for share in step.scheduled if share.is_current]
-        step.burst = [share for share in step.burst if share.is_current]
-        return {block for share, blocks in to_fill if not share.is_current for block in blocks}
+        step.scheduled = [item for item in step.scheduled if item.is_current]
+        step.multi_step = [item for item in step.multi_step if item.is_current]
+        return {block for item, blocks in to_fill if not item.is_current for block in blocks}
 
-    def _run_sync(self, step: Step, unfilled: Iterable[int]) -> None:
+    def _run_sync(self, step: ScheduledStep, unfilled: Iterable[int]) -> None:
         """Run a step to its end, all tokens of which are known."""
         started = time.perf_counter()
-        flight = self._start(Step(burst=step.burst, num_steps=step.num_steps)) if step.burst else None
-        scheduled = step.scheduled if flight is not None else [*step.scheduled, *step.burst]
+        flight = None
+        if step.multi_step:
+            flight = self._start(ScheduledStep(multi_step=step.multi_step, num_steps=step.num_steps))
+        scheduled = step.scheduled if flight is not None else [*step.scheduled, *step.multi_step]
         if scheduled:
             outcome = run_isolating_faults(
                 scheduled,
                 self.config.block_size,
-                lambda shares: sample_step(self.sampler, shares, self._run(shares)),
+                lambda items: sample_step(self.sampler, items, self._run(items)),
                 unfilled=unfilled,
             )
             self._num_output_tokens += self._settle(outcome)
-            self._num_computed_tokens += sum(share.end - share.start for share in scheduled)
+            self._num_computed_tokens += sum(item.end - item.start for item in scheduled)
         if flight is not None:
             self._finish_in_flight(flight)
         elif scheduled:
             self._num_steps += 1
             seconds = time.perf_counter() - started
-            num_tokens = sum(share.end - share.start for share in scheduled)
-            num_decodes = sum(share.decodes for share in scheduled)
-            self.scheduler.lookahead.record(seconds, 1, only_decodes=num_decodes == num_tokens)
-            self.scheduler.step_size.record(num_tokens, num_decodes, seconds)
+            num_tokens = sum(item.end - item.start for item in scheduled)
+            num_decodes = sum(item.decodes for item in scheduled)
+            self.scheduler.decode_steps.record(seconds, 1, only_decodes=num_decodes == num_tokens)
+            self.scheduler.prefill_budget.record(num_tokens, num_decodes, seconds)
 
-    def _start(self, step: Step) -> InFlightStep | None:
+    def _start(self, step: ScheduledStep) -> InFlightStep | None:
         """Start a step that does not need the host. None where that fails: it is then run as if it did, without a
         burst, and shows who is at fault."""
         try:
@@ -325,36 +327,36 @@ class Engine:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
             logger.warning("%d steps at once failed, and are tried one by one: %s", step.num_steps, error)
-            if step.burst and isinstance(error, torch.OutOfMemoryError):
-                self.scheduler.pressure.relieve(len(step.burst))
-        step.scheduled, step.burst = [*step.scheduled, *step.burst], []
+            if step.multi_step and isinstance(error, torch.OutOfMemoryError):
+                self.scheduler.memory_backoff.shrink(len(step.multi_step))
+        step.scheduled, step.multi_step = [*step.scheduled, *step.multi_step], []
         return None
 
     def _finish_in_flight(self, flight: InFlightStep) -> None:
         """Wait for what was started, and take in what it brought."""
-        drawn = self._wait_for(flight.decoding)
+        sampled = self._wait_for(flight.decoding)
         now = time.perf_counter()
         # It ran after the last one, whenever it was started.
         seconds = now - max(flight.started, self._last_step_end)
-        self.scheduler.lookahead.record(seconds, flight.num_steps, only_decodes=flight.only_decodes)
+        self.scheduler.decode_steps.record(seconds, flight.num_steps, only_decodes=flight.only_decodes)
         self._last_step_end = now
         num_output = sum(
-            self._guarded_advance(share.sequence, partial(self._advance_from_in_flight, share=share, drawn=row))
-            for share, row in flight.arrivals(drawn)
+            self._guarded_advance(item.sequence, partial(self._advance_from_in_flight, item=item, sampled=row))
+            for item, row in flight.results(sampled)
         )
-        self.scheduler.pressure.ease()
+        self.scheduler.memory_backoff.record_success()
         self._num_steps += flight.num_steps
         self._num_output_tokens += num_output
         self._num_computed_tokens += flight.num_prompt_tokens + num_output
 
     def _wait_for(self, decoding: PendingTokens) -> npt.NDArray[np.int64]:
         try:
-            return decoding.read()
+            return decoding.wait()
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
-    def _run(self, shares: Sequence_[ScheduledSequence]) -> torch.Tensor:
-        return self._run_batch(Batch([share.entry() for share in shares]))
+    def _run(self, items: Sequence_[ScheduledSequence]) -> torch.Tensor:
+        return self._run_batch(Batch([item.entry() for item in items]))
 
     def _run_batch(self, batch: Batch) -> torch.Tensor:
         try:
@@ -362,22 +364,22 @@ class Engine:
         except torch.AcceleratorError as error:
             raise EngineFailed(f"the device failed: {error}") from error
 
-    def _settle(self, step: IsolatedStep[Outcome]) -> int:
+    def _settle(self, step: IsolatedStep[StepResult]) -> int:
         """Take a step's results in; returns how many tokens were generated."""
         if step.failed and not step.results:
             self._check_runner_alive(*step.failed[0])
         if step.too_many is not None:
             logger.warning("the memory does not suffice for a step of %d tokens: steps become smaller", step.too_many)
-            self.scheduler.pressure.relieve(step.too_many)
+            self.scheduler.memory_backoff.shrink(step.too_many)
         else:
-            self.scheduler.pressure.ease()
-        for share in [*step.depends_on_failed, *step.retry_smaller]:
-            self.scheduler.blocks.forget(filled_blocks(share, self.config.block_size))
-            self.scheduler.preempt(share.sequence)
-        for share, error in step.failed:
-            self._fail(share.sequence.request, RequestFailed(f"the model failed on this request: {error}"))
+            self.scheduler.memory_backoff.record_success()
+        for item in [*step.depends_on_failed, *step.retry_smaller]:
+            self.scheduler.blocks.evict(filled_blocks(item, self.config.block_size))
+            self.scheduler.preempt(item.sequence)
+        for item, error in step.failed:
+            self._fail(item.sequence.request, RequestFailed(f"the model failed on this request: {error}"))
         return sum(
-            self._guarded_advance(outcome.share.sequence, partial(self._advance, outcome=outcome))
+            self._guarded_advance(outcome.item.sequence, partial(self._advance, outcome=outcome))
             for outcome in step.results
         )
 
@@ -393,24 +395,24 @@ class Engine:
             self._fail(sequence.request, RequestFailed(f"the completion could not be read: {error}"))
         return 0
 
-    def _check_runner_alive(self, share: ScheduledSequence, error: Exception) -> None:
+    def _check_runner_alive(self, item: ScheduledSequence, error: Exception) -> None:
         """When all of a step fails, find out whether the requests are at fault or the runner is broken.
 
         A single token runs in the last block that the failed request was to fill, which nobody else relies on.
         """
-        block = share.sequence.table.blocks[-1]
+        block = item.sequence.table.blocks[-1]
         try:
             self._run_batch(Batch([BatchEntry([0], 0, [block], 1)]))
         except Exception as probe_error:
             raise EngineFailed(f"the model runs no request any more: {error}") from probe_error
 
-    def _advance(self, sequence: Sequence, outcome: Outcome) -> int:
+    def _advance(self, sequence: Sequence, outcome: StepResult) -> int:
         """Move a sequence on by what its step brought; returns how many tokens were generated.
 
         Raises `RequestFailed` where it cannot go on.
         """
         request, sampled = sequence.request, outcome.sampled
-        sequence.num_computed_tokens = outcome.share.end
+        sequence.num_computed_tokens = outcome.item.end
         request.prompt_logprobs.extend(outcome.prompt_logprobs)
         if not all(math.isfinite(scored.logprob) for scored in outcome.prompt_logprobs):
             raise RequestFailed(NO_NUMBERS)
@@ -431,16 +433,16 @@ class Engine:
         self._check_stop(sequence)
         return 1
 
-    def _advance_from_in_flight(self, sequence: Sequence, share: ScheduledSequence, drawn: Sequence_[int]) -> int:
+    def _advance_from_in_flight(self, sequence: Sequence, item: ScheduledSequence, sampled: Sequence_[int]) -> int:
         """Move a sequence on by what a flight brought: tokens, and a code where it ended without one.
 
         Raises `RequestFailed`.
         """
-        sequence.num_in_flight_tokens -= len(drawn)
-        if share.end == sequence.num_tokens and not share.samples:
+        sequence.num_in_flight_tokens -= len(sampled)
+        if item.end == sequence.num_tokens and not item.samples:
             self._finish(sequence, Stop("length", None))
             return 0
-        tokens = list(itertools.takewhile(lambda token: token >= 0, drawn))
+        tokens = list(itertools.takewhile(lambda token: token >= 0, sampled))
         # Only a stop string can be found before the last token: the device saw to the rest.
         size = len(tokens) if sequence.stop_scanner is None else 1
         num_taken = 0
@@ -449,10 +451,10 @@ class Engine:
             num_taken += len(part)
             sequence.token_ids += part
             sequence.sampling.skip(len(part))
-            self.scheduler.blocks.index(sequence.table, sequence.token_ids, sequence.num_tokens - 1)
+            self.scheduler.blocks.cache_full_blocks(sequence.table, sequence.token_ids, sequence.num_tokens - 1)
             self._check_stop(sequence)
-        if num_taken < len(drawn) and drawn[num_taken] in _FAILURES and not sequence.finished:
-            raise RequestFailed(_FAILURES[drawn[num_taken]])
+        if num_taken < len(sampled) and sampled[num_taken] in _FAILURES and not sequence.finished:
+            raise RequestFailed(_FAILURES[sampled[num_taken]])
         return num_taken
 
     def _check_stop(self, sequence: Sequence) -> None:
@@ -479,7 +481,7 @@ class Engine:
         sequence.text = text
         sequence.finish_reason, sequence.stop_reason = stop.finish_reason, stop.stop_reason
         self.scheduler.finish(sequence)
-        self.scheduler.sizes.record(sequence.num_prompt, sequence.num_output)
+        self.scheduler.lengths.record(sequence.num_prompt, sequence.num_output)
         if sequence.request.finished:
             self._deliver(sequence.request)
 
@@ -489,7 +491,7 @@ class Engine:
             return
         for sequence in request.sequences:
             # What it computed may be what is wrong.
-            self.scheduler.blocks.forget(sequence.table.blocks)
+            self.scheduler.blocks.evict(sequence.table.blocks)
         request.error = str(error)
         request.error_code = "invalid_grammar" if isinstance(error, GrammarError) else "generation_failed"
         self._end(request, "error")
@@ -540,7 +542,8 @@ class Engine:
         queue = zip(ids, self._tokens_of(prompts), every, strict=True)
         try:
             while len(outputs) < len(ids):
-                for request_id, tokens, its_params in itertools.islice(queue, max(self.room(), not self._requests)):
+                wanted = max(self.num_requests_wanted(), not self._requests)
+                for request_id, tokens, its_params in itertools.islice(queue, wanted):
                     try:
                         if isinstance(tokens, InvalidPrompt):
                             raise tokens
@@ -575,13 +578,13 @@ class Engine:
 
     # What it is doing
 
-    def room(self) -> int:
+    def num_requests_wanted(self) -> int:
         """How many more typical requests the engine would like to have queued; 0 when it has enough.
 
         From the KV blocks that a forecast of the running requests leaves, by the lengths that requests turned out to
         have, plus some to fill the places of those about to finish, minus what waits already.
         """
-        return max(0, self.scheduler.room() - self._grammars.num_sequences)
+        return max(0, self.scheduler.free_capacity() - self._grammars.num_sequences)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""

@@ -27,7 +27,7 @@ from bench.profiling.peaks import DevicePeaks, LimitSizes, measure_limits, secon
 from engine.attention import AttentionLayer, AttentionMetadata, CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, position_bytes
 from engine.config import EngineConfig
-from engine.sampling.filters import Filters, draw
+from engine.sampling.filters import Filters, sample_filtered
 from kernels.device import has_kernels
 from kernels.expert_mlp import expert_mlp, expert_mlp_torch
 from kernels.quantized_matmul import (
@@ -419,7 +419,7 @@ def _drawing(logits: Tensor, top_k: int, top_p: float) -> Callable[[], object]:
         "indices": every(0, torch.int64),
     }
     # The kernel leaves the logits as they are.
-    return lambda: draw(logits if has_kernels(logits) else logits.clone(), **settings, is_static=True)
+    return lambda: sample_filtered(logits if has_kernels(logits) else logits.clone(), **settings, is_static=True)
 
 
 def _read_once(name: str, logits: Tensor, seconds: float, limits: DevicePeaks) -> Timing:

@@ -191,8 +191,8 @@ class _Watched:
     burst: MultiStepBatch
     decoding: PendingTokens
 
-    def read(self) -> npt.NDArray[np.int64]:
-        drawn = self.decoding.read()
+    def wait(self) -> npt.NDArray[np.int64]:
+        drawn = self.decoding.wait()
         self.meter.decoded(self.burst, drawn)
         return drawn
 

@@ -159,7 +159,7 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
 
 def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
     """On a CPU, where all of a call's work is done when the call returns."""
-    stack.enter_context(exchanged(engine.scheduler.lookahead, "choose", lambda *args, **options: (1, [])))
+    stack.enter_context(exchanged(engine.scheduler.decode_steps, "num_steps_for", lambda *args, **options: (1, [])))
     stack.enter_context(exchanged(runner, "run", watch.timed(MODEL, runner.run)))
     stack.enter_context(exchanged(runner.backend, "begin", _begin(watch, runner)))
     for module in linears(runner.model):

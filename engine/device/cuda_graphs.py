@@ -29,7 +29,7 @@ def batch_size(count: int) -> int:
     return -(-count // step) * step
 
 
-class Graphs(Protocol):
+class GraphRunner(Protocol):
     """Runs work that is the same whenever its key is."""
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:

@@ -1,8 +1,8 @@
 """What a device knows of the running sequences, so that it can decode without being told.
 
-    seat        0     1     2     …     pad          one row a sequence, its own for its whole stay in the batch
-    numbers     token, position, tokens left, …      [seats + 1, columns] int64
-    table       7 3 9 0 0 …                          [seats + 1, blocks] int32
+    batch slot  0     1     2     …     padding      one row a sequence, its own for its whole stay in the batch
+    rows        token, position, tokens left, …      [batch slots + 1, columns] int64
+    table       7 3 9 0 0 …                          [batch slots + 1, blocks] int32
 
 The host sends what changed: whole rows of sequences that are new here or went on elsewhere meanwhile, and blocks that
 were appended. All of it travels as one vector. What a decode step changes, the device changes itself; the host reckons
@@ -68,22 +68,22 @@ def decodes_on_device(sampling: SamplingState) -> bool:
     )
 
 
-class DeviceState:
+class DecodeState:
     """The rows, and the host's knowledge of what stands in them."""
 
-    def __init__(self, seats: int, max_blocks: int, vocab_size: int, device: torch.device) -> None:
-        """For `seats` sequences of at most `max_blocks` blocks."""
+    def __init__(self, batch_slots: int, max_blocks: int, vocab_size: int, device: torch.device) -> None:
+        """For `batch_slots` sequences of at most `max_blocks` blocks."""
         self.device = device
-        self.pad = seats
+        self.padding_row = batch_slots
         """A row that has ended for good: what a batch is filled up with."""
-        self.numbers = torch.zeros(seats + 1, NUM_COLUMNS, dtype=torch.int64, device=device)
-        self.numbers[self.pad, Column.TOP_K] = vocab_size
-        self.numbers[self.pad, Column.TOP_P] = _bits(1.0)
-        self.table = torch.zeros(seats + 1, max_blocks, dtype=torch.int32, device=device)
+        self.rows = torch.zeros(batch_slots + 1, NUM_COLUMNS, dtype=torch.int64, device=device)
+        self.rows[self.padding_row, Column.TOP_K] = vocab_size
+        self.rows[self.padding_row, Column.TOP_P] = _bits(1.0)
+        self.table = torch.zeros(batch_slots + 1, max_blocks, dtype=torch.int32, device=device)
         self.vocab_size = vocab_size
-        self._admission = [-1] * seats
-        self._position = [-1] * seats
-        self._num_blocks = [0] * seats
+        self._admission_id = [-1] * batch_slots
+        self._position = [-1] * batch_slots
+        self._num_blocks = [0] * batch_slots
 
     def update(self, entries: Sequence[DecodeEntry], padded: int, num_steps: int) -> Tensor:
         """Bring the rows up to date for so many steps; returns the entries' rows on the device, `[padded]`, filled up
@@ -91,48 +91,48 @@ class DeviceState:
 
         Of entries without a token only blocks are new: their rows are right once the device comes to them.
         """
-        rows = np.full(padded, self.pad, np.int64)
-        rows[: len(entries)] = [entry.seat for entry in entries]
+        rows = np.full(padded, self.padding_row, np.int64)
+        rows[: len(entries)] = [entry.batch_slot for entry in entries]
         stale = [entry for entry in entries if entry.token_id is not None and not self._is_current(entry)]
         values = np.array([self._row(entry) for entry in stale], np.int64).reshape(-1)
         places: list[npt.NDArray[np.int64]] = []
         blocks: list[int] = []
         for entry in entries:
-            seat, table = entry.seat, entry.block_table
-            known = self._num_blocks[seat] if self._admission[seat] == entry.admission else 0
+            batch_slot, table = entry.batch_slot, entry.block_table
+            known = self._num_blocks[batch_slot] if self._admission_id[batch_slot] == entry.admission_id else 0
             if known < len(table):
-                first = seat * self.table.shape[1]
+                first = batch_slot * self.table.shape[1]
                 places.append(np.arange(first + known, first + len(table)))
                 blocks += table[known:]
-        packed = np.concatenate(
-            [rows, np.array([entry.seat for entry in stale], np.int64), values, *places, np.array(blocks, np.int64)]
-        )
+        stale_slots = np.array([entry.batch_slot for entry in stale], np.int64)
+        packed = np.concatenate([rows, stale_slots, values, *places, np.array(blocks, np.int64)])
         sizes = [padded, len(stale), len(values), len(blocks), len(blocks)]
         on_device, stale_rows, row_values, block_places, block_values = torch.split(
             to_device(packed, self.device), sizes
         )
         if stale:
-            self.numbers.index_copy_(0, stale_rows, row_values.view(len(stale), NUM_COLUMNS))
+            self.rows.index_copy_(0, stale_rows, row_values.view(len(stale), NUM_COLUMNS))
         if blocks:
             self.table.view(-1).index_copy_(0, block_places, block_values.to(torch.int32))
         for entry in entries:
-            self._admission[entry.seat] = entry.admission
-            self._position[entry.seat] = entry.position + num_steps
-            self._num_blocks[entry.seat] = len(entry.block_table)
+            self._admission_id[entry.batch_slot] = entry.admission_id
+            self._position[entry.batch_slot] = entry.position + num_steps
+            self._num_blocks[entry.batch_slot] = len(entry.block_table)
         return on_device
 
     def tokens(self, token_ids: Tensor) -> Tensor:
-        """`[T]` tokens, with those of rows in place of `row_of` them."""
+        """`[T]` tokens, with those of rows in place of `in_flight_token` them."""
         rows = (-1 - token_ids).clamp(min=0)
-        return torch.where(token_ids < 0, self.numbers[:, Column.TOKEN].index_select(0, rows), token_ids)
+        return torch.where(token_ids < 0, self.rows[:, Column.TOKEN].index_select(0, rows), token_ids)
 
-    def distrust(self, seats: Sequence[int]) -> None:
+    def invalidate(self, batch_slots: Sequence[int]) -> None:
         """Note that nothing is known of these rows: they are sent anew."""
-        for seat in seats:
-            self._admission[seat] = -1
+        for batch_slot in batch_slots:
+            self._admission_id[batch_slot] = -1
 
     def _is_current(self, entry: DecodeEntry) -> bool:
-        return self._admission[entry.seat] == entry.admission and self._position[entry.seat] == entry.position
+        slot = entry.batch_slot
+        return self._admission_id[slot] == entry.admission_id and self._position[slot] == entry.position
 
     def _row(self, entry: DecodeEntry) -> list[int]:
         assert entry.token_id is not None
@@ -155,9 +155,9 @@ class DeviceState:
         ]
 
 
-def real(numbers: Tensor, column: Column) -> Tensor:
+def float_column(state: Tensor, column: Column) -> Tensor:
     """A column of real numbers from rows `[S, columns]`, float32 `[S]`."""
-    column_bits = numbers[:, column]
+    column_bits = state[:, column]
     return column_bits.view(torch.float64).to(torch.float32)
 
 

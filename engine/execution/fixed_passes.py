@@ -21,7 +21,7 @@ from engine.batch import BatchEntry
 from engine.models.decoder import TokenInputs
 
 ROWS = 32
-"""Tokens in one pass. A multiple of the longest vector that torch computes with, so that no row holds its remainder."""
+"""Tokens in one pass: a multiple of the longest vector that torch computes with, so that no row is a remainder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Piece:
     """Which of the entry's logits its own begin with."""
 
 
-def cut(entries: Sequence[BatchEntry]) -> Iterator[list[Piece]]:
+def split_into_passes(entries: Sequence[BatchEntry]) -> Iterator[list[Piece]]:
     """Passes of at most `ROWS` tokens, in an order in which all keys are there when they are looked at.
 
     An entry may look at blocks that another one of the step fills. Those lie before its own first token, so that who
@@ -67,7 +67,7 @@ def cut(entries: Sequence[BatchEntry]) -> Iterator[list[Piece]]:
         yield tile
 
 
-def pad(inputs: TokenInputs) -> TokenInputs:
+def pad_pass(inputs: TokenInputs) -> TokenInputs:
     """Inputs of `ROWS` tokens that want the logits of `ROWS` rows or of none.
 
     What is added repeats the last token and the first wanted row; nobody looks at its results.

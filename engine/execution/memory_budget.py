@@ -31,9 +31,9 @@ def graph_bytes(total: int, decode_step: int) -> int:
     return decode_step + min(_MOST_GRAPH_BYTES, int(total * _GRAPH_SHARE))
 
 
-def state_bytes(seats: int, max_blocks: int) -> int:
-    """What `DeviceState` takes."""
-    return (seats + 1) * (8 * NUM_COLUMNS + 4 * max_blocks)
+def state_bytes(batch_slots: int, max_blocks: int) -> int:
+    """What `DecodeState` takes."""
+    return (batch_slots + 1) * (8 * NUM_COLUMNS + 4 * max_blocks)
 
 
 def largest_step(config: EngineConfig, max_model_len: int) -> tuple[Batch, int]:
@@ -55,9 +55,9 @@ def largest_step(config: EngineConfig, max_model_len: int) -> tuple[Batch, int]:
     return Batch(entries), num_blocks
 
 
-def largest_decode(seats: int, block: int) -> Batch:
+def largest_decode(batch_slots: int, block: int) -> Batch:
     """A step in which as many sequences as there can be decode, all in one block: only the memory matters."""
-    return Batch([BatchEntry([0], 0, [block], 1)] * seats)
+    return Batch([BatchEntry([0], 0, [block], 1)] * batch_slots)
 
 
 def step_bytes(run: Callable[[Batch], Tensor], batch: Batch, device: torch.device) -> int:

@@ -17,13 +17,13 @@ from engine.attention import AttentionMetadata, CapturableAttention, DecodeMetad
 from engine.attention.kv_cache import KVCache, cache_dtype, choose_num_blocks
 from engine.batch import Batch, BatchEntry, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
-from engine.device.cuda_graphs import CudaGraphRunner, EagerRunner, Graphs, batch_size
+from engine.device.cuda_graphs import CudaGraphRunner, EagerRunner, GraphRunner, batch_size
 from engine.device.threads import Threads
 from engine.device.transfer import to_device
 from engine.errors import ModelError, UnsupportedModel
 from engine.execution.batch_invariance import check_invariance
-from engine.execution.decode_state import DeviceState
-from engine.execution.fixed_passes import cut, pad
+from engine.execution.decode_state import DecodeState
+from engine.execution.fixed_passes import pad_pass, split_into_passes
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
 from engine.execution.multi_step import MultiStepDecoder
 from engine.linears import LinearReplacer, prepare_linears
@@ -74,7 +74,7 @@ class ModelRunner:
         if isinstance(self.backend, CapturableAttention):
             # Before anybody looks how much memory is left.
             self.backend.reserve(
-                model.attention_layers, kv_dtype=self.kv_dtype, max_sequences=batch_size(_seats(config))
+                model.attention_layers, kv_dtype=self.kv_dtype, max_sequences=batch_size(_max_batch_slots(config))
             )
         num_blocks = choose_num_blocks(
             config,
@@ -87,7 +87,7 @@ class ModelRunner:
         takes_memory = config.cpu_kv_cache_bytes is not None
         self.cache = self._cache(num_blocks, config.block_size, self.kv_dtype, takes_memory=takes_memory)
         max_blocks = min(-(-self.max_model_len // config.block_size), num_blocks)
-        self._state = DeviceState(_seats(config), max_blocks, self.vocab_size, self.device)
+        self._state = DecodeState(_max_batch_slots(config), max_blocks, self.vocab_size, self.device)
         self._decoder = MultiStepDecoder(
             self._forward,
             self._state,
@@ -117,8 +117,8 @@ class ModelRunner:
         return self.cache.num_blocks
 
     @property
-    def overlaps(self) -> bool:
-        """See `Runner.overlaps`."""
+    def supports_overlap(self) -> bool:
+        """See `Runner.supports_overlap`."""
         return self.device.type == "cuda"
 
     @property
@@ -149,7 +149,7 @@ class ModelRunner:
             return logits
 
         with self._tidying():
-            return self._decoder.draw(burst, forward)
+            return self._decoder.sample(burst, forward)
 
     @contextmanager
     def _tidying(self) -> Iterator[None]:
@@ -161,7 +161,7 @@ class ModelRunner:
                 torch.cuda.empty_cache()
             raise
 
-    def _graphs(self) -> Graphs:
+    def _graphs(self) -> GraphRunner:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
             return CudaGraphRunner(self.device, self._graph_bytes)
         return EagerRunner()
@@ -189,9 +189,9 @@ class ModelRunner:
         firsts = np.cumsum(wanted) - wanted
         result = torch.empty(sum(wanted), self.vocab_size, device=self.device)
         with self._threads.one():
-            for tile in cut(batch.entries):
+            for tile in split_into_passes(batch.entries):
                 inputs, layout = prepare_inputs([piece.entry for piece in tile], cache.block_size, self.device)
-                logits = self.model(pad(inputs), self.backend.begin(layout, cache))
+                logits = self.model(pad_pass(inputs), self.backend.begin(layout, cache))
                 row = 0
                 for piece in tile:
                     count, first = piece.entry.num_logits, firsts[piece.place] + piece.first_logit
@@ -228,13 +228,13 @@ class ModelRunner:
         total = torch.cuda.get_device_properties(self.device).total_memory
         self._graph_bytes = graph_bytes(total, decode_step)
         max_blocks = -(-self.max_model_len // config.block_size)
-        return step + self._graph_bytes + state_bytes(_seats(config), max_blocks)
+        return step + self._graph_bytes + state_bytes(_max_batch_slots(config), max_blocks)
 
     def _measured_steps(self, config: EngineConfig) -> tuple[int, int]:
         """What the largest step of all takes, and the largest that only decodes."""
         batch, num_blocks = largest_step(config, self.max_model_len)
         cache = self._cache(num_blocks, config.block_size, self.kv_dtype)
-        decodes = largest_decode(batch_size(_seats(config)), cache.padding_block)
+        decodes = largest_decode(batch_size(_max_batch_slots(config)), cache.padding_block)
 
         def run(batch: Batch) -> Tensor:
             return self._run(batch, cache)
@@ -284,7 +284,7 @@ def _logit_rows(entries: Sequence[BatchEntry]) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _seats(config: EngineConfig) -> int:
+def _max_batch_slots(config: EngineConfig) -> int:
     """Sequences that may be in the batch: each takes a token of a step."""
     return min(config.max_num_seqs, config.max_num_batched_tokens)
 

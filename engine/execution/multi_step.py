@@ -1,4 +1,4 @@
-"""Several decode steps in one launch: each token is drawn on the device and is the next step's input there.
+"""Several decode steps in one launch: each token is sampled on the device and is the next step's input there.
 
     rows ── gather ── token, position, slot ── model ── logits ── draw ── stop? ── scatter ─┐
       ▲                                                                                     │
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from engine.attention import DecodeMetadata
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch
-from engine.device.cuda_graphs import Graphs, batch_size
-from engine.execution.decode_state import Column, DeviceState, real
+from engine.device.cuda_graphs import GraphRunner, batch_size
+from engine.execution.decode_state import Column, DecodeState, float_column
 from engine.models.decoder import TokenInputs
-from engine.sampling.filters import Filters, draw, most_likely
+from engine.sampling.filters import Filters, most_likely, sample_filtered
 from kernels.device import has_kernels
 from kernels.sampling import argmax, sample
 
@@ -35,24 +35,24 @@ _NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SamplingMode:
     """How a burst's rows choose their tokens, known on the host: part of what a graph is made for."""
 
     random: bool
     """Whether any row draws."""
 
-    holds: bool
+    bans_stop_tokens: bool
     """Whether any row is kept from stopping at first."""
 
     filters: Filters
 
     @classmethod
-    def of(cls, entries: Sequence[DecodeEntry], vocab_size: int) -> Choice:
+    def of(cls, entries: Sequence[DecodeEntry], vocab_size: int) -> SamplingMode:
         params = [entry.sampling.params for entry in entries if not entry.sampling.params.greedy]
         top_k = max((p.top_k for p in params if p.top_k < vocab_size), default=0)
         return cls(
             random=bool(params),
-            holds=any(entry.sampling.num_output < entry.sampling.params.min_tokens for entry in entries),
+            bans_stop_tokens=any(entry.sampling.num_output < entry.sampling.params.min_tokens for entry in entries),
             # The next power of two: any number of candidates from the largest k on gives the same.
             filters=Filters(
                 top_k=min(1 << (top_k - 1).bit_length(), vocab_size) if top_k else 0,
@@ -68,8 +68,8 @@ class MultiStepDecoder:
     def __init__(
         self,
         forward: Forward,
-        state: DeviceState,
-        graphs: Graphs,
+        state: DecodeState,
+        graphs: GraphRunner,
         *,
         block_size: int,
         padding_block: int,
@@ -82,26 +82,26 @@ class MultiStepDecoder:
         self._state = state
         self._graphs = graphs
         self._block_size = block_size
-        self._spare_slot = padding_block * block_size
+        self._padding_slot = padding_block * block_size
         self._is_static = is_static
         self._buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
-    def decode(self, burst: MultiStepBatch) -> DeviceDecoding:
+    def decode(self, burst: MultiStepBatch) -> AsyncTokens:
         """See `Runner.decode`."""
         entries = burst.entries
         width = max(len(entry.block_table) for entry in entries)
-        choice = Choice.of(entries, self._state.vocab_size)
+        mode = SamplingMode.of(entries, self._state.vocab_size)
         try:
             run = self._run_static if self._is_static else self._run_leaving
-            tokens = run(burst, width, choice)
+            tokens = run(burst, width, mode)
         except Exception:
-            self._state.distrust([entry.seat for entry in entries])
+            self._state.invalidate([entry.batch_slot for entry in entries])
             raise
-        return DeviceDecoding(tokens, self._state.device)
+        return AsyncTokens(tokens, self._state.device)
 
     @torch.inference_mode()
-    def draw(self, burst: MultiStepBatch, forward: Callable[[], Tensor]) -> DeviceDecoding:
+    def sample(self, burst: MultiStepBatch, forward: Callable[[], Tensor]) -> AsyncTokens:
         """Sample a token for each entry from its row of the logits of `forward`; see `Runner.run_and_sample`."""
         entries = burst.entries
         try:
@@ -109,20 +109,20 @@ class MultiStepDecoder:
             logits = forward()
             tokens = torch.empty(0, 1, dtype=torch.int64)
             if entries:
-                choice = Choice.of(entries, self._state.vocab_size)
-                drawn, _ = self._move_on(rows, self._state.numbers.index_select(0, rows), logits, choice)
-                tokens = self._to_host(drawn[:, None])
+                mode = SamplingMode.of(entries, self._state.vocab_size)
+                sampled, _ = self._move_on(rows, self._state.rows.index_select(0, rows), logits, mode)
+                tokens = self._to_host(sampled[:, None])
         except Exception:
-            self._state.distrust([entry.seat for entry in entries])
+            self._state.invalidate([entry.batch_slot for entry in entries])
             raise
-        return DeviceDecoding(tokens, self._state.device)
+        return AsyncTokens(tokens, self._state.device)
 
     def _to_host(self, tokens: Tensor) -> Tensor:
         """A copy that is on its way."""
         host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=self._state.device.type == "cuda")
         return host.copy_(tokens, non_blocking=True)
 
-    def _run_leaving(self, burst: MultiStepBatch, width: int, choice: Choice) -> Tensor:
+    def _run_leaving(self, burst: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
         num_steps = burst.num_steps
         rows = self._state.update(burst.entries, len(burst.entries), num_steps)
@@ -130,15 +130,15 @@ class MultiStepDecoder:
         places = torch.arange(len(rows))
         tables = self._state.table.index_select(0, rows)[:, :width]
         for step in range(num_steps):
-            drawn, alive = self._step(rows, tables, choice)
-            tokens[places, step] = drawn
+            sampled, alive = self._step(rows, tables, mode)
+            tokens[places, step] = sampled
             if not bool(alive.all()):
                 rows, tables, places = rows[alive], tables[alive], places[alive]
                 if len(rows) == 0:
                     break
         return tokens
 
-    def _run_static(self, burst: MultiStepBatch, width: int, choice: Choice) -> Tensor:
+    def _run_static(self, burst: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
         """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
         entries, num_steps = burst.entries, burst.num_steps
         padded = batch_size(len(entries))
@@ -150,10 +150,10 @@ class MultiStepDecoder:
         def steps() -> None:
             tables = self._state.table.index_select(0, rows)[:, :width]
             for step in range(num_steps):
-                drawn, _ = self._step(rows, tables, choice)
-                tokens[:, step] = drawn
+                sampled, _ = self._step(rows, tables, mode)
+                tokens[:, step] = sampled
 
-        self._graphs.run((padded, num_steps, width, choice), steps)
+        self._graphs.run((padded, num_steps, width, mode), steps)
         return self._to_host(tokens[: len(entries)])
 
     def _buffers_for(self, padded: int, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -167,64 +167,64 @@ class MultiStepDecoder:
             )
         return self._buffers[key]
 
-    def _step(self, rows: Tensor, tables: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        """One token for each row: what was drawn, and which rows go on; `[S]` each."""
-        numbers = self._state.numbers.index_select(0, rows)
-        alive = numbers[:, Column.TOKENS_LEFT] > 0
-        positions = torch.where(alive, numbers[:, Column.POSITION], 0)
+    def _step(self, rows: Tensor, tables: Tensor, mode: SamplingMode) -> tuple[Tensor, Tensor]:
+        """One token for each row: what was sampled, and which rows go on; `[S]` each."""
+        state = self._state.rows.index_select(0, rows)
+        alive = state[:, Column.TOKENS_LEFT] > 0
+        positions = torch.where(alive, state[:, Column.POSITION], 0)
         blocks = tables.gather(1, (positions // self._block_size)[:, None])[:, 0].long()
-        slots = torch.where(alive, blocks * self._block_size + positions % self._block_size, self._spare_slot)
+        slots = torch.where(alive, blocks * self._block_size + positions % self._block_size, self._padding_slot)
         inputs = TokenInputs(
-            token_ids=numbers[:, Column.TOKEN],
+            token_ids=state[:, Column.TOKEN],
             positions=positions,
-            lengths=torch.maximum(numbers[:, Column.ROPE_LENGTH], positions + 1),
+            lengths=torch.maximum(state[:, Column.ROPE_LENGTH], positions + 1),
         )
         lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
         logits = self._forward(inputs, DecodeMetadata(positions, lengths, tables, slots))
-        return self._move_on(rows, numbers, logits, choice)
+        return self._move_on(rows, state, logits, mode)
 
-    def _move_on(self, rows: Tensor, numbers: Tensor, logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    def _move_on(self, rows: Tensor, state: Tensor, logits: Tensor, mode: SamplingMode) -> tuple[Tensor, Tensor]:
         """Choose a token for each row from its logits, and move the row on by it; returns what `_step` does."""
-        alive = numbers[:, Column.TOKENS_LEFT] > 0
-        chosen = choose(logits, numbers, choice, is_static=self._is_static)
-        held = (numbers[:, Column.MIN_TOKENS_LEFT] - 1).clamp(min=0)
-        stops = (chosen[:, None] == numbers[:, Column.STOP :]).any(dim=1) & (held == 0)
-        goes_on = alive & (chosen >= 0) & ~stops & (numbers[:, Column.TOKENS_LEFT] > 1)
-        numbers[:, Column.TOKEN] = torch.where(goes_on, chosen, 0)
-        numbers[:, Column.POSITION] += alive
-        numbers[:, Column.TOKENS_LEFT] = torch.where(goes_on, numbers[:, Column.TOKENS_LEFT] - 1, 0)
-        numbers[:, Column.MIN_TOKENS_LEFT] = held
+        alive = state[:, Column.TOKENS_LEFT] > 0
+        chosen = sample_tokens(logits, state, mode, is_static=self._is_static)
+        held = (state[:, Column.MIN_TOKENS_LEFT] - 1).clamp(min=0)
+        stops = (chosen[:, None] == state[:, Column.STOP :]).any(dim=1) & (held == 0)
+        goes_on = alive & (chosen >= 0) & ~stops & (state[:, Column.TOKENS_LEFT] > 1)
+        state[:, Column.TOKEN] = torch.where(goes_on, chosen, 0)
+        state[:, Column.POSITION] += alive
+        state[:, Column.TOKENS_LEFT] = torch.where(goes_on, state[:, Column.TOKENS_LEFT] - 1, 0)
+        state[:, Column.MIN_TOKENS_LEFT] = held
         # Rows of padding are all the same row, and write the same.
-        self._state.numbers.index_copy_(0, rows, numbers)
+        self._state.rows.index_copy_(0, rows, state)
         return torch.where(alive, chosen, NO_TOKEN), goes_on
 
 
-def choose(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
+def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_static: bool) -> Tensor:
     """A token for each row of logits `[S, vocab_size]`, as `Sampler` would choose it, or the code that says why not.
 
-    `numbers` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
+    `state` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
     way.
     """
     if has_kernels(logits):
-        return choose_in_one_launch(logits, numbers, choice)
-    return choose_in_torch(logits.float(), numbers, choice, is_static=is_static)
+        return sample_with_kernel(logits, state, mode)
+    return sample_in_torch(logits.float(), state, mode, is_static=is_static)
 
 
-def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
+def sample_with_kernel(logits: Tensor, state: Tensor, mode: SamplingMode) -> Tensor:
     """By the Triton kernel, which reads each row once to see whether it is sound and what its best token is.
 
     What is held back is looked at before it is hidden from the kernel: a row must have been sound with it, too.
     """
-    held = _hold_back(logits, numbers) if choice.holds else None
-    if choice.random:
-        filters = choice.filters
-        columns = numbers.t().contiguous()
+    held = _ban_stop_tokens(logits, state) if mode.bans_stop_tokens else None
+    if mode.random:
+        filters = mode.filters
+        columns = state.t().contiguous()
         tokens = sample(
             logits,
-            real(numbers, Column.TEMPERATURE),
+            float_column(state, Column.TEMPERATURE),
             columns[Column.TOP_K],
-            real(numbers, Column.TOP_P),
-            real(numbers, Column.MIN_P),
+            float_column(state, Column.TOP_P),
+            float_column(state, Column.MIN_P),
             columns[Column.SEED],
             columns[Column.POSITION] + 1,
             columns[Column.INDEX],
@@ -239,45 +239,45 @@ def choose_in_one_launch(logits: Tensor, numbers: Tensor, choice: Choice) -> Ten
     return torch.where(is_sound, tokens, NOT_FINITE)
 
 
-def choose_in_torch(logits: Tensor, numbers: Tensor, choice: Choice, *, is_static: bool) -> Tensor:
+def sample_in_torch(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_static: bool) -> Tensor:
     """The twin in plain torch; float32 logits."""
     sound = torch.isfinite(logits.amax(dim=-1))
     allowed = torch.ones_like(sound)
-    if choice.holds:
-        _hold_back(logits, numbers)
+    if mode.bans_stop_tokens:
+        _ban_stop_tokens(logits, state)
         allowed = logits.amax(dim=-1) > _NEG_INF
     tokens = most_likely(logits, is_static=is_static)
-    if choice.random:
-        temperature = real(numbers, Column.TEMPERATURE)
+    if mode.random:
+        temperature = float_column(state, Column.TEMPERATURE)
         greedy = temperature == 0
-        drawn = draw(
+        sampled = sample_filtered(
             logits,
             temperature=torch.where(greedy, 1.0, temperature),
-            top_k=numbers[:, Column.TOP_K],
-            top_p=real(numbers, Column.TOP_P),
-            min_p=real(numbers, Column.MIN_P),
-            filters=choice.filters,
+            top_k=state[:, Column.TOP_K],
+            top_p=float_column(state, Column.TOP_P),
+            min_p=float_column(state, Column.MIN_P),
+            filters=mode.filters,
             is_static=is_static,
-            seeds=numbers[:, Column.SEED],
-            positions=numbers[:, Column.POSITION] + 1,
-            indices=numbers[:, Column.INDEX],
+            seeds=state[:, Column.SEED],
+            positions=state[:, Column.POSITION] + 1,
+            indices=state[:, Column.INDEX],
         )
-        tokens = torch.where(greedy, tokens, drawn)
+        tokens = torch.where(greedy, tokens, sampled)
     return torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
 
 
-def _hold_back(logits: Tensor, numbers: Tensor) -> Tensor:
+def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:
     """Ban the stop tokens of rows that may not stop yet, in place; returns what they had, `[S, stop tokens]`, and -inf
     in place of others."""
-    stop = numbers[:, Column.STOP :]
+    stop = state[:, Column.STOP :]
     places = stop.clamp(min=0)
-    is_held = (stop >= 0) & (numbers[:, Column.MIN_TOKENS_LEFT] > 0)[:, None]
+    is_held = (stop >= 0) & (state[:, Column.MIN_TOKENS_LEFT] > 0)[:, None]
     before = logits.gather(1, places)
     logits.scatter_(1, places, torch.where(is_held, _NEG_INF, before))
     return torch.where(is_held, before, _NEG_INF)
 
 
-class DeviceDecoding:
+class AsyncTokens:
     """Tokens of a burst on their way to the host; implements `PendingTokens`."""
 
     def __init__(self, tokens: Tensor, device: torch.device) -> None:
@@ -287,7 +287,7 @@ class DeviceDecoding:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
-    def read(self) -> npt.NDArray[np.int64]:
+    def wait(self) -> npt.NDArray[np.int64]:
         if self._copied is not None:
             self._copied.synchronize()
         tokens: npt.NDArray[np.int64] = self._tokens.numpy()

@@ -54,12 +54,12 @@ def run_isolating_faults(
     parts = [list(scheduled)] if scheduled else []
     while parts:
         part: list[ScheduledSequence] = []
-        for share in parts.pop():
-            if not unfilled or unfilled.isdisjoint(share.sequence.table.blocks):
-                part.append(share)
+        for item in parts.pop():
+            if not unfilled or unfilled.isdisjoint(item.sequence.table.blocks):
+                part.append(item)
             else:
-                outcome.depends_on_failed.append(share)
-                unfilled.update(filled_blocks(share, block_size))
+                outcome.depends_on_failed.append(item)
+                unfilled.update(filled_blocks(item, block_size))
         if not part:
             continue
         try:
@@ -72,7 +72,7 @@ def run_isolating_faults(
         else:
             continue
         if isinstance(failure, torch.OutOfMemoryError):
-            num_tokens = sum(share.end - share.start for share in part)
+            num_tokens = sum(item.end - item.start for item in part)
             outcome.too_many = min(num_tokens, outcome.too_many or num_tokens)
             if len(part) == 1 and num_tokens > 1:
                 outcome.retry_smaller.append(part[0])
@@ -86,6 +86,6 @@ def run_isolating_faults(
     return outcome
 
 
-def filled_blocks(share: ScheduledSequence, block_size: int) -> list[int]:
+def filled_blocks(item: ScheduledSequence, block_size: int) -> list[int]:
     """The blocks that a share writes to."""
-    return share.sequence.table.blocks[share.start // block_size :]
+    return item.sequence.table.blocks[item.start // block_size :]

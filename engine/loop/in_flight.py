@@ -27,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batch import Batch, MultiStepBatch, PendingTokens, Runner
-from engine.scheduling.scheduler import Step
+from engine.scheduling.scheduler import ScheduledStep
 from engine.scheduling.step import ScheduledSequence
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    shares: Sequence[ScheduledSequence]
+    items: Sequence[ScheduledSequence]
     num_steps: int
     decoding: PendingTokens
     """With a row for each share that samples, in order."""
@@ -42,33 +42,33 @@ class InFlightStep:
     """By `time.perf_counter`."""
 
     @classmethod
-    def start(cls, runner: Runner, step: Step) -> InFlightStep:
+    def start(cls, runner: Runner, step: ScheduledStep) -> InFlightStep:
         """Start a step that does not need the host; raises what the runner raises, and has changed nothing then."""
-        shares = step.burst or step.scheduled
+        items = step.multi_step or step.scheduled
         started = time.perf_counter()
-        burst = MultiStepBatch([share.decode_entry() for share in shares if share.samples], step.num_steps)
-        if all(share.decodes for share in shares):
+        burst = MultiStepBatch([item.decode_entry() for item in items if item.samples], step.num_steps)
+        if all(item.decodes for item in items):
             decoding = runner.decode(burst)
         else:
-            decoding = runner.run_and_sample(Batch([share.entry() for share in shares]), burst)
-        for share in shares:
-            share.mark_started(step.num_steps)
-        return cls(shares, step.num_steps, decoding, started)
+            decoding = runner.run_and_sample(Batch([item.entry() for item in items]), burst)
+        for item in items:
+            item.mark_started(step.num_steps)
+        return cls(items, step.num_steps, decoding, started)
 
     @property
     def only_decodes(self) -> bool:
-        return all(share.decodes for share in self.shares)
+        return all(item.decodes for item in self.items)
 
     @property
     def num_prompt_tokens(self) -> int:
         """That run in it, beside those that are counted with the tokens that come of them."""
-        return sum(share.end - share.start - share.samples for share in self.shares)
+        return sum(item.end - item.start - item.samples for item in self.items)
 
-    def arrivals(self, drawn: npt.NDArray[np.int64]) -> Iterator[tuple[ScheduledSequence, list[int]]]:
-        """For each sequence that is still where it was when the step started, what was drawn for it: as many tokens as
-        were expected, or fewer and a code; none where its prompt is still being read."""
-        rows = iter(drawn.tolist())
-        for share in self.shares:
-            row = next(rows) if share.samples else []
-            if share.is_current:
-                yield share, row[: share.tokens_left]
+    def results(self, sampled: npt.NDArray[np.int64]) -> Iterator[tuple[ScheduledSequence, list[int]]]:
+        """The items whose sequences are still in the batch, each with what was sampled for it: as many tokens as were
+        expected, or fewer and a code; none where its prompt is still being read."""
+        rows = iter(sampled.tolist())
+        for item in self.items:
+            row = next(rows) if item.samples else []
+            if item.is_current:
+                yield item, row[: item.tokens_left]

@@ -13,43 +13,43 @@ from engine.scheduling.step import ScheduledSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """What one step brought for one sequence."""
 
-    share: ScheduledSequence
+    item: ScheduledSequence
     sampled: Sampled | None
     prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 @torch.inference_mode()
-def sample_step(sampler: Sampler, shares: Sequence[ScheduledSequence], logits: torch.Tensor) -> list[Outcome]:
-    """Read `[sum of num_logits, vocab_size]`, the shares' rows in order.
+def sample_step(sampler: Sampler, items: Sequence[ScheduledSequence], logits: torch.Tensor) -> list[StepResult]:
+    """Read `[sum of num_logits, vocab_size]`, the items' rows in order.
 
     Changes no sequence, so that a step can be run again; the logits may be overwritten.
     """
     rows: list[int] = []
     prompt_logprobs: dict[int, Sequence[TokenLogprobs]] = {}
     first = 0
-    for place, share in enumerate(shares):
-        if share.scores_prompt:
-            prompt_logprobs[place] = _score_prompt(sampler, share, logits[first : first + share.num_logits])
-        first += share.num_logits
-        if share.samples:
+    for place, item in enumerate(items):
+        if item.scores_prompt:
+            prompt_logprobs[place] = _score_prompt(sampler, item, logits[first : first + item.num_logits])
+        first += item.num_logits
+        if item.samples:
             rows.append(first - 1)
     sampled: list[Sampled] = []
     if rows:
-        states = [share.sequence.sampling for share in shares if share.samples]
+        states = [item.sequence.sampling for item in items if item.samples]
         sampled = sampler.sample(logits if len(rows) == len(logits) else logits[rows], states)
     next_sampled = iter(sampled)
     return [
-        Outcome(share, next(next_sampled) if share.samples else None, prompt_logprobs.get(place, ()))
-        for place, share in enumerate(shares)
+        StepResult(item, next(next_sampled) if item.samples else None, prompt_logprobs.get(place, ()))
+        for place, item in enumerate(items)
     ]
 
 
-def _score_prompt(sampler: Sampler, share: ScheduledSequence, logits: torch.Tensor) -> list[TokenLogprobs]:
+def _score_prompt(sampler: Sampler, item: ScheduledSequence, logits: torch.Tensor) -> list[TokenLogprobs]:
     """Log-probabilities of the prompt tokens that follow the share's last `num_logits` tokens."""
-    sequence = share.sequence
-    start = share.end - share.num_logits
-    targets = sequence.token_ids[start + 1 : min(share.end + 1, sequence.num_prompt)]
+    sequence = item.sequence
+    start = item.end - item.num_logits
+    targets = sequence.token_ids[start + 1 : min(item.end + 1, sequence.num_prompt)]
     return sampler.score(logits[: len(targets)], targets, sequence.request.params.prompt_logprobs or 0)

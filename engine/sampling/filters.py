@@ -56,14 +56,14 @@ class _FilterParams:
 
 
 def most_likely(logits: torch.Tensor, *, is_static: bool = False) -> torch.Tensor:
-    """The token of each row's largest logit, the first of several, int64 `[rows]`; `is_static` as for `draw`."""
+    """The token of each row's largest logit, the first of several, int64 `[rows]`; `is_static` as below."""
     if logits.device.type == "cpu" and not is_static:
         # By vectors; torch's own takes ten times as long.
         return torch.from_numpy(logits.numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
 
-def draw(
+def sample_filtered(
     logits: torch.Tensor,
     *,
     temperature: torch.Tensor,
@@ -85,30 +85,30 @@ def draw(
     if has_kernels(logits):
         filtered = bool(filters.top_k or filters.top_p or filters.min_p)
         tokens = sample(logits, temperature, top_k, top_p, min_p, seeds, positions, indices, filtered=filtered)
-        # Codes for what cannot be drawn from are no tokens.
+        # Codes for what cannot be sampled from are no tokens.
         return tokens.clamp_(min=0)
-    draws = uniform(seeds, positions, indices)
+    uniforms = uniform(seeds, positions, indices)
     logits.div_(temperature[:, None])
     cuts = _FilterParams(top_k, top_p, min_p, filters)
     if is_static or not (filters.top_k or filters.top_p):
-        return _draw_from_all(filter_logits(logits, top_k, top_p, min_p, filters), draws)
+        return _sample_from_all(filter_logits(logits, top_k, top_p, min_p, filters), uniforms)
     is_cut = (top_k < logits.shape[1]) | (top_p < 1.0)
     if bool(is_cut.all()):
-        return _sample_from_top_candidates(logits, draws, cuts)
+        return _sample_from_top_candidates(logits, uniforms, cuts)
     tokens = torch.empty_like(positions)
     rows = is_cut.nonzero().squeeze(-1)
-    tokens[rows] = _sample_from_top_candidates(logits[rows], draws[rows], cuts.at(rows))
+    tokens[rows] = _sample_from_top_candidates(logits[rows], uniforms[rows], cuts.at(rows))
     rows = (~is_cut).nonzero().squeeze(-1)
     only_min_p = Filters(top_k=0, top_p=False, min_p=filters.min_p)
     kept = filter_logits(logits[rows], top_k[rows], top_p[rows], min_p[rows], only_min_p)
-    tokens[rows] = _draw_from_all(kept, draws[rows])
+    tokens[rows] = _sample_from_all(kept, uniforms[rows])
     return tokens
 
 
 def filter_logits(
     logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, filters: Filters
 ) -> torch.Tensor:
-    """Set what top-k, then top-p, then min-p remove to -inf, in place: what is to be drawn from, by definition.
+    """Set what top-k, then top-p, then min-p remove to -inf, in place: what is to be sampled from, by definition.
 
     Logits are float `[rows, vocab_size]`; the parameters are `[rows]`, with k = vocab_size, p = 1 and min_p = 0 for
     rows that do not filter. Tokens that tie with the last one kept are kept too.
@@ -141,7 +141,7 @@ def _nucleus_end(ranked: torch.Tensor, total: torch.Tensor, top_p: torch.Tensor)
 # Rows that are not cut
 
 
-def _draw_from_all(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+def _sample_from_all(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Over the whole vocabulary: first the block in which the draw falls, then the token in it."""
     num_rows, vocab_size = logits.shape
     weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
@@ -151,7 +151,7 @@ def _draw_from_all(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     rest = weights[:, num_whole * _BLOCK :].sum(dim=-1, keepdim=True)
     sums = torch.cat((sums, rest), dim=-1).double()
     reached = sums.cumsum(dim=-1)
-    targets = draws[:, None] * reached[:, -1:]
+    targets = uniforms[:, None] * reached[:, -1:]
     block = torch.searchsorted(reached, targets, right=True).clamp_(max=num_whole)
 
     ids = block * _BLOCK + torch.arange(_BLOCK, device=logits.device)
@@ -172,7 +172,7 @@ def _searchsorted(weights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 # Rows that are cut
 
 
-def _sample_from_top_candidates(logits: torch.Tensor, draws: torch.Tensor, cuts: _FilterParams) -> torch.Tensor:
+def _sample_from_top_candidates(logits: torch.Tensor, uniforms: torch.Tensor, cuts: _FilterParams) -> torch.Tensor:
     """From the best tokens; where what is kept may reach beyond them, from more of them, and at last from all."""
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
@@ -183,13 +183,13 @@ def _sample_from_top_candidates(logits: torch.Tensor, draws: torch.Tensor, cuts:
         whole = logits if len(left) == num_rows else logits[left]
         best, ids = _best(whole, width)
         least, is_covered = _least_kept(best, whole, cuts.at(left))
-        drawn = _draw_from_candidates(best, ids, least, draws[left])
-        tokens[left[is_covered]] = drawn[is_covered]
+        sampled = _sample_from_candidates(best, ids, least, uniforms[left])
+        tokens[left[is_covered]] = sampled[is_covered]
         left = left[~is_covered]
     for rows in torch.split(left, max(1, _MAX_SORTED // vocab_size)) if len(left) else ():
         its = cuts.at(rows)
         kept = filter_logits(logits[rows], its.top_k, its.top_p, its.min_p, its.filters)
-        tokens[rows] = _draw_from_all(kept, draws[rows])
+        tokens[rows] = _sample_from_all(kept, uniforms[rows])
     return tokens
 
 
@@ -240,12 +240,12 @@ def _least_kept(best: torch.Tensor, logits: torch.Tensor, cuts: _FilterParams) -
     return least, is_covered
 
 
-def _draw_from_candidates(
-    best: torch.Tensor, ids: torch.Tensor, least: torch.Tensor, draws: torch.Tensor
+def _sample_from_candidates(
+    best: torch.Tensor, ids: torch.Tensor, least: torch.Tensor, uniforms: torch.Tensor
 ) -> torch.Tensor:
     """From what is kept of some tokens `[rows, width]`, in order of their ids."""
     weights = (best - best[:, :1]).exp_().masked_fill_(best < least, 0.0)
     ids, order = ids.sort(dim=-1)
     weights = weights.gather(1, order)
-    targets = draws[:, None] * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    targets = uniforms[:, None] * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
     return ids.gather(1, _searchsorted(weights, targets)).squeeze(-1)

@@ -20,7 +20,7 @@ import torch
 
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
-from engine.sampling.filters import Filters, draw, most_likely
+from engine.sampling.filters import Filters, most_likely, sample_filtered
 from engine.sampling.token_counts import TokenCounts
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from kernels.device import has_kernels
@@ -126,7 +126,7 @@ class Sampler:
             if settings.constrained:
                 ended = self._constrain(logits, states, settings.constrained, errors)
             allowed = logits.amax(dim=-1) > _NEG_INF
-        tokens = self._choose(logits, states, settings)
+        tokens = self._sample_tokens(logits, states, settings)
 
         chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
         for row in range(len(states)):
@@ -252,24 +252,26 @@ class Sampler:
                 logits[places] = logits[places].masked_fill_(banned, _NEG_INF)
         return {rows[place] for place in masks.complete}
 
-    def _choose(self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings) -> torch.Tensor:
+    def _sample_tokens(
+        self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings
+    ) -> torch.Tensor:
         """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
         if not settings.random:
             # Codes for what cannot be chosen from are no tokens.
             return argmax(logits).clamp_(min=0) if has_kernels(logits) else most_likely(logits)
         if len(settings.random) == len(states):
-            return self._draw(logits, [state.position for state in states], settings)
+            return self._sample_random(logits, [state.position for state in states], settings)
         tokens = most_likely(logits)
         rows = torch.tensor(settings.random, device=logits.device)
-        tokens[rows] = self._draw(logits[rows], [states[row].position for row in settings.random], settings)
+        tokens[rows] = self._sample_random(logits[rows], [states[row].position for row in settings.random], settings)
         return tokens
 
-    def _draw(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
+    def _sample_random(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
         """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
         places = torch.tensor(positions, device=logits.device)
 
         def part(rows: slice, filters: Filters) -> torch.Tensor:
-            return draw(
+            return sample_filtered(
                 logits[rows],
                 temperature=settings.temperature[rows],
                 top_k=settings.top_k[rows],
@@ -295,7 +297,7 @@ class _Settings:
 
     states: Sequence[SamplingState]
     random: Sequence[int]
-    """Rows that are drawn, and the tensors below hold one element for each: those that are not greedy. Where a kernel
+    """Rows that are sampled, and the tensors below hold one element for each: those that are not greedy. Where a kernel
     chooses for all in one launch, and any is not, all of them."""
 
     temperature: torch.Tensor

@@ -44,14 +44,14 @@ class LengthStatistics:
         self._unsorted += 1
 
     @property
-    def typical_prompt(self) -> float:
+    def mean_prompt(self) -> float:
         """Mean prompt length."""
         if len(self._prompts) < _ENOUGH:
             return self._prior_prompt
         return self._prompt_sum / len(self._prompts)
 
     @property
-    def typical_output(self) -> float:
+    def mean_output(self) -> float:
         """Mean output length."""
         return float(self.remaining(np.zeros(1), np.full(1, np.inf))[0])
 

@@ -35,7 +35,7 @@ class BlockTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class CachedBlock:
     """A cached block that continues a prefix."""
 
     node: Node
@@ -53,7 +53,7 @@ class BlockManager:
         self.enable_prefix_caching = enable_prefix_caching
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._index: dict[_Key, Hit] = {}
+        self._index: dict[_Key, CachedBlock] = {}
         self._key_of: list[_Key | None] = [None] * num_blocks
         self._next_node = itertools.count()
 
@@ -74,36 +74,36 @@ class BlockManager:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def lookup(self, token_ids: Sequence[int], salt: Hashable, max_tokens: int) -> list[Hit]:
+    def lookup(self, token_ids: Sequence[int], salt: Hashable, max_tokens: int) -> list[CachedBlock]:
         """The longest cached prefix of `token_ids`, in whole blocks and at most `max_tokens` long."""
         if not self.enable_prefix_caching:
             return []
-        hits: list[Hit] = []
+        cached: list[CachedBlock] = []
         parent: Hashable = salt
         for end in range(self.block_size, max_tokens + 1, self.block_size):
-            hit = self._index.get((parent, tuple(token_ids[end - self.block_size : end])))
-            if hit is None:
+            found = self._index.get((parent, tuple(token_ids[end - self.block_size : end])))
+            if found is None:
                 break
-            hits.append(hit)
-            parent = hit.node
-        return hits
+            cached.append(found)
+            parent = found.node
+        return cached
 
-    def num_unreferenced(self, hits: Iterable[Hit]) -> int:
+    def num_unreferenced(self, cached: Iterable[CachedBlock]) -> int:
         """How many of these cached blocks are free now, so that attaching them uses up free blocks."""
-        return sum(self._references[hit.block] == 0 for hit in hits)
+        return sum(self._references[found.block] == 0 for found in cached)
 
-    def can_attach(self, hits: Sequence[Hit], num_tokens: int) -> bool:
-        """Whether `attach(hits)` and then `grow(num_tokens)` of an empty table would succeed."""
-        return self.blocks_for(num_tokens) - len(hits) <= self.num_free - self.num_unreferenced(hits)
+    def can_attach_prefix(self, cached: Sequence[CachedBlock], num_tokens: int) -> bool:
+        """Whether `attach_prefix(cached)` and then `grow(num_tokens)` of an empty table would succeed."""
+        return self.blocks_for(num_tokens) - len(cached) <= self.num_free - self.num_unreferenced(cached)
 
-    def attach(self, table: BlockTable, hits: Iterable[Hit]) -> None:
+    def attach_prefix(self, table: BlockTable, cached: Iterable[CachedBlock]) -> None:
         """Let an empty table begin with a cached prefix."""
-        for hit in hits:
-            if self._references[hit.block] == 0:
-                del self._free[hit.block]
-            self._references[hit.block] += 1
-            table.blocks.append(hit.block)
-            table.nodes.append(hit.node)
+        for found in cached:
+            if self._references[found.block] == 0:
+                del self._free[found.block]
+            self._references[found.block] += 1
+            table.blocks.append(found.block)
+            table.nodes.append(found.node)
 
     def can_grow(self, table: BlockTable, num_tokens: int) -> bool:
         return self.blocks_for(num_tokens) - len(table.blocks) <= self.num_free
@@ -116,11 +116,11 @@ class BlockManager:
         """Let the table cover `num_tokens` positions; what the reused blocks had cached is forgotten."""
         for _ in range(self.blocks_for(num_tokens) - len(table.blocks)):
             block, _ = self._free.popitem(last=False)
-            self._unindex(block)
+            self._evict(block)
             self._references[block] = 1
             table.blocks.append(block)
 
-    def index(self, table: BlockTable, token_ids: Sequence[int], num_tokens: int) -> None:
+    def cache_full_blocks(self, table: BlockTable, token_ids: Sequence[int], num_tokens: int) -> None:
         """Make the full blocks among the first `num_tokens` positions findable.
 
         A block whose content is indexed already stays a private copy; its successors continue the indexed chain.
@@ -131,17 +131,17 @@ class BlockManager:
         for position in range(len(table.nodes), num_tokens // size):
             parent = table.nodes[-1] if table.nodes else table.salt
             key = (parent, tuple(token_ids[position * size : (position + 1) * size]))
-            hit = self._index.get(key)
-            if hit is None:
+            found = self._index.get(key)
+            if found is None:
                 block = table.blocks[position]
-                hit = self._index[key] = Hit(next(self._next_node), block)
+                found = self._index[key] = CachedBlock(next(self._next_node), block)
                 self._key_of[block] = key
-            table.nodes.append(hit.node)
+            table.nodes.append(found.node)
 
-    def forget(self, blocks: Iterable[int]) -> None:
+    def evict(self, blocks: Iterable[int]) -> None:
         """Make blocks unfindable because their content was never computed or is not to be trusted."""
         for block in blocks:
-            self._unindex(block)
+            self._evict(block)
             if block in self._free:
                 self._free.move_to_end(block, last=False)
 
@@ -156,7 +156,7 @@ class BlockManager:
         table.blocks.clear()
         table.nodes.clear()
 
-    def _unindex(self, block: int) -> None:
+    def _evict(self, block: int) -> None:
         key = self._key_of[block]
         if key is not None:
             del self._index[key]
@@ -174,12 +174,12 @@ class BlockManager:
         if len(self._free) + len(references) != self.num_blocks:
             raise AssertionError("free and used blocks do not add up")
 
-        for key, hit in self._index.items():
-            if self._key_of[hit.block] != key or len(key[1]) != self.block_size:
-                raise AssertionError(f"the index names block {hit.block}, which does not hold that prefix")
+        for key, found in self._index.items():
+            if self._key_of[found.block] != key or len(key[1]) != self.block_size:
+                raise AssertionError(f"the index names block {found.block}, which does not hold that prefix")
         if sum(key is not None for key in self._key_of) != len(self._index):
             raise AssertionError("a block holds a prefix that the index does not name")
-        if len({hit.node for hit in self._index.values()}) != len(self._index):
+        if len({found.node for found in self._index.values()}) != len(self._index):
             raise AssertionError("a node's number was used twice")
 
         for table in tables:

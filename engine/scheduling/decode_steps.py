@@ -1,11 +1,11 @@
 """How many tokens the batch decodes before anybody looks: the k of a burst.
 
 More steps at once divide what the host costs by their number. They also cost something: a sequence that ends in the
-middle leaves its seat empty until the burst is over, whoever waits waits so long, and blocks are taken ahead of time.
+middle leaves its slot empty until the burst is over, whoever waits waits so long, and blocks are taken ahead of time.
 So k is the largest power of two at which
 
 - most of the batch has that many tokens left;
-- no request that waits would be kept out of a seat for more than a small share of a typical output;
+- no request that waits would be kept out of a slot for more than a small share of a typical output;
 - a burst stays short: on a slow device the host's part is small anyway;
 - sequences that must be decoded one by one get a fair share of the steps;
 - the blocks are free: nothing is preempted for the sake of looking ahead.
@@ -51,48 +51,47 @@ class DecodeStepPolicy:
         if only_decodes or not self._seconds_per_step:
             self._seconds_per_step = seconds / num_steps
 
-    def choose(
-        self, shares: Sequence_[ScheduledSequence], blocks: BlockManager, sizes: LengthStatistics, *, num_waiting: int
+    def num_steps_for(
+        self, items: Sequence_[ScheduledSequence], blocks: BlockManager, lengths: LengthStatistics, *, num_waiting: int
     ) -> tuple[int, list[ScheduledSequence]]:
-        """k, and the shares that may go so far: (1, []) when none may.
+        """k, and the items that may go so far: (1, []) when none may.
 
-        `shares` are a whole step. Only where all of them decode is there anything to gain.
+        `items` are a whole step. Only where all of them decode is there anything to gain.
         """
-        if self._most < 2 or not all(share.decodes for share in shares):
+        if self._most < 2 or not all(item.decodes for item in items):
             return 1, []
-        able = [share for share in shares if share.sequence.decodes_on_device]
+        able = [item for item in items if item.sequence.decodes_on_device]
         limit = self._most
-        if len(able) < len(shares):
-            limit = min(limit, len(able) // (len(shares) - len(able)))
+        if len(able) < len(items):
+            limit = min(limit, len(able) // (len(items) - len(able)))
         if num_waiting:
-            limit = min(limit, int(sizes.typical_output * _WAITED))
+            limit = min(limit, int(lengths.mean_output * _WAITED))
         if self._seconds_per_step * limit > self._longest:
             limit = int(self._longest / self._seconds_per_step)
         if limit < 2 or not able:
             return 1, []
         steps = 1 << (limit.bit_length() - 1)
         while steps > 1:
-            bound = [share for share in able if self._keeps_rope(share, steps)]
-            if _brings_enough(bound, steps) and _fits(bound, steps, blocks):
-                return steps, bound
+            able_so_far = [item for item in able if self._keeps_rope(item, steps)]
+            if _brings_enough(able_so_far, steps) and _fits(able_so_far, steps, blocks):
+                return steps, able_so_far
             steps //= 2
         return 1, []
 
-    def _keeps_rope(self, share: ScheduledSequence, steps: int) -> bool:
+    def _keeps_rope(self, item: ScheduledSequence, steps: int) -> bool:
         """Whether the sequence's positions are encoded the same way all along."""
-        sequence = share.sequence
-        longest = share.end + min(steps, share.tokens_left) - 1
+        sequence = item.sequence
+        longest = item.end + min(steps, item.tokens_left) - 1
         return self._rope_length(sequence.num_prompt, longest) == sequence.rope_length
 
 
-def _brings_enough(shares: Sequence_[ScheduledSequence], steps: int) -> bool:
-    tokens = sum(min(steps, share.tokens_left) for share in shares)
-    return tokens > 0 and tokens >= _FILLED * steps * len(shares)
+def _brings_enough(items: Sequence_[ScheduledSequence], steps: int) -> bool:
+    tokens = sum(min(steps, item.tokens_left) for item in items)
+    return tokens > 0 and tokens >= _FILLED * steps * len(items)
 
 
-def _fits(shares: Sequence_[ScheduledSequence], steps: int, blocks: BlockManager) -> bool:
+def _fits(items: Sequence_[ScheduledSequence], steps: int, blocks: BlockManager) -> bool:
     missing = sum(
-        blocks.blocks_for(share.start + min(steps, share.tokens_left)) - len(share.sequence.table.blocks)
-        for share in shares
+        blocks.blocks_for(item.start + min(steps, item.tokens_left)) - len(item.sequence.table.blocks) for item in items
     )
     return missing <= blocks.num_free

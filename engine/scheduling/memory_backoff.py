@@ -19,13 +19,13 @@ class MemoryBackoff:
         self._quiet = 0
         self.tokens = most
 
-    def relieve(self, too_many: int) -> None:
+    def shrink(self, too_many: int) -> None:
         """A step of `too_many` tokens ran out of memory."""
         self.tokens = max(1, min(self.tokens, too_many) // 2)
         self._patience = min(2 * self._patience, _MOST_PATIENCE)
         self._quiet = 0
 
-    def ease(self) -> None:
+    def record_success(self) -> None:
         """A step went well."""
         if self.tokens == self._most:
             return

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.scheduling.admission import BlockUsageForecast, LengthStatistics
-from engine.scheduling.block_manager import BlockManager, Hit
+from engine.scheduling.block_manager import BlockManager, CachedBlock
 from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.memory_backoff import MemoryBackoff
 from engine.scheduling.prefill_budget import PrefillBudgetTuner
@@ -40,23 +40,23 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Step:
+class ScheduledStep:
     """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
-    burst: list[ScheduledSequence] = field(default_factory=list)
+    multi_step: list[ScheduledSequence] = field(default_factory=list)
     """Those that decode `num_steps` tokens at once, beside `scheduled`; their blocks are there already."""
     num_steps: int = 1
     preempted: list[Sequence] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.scheduled or self.burst)
+        return not (self.scheduled or self.multi_step)
 
     @property
     def needs_host(self) -> bool:
         """Whether the device cannot do all of it at one go."""
-        return any(share.needs_host for share in self.scheduled) or bool(self.scheduled and self.burst)
+        return any(item.needs_host for item in self.scheduled) or bool(self.scheduled and self.multi_step)
 
 
 class Scheduler:
@@ -66,59 +66,61 @@ class Scheduler:
         self,
         blocks: BlockManager,
         limits: Limits,
-        sizes: LengthStatistics,
-        lookahead: DecodeStepPolicy,
-        step_size: PrefillBudgetTuner,
+        lengths: LengthStatistics,
+        decode_steps: DecodeStepPolicy,
+        prefill_budget: PrefillBudgetTuner,
     ) -> None:
         self.blocks = blocks
         self.limits = limits
-        self.sizes = sizes
-        self.lookahead = lookahead
-        self.step_size = step_size
+        self.lengths = lengths
+        self.decode_steps = decode_steps
+        self.prefill_budget = prefill_budget
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         """In order of service, so that the last is the one to preempt."""
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_prompt_tokens = 0
-        self.pressure = MemoryBackoff(limits.max_num_batched_tokens)
-        self._free_seats = list(reversed(range(self._seats)))
-        self._admissions = itertools.count()
+        self.memory_backoff = MemoryBackoff(limits.max_num_batched_tokens)
+        self._free_batch_slots = list(reversed(range(self.max_batch_slots)))
+        self._admission_ids = itertools.count()
 
     @property
-    def _seats(self) -> int:
+    def max_batch_slots(self) -> int:
         """How many sequences may run: each takes a token of every step, and more of them would only starve."""
-        return min(self.limits.max_num_seqs, self.pressure.tokens)
+        return min(self.limits.max_num_seqs, self.memory_backoff.tokens)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.push(sequence)
 
-    def schedule(self) -> Step:
+    def schedule(self) -> ScheduledStep:
         """Decide the next step, give its tokens blocks, and index those that it fills with tokens that are known."""
-        step = Step()
-        while len(self.running) > self._seats:  # there were more, until memory was short
+        step = ScheduledStep()
+        while len(self.running) > self.max_batch_slots:  # there were more, until memory was short
             self.preempt(self.running[-1], step)
-        decodes = sum(sequence.num_pending == 1 for sequence in self.running)
+        decodes = sum(sequence.num_tokens_to_run == 1 for sequence in self.running)
         budget = _Budget(
-            min(self.pressure.tokens, self.step_size.tokens + decodes), self.limits.max_prompt_logits, decodes=decodes
+            min(self.memory_backoff.tokens, self.prefill_budget.tokens + decodes),
+            self.limits.max_prompt_logits,
+            decodes=decodes,
         )
         self._continue(step, budget)
         if not step.preempted:
             self._admit(step, budget)
-        self._look_ahead(step)
+        self._choose_decode_steps(step)
         return step
 
-    def _continue(self, step: Step, budget: _Budget) -> None:
+    def _continue(self, step: ScheduledStep, budget: _Budget) -> None:
         place = 0
         while place < len(self.running):  # the list's end moves nearer when a sequence is preempted
             sequence = self.running[place]
             place += 1
-            wanted = budget.share(sequence, sequence.num_computed_tokens)
+            wanted = budget.grant(sequence, sequence.num_computed_tokens)
             granted = self._make_room(sequence, wanted, step)
             if granted:
                 self._schedule(sequence, granted, step, budget)
 
-    def _make_room(self, sequence: Sequence, wanted: int, step: Step) -> int:
+    def _make_room(self, sequence: Sequence, wanted: int, step: ScheduledStep) -> int:
         """Preempt from the end until `wanted` more tokens have blocks; returns how many tokens have."""
         while wanted and not self.blocks.can_grow(sequence.table, sequence.num_computed_tokens + wanted):
             if self.running[-1] is not sequence:
@@ -129,79 +131,79 @@ class Scheduler:
                 self.preempt(sequence, step)
         return wanted
 
-    def _admit(self, step: Step, budget: _Budget) -> None:
+    def _admit(self, step: ScheduledStep, budget: _Budget) -> None:
         forecast: AdmissionForecast | None = None
-        while len(self.waiting) and len(self.running) < self._seats and budget.tokens and self.blocks.num_free:
+        while len(self.waiting) and len(self.running) < self.max_batch_slots and budget.tokens and self.blocks.num_free:
             sequence = self.waiting.peek()
-            hits = self._cached_prefix(sequence)
-            start = len(hits) * self.blocks.block_size
-            wanted = budget.share(sequence, start)
-            if wanted == 0 or not self.blocks.can_attach(hits, start + wanted):
+            cached = self._cached_prefix(sequence)
+            start = len(cached) * self.blocks.block_size
+            wanted = budget.grant(sequence, start)
+            if wanted == 0 or not self.blocks.can_attach_prefix(cached, start + wanted):
                 break
             # With nothing else running, whatever `add` accepted fits.
             if self.running:
-                forecast = forecast or AdmissionForecast(self.running, self.blocks, self.sizes)
-                if not forecast.admit(sequence, hits):
+                forecast = forecast or AdmissionForecast(self.running, self.blocks, self.lengths)
+                if not forecast.admit(sequence, cached):
                     break
-            self._start(sequence, hits)
+            self._start(sequence, cached)
             self._schedule(sequence, wanted, step, budget)
 
-    def _cached_prefix(self, sequence: Sequence) -> list[Hit]:
+    def _cached_prefix(self, sequence: Sequence) -> list[CachedBlock]:
         # The last token always runs, for its logits; and so does every token whose logits were asked for.
         limit = sequence.num_tokens - 1
         if sequence.scores_prompt:
             limit = min(limit, len(sequence.request.prompt_logprobs))
         return self.blocks.lookup(sequence.token_ids, sequence.table.salt, limit)
 
-    def _start(self, sequence: Sequence, hits: list[Hit]) -> None:
+    def _start(self, sequence: Sequence, cached: list[CachedBlock]) -> None:
         self.waiting.pop()
-        self.blocks.attach(sequence.table, hits)
-        sequence.num_computed_tokens = len(hits) * self.blocks.block_size
-        sequence.num_shared = len(hits)
+        self.blocks.attach_prefix(sequence.table, cached)
+        sequence.num_computed_tokens = len(cached) * self.blocks.block_size
+        sequence.num_shared = len(cached)
         sequence.num_started += 1
         if sequence.num_started == 1:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_prompt_tokens += sequence.num_computed_tokens
             if sequence.sampling.index == 0:
                 sequence.request.cached_tokens = sequence.num_computed_tokens
-        sequence.seat, sequence.admission = self._free_seats.pop(), next(self._admissions)
+        sequence.batch_slot, sequence.admission_id = self._free_batch_slots.pop(), next(self._admission_ids)
         sequence.status = Status.RUNNING
         bisect.insort(self.running, sequence, key=lambda s: s.key)
 
-    def _schedule(self, sequence: Sequence, num_tokens: int, step: Step, budget: _Budget) -> None:
+    def _schedule(self, sequence: Sequence, num_tokens: int, step: ScheduledStep, budget: _Budget) -> None:
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         self.blocks.grow(sequence.table, end)
-        self.blocks.index(sequence.table, sequence.token_ids, min(end, sequence.num_tokens))
+        self.blocks.cache_full_blocks(sequence.table, sequence.token_ids, min(end, sequence.num_tokens))
         expected = sequence.num_tokens_with_in_flight
         samples = end == expected and expected - sequence.num_prompt < sequence.max_output
         prompt_logits = sequence.prompt_logits(start, end)
         num_logits = max(int(samples), prompt_logits)
-        budget.spend(num_tokens, prompt_logits, decode=sequence.num_pending == 1)
+        budget.spend(num_tokens, prompt_logits, decode=sequence.num_tokens_to_run == 1)
         step.scheduled.append(
-            ScheduledSequence(sequence, sequence.admission, start, end, num_logits, samples, prompt_logits > 0)
+            ScheduledSequence(sequence, sequence.admission_id, start, end, num_logits, samples, prompt_logits > 0)
         )
 
-    def _look_ahead(self, step: Step) -> None:
+    def _choose_decode_steps(self, step: ScheduledStep) -> None:
         """Let whoever can decode several tokens at once, and give them the blocks for it."""
-        step.num_steps, step.burst = self.lookahead.choose(
-            step.scheduled, self.blocks, self.sizes, num_waiting=len(self.waiting)
+        step.num_steps, step.multi_step = self.decode_steps.num_steps_for(
+            step.scheduled, self.blocks, self.lengths, num_waiting=len(self.waiting)
         )
-        if step.burst:
-            ahead = {id(share) for share in step.burst}
-            step.scheduled = [share for share in step.scheduled if id(share) not in ahead]
-        for share in step.burst:
-            self.blocks.grow(share.sequence.table, share.start + min(step.num_steps, share.tokens_left))
+        if step.multi_step:
+            ahead = {id(item) for item in step.multi_step}
+            step.scheduled = [item for item in step.scheduled if id(item) not in ahead]
+        for item in step.multi_step:
+            self.blocks.grow(item.sequence.table, item.start + min(step.num_steps, item.tokens_left))
 
-    def can_go_on(self) -> bool:
+    def needs_no_preemption(self) -> bool:
         """Whether the next step will preempt nobody: tokens that are unseen would be lost to him."""
-        most = self.pressure.tokens
+        most = self.memory_backoff.tokens
         missing = sum(
-            max(0, self.blocks.blocks_for(s.num_computed_tokens + min(s.num_pending, most)) - len(s.table.blocks))
+            max(0, self.blocks.blocks_for(s.num_computed_tokens + min(s.num_tokens_to_run, most)) - len(s.table.blocks))
             for s in self.running
         )
-        return len(self.running) <= self._seats and missing <= self.blocks.num_free
+        return len(self.running) <= self.max_batch_slots and missing <= self.blocks.num_free
 
-    def preempt(self, sequence: Sequence, step: Step | None = None) -> None:
+    def preempt(self, sequence: Sequence, step: ScheduledStep | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""
         self._leave(sequence)
         sequence.status = Status.WAITING
@@ -221,24 +223,24 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.table)
-        self._free_seats.append(sequence.seat)
+        self._free_batch_slots.append(sequence.batch_slot)
         sequence.num_computed_tokens = sequence.num_in_flight_tokens = 0
         place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
         del self.running[place]
 
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many more typical sequences the queue could take in.
 
-        What would fit into the batch now, by the forecast, and a quarter more, so that seats which come free
+        What would fit into the batch now, by the forecast, and a quarter more, so that slots which come free
         meanwhile are filled at once; less what waits already.
         """
-        free_seats = max(0, self._seats - len(self.running))
-        if len(self.waiting) >= self._ahead(free_seats):
+        free_slots = max(0, self.max_batch_slots - len(self.running))
+        if len(self.waiting) >= self._ahead(free_slots):
             return 0
-        typical = self.blocks.blocks_for(int(self.sizes.typical_prompt + self.sizes.typical_output) + 1)
-        peak = AdmissionForecast(self.running, self.blocks, self.sizes).peak
+        typical = self.blocks.blocks_for(int(self.lengths.mean_prompt + self.lengths.mean_output) + 1)
+        peak = AdmissionForecast(self.running, self.blocks, self.lengths).peak
         fitting = max(0 if self.running else 1, int(self.blocks.num_blocks - peak) // typical)
-        return max(0, self._ahead(min(free_seats, fitting)) - len(self.waiting))
+        return max(0, self._ahead(min(free_slots, fitting)) - len(self.waiting))
 
     def _ahead(self, joining: int) -> int:
         """How many sequences should be queued when so many could join the batch."""
@@ -248,9 +250,9 @@ class Scheduler:
         """Audit queue, batch and blocks between steps; raises AssertionError."""
         self.waiting.check()
         self.blocks.check(sequence.table for sequence in self.running)
-        seats = [sequence.seat for sequence in self.running]
-        if sorted(seats + self._free_seats) != list(range(len(seats) + len(self._free_seats))):
-            raise AssertionError("a seat is held twice, or by nobody")
+        slots = [sequence.batch_slot for sequence in self.running]
+        if sorted(slots + self._free_batch_slots) != list(range(len(slots) + len(self._free_batch_slots))):
+            raise AssertionError("a batch slot is held twice, or by no sequence")
         keys = [sequence.key for sequence in self.running]
         if keys != sorted(set(keys)):
             raise AssertionError("the running sequences are out of order")
@@ -271,9 +273,9 @@ class _Budget:
         self._prompt_logits = prompt_logits
         self._decodes = decodes
 
-    def share(self, sequence: Sequence, start: int) -> int:
+    def grant(self, sequence: Sequence, start: int) -> int:
         """How many tokens from `start` on the sequence may run in this step."""
-        pending = sequence.pending_from(start)
+        pending = sequence.num_tokens_to_run_from(start)
         if pending == 1:
             return min(1, self.tokens)
         wanted = min(pending, max(0, self.tokens - self._decodes))
@@ -290,9 +292,9 @@ class _Budget:
 class AdmissionForecast:
     """The forecast in terms of sequences."""
 
-    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, sizes: LengthStatistics) -> None:
+    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, lengths: LengthStatistics) -> None:
         self._blocks = blocks
-        self._sizes = sizes
+        self._lengths = lengths
         running = list(running)
         size = blocks.block_size
         held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
@@ -302,7 +304,7 @@ class AdmissionForecast:
         max_output = np.array([s.max_output for s in running], dtype=np.float64)
         self._forecast = BlockUsageForecast(
             own,
-            sizes.remaining(num_output, max_output),
+            lengths.remaining(num_output, max_output),
             shared_blocks=blocks.num_used - float(held.sum()),
             block_size=size,
         )
@@ -311,11 +313,11 @@ class AdmissionForecast:
     def peak(self) -> float:
         return self._forecast.peak
 
-    def admit(self, sequence: Sequence, hits: list[Hit]) -> bool:
-        remaining = self._sizes.remaining(
+    def admit(self, sequence: Sequence, cached: list[CachedBlock]) -> bool:
+        remaining = self._lengths.remaining(
             np.array([sequence.num_output], dtype=np.float64), np.array([sequence.max_output], dtype=np.float64)
         )
-        own = self._blocks.blocks_for(sequence.num_tokens) - len(hits)
+        own = self._blocks.blocks_for(sequence.num_tokens) - len(cached)
         return self._forecast.admit(
-            own, float(remaining[0]), self._blocks.num_unreferenced(hits), self._blocks.num_blocks
+            own, float(remaining[0]), self._blocks.num_unreferenced(cached), self._blocks.num_blocks
         )

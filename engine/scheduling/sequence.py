@@ -43,7 +43,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "admission",
+        "admission_id",
+        "batch_slot",
         "decodes_on_device",
         "finish_reason",
         "key",
@@ -56,7 +57,6 @@ class Sequence:
         "request",
         "rope_length",
         "sampling",
-        "seat",
         "status",
         "stop_reason",
         "stop_scanner",
@@ -81,7 +81,7 @@ class Sequence:
         """Blocks that it took from the prefix cache when it was last admitted."""
         self.num_started = 0
         """How often it was admitted; above 1 after a preemption."""
-        self.seat = self.admission = -1
+        self.batch_slot = self.admission_id = -1
         """Its place in the batch, and the number of its stay there, while it is in it."""
         self.decodes_on_device = decodes_on_device(sampling)
         self.rope_length = 0
@@ -109,11 +109,11 @@ class Sequence:
         return len(self.token_ids) + self.num_in_flight_tokens
 
     @property
-    def num_pending(self) -> int:
+    def num_tokens_to_run(self) -> int:
         """Tokens to run before the next one can be sampled: 1 while decoding, 0 if none is left to sample."""
-        return self.pending_from(self.num_computed_tokens)
+        return self.num_tokens_to_run_from(self.num_computed_tokens)
 
-    def pending_from(self, start: int) -> int:
+    def num_tokens_to_run_from(self, start: int) -> int:
         """The same if the tokens before `start` were computed."""
         # The last token that it may have is never run.
         return min(self.num_tokens_with_in_flight, self.num_prompt + max(0, self.max_output - 1)) - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.batch import BatchEntry, DecodeEntry, row_of
+from engine.batch import BatchEntry, DecodeEntry, in_flight_token
 from engine.scheduling.sequence import Sequence, Status
 
 
@@ -13,7 +13,7 @@ class ScheduledSequence:
     """A sequence's share of a step: its tokens `start .. end`."""
 
     sequence: Sequence
-    admission: int
+    admission_id: int
     """The sequence's stay in the batch that it is a share of."""
 
     start: int
@@ -38,7 +38,7 @@ class ScheduledSequence:
     @property
     def is_current(self) -> bool:
         """Whether the sequence has been in the batch ever since."""
-        return self.sequence.status is Status.RUNNING and self.sequence.admission == self.admission
+        return self.sequence.status is Status.RUNNING and self.sequence.admission_id == self.admission_id
 
     @property
     def tokens_left(self) -> int:
@@ -59,7 +59,7 @@ class ScheduledSequence:
     def entry(self) -> BatchEntry:
         sequence = self.sequence
         return BatchEntry(
-            [row_of(sequence.seat)] if self.is_in_flight else sequence.token_ids[self.start : self.end],
+            [in_flight_token(sequence.batch_slot)] if self.is_in_flight else sequence.token_ids[self.start : self.end],
             self.start,
             sequence.table.blocks,
             self.num_logits,
@@ -70,8 +70,8 @@ class ScheduledSequence:
         """The same for a burst, or for a draw after its last token; only of a share that samples."""
         sequence = self.sequence
         return DecodeEntry(
-            seat=sequence.seat,
-            admission=sequence.admission,
+            batch_slot=sequence.batch_slot,
+            admission_id=sequence.admission_id,
             token_id=None if self.is_in_flight else sequence.token_ids[self.end - 1],
             position=self.end - 1,
             max_tokens=self.tokens_left,

@@ -237,7 +237,7 @@ class EngineThread:
         return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
 
     def _publish_capacity(self, engine: Engine) -> None:
-        capacity = engine.room()
+        capacity = engine.num_requests_wanted()
         with self._changed:
             self._capacity = capacity
         if capacity > 0:

@@ -15,12 +15,12 @@ import torch
 from engine.attention import DecodeMetadata
 from engine.batch import Batch, BatchEntry, MultiStepBatch, PendingTokens
 from engine.device.cuda_graphs import EagerRunner
-from engine.execution.decode_state import DeviceState
+from engine.execution.decode_state import DecodeState
 from engine.execution.multi_step import MultiStepDecoder
 from engine.models.decoder import TokenInputs
 
 _STATES = 1009
-_SEATS = 1024
+_BATCH_SLOTS = 1024
 
 
 class FakeRunner:
@@ -38,14 +38,14 @@ class FakeRunner:
         nan_on: int | None = None,
         max_tokens_at_once: int | None = None,
         is_static: bool = False,
-        overlaps: bool = False,
+        supports_overlap: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.eos_token_ids = eos_token_ids
-        self.overlaps = overlaps
+        self.supports_overlap = supports_overlap
         self.raises_on = raises_on
         """A token that makes a step raise which has it among its new ones."""
         self.nan_on = nan_on
@@ -53,10 +53,10 @@ class FakeRunner:
         self.max_tokens_at_once = max_tokens_at_once
         """A larger batch runs out of memory."""
         self.batches: list[Batch] = []
-        self.bursts: list[MultiStepBatch] = []
+        self.multi_step_batches: list[MultiStepBatch] = []
         self.num_out_of_memory = 0
         self._cache = [[-1] * block_size for _ in range(num_blocks + 1)]
-        self._state = DeviceState(_SEATS, num_blocks, vocab_size, torch.device("cpu"))
+        self._state = DecodeState(_BATCH_SLOTS, num_blocks, vocab_size, torch.device("cpu"))
         self._decoder = MultiStepDecoder(
             self._forward,
             self._state,
@@ -103,14 +103,14 @@ class FakeRunner:
         return torch.cat(rows)
 
     def decode(self, burst: MultiStepBatch) -> PendingTokens:
-        self.bursts.append(burst)
+        self.multi_step_batches.append(burst)
         return self._decoder.decode(burst)
 
     def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
         def known(entry: BatchEntry) -> BatchEntry:
             return replace(entry, token_ids=self._state.tokens(torch.tensor(entry.token_ids)).tolist())
 
-        return self._decoder.draw(burst, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
+        return self._decoder.sample(burst, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
 
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> torch.Tensor:
         self._need_memory(len(layout.slots))

@@ -419,7 +419,7 @@ class TestFailures:
         runner = FakeRunner()
         prompts = [[n, 2] for n in range(1, 9)]
         engine = make(runner, decode_steps=decode_steps)
-        engine.scheduler.sizes._prior_output = 1  # all of them run
+        engine.scheduler.lengths._prior_output = 1  # all of them run
         for number, prompt in enumerate(prompts):
             engine.add(str(number), prompt, GREEDY)
         engine.step()
@@ -446,17 +446,17 @@ class TestFailures:
 
     def test_the_limit_recovers(self) -> None:
         pressure = MemoryBackoff(32)
-        pressure.relieve(32)
+        pressure.shrink(32)
         assert pressure.tokens == 16
         for _ in range(128):
-            pressure.ease()
+            pressure.record_success()
         assert pressure.tokens == 32
-        pressure.relieve(20)
+        pressure.shrink(20)
         for _ in range(128):
-            pressure.ease()
+            pressure.record_success()
         assert pressure.tokens == 10  # it was wrong before, and waits longer
         for _ in range(5):
-            pressure.relieve(1)
+            pressure.shrink(1)
         assert pressure.tokens == 1
 
     def test_two_bad_requests_alone_do_not_end_the_engine(self) -> None:

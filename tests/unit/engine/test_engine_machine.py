@@ -54,7 +54,7 @@ def runner(
     block_size: int,
     *,
     is_static: bool = False,
-    overlaps: bool = False,
+    supports_overlap: bool = False,
     memory: int | None = None,
 ) -> FakeRunner:
     return FakeRunner(
@@ -64,7 +64,7 @@ def runner(
         raises_on=RAISES,
         nan_on=NAN,
         is_static=is_static,
-        overlaps=overlaps,
+        supports_overlap=supports_overlap,
         max_tokens_at_once=memory,
     )
 
@@ -80,7 +80,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         decode_steps=st.sampled_from([None, 1, 2, 8]),
         is_static=st.booleans(),
-        overlaps=st.booleans(),
+        supports_overlap=st.booleans(),
         memory=st.sampled_from([None, None, 3]),
     )
     def make(
@@ -92,7 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching: bool,
         decode_steps: int | None,
         is_static: bool,
-        overlaps: bool,
+        supports_overlap: bool,
         memory: int | None,
     ) -> None:
         # At least as many blocks as the longest request needs, seldom enough for all.
@@ -104,7 +104,7 @@ class EngineMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             decode_steps=decode_steps,
         )
-        made = runner(num_blocks, block_size, is_static=is_static, overlaps=overlaps, memory=memory)
+        made = runner(num_blocks, block_size, is_static=is_static, supports_overlap=supports_overlap, memory=memory)
         self.engine = Engine(made, None, config)
         self.given: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
@@ -142,7 +142,7 @@ class EngineMachine(RuleBasedStateMachine):
     def audit(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check()
-            assert self.engine.room() >= 0
+            assert self.engine.num_requests_wanted() >= 0
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

@@ -128,7 +128,7 @@ def run(first, last):
             pass
         if number % 37 == 0:
             engine.abort(str(number))
-        while engine.room() == 0 and engine.has_unfinished:
+        while engine.num_requests_wanted() == 0 and engine.has_unfinished:
             engine.step()
     while engine.has_unfinished:
         engine.step()

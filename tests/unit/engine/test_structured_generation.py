@@ -298,10 +298,10 @@ class TestWhileCompiling:
 
     def test_room_counts_those_that_wait(self) -> None:
         engine, pid = self.hanging()
-        room = engine.room()
+        room = engine.num_requests_wanted()
         for number in range(room):
             engine.add(str(number), [5], params(regex="[ab]{3}"))
-        assert engine.room() == 0
+        assert engine.num_requests_wanted() == 0
         os.kill(pid, signal.SIGCONT)
         finish(engine)
 
@@ -384,7 +384,7 @@ def test_hostile_schemas_change_nothing_for_the_rest(requests: int, hostile: int
         give_up = time.monotonic() + 1000
         while len(outputs) < len(names):
             assert time.monotonic() < give_up
-            for name in itertools.islice(queue, engine.room()):
+            for name in itertools.islice(queue, engine.num_requests_wanted()):
                 engine.add(name, [5, 6], (good | bad)[name])
             outputs |= {output.request_id: output for output in engine.step()}
         engine.close()

@@ -127,7 +127,7 @@ def recording(made: Engine) -> Recorded:
     runner.backend = StaticAttention()
     assert isinstance(runner.backend, CapturableAttention)
     state = runner._decoder._state
-    graphs = Recorded([state.numbers, *(part for layer in runner.cache.layers for part in layer)])
+    graphs = Recorded([state.rows, *(part for layer in runner.cache.layers for part in layer)])
     runner._decoder = MultiStepDecoder(
         runner._forward, state, graphs, block_size=8, padding_block=runner.cache.padding_block, is_static=True
     )

@@ -10,7 +10,7 @@ import torch
 from engine.attention.triton import TritonAttention
 from engine.config import EngineConfig
 from engine.device.cuda_graphs import batch_size
-from engine.execution.decode_state import DeviceState
+from engine.execution.decode_state import DecodeState
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes
 from engine.execution.model_runner import ModelRunner
 from kernels.device import interprets
@@ -32,14 +32,14 @@ def test_no_step_is_larger(tokens: int, seqs: int, longest: int) -> None:
 
 
 def test_the_device_s_state_takes_what_is_set_aside() -> None:
-    state = DeviceState(100, 77, 50, torch.device("cpu"))
-    assert state.numbers.nbytes + state.table.nbytes == state_bytes(100, 77)
+    state = DecodeState(100, 77, 50, torch.device("cpu"))
+    assert state.rows.nbytes + state.table.nbytes == state_bytes(100, 77)
 
 
-@pytest.mark.parametrize("seats", [1, 256, 2048, 3000])
-def test_the_largest_decode_is_as_large_as_the_largest_graph(seats: int) -> None:
-    batch = largest_decode(batch_size(seats), block=7)
-    assert batch.num_tokens == batch_size(seats) >= seats
+@pytest.mark.parametrize("batch_slots", [1, 256, 2048, 3000])
+def test_the_largest_decode_is_as_large_as_the_largest_graph(batch_slots: int) -> None:
+    batch = largest_decode(batch_size(batch_slots), block=7)
+    assert batch.num_tokens == batch_size(batch_slots) >= batch_slots
     assert all((len(entry.token_ids), entry.num_logits) == (1, 1) for entry in batch.entries)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch, PendingTokens, row_of
+from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch, PendingTokens, in_flight_token
 from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
-from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DeviceState
-from engine.execution.multi_step import Choice, choose, choose_in_one_launch, choose_in_torch
+from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DecodeState
+from engine.execution.multi_step import SamplingMode, sample_in_torch, sample_tokens, sample_with_kernel
 from engine.sampling.sampler import Sampler, SamplingState
 from engine.tokenization.tokenizer import Tokenizer
 from kernels.device import interprets
@@ -46,7 +46,7 @@ def run(
     params: Sequence[SamplingParams],
     *,
     is_static: bool = False,
-    overlaps: bool = False,
+    supports_overlap: bool = False,
 ) -> tuple[list[RequestOutput], Engine, FakeRunner]:
     tokenizer = Tokenizer(byte_level())
     runner = FakeRunner(
@@ -54,7 +54,7 @@ def run(
         eos_token_ids=frozenset({1}),
         num_blocks=500,
         is_static=is_static,
-        overlaps=overlaps,
+        supports_overlap=supports_overlap,
     )
     engine = make(runner, tokenizer, decode_steps)
     for number, (prompt, its_params) in enumerate(zip(prompts, params, strict=True)):
@@ -92,20 +92,22 @@ VARIETY = [
 ]
 
 
-@pytest.mark.parametrize(("is_static", "overlaps"), [(False, False), (True, False), (True, True)])
-def test_outputs_are_those_of_single_steps(is_static: bool, overlaps: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("is_static", "supports_overlap"), [(False, False), (True, False), (True, True)])
+def test_outputs_are_those_of_single_steps(
+    is_static: bool, supports_overlap: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Tokens, reasons, texts, log-probabilities; and afterwards the same blocks are cached."""
     single, engine, runner = run(1, PROMPTS, VARIETY)
-    assert runner.bursts == []
-    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static, overlaps=overlaps)
+    assert runner.multi_step_batches == []
+    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static, supports_overlap=supports_overlap)
     assert several == single
-    assert {burst.num_steps for burst in bursting.bursts} >= {2, 4}
+    assert {burst.num_steps for burst in bursting.multi_step_batches} >= {2, 4}
     assert caplog.text == ""  # no burst failed
     assert single[8].stop_reason is not None
     assert "stop" in {output.finish_reason for output in single[6:8]}
     assert other.scheduler.blocks.num_cached == engine.scheduler.blocks.num_cached
     assert other.stats().computed_tokens == engine.stats().computed_tokens
-    assert len(bursting.batches) + len(bursting.bursts) < len(runner.batches)
+    assert len(bursting.batches) + len(bursting.multi_step_batches) < len(runner.batches)
     for prompt, output in zip(PROMPTS, single, strict=True):
         # What was hashed is found again: the output's full blocks, and not a token more.
         whole = [*prompt, *output.token_ids]
@@ -114,16 +116,17 @@ def test_outputs_are_those_of_single_steps(is_static: bool, overlaps: bool, capl
             assert len(hits) == (len(whole) - 1) // runner.block_size
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
-def test_nothing_is_hashed_past_a_stop_string(overlaps: bool) -> None:
+@pytest.mark.parametrize("supports_overlap", [False, True])
+def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
     """The device went on to the end of its burst, or to that of the next; those tokens are nobody's."""
     prompt = PROMPTS[0]
     stop = said(prompt, 4, 6)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)
-    (output,), engine, runner = run(STEPS, [prompt], [params], overlaps=overlaps)
+    (output,), engine, runner = run(STEPS, [prompt], [params], supports_overlap=supports_overlap)
     # The draw after the prompt is unseen when the first of two bursts starts.
-    assert [is_in_flight(burst) for burst in runner.bursts] == ([True, True] if overlaps else [False])
-    assert 1 + runner.bursts[0].num_steps > len(output.token_ids)
+    expected = [True, True] if supports_overlap else [False]
+    assert [is_in_flight(batch) for batch in runner.multi_step_batches] == expected
+    assert 1 + runner.multi_step_batches[0].num_steps > len(output.token_ids)
     whole = [*prompt, *runner.greedy(prompt, 30, ignore_eos=True)]
     accepted = len(prompt) + len(output.token_ids) - 1
     assert len(engine.scheduler.blocks.lookup(whole, b"", len(whole))) == accepted // runner.block_size
@@ -134,13 +137,13 @@ class TestOverlap:
 
     def flying(self, *lengths: int, num_blocks: int = 300) -> tuple[Engine, FakeRunner]:
         """After the step that reads the prompts and the one that starts a burst."""
-        runner = FakeRunner(num_blocks=num_blocks, eos_token_ids=frozenset(), overlaps=True, is_static=True)
+        runner = FakeRunner(num_blocks=num_blocks, eos_token_ids=frozenset(), supports_overlap=True, is_static=True)
         engine = make(runner)
         for number, length in enumerate(lengths):
             engine.add(f"r{number}", [number + 1], SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
         engine.step()
         assert engine.step() == []
-        assert len(runner.bursts) == 1
+        assert len(runner.multi_step_batches) == 1
         engine.check()
         return engine, runner
 
@@ -152,8 +155,8 @@ class TestOverlap:
         engine, runner = self.flying(60, 60)
         assert engine.stats().output_tokens == 2
         engine.step()
-        assert len(runner.bursts) == 2
-        assert is_in_flight(runner.bursts[1])
+        assert len(runner.multi_step_batches) == 2
+        assert is_in_flight(runner.multi_step_batches[1])
         assert engine.stats().output_tokens == 2 + 2 * STEPS
         self.assert_right(engine, runner, 60, 60)
         # Only the last tokens, too few for a burst of any use, are decoded one by one.
@@ -162,14 +165,14 @@ class TestOverlap:
     def test_who_ends_in_a_burst_is_not_in_the_next(self) -> None:
         engine, runner = self.flying(*[60] * 9, 4)
         assert [output.request_id for output in engine.step()] == ["r9"]
-        assert [len(burst.entries) for burst in runner.bursts] == [10, 9]
+        assert [len(burst.entries) for burst in runner.multi_step_batches] == [10, 9]
         self.assert_right(engine, runner, *[60] * 9)
 
     def test_who_can_get_a_seat_gets_it_first(self) -> None:
         engine, runner = self.flying(60, 60)
         engine.add("r2", [3], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
         engine.step()
-        assert len(runner.bursts) == 1
+        assert len(runner.multi_step_batches) == 1
         engine.step()
         assert len(runner.batches[-1].entries) == 3
         self.assert_right(engine, runner, 60, 60, 60)
@@ -224,7 +227,7 @@ def test_not_a_number_fails_one_request_and_keeps_its_tokens() -> None:
     engine.add("bad", [3], LONG)
     engine.add("good", [4], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
     bad, good = finish(engine)
-    assert runner.bursts
+    assert runner.multi_step_batches
     assert (bad.error, bad.token_ids) == ("the model's logits are not finite numbers", tokens[:5])
     assert good.error is None
 
@@ -235,7 +238,7 @@ def test_no_token_allowed_fails_one_request() -> None:
     single, several = (make(FakeRunner(vocab_size=4), decode_steps=k).generate([[1]], params)[0] for k in (1, STEPS))
     assert single.error == several.error == "no token is allowed here by the request's parameters"
     assert single.token_ids == several.token_ids
-    assert runner.bursts == []
+    assert runner.multi_step_batches == []
 
 
 class TestGroups:
@@ -250,7 +253,7 @@ class TestGroups:
         engine.step()
         before = len(runner.batches)
         engine.step()
-        assert len(runner.bursts[-1].entries) == 12
+        assert len(runner.multi_step_batches[-1].entries) == 12
         assert [len(batch.entries) for batch in runner.batches[before:]] == [1]
         outputs = finish(engine)
         assert all(output.error is None for output in outputs)
@@ -262,7 +265,7 @@ class TestGroups:
             engine.add(f"r{number}", [number + 1], LONG)
             engine.add(f"p{number}", [number + 1], SamplingParams(max_tokens=30, ignore_eos=True, presence_penalty=1))
         finish(engine)
-        assert runner.bursts == []
+        assert runner.multi_step_batches == []
 
 
 class TestFailures:
@@ -283,7 +286,7 @@ class TestFailures:
 
     def test_a_device_error_ends_the_engine(self) -> None:
         class Lost:
-            def read(self) -> np.ndarray:
+            def wait(self) -> np.ndarray:
                 raise torch.AcceleratorError("an illegal memory access was encountered")
 
         def at_once(burst: MultiStepBatch) -> PendingTokens:
@@ -325,22 +328,22 @@ def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingStat
         for n, p in enumerate(params)
     ]
     entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
-    device_state = DeviceState(len(states), 4, 700, torch.device("cpu"))
+    device_state = DecodeState(len(states), 4, 700, torch.device("cpu"))
     rows = device_state.update(entries, len(entries), 1)
-    return states, entries, device_state.numbers[rows]
+    return states, entries, device_state.rows[rows]
 
 
 def test_choices_are_those_of_the_sampler() -> None:
     """The same logits, parameters and draws: through the sampler, and from the device's rows."""
     generator = torch.Generator().manual_seed(3)
-    states, entries, numbers = states_and_rows(MANY)
+    states, entries, state = states_and_rows(MANY)
     for _ in range(4):
         logits = torch.randn(len(states), 700, generator=generator) * 4
         logits[:, 5] += 8  # what must not stop would often be chosen
         expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
         assert len(set(expected)) > 20
         for is_static in (False, True):
-            chosen = choose(logits.clone(), numbers, Choice.of(entries, 700), is_static=is_static)
+            chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static)
             assert chosen.tolist() == expected
 
 
@@ -353,13 +356,13 @@ def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype) -> None:
     """From the device's rows; in Triton's interpreter where there is no GPU."""
     every = MANY if part != "held" else [p for p in MANY if p.min_tokens]
     params = [p for p in every if p.greedy] if part == "greedy" else every[:: 5 if part == "all" else 4]
-    states, entries, numbers = states_and_rows(params)
-    choice = Choice.of(entries, 700)
-    assert choice.random == (part != "greedy")
+    states, entries, state = states_and_rows(params)
+    mode = SamplingMode.of(entries, 700)
+    assert mode.random == (part != "greedy")
     logits = (torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
     logits[:, 5] += 8
     expected = [one.token_id for one in Sampler(700).sample(logits.float(), states)]
-    chosen = choose_in_one_launch(logits.to(DEVICE), numbers.to(DEVICE), choice)
+    chosen = sample_with_kernel(logits.to(DEVICE), state.to(DEVICE), mode)
     assert chosen.tolist() == expected
 
 
@@ -387,12 +390,12 @@ def test_the_kernel_says_the_same_of_rows_without_a_token(temperature: float, mi
     params = SamplingParams(
         temperature=temperature, min_tokens=min_tokens, stop_token_ids=[0, 5, 9], max_tokens=50, seed=1
     )
-    _, entries, numbers = states_and_rows([params] * len(rows))
-    choice = Choice.of(entries, 700)
-    expected = choose_in_torch(logits.clone(), numbers, choice, is_static=False)
+    _, entries, state = states_and_rows([params] * len(rows))
+    mode = SamplingMode.of(entries, 700)
+    expected = sample_in_torch(logits.clone(), state, mode, is_static=False)
     assert {NOT_FINITE} < set(expected.tolist())
     assert (NONE_ALLOWED in expected.tolist()) == bool(min_tokens)
-    chosen = choose_in_one_launch(logits.to(DEVICE), numbers.to(DEVICE), choice)
+    chosen = sample_with_kernel(logits.to(DEVICE), state.to(DEVICE), mode)
     assert chosen.tolist() == expected.tolist()
 
 
@@ -411,12 +414,12 @@ def test_the_sampler_chooses_the_same_in_one_launch(monkeypatch: pytest.MonkeyPa
 
 
 class TestDeviceState:
-    def entry(self, position: int, blocks: Sequence[int], *, seat: int = 0, admission: int = 1) -> DecodeEntry:
+    def entry(self, position: int, blocks: Sequence[int], *, batch_slot: int = 0, admission_id: int = 1) -> DecodeEntry:
         sampling = SamplingState(SamplingParams(), seed=1, index=0, position=position + 1)
-        return DecodeEntry(seat, admission, 7, position, 30, blocks, 0, sampling)
+        return DecodeEntry(batch_slot, admission_id, 7, position, 30, blocks, 0, sampling)
 
     def test_only_what_changed_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        state = DeviceState(4, 8, 50, torch.device("cpu"))
+        state = DecodeState(4, 8, 50, torch.device("cpu"))
         sent: list[int] = []
 
         def spy(packed: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -435,23 +438,23 @@ class TestDeviceState:
         assert sent.pop() == 1
         state.update([self.entry(16, [3, 4, 6])], 1, 1)  # it went on elsewhere
         assert sent.pop() == 1 + whole_row
-        state.update([self.entry(12, [1], admission=2)], 1, 0)  # somebody else's seat now
+        state.update([self.entry(12, [1], admission_id=2)], 1, 0)  # another sequence has the slot now
         assert sent.pop() == 1 + whole_row + 2
         assert state.table[0, :3].tolist() == [1, 4, 6]
-        state.distrust([0])
-        state.update([self.entry(12, [1], admission=2)], 4, 1)
+        state.invalidate([0])
+        state.update([self.entry(12, [1], admission_id=2)], 4, 1)
         assert sent.pop() == 4 + whole_row + 2
 
     def test_a_row_stands_for_its_token(self) -> None:
-        state = DeviceState(4, 8, 50, torch.device("cpu"))
-        state.update([replace(self.entry(5, [3], seat=seat), token_id=40 + seat) for seat in range(4)], 4, 1)
-        tokens = state.tokens(torch.tensor([0, row_of(0), 7, row_of(3), row_of(2)]))
+        state = DecodeState(4, 8, 50, torch.device("cpu"))
+        state.update([replace(self.entry(5, [3], batch_slot=slot), token_id=40 + slot) for slot in range(4)], 4, 1)
+        tokens = state.tokens(torch.tensor([0, in_flight_token(0), 7, in_flight_token(3), in_flight_token(2)]))
         assert tokens.tolist() == [0, 40, 7, 43, 42]
 
     def test_what_is_left_of_a_batch_is_filled_with_rows_that_have_ended(self) -> None:
-        state = DeviceState(4, 8, 50, torch.device("cpu"))
-        rows = state.update([self.entry(5, [3, 4], seat=2)], 4, 1)
-        assert rows.tolist() == [2, state.pad, state.pad, state.pad]
+        state = DecodeState(4, 8, 50, torch.device("cpu"))
+        rows = state.update([self.entry(5, [3, 4], batch_slot=2)], 4, 1)
+        assert rows.tolist() == [2, state.padding_row, state.padding_row, state.padding_row]
 
 
 def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
@@ -462,11 +465,11 @@ def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
         runner._cache[block] = [marked] * runner.block_size
     sampling = SamplingState(SamplingParams(temperature=0), seed=1, index=0, position=2)
     entries = [
-        DecodeEntry(seat, seat, 5, 1, tokens, [3 * seat, 3 * seat + 1, 3 * seat + 2], 0, sampling)
-        for seat, tokens in enumerate((8, 2, 1))
+        DecodeEntry(slot, slot, 5, 1, tokens, [3 * slot, 3 * slot + 1, 3 * slot + 2], 0, sampling)
+        for slot, tokens in enumerate((8, 2, 1))
     ]
-    drawn = runner.decode(MultiStepBatch(entries, 8)).read()
-    assert (drawn != NO_TOKEN).sum(axis=1).tolist() == [8, 2, 1]
+    sampled = runner.decode(MultiStepBatch(entries, 8)).wait()
+    assert (sampled != NO_TOKEN).sum(axis=1).tolist() == [8, 2, 1]
     written = [
         sum(slot != marked for block in range(3 * s, 3 * s + 3) for slot in runner._cache[block]) for s in range(3)
     ]

@@ -34,7 +34,7 @@ class Watched(FakeRunner):
     """Notes what is started and what is read, and which steps the host had to run by itself."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(overlaps=True, is_static=True, **options)
+        super().__init__(supports_overlap=True, is_static=True, **options)
         self.moves: list[tuple[str, int]] = []
         self.num_started = 0
         self.mixed: list[Batch] = []
@@ -68,9 +68,9 @@ class _Noted:
     def __init__(self, moves: list[tuple[str, int]], number: int, decoding: PendingTokens) -> None:
         self._moves, self._number, self._decoding = moves, number, decoding
 
-    def read(self) -> np.ndarray:
+    def wait(self) -> np.ndarray:
         self._moves.append(("read", self._number))
-        return self._decoding.read()
+        return self._decoding.wait()
 
 
 def make(
@@ -151,9 +151,9 @@ def test_all_is_as_one_step_at_a_time(steps: int, tokens: int, seqs: int, num_bl
     """Requests of every kind, which come while others run."""
     tokenizer = Tokenizer(byte_level())
     got = []
-    for overlaps in (False, True):
+    for supports_overlap in (False, True):
         options = {"vocab_size": len(tokenizer.hf_tokenizer), "eos_token_ids": frozenset({1}), "num_blocks": num_blocks}
-        runner = Watched(**options) if overlaps else FakeRunner(**options)
+        runner = Watched(**options) if supports_overlap else FakeRunner(**options)
         engine = make(runner, tokenizer=tokenizer, steps=steps, tokens=tokens, seqs=seqs)
         outputs: dict[str, RequestOutput] = {}
         for number, (prompt, params) in enumerate(every_kind()):
@@ -252,7 +252,7 @@ class TestStarts:
         engine.step()
         text = list(second.token_ids)
         engine.scheduler.preempt(second)
-        engine.scheduler.blocks.forget(range(runner.num_blocks))  # or it would find its own blocks again
+        engine.scheduler.blocks.evict(range(runner.num_blocks))  # or it would find its own blocks again
         engine.add("stranger", [*text, 3], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=0))
         (pair,) = engine.step()
         assert pair.error == "the model's logits are not finite numbers"
@@ -267,11 +267,11 @@ def test_isolation_keeps_away_from_blocks_that_nobody_fills() -> None:
     engine = make(FakeRunner(num_blocks=20))
     for name in ("one", "two", "three"):
         engine.add(name, [1 if name == "one" else 2] * 6, SamplingParams(max_tokens=3))
-    shares = engine.scheduler.schedule().scheduled
-    lost = shares[1].sequence.table.blocks[:1]
-    outcome = run_isolating_faults(shares, 4, lambda part: list(part), unfilled=lost)
-    assert outcome.depends_on_failed == [share for share in shares if lost[0] in share.sequence.table.blocks]
-    assert outcome.results == [share for share in shares if share not in outcome.depends_on_failed]
+    items = engine.scheduler.schedule().scheduled
+    lost = items[1].sequence.table.blocks[:1]
+    outcome = run_isolating_faults(items, 4, lambda part: list(part), unfilled=lost)
+    assert outcome.depends_on_failed == [item for item in items if lost[0] in item.sequence.table.blocks]
+    assert outcome.results == [item for item in items if item not in outcome.depends_on_failed]
     assert len(outcome.depends_on_failed) == 2
 
 
@@ -288,7 +288,7 @@ def overlapping(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, MultiStepB
         started.append((batch, burst))
         return run_and_sample(self, batch, burst)
 
-    monkeypatch.setattr(ModelRunner, "overlaps", property(lambda self: True))
+    monkeypatch.setattr(ModelRunner, "supports_overlap", property(lambda self: True))
     monkeypatch.setattr(ModelRunner, "run_and_sample", noted)
     return started
 
@@ -337,8 +337,8 @@ def test_positions_that_change_their_scale_give_the_same(tmp_path: Path, request
     prompts = ragged_prompts(lengths=LENGTHS[:3])[::2]
     config = EngineConfig(device="cpu", num_kv_blocks=256, max_num_batched_tokens=32)
     tokens = []
-    for overlaps in (False, True):
-        if overlaps:
+    for supports_overlap in (False, True):
+        if supports_overlap:
             started = request.getfixturevalue("overlapping")
         engine = Engine.from_pretrained(tmp_path, config)
         tokens.append([output.token_ids for output in engine.generate(prompts, greedy(12, logprobs=None))])
@@ -389,7 +389,7 @@ def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scheduling and starting steps with prompts and decodes, as they run on a GPU, with attention that never looks."""
     monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
-    monkeypatch.setattr(ModelRunner, "overlaps", property(lambda self: True))
+    monkeypatch.setattr(ModelRunner, "supports_overlap", property(lambda self: True))
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(
         tmp_path, EngineConfig(device="cpu", dtype="float32", num_kv_blocks=64, block_size=8, decode_steps=1)
@@ -401,8 +401,8 @@ def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.M
     start: Callable[..., InFlightStep] = InFlightStep.start
 
     def guarded(runner: ModelRunner, step: Any) -> InFlightStep:
-        shares = step.burst or step.scheduled
-        kinds.append((any(share.is_in_flight for share in shares), any(not share.decodes for share in shares)))
+        items = step.multi_step or step.scheduled
+        kinds.append((any(item.is_in_flight for item in items), any(not item.decodes for item in items)))
         with nobody_looks(monkeypatch):
             return start(runner, step)
 

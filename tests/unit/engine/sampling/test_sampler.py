@@ -11,7 +11,7 @@ import torch
 from transformers.generation import logits_process as hf
 
 from engine import SamplingParams
-from engine.sampling.filters import Filters, draw, filter_logits, most_likely
+from engine.sampling.filters import Filters, filter_logits, most_likely, sample_filtered
 from engine.sampling.philox import uniform
 from engine.sampling.sampler import Sampler, SamplingState
 from engine.sampling.token_counts import TokenCounts
@@ -110,9 +110,9 @@ class TestFiltersAgreeWithTransformers:
 class SpySampler(Sampler):
     """Keeps the logits that the tokens are chosen from."""
 
-    def _choose(self, logits: torch.Tensor, *args: object) -> torch.Tensor:
+    def _sample_tokens(self, logits: torch.Tensor, *args: object) -> torch.Tensor:
         self.seen = logits.clone()
-        return super()._choose(logits, *args)  # type: ignore[arg-type]
+        return super()._sample_tokens(logits, *args)  # type: ignore[arg-type]
 
 
 def restricted(logits: torch.Tensor, *states: SamplingState) -> torch.Tensor:
@@ -332,15 +332,15 @@ class TestDrawing:
         filters = Filters(top_k=2000, top_p=True, min_p=True)
         where = {"seeds": torch.arange(rows), "positions": torch.full((rows,), 9), "indices": torch.zeros(rows).long()}
 
-        def drawn(**options: bool) -> torch.Tensor:
+        def sampled(**options: bool) -> torch.Tensor:
             parameters = {"temperature": torch.ones(rows), "top_k": top_k, "top_p": top_p, "min_p": min_p}
-            return draw(logits.clone(), filters=filters, **parameters, **where, **options)  # type: ignore[arg-type]
+            return sample_filtered(logits.clone(), filters=filters, **parameters, **where, **options)  # type: ignore[arg-type]
 
         kept = torch.softmax(filter_logits(logits.clone(), top_k, top_p, min_p, filters).double(), dim=-1)
         draws = uniform(**where)[:, None]
         expected = torch.searchsorted(kept.cumsum(-1), draws, right=True).squeeze(-1)
-        assert torch.equal(drawn(), expected)
-        assert torch.equal(drawn(is_static=True), expected)
+        assert torch.equal(sampled(), expected)
+        assert torch.equal(sampled(is_static=True), expected)
 
     def test_only_rows_that_need_it_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sorted_rows: list[int] = []

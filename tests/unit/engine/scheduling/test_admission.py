@@ -60,12 +60,12 @@ class TestRequestSizes:
     def test_before_anything_finished_a_guess_holds_within_max_tokens(self) -> None:
         sizes = self.sizes([])
         assert self.remaining(sizes, 0, 100) == 100
-        assert self.remaining(sizes, 0, 10_000) == sizes.typical_output == 256
+        assert self.remaining(sizes, 0, 10_000) == sizes.mean_output == 256
         assert self.remaining(sizes, 1000, 10_000) == 1000
 
     def test_the_guess_is_within_the_context(self) -> None:
-        assert LengthStatistics(64).typical_output == 32
-        assert LengthStatistics(64).typical_prompt == 16
+        assert LengthStatistics(64).mean_output == 32
+        assert LengthStatistics(64).mean_prompt == 16
 
     def test_learns_the_mean_of_those_that_went_further(self) -> None:
         sizes = self.sizes([10] * 50 + [100] * 50)
@@ -73,11 +73,11 @@ class TestRequestSizes:
         assert self.remaining(sizes, 10, 10_000) == 90
         assert self.remaining(sizes, 99, 10_000) == 1
         assert self.remaining(sizes, 0, 20) == 20
-        assert sizes.typical_prompt == 10
+        assert sizes.mean_prompt == 10
 
     def test_beyond_the_longest_it_may_take_as_long_again(self) -> None:
         assert self.remaining(self.sizes([10] * 50), 30, 10_000) == 30
 
     def test_forgets_what_is_long_ago(self) -> None:
         sizes = self.sizes([1000] * 100 + [10] * 2048)
-        assert sizes.typical_output == 10
+        assert sizes.mean_output == 10

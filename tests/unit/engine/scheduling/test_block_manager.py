@@ -10,9 +10,9 @@ from engine.scheduling.block_manager import BlockManager, BlockTable
 def filled(blocks: BlockManager, token_ids: list[int], salt: bytes = b"") -> BlockTable:
     """A table that holds these tokens, the cached prefix taken over."""
     table = BlockTable(salt=salt)
-    blocks.attach(table, blocks.lookup(token_ids, salt, len(token_ids)))
+    blocks.attach_prefix(table, blocks.lookup(token_ids, salt, len(token_ids)))
     blocks.grow(table, len(token_ids))
-    blocks.index(table, token_ids, len(token_ids))
+    blocks.cache_full_blocks(table, token_ids, len(token_ids))
     return table
 
 
@@ -98,7 +98,7 @@ def test_the_same_content_twice_is_indexed_once() -> None:
     for table in tables:  # both are computed before either is indexed
         blocks.grow(table, 4)
     for table in tables:
-        blocks.index(table, [1, 2, 3, 4], 4)
+        blocks.cache_full_blocks(table, [1, 2, 3, 4], 4)
     assert blocks.num_cached == 2
     assert tables[0].nodes == tables[1].nodes
     blocks.check(tables)
@@ -110,7 +110,7 @@ def test_the_same_content_twice_is_indexed_once() -> None:
 def test_forgotten_blocks_are_not_found() -> None:
     blocks = BlockManager(8, 2)
     table = filled(blocks, [1, 2, 3, 4])
-    blocks.forget(table.blocks[1:])
+    blocks.evict(table.blocks[1:])
     assert cached(blocks, [1, 2, 3, 4]) == 2
     blocks.release(table)
     blocks.check([])
@@ -126,9 +126,9 @@ def test_predicates_tell_what_the_acts_need() -> None:
     assert len(hits) == 2
     assert blocks.num_unreferenced(hits) == 2
     # Two blocks are free, and both are the hits themselves.
-    assert blocks.can_attach(hits, 4)
-    assert not blocks.can_attach(hits, 5)
-    assert not blocks.can_attach(hits[:1], 5)
+    assert blocks.can_attach_prefix(hits, 4)
+    assert not blocks.can_attach_prefix(hits, 5)
+    assert not blocks.can_attach_prefix(hits[:1], 5)
     assert blocks.can_grow(other, 6)
     assert not blocks.can_grow(other, 7)
     assert blocks.growable(other) == 6

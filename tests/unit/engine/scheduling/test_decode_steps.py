@@ -6,7 +6,7 @@ import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.scheduling.decode_steps import DecodeStepPolicy
-from engine.scheduling.scheduler import Step
+from engine.scheduling.scheduler import ScheduledStep
 from tests.unit.engine.fake_runner import FakeRunner
 
 
@@ -23,7 +23,7 @@ def add(made: Engine, *lengths: int, first: int = 0) -> None:
         made.add(f"r{first + number}", [1 + number], SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
 
 
-def second_step(made: Engine) -> Step:
+def second_step(made: Engine) -> ScheduledStep:
     """The first reads the prompts."""
     made.step()
     step = made.scheduler.schedule()
@@ -37,7 +37,7 @@ def test_the_largest_power_of_two_that_the_configuration_allows(decode_steps: in
     add(made, *[200] * 4)
     step = second_step(made)
     assert step.num_steps == expected
-    assert (len(step.burst), len(step.scheduled)) == ((4, 0) if expected > 1 else (0, 4))
+    assert (len(step.multi_step), len(step.scheduled)) == ((4, 0) if expected > 1 else (0, 4))
 
 
 @pytest.mark.parametrize(("lengths", "expected"), [([9] * 4, 8), ([8] * 4, 4), ([9, 9, 9, 5], 4), ([2] * 4, 1)])
@@ -59,22 +59,22 @@ def test_requests_that_wait_for_a_seat_make_bursts_short_where_outputs_are() -> 
     add(made, *[200] * 4)
     add(made, 200, first=4)
     for _ in range(64):
-        made.scheduler.sizes.record(4, 32)
+        made.scheduler.lengths.record(4, 32)
     assert second_step(made).num_steps == 4
     for _ in range(2048):
-        made.scheduler.sizes.record(4, 10)
+        made.scheduler.lengths.record(4, 10)
     assert made.scheduler.schedule().num_steps == 1
 
 
 def test_only_free_blocks_are_taken_ahead() -> None:
     """Two sequences in nine blocks of four: after their first, three and a half are left to each."""
     made = engine(runner=FakeRunner(num_blocks=9, block_size=4, eos_token_ids=frozenset()))
-    made.scheduler.sizes._prior_output = 1
+    made.scheduler.lengths._prior_output = 1
     add(made, 17, 17)
     step = second_step(made)
     assert step.num_steps == 8
     assert made.stats().preemptions == 0
-    assert [len(share.sequence.table.blocks) for share in step.burst] == [3, 3]
+    assert [len(item.sequence.table.blocks) for item in step.multi_step] == [3, 3]
 
 
 def test_unasked_a_burst_is_kept_short() -> None:
@@ -83,7 +83,7 @@ def test_unasked_a_burst_is_kept_short() -> None:
         made = engine(decode_steps=most)
         add(made, *[200] * 4)
         made.step()
-        made.scheduler.lookahead.record(1.0, 20)
+        made.scheduler.decode_steps.record(1.0, 20)
         lengths[most] = made.scheduler.schedule().num_steps
     assert lengths == {None: 4, 16: 16}
 
@@ -92,7 +92,7 @@ def test_a_step_that_reads_prompts_says_nothing_about_decoding() -> None:
     made = engine(decode_steps=None)
     add(made, *[200] * 4)
     made.step()
-    lookahead = made.scheduler.lookahead
+    lookahead = made.scheduler.decode_steps
     lookahead.record(0.01, 1)
     lookahead.record(9.0, 1, only_decodes=False)
     assert made.scheduler.schedule().num_steps == 16
@@ -112,8 +112,8 @@ def test_whose_positions_would_change_their_scale_waits_for_it_alone() -> None:
     outputs = made.generate(prompts, params)
     assert [output.token_ids for output in outputs] == [runner.greedy(p, 40, ignore_eos=True) for p in prompts]
     assert made.stats().preemptions == 1
-    assert {len(burst.entries) for burst in runner.bursts} >= {5, 6}
+    assert {len(burst.entries) for burst in runner.multi_step_batches} >= {5, 6}
 
 
 def test_one_step_is_never_looked_ahead() -> None:
-    assert DecodeStepPolicy(1, lambda *_: 0).choose([], None, None, num_waiting=0) == (1, [])  # type: ignore[arg-type]
+    assert DecodeStepPolicy(1, lambda *_: 0).num_steps_for([], None, None, num_waiting=0) == (1, [])  # type: ignore[arg-type]

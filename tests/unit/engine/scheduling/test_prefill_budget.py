@@ -233,20 +233,20 @@ def test_real_steps_are_measured_and_give_the_same_tokens(model: Path) -> None:
     prompts = [[chance.randrange(300) for _ in range(700)] for _ in range(8)]
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     measured, ran = load(model)
-    took = pretend(measured.scheduler.step_size, lambda tokens: tokens / 100)
+    took = pretend(measured.scheduler.prefill_budget, lambda tokens: tokens / 100)
     fixed, ran_in_large_steps = load(model)
-    fixed.scheduler.step_size = PrefillBudgetTuner([2048])
+    fixed.scheduler.prefill_budget = PrefillBudgetTuner([2048])
     found, expected = (
         [output.token_ids for output in engine.generate(prompts, params)] for engine in (measured, fixed)
     )
     assert found == expected
     # Each step also takes a token from whoever decodes already.
     assert [size // 256 for size in ran[:3]] == [1, 2, 2]
-    assert measured.scheduler.step_size.chosen == 512
+    assert measured.scheduler.prefill_budget.chosen == 512
     assert all(seconds > 0 for seconds in took)
     assert ran_in_large_steps[0] == 2048
 
 
 def test_what_must_not_depend_on_time_does_not(model: Path) -> None:
     engine, _ = load(model, deterministic=True)
-    assert engine.scheduler.step_size.tokens == 2048
+    assert engine.scheduler.prefill_budget.tokens == 2048

@@ -26,7 +26,7 @@ def engine(
     return Engine(runner, None, config)
 
 
-def shares(made: Engine) -> dict[str, tuple[int, int]]:
+def scheduled(made: Engine) -> dict[str, tuple[int, int]]:
     """Run a step; who had which tokens in it."""
     scheduled: dict[str, tuple[int, int]] = {}
     schedule = made.scheduler.schedule
@@ -46,13 +46,13 @@ def shares(made: Engine) -> dict[str, tuple[int, int]]:
 def test_prefill_and_decode_share_a_step_within_the_budget() -> None:
     made = engine(tokens=16)
     made.add("a", [1, 2, 3], GREEDY)
-    assert shares(made) == {"a": (0, 3)}
+    assert scheduled(made) == {"a": (0, 3)}
     made.add("long", [5] * 40, GREEDY)
     made.add("b", [7, 8], GREEDY)
-    assert shares(made) == {"a": (3, 4), "long": (0, 15)}
-    assert shares(made) == {"a": (4, 5), "long": (15, 30)}
-    assert shares(made) == {"a": (5, 6), "long": (30, 40), "b": (0, 2)}
-    assert shares(made) == {"a": (6, 7), "long": (40, 41), "b": (2, 3)}
+    assert scheduled(made) == {"a": (3, 4), "long": (0, 15)}
+    assert scheduled(made) == {"a": (4, 5), "long": (15, 30)}
+    assert scheduled(made) == {"a": (5, 6), "long": (30, 40), "b": (0, 2)}
+    assert scheduled(made) == {"a": (6, 7), "long": (40, 41), "b": (2, 3)}
 
 
 def test_a_chunk_leaves_a_token_to_every_decode_after_it() -> None:
@@ -61,8 +61,8 @@ def test_a_chunk_leaves_a_token_to_every_decode_after_it() -> None:
         made.add(request_id, [1], GREEDY)
     made.step()
     made.add("first", [5] * 40, GREEDY, priority=1)
-    assert shares(made) == {"a": (1, 2), "b": (1, 2), "first": (0, 6)}
-    assert shares(made) == {"first": (6, 12), "a": (2, 3), "b": (2, 3)}
+    assert scheduled(made) == {"a": (1, 2), "b": (1, 2), "first": (0, 6)}
+    assert scheduled(made) == {"first": (6, 12), "a": (2, 3), "b": (2, 3)}
 
 
 def test_priority_then_arrival() -> None:
@@ -76,7 +76,7 @@ def test_prefixes_are_shared_already_in_the_step_that_computes_them() -> None:
     made = engine(tokens=64)
     for request_id in ("a", "b"):
         made.add(request_id, [5, 6, 7, 8, 9, 10, 11, 12, 13], GREEDY)
-    assert shares(made) == {"a": (0, 9), "b": (8, 9)}
+    assert scheduled(made) == {"a": (0, 9), "b": (8, 9)}
     outputs = {}
     while made.has_unfinished:
         outputs |= {output.request_id: output for output in made.step()}
@@ -89,13 +89,13 @@ def test_the_last_in_order_gives_way_and_comes_back_from_the_cache() -> None:
     made.add("first", [1] * 8, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
     made.add("last", [2] * 8, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
     # A forecast that is far too low lets both in.
-    made.scheduler.sizes._prior_output = 1
+    made.scheduler.lengths._prior_output = 1
     outputs, ran = [], list[set[str]]()
     schedule = made.scheduler.schedule
 
     def spy() -> object:
         step = schedule()
-        ran.append({share.sequence.request.request_id for share in step.scheduled})
+        ran.append({item.sequence.request.request_id for item in step.scheduled})
         # Whoever was just sent away is not let in again at once.
         assert not any(sequence in made.scheduler.running for sequence in step.preempted)
         return step
@@ -131,15 +131,15 @@ def test_output_lengths_are_learned_rather_than_reserved() -> None:
 class TestRoom:
     def test_shrinks_with_what_waits_and_runs(self) -> None:
         made = engine(num_blocks=1000, seqs=8)
-        room = made.room()
+        room = made.num_requests_wanted()
         assert 8 <= room <= 16
         for number in range(room):
-            assert made.room() == room - number
+            assert made.num_requests_wanted() == room - number
             made.add(f"r{number}", [1], GREEDY)
-        assert made.room() == 0
+        assert made.num_requests_wanted() == 0
         made.step()
         assert len(made.scheduler.running) == 8
-        assert made.room() == 0
+        assert made.num_requests_wanted() == 0
 
     def test_an_idle_engine_has_room_however_small_its_cache(self) -> None:
         assert engine(num_blocks=1).room() > 0
@@ -147,19 +147,19 @@ class TestRoom:
     def test_follows_what_requests_need(self) -> None:
         """Short outputs leave room for more of them."""
         made = engine(num_blocks=400, block_size=4, seqs=1000, tokens=1000)
-        before = made.room()
+        before = made.num_requests_wanted()
         for _ in range(64):
-            made.scheduler.sizes.record(4, 4)
-        assert made.room() > 10 * before
+            made.scheduler.lengths.record(4, 4)
+        assert made.num_requests_wanted() > 10 * before
 
     def test_room_is_for_what_the_running_ones_leave(self) -> None:
         made = engine(num_blocks=40, block_size=4, seqs=1000, tokens=2000)
         for _ in range(64):
-            made.scheduler.sizes.record(4, 4)
-        free = made.room()
+            made.scheduler.lengths.record(4, 4)
+        free = made.num_requests_wanted()
         made.add("big", [1] * 120, GREEDY)
         made.step()
-        assert made.room() < free / 2
+        assert made.num_requests_wanted() < free / 2
 
 
 class CountedInt(int):
