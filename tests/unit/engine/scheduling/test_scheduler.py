@@ -142,7 +142,7 @@ class TestRoom:
         assert made.num_requests_wanted() == 0
 
     def test_an_idle_engine_has_room_however_small_its_cache(self) -> None:
-        assert engine(num_blocks=1).room() > 0
+        assert engine(num_blocks=1).num_requests_wanted() > 0
 
     def test_follows_what_requests_need(self) -> None:
         """Short outputs leave room for more of them."""
