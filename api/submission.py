@@ -25,7 +25,7 @@ from jobs.queries import reading, submission
 from jobs.queries.reading import Job
 from jobs.queries.submission import Reservation
 from jobs.queries.tenants import Tenant
-from jobs.requests import JobOptions, StagedLine
+from jobs.requests import JobOptions, StagedLine, check_priority
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ async def reserved(
     services: Services, tenant: Tenant, options: JobOptions, key: str | None
 ) -> AsyncGenerator[Reservation | None]:
     """What the key stands for, if there is one. If it is ours, it counts as alive until the block ends."""
+    check_priority(options, services.settings.max_priority)
     if key is None:
         yield None
         return

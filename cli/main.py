@@ -16,6 +16,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+tenants = typer.Typer(help="List tenants, and set their share of the workers.", no_args_is_help=True)
+app.add_typer(tenants, name="tenants")
 
 MODEL_HELP = "demo, a directory, or the id of a model on the Hugging Face hub."
 ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
@@ -193,6 +195,25 @@ def revoke_key(hint: Annotated[str, typer.Argument(help="The key's beginning, as
     from cli.commands import keys as commands
 
     raise typer.Exit(commands.revoke(hint))
+
+
+@tenants.command("list")
+def list_tenants() -> None:
+    """List all tenants and their weights."""
+    from cli.commands import tenants as commands
+
+    raise typer.Exit(commands.list_all())
+
+
+@tenants.command("weight")
+def set_weight(
+    tenant: Annotated[str, typer.Argument(help="Its name, as `tenants list` shows it.")],
+    weight: Annotated[int, typer.Argument(min=1, max=1000, help="Twice the weight: twice the running requests.")],
+) -> None:
+    """Set a tenant's share of the workers beside others; 1 unless set. Counts from the next claim on."""
+    from cli.commands import tenants as commands
+
+    raise typer.Exit(commands.set_weight(tenant, weight))
 
 
 if __name__ == "__main__":

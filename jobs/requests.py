@@ -279,6 +279,12 @@ class JobOptions(_Strict):
     completion_window: Window | None = None
 
 
+def check_priority(options: JobOptions, ceiling: int) -> None:
+    """Raise `InvalidInput` if the priority is above the operator's ceiling."""
+    if options.priority > ceiling:
+        raise InvalidInput(f"{options.priority} is above {ceiling}, the most that this server allows", param="priority")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """The limits of a model, known without loading it."""

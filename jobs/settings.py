@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(default=64, ge=4, description="Deepest nesting of any JSON document.")
     body_timeout: float = Field(default=60.0, gt=0, description="An upload that sends nothing for this long is cut.")
     stage_chunk_lines: int = Field(default=500, ge=1, description="Lines written to Postgres in one transaction.")
+    max_priority: int = Field(
+        default=100,
+        ge=-100,
+        le=100,
+        description="Highest `priority` that a job may have; it orders a tenant's own jobs.",
+    )
     max_wait: float = Field(default=60.0, gt=0, description="Longest `?wait=` of a long poll.")
 
     # Files
@@ -100,6 +106,7 @@ class Settings(BaseSettings):
     )
     write_interval: float = Field(default=0.2, gt=0, description="Finished requests wait so long for others that run.")
     claim_limit: int = Field(default=512, ge=1, description="Requests in one claim at most.")
+    claim_bytes: int = Field(default=64 * MIB, ge=1, description="A claim ends with the prompt that reaches this size.")
     drain_deadline: float = Field(
         default=20.0, ge=0, description="After SIGTERM running requests may finish for this long, then are given back."
     )

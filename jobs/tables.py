@@ -56,6 +56,7 @@ metadata = MetaData(
 )
 
 NOW = func.clock_timestamp()
+MAX_WEIGHT = 1000  # of a tenant
 
 
 def _state_in(states: Iterable[JobState] | Iterable[RequestState]) -> str:
@@ -69,6 +70,8 @@ tenants = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("webhook_secret", Text, nullable=False),  # whsec_…: signs, so it cannot be kept as a hash
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("weight", SmallInteger, nullable=False, server_default="1"),  # share of the workers beside other tenants
+    CheckConstraint(f"weight BETWEEN 1 AND {MAX_WEIGHT}", name="weight"),
 )
 
 api_keys = Table(

@@ -1,4 +1,4 @@
-"""Claims: choose jobs by priority, fair share between tenants and age, then lock rows in them."""
+"""Claims: divide places between tenants by weight, then between a tenant's jobs by priority and age; then lock rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.errors import LeaseLost
 from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import ClaimToken, lock_jobs
 
-# A claim considers only the oldest jobs of each tenant and priority: ten thousand small jobs cost no more than these.
+# A claim considers only the first jobs of each tenant: ten thousand small ones cost no more than these.
 JOBS_PER_TENANT = 32
 MANY_DEATHS = 2**15 - 1  # the largest value of the column
 
@@ -29,7 +29,6 @@ class ClaimedRequest:
     epoch: int
     holder: UUID
     tenant_id: UUID
-    priority: int
     body: bytes
 
     @property
@@ -48,11 +47,13 @@ class Claim:
     """The result of a claim.
 
     `is_solo`: the one request must run alone. `wants_idle`: such a request waits, and this worker is not idle yet.
+    `is_cut`: it ended at its limit of bytes, and more may be pending.
     """
 
     requests: tuple[ClaimedRequest, ...]
     is_solo: bool = False
     wants_idle: bool = False
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,23 @@ class Candidate:
 
     job_id: UUID
     tenant_id: UUID
-    priority: int
     waiting: int
 
 
 def claim(
-    connection: Connection, worker_id: UUID, model: str, *, limit: int, is_idle: bool, solo_after_deaths: int
+    connection: Connection,
+    worker_id: UUID,
+    model: str,
+    *,
+    limit: int,
+    is_idle: bool,
+    solo_after_deaths: int,
+    max_bytes: int | None = None,
 ) -> Claim:
     """Take up to `limit` requests of a model. Raises `LeaseLost` if the worker's lease is over.
 
-    A request that was running when `solo_after_deaths` workers died is taken alone, by an idle worker.
+    The claim ends with the body that reaches `max_bytes`. A request that was running when `solo_after_deaths` workers
+    died is taken alone, by an idle worker.
     """
     force_index_scans(connection)
     # Check the lease, and lock the worker's row until commit so that no reaper ends the worker before its rows are set.
@@ -88,53 +96,63 @@ def claim(
     if suspect is not None:
         if not is_idle:
             return Claim((), wants_idle=True)
-        alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS))
+        alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
         if alone:
             return Claim(alone, is_solo=True)
-    candidates, running = _candidates(connection, model, solo_after_deaths)
-    quotas = share(limit, candidates, running)
-    return Claim(_take(connection, worker_id, quotas, deaths=(0, solo_after_deaths)))
+    candidates, running, weights = _candidates(connection, model, solo_after_deaths)
+    places = share(limit, candidates, running, weights)
+    taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
+    is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
+    return Claim(taken, is_cut=is_cut)
 
 
-def share(limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, int]) -> dict[UUID, int]:
-    """Divide `limit` places among jobs: `{job_id: places}`.
+def share(
+    limit: int, candidates: Sequence[Candidate], running: Mapping[UUID, int], weights: Mapping[UUID, int]
+) -> dict[UUID, int]:
+    """Divide `limit` places among jobs: `{job_id: places}`, in the order in which the requests should run.
 
-    A higher priority is served whole before a lower one. Within one, each place goes to the tenant with the fewest
-    running requests, those given here included; within a tenant, to its jobs in the order of `candidates`.
+    Each place goes to the tenant with the fewest running requests for its weight, those given here included; within a
+    tenant, to its jobs in the order of `candidates`. Smaller shares come first, so that they do not queue in an engine
+    behind a large one. `weights` are 1 where not given.
     """
+    queues: dict[UUID, deque[Candidate]] = defaultdict(deque)
+    for candidate in candidates:
+        queues[candidate.tenant_id].append(candidate)
+    tenants = sorted(queues, key=lambda tenant: min(job.job_id for job in queues[tenant]))
+    given = _divide(
+        limit,
+        [
+            (running.get(tenant, 0), weights.get(tenant, 1), sum(job.waiting for job in queues[tenant]))
+            for tenant in tenants
+        ],
+    )
     places: dict[UUID, int] = {}
-    have = dict(running)
-    for priority in sorted({candidate.priority for candidate in candidates}, reverse=True):
-        queues: dict[UUID, deque[Candidate]] = defaultdict(deque)
-        for candidate in candidates:
-            if candidate.priority == priority:
-                queues[candidate.tenant_id].append(candidate)
-        given = _poorest_first(
-            limit, [(have.get(tenant, 0), sum(job.waiting for job in queue)) for tenant, queue in queues.items()]
-        )
-        for (tenant, queue), count in zip(queues.items(), given, strict=True):
-            have[tenant] = have.get(tenant, 0) + count
-            limit -= count
-            while count > 0:
-                job = queue.popleft()
-                places[job.job_id] = min(count, job.waiting)
-                count -= places[job.job_id]
+    for count, tenant in sorted(zip(given, tenants, strict=True), key=lambda share: share[0]):
+        left = count
+        while left > 0:
+            job = queues[tenant].popleft()
+            places[job.job_id] = min(left, job.waiting)
+            left -= places[job.job_id]
     return places
 
 
-def _poorest_first(limit: int, tenants: Sequence[tuple[int, int]]) -> list[int]:
-    """How many of `limit` places go to each tenant of `(running, waiting)` requests. Equal tenants take turns."""
+def _divide(limit: int, tenants: Sequence[tuple[int, int, int]]) -> list[int]:
+    """How many of `limit` places go to each tenant of `(running, weight, waiting)`. Equal tenants take turns.
+
+    Highest averages (D'Hondt): the next place goes where running requests, it included, are fewest for the weight.
+    """
     given = [0] * len(tenants)
-    poorest = [(running, turn) for turn, (running, waiting) in enumerate(tenants) if waiting > 0]
-    heapify(poorest)
-    while limit > 0 and poorest:
-        running, turn = poorest[0]
+    heap = [((running + 1) / weight, turn) for turn, (running, weight, waiting) in enumerate(tenants) if waiting > 0]
+    heapify(heap)
+    while limit > 0 and heap:
+        _, turn = heap[0]
+        running, weight, waiting = tenants[turn]
         given[turn] += 1
         limit -= 1
-        if given[turn] == tenants[turn][1]:
-            heappop(poorest)
+        if given[turn] == waiting:
+            heappop(heap)
         else:
-            heapreplace(poorest, (running + 1, turn))
+            heapreplace(heap, ((running + given[turn] + 1) / weight, turn))
     return given
 
 
@@ -173,16 +191,16 @@ def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
 
 def _candidates(
     connection: Connection, model: str, solo_after_deaths: int
-) -> tuple[list[Candidate], Mapping[UUID, int]]:
-    """The jobs to choose from, in the order of priority and age, and how many requests each tenant has running."""
-    # The oldest claimable jobs of each tenant and priority. Open requests are read from the job's row, because counting
-    # pending ones would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0014).
+) -> tuple[list[Candidate], Mapping[UUID, int], Mapping[UUID, int]]:
+    """The jobs to choose from, by priority and age, and of each tenant its running requests and its weight."""
+    # The first claimable jobs of each tenant. Open requests are read from the job's row, because counting pending ones
+    # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0014).
     jobs = connection.execute(
         text("""
-            SELECT ranked.id, ranked.tenant_id, ranked.priority, ranked.open
+            SELECT ranked.id, ranked.tenant_id, ranked.open, t.weight
             FROM (
                 SELECT j.id, j.tenant_id, j.priority, j.total - j.last_seq AS open,
-                       row_number() OVER (PARTITION BY j.tenant_id, j.priority ORDER BY j.id) AS place
+                       row_number() OVER (PARTITION BY j.tenant_id ORDER BY j.priority DESC, j.id) AS place
                 FROM jobs j
                 WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
                   AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
@@ -191,13 +209,14 @@ def _candidates(
                       WHERE r.job_id = j.id AND r.state = 'pending' AND r.deaths < :solo_after_deaths OFFSET 0
                   )
             ) ranked
+            JOIN tenants t ON t.id = ranked.tenant_id
             WHERE ranked.place <= :jobs
             ORDER BY ranked.priority DESC, ranked.id
         """),
         {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
     ).all()
     if not jobs:
-        return [], {}
+        return [], {}, {}
     # Count running requests by job. There are as many as the engines hold; OFFSET 0 reads them by their partial index.
     # A request that is claimed between the two statements counts as running.
     rows = connection.execute(
@@ -211,10 +230,12 @@ def _candidates(
     running_by_tenant: dict[UUID, int] = defaultdict(int)
     for row in rows:
         running_by_tenant[row.tenant_id] += row.requests
-    candidates = (
-        Candidate(job.id, job.tenant_id, job.priority, job.open - running_by_job.get(job.id, 0)) for job in jobs
-    )
-    return [candidate for candidate in candidates if candidate.waiting > 0], running_by_tenant
+    candidates = [
+        Candidate(job.id, job.tenant_id, waiting)
+        for job in jobs
+        if (waiting := job.open - running_by_job.get(job.id, 0)) > 0
+    ]
+    return candidates, running_by_tenant, {job.tenant_id: job.weight for job in jobs}
 
 
 def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
@@ -236,40 +257,55 @@ def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> 
 
 
 def _take(
-    connection: Connection, worker_id: UUID, places: Mapping[UUID, int], *, deaths: tuple[int, int]
+    connection: Connection,
+    worker_id: UUID,
+    places: Mapping[UUID, int],
+    *,
+    deaths: tuple[int, int],
+    max_bytes: int | None,
 ) -> tuple[ClaimedRequest, ...]:
-    """Claim up to `places[job_id]` requests of each job whose deaths are within `[deaths[0], deaths[1])`."""
+    """Claim up to `places[job_id]` requests of each job, in the order of `places`.
+
+    Their deaths are within `[deaths[0], deaths[1])`. The last one reaches `max_bytes`.
+    """
     if not places:
         return ()
     # Lock rows in prefix order, so that prompts which begin alike meet in one engine, skipping rows that another claim
-    # holds; update them where they were locked; read each body by its whole key (decision 0014 on `BETWEEN … LIMIT 1`).
+    # holds; read each body by its whole key (decision 0014 on `BETWEEN … LIMIT 1`); update those that begin before
+    # `max_bytes` where they were locked.
     rows = connection.execute(
         text("""
             WITH quota AS (
-                SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[])) AS q (job_id, places)
+                SELECT * FROM unnest(CAST(:job_ids AS uuid[]), CAST(:places AS int[]))
+                    WITH ORDINALITY AS q (job_id, places, turn)
             ), picked AS MATERIALIZED (
-                SELECT p.row
+                SELECT q.turn, p.*
                 FROM quota q CROSS JOIN LATERAL (
-                    SELECT r.ctid AS row FROM requests r
+                    SELECT r.ctid AS row, r.job_id, r.line, r.prefix FROM requests r
                     WHERE r.job_id = q.job_id AND r.state = 'pending' AND r.deaths >= :fewest AND r.deaths < :most
                     ORDER BY r.prefix, r.line
                     LIMIT q.places
                     FOR UPDATE SKIP LOCKED
                 ) p
+            ), measured AS MATERIALIZED (
+                SELECT p.*, b.body,
+                       sum(octet_length(b.body)) OVER (ORDER BY p.turn, p.prefix, p.line)
+                           - octet_length(b.body) AS start
+                FROM picked p CROSS JOIN LATERAL (
+                    SELECT body FROM bodies b
+                    WHERE b.job_id = p.job_id AND b.line BETWEEN p.line AND p.line
+                    ORDER BY b.line
+                    LIMIT 1
+                ) b
             ), taken AS (
                 UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1
-                FROM picked p
-                WHERE r.ctid = p.row
-                RETURNING r.job_id, r.line, r.epoch, r.prefix
+                FROM measured m
+                WHERE r.ctid = m.row AND (CAST(:max_bytes AS bigint) IS NULL OR m.start < :max_bytes)
+                RETURNING r.job_id, r.line, r.epoch, r.prefix, m.turn, m.body
             )
-            SELECT t.job_id, t.line, t.epoch, j.tenant_id, j.priority, b.body
-            FROM taken t JOIN jobs j ON j.id = t.job_id CROSS JOIN LATERAL (
-                SELECT body FROM bodies b
-                WHERE b.job_id = t.job_id AND b.line BETWEEN t.line AND t.line
-                ORDER BY b.line
-                LIMIT 1
-            ) b
-            ORDER BY j.priority DESC, t.job_id, t.prefix, t.line
+            SELECT t.job_id, t.line, t.epoch, j.tenant_id, t.body
+            FROM taken t JOIN jobs j ON j.id = t.job_id
+            ORDER BY t.turn, t.prefix, t.line
         """),
         {
             "worker_id": worker_id,
@@ -277,10 +313,10 @@ def _take(
             "places": list(places.values()),
             "fewest": deaths[0],
             "most": deaths[1],
+            "max_bytes": max_bytes,
         },
         execution_options=BINARY_RESULTS,
     )
     return tuple(
-        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, priority, body)
-        for job_id, line, epoch, tenant_id, priority, body in rows
+        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, body) for job_id, line, epoch, tenant_id, body in rows
     )

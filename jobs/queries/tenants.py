@@ -49,6 +49,30 @@ def ensure_tenant(connection: Connection, name: str, webhook_secret: str) -> Ten
     return Tenant(row.id, row.name, row.webhook_secret)
 
 
+@dataclass(frozen=True, slots=True)
+class TenantWeight:
+    """A tenant and its share of the workers: twice the weight, twice the running requests."""
+
+    name: str
+    weight: int
+
+
+def list_weights(connection: Connection) -> list[TenantWeight]:
+    """Every tenant, by name."""
+    # For the operator's command line.
+    rows = connection.execute(text("SELECT name, weight FROM tenants ORDER BY name"))
+    return [TenantWeight(**row._mapping) for row in rows]
+
+
+def set_weight(connection: Connection, name: str, weight: int) -> bool:
+    """Set a tenant's weight, from 1 to `jobs.tables.MAX_WEIGHT`. False if there is no such tenant."""
+    # Counts from the next claim on.
+    changed = connection.execute(
+        text("UPDATE tenants SET weight = :weight WHERE name = :name"), {"name": name, "weight": weight}
+    )
+    return changed.rowcount == 1
+
+
 def add_key(
     connection: Connection, tenant_id: UUID, *, name: str, hint: str, digest: bytes, expires_at: datetime | None = None
 ) -> UUID | None:

@@ -26,6 +26,7 @@ MOST_LINES = 50
 def api(api_settings: Settings) -> Iterator[Api]:
     changes = {
         "stage_chunk_lines": 10,
+        "max_priority": 50,
         "max_body_bytes": LONGEST_BODY,
         "max_inline_bytes": LONGEST_BODY,
         "max_line_bytes": LONGEST_LINE,
@@ -115,6 +116,7 @@ BAD_OPTIONS = [
     pytest.param({"model": "demo", "prompts": ["a"], "params": {"top_p": 2}}, "params.top_p", id="absurd default"),
     pytest.param({"model": "demo", "prompts": ["a"], "params": None}, "params", id="params null"),
     pytest.param({"model": "demo", "prompts": ["a"], "priority": 101}, "priority", id="priority"),
+    pytest.param({"model": "demo", "prompts": ["a"], "priority": 51}, "priority", id="priority above the ceiling"),
     pytest.param({"model": "demo", "prompts": ["a"], "metadata": {"a": 1}}, "metadata.a", id="metadata number"),
     pytest.param(
         {"model": "demo", "prompts": ["a"], "metadata": {str(n): "" for n in range(17)}}, "metadata", id="metadata many"

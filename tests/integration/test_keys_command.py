@@ -1,4 +1,4 @@
-"""`pagemill keys`, as an operator types it."""
+"""`pagemill keys` and `pagemill tenants`, as an operator types them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cli.commands import keys, terminal
+from cli.commands import keys, tenants, terminal
 from cli.main import app
 
 LISTED = 10  # characters of a key that the list shows
@@ -24,8 +24,9 @@ def operator(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(autouse=True)
 def _consoles_that_look_up_their_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     # They hold on to the streams of the moment when they were made.
-    monkeypatch.setattr(keys, "out", Console(width=200, soft_wrap=True))
-    for module in (keys, terminal):
+    for module in (keys, tenants):
+        monkeypatch.setattr(module, "out", Console(width=200, soft_wrap=True))
+    for module in (keys, tenants, terminal):
         monkeypatch.setattr(module, "err", Console(width=200, soft_wrap=True, stderr=True))
 
 
@@ -66,3 +67,13 @@ def test_little_is_shown_of_a_key_of_one_s_own(operator: CliRunner, monkeypatch:
     assert "sixt…" in listed
     assert "sixte" not in listed
     assert operator.invoke(app, ["keys", "revoke", "sixteen-letters!"]).exit_code == 0
+
+
+def test_weight_is_set_for_a_tenant_that_exists(operator: CliRunner) -> None:
+    assert operator.invoke(app, ["keys", "create", "--tenant", "paying"]).exit_code == 0
+    assert operator.invoke(app, ["tenants", "weight", "paying", "7"]).exit_code == 0
+    listed = operator.invoke(app, ["tenants", "list"])
+    assert "paying" in listed.stdout
+    assert "7" in listed.stdout
+    assert operator.invoke(app, ["tenants", "weight", "unknown", "7"]).exit_code == 2
+    assert operator.invoke(app, ["tenants", "weight", "paying", "0"]).exit_code == 2

@@ -10,12 +10,13 @@ from uuid import UUID
 import pytest
 
 from jobs.errors import LeaseLost
-from jobs.queries.claiming import ClaimedRequest, claims_of, release
-from tests.support.rows import Rows
+from jobs.queries.claiming import ClaimedRequest, claim, claims_of, release
+from jobs.queries.tenants import TenantWeight, list_weights, set_weight
+from tests.support.rows import MODEL, Rows
 
 
 def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:
-    job_id, worker_id = rows.job(1, priority=5), rows.worker()
+    job_id, worker_id = rows.job(1), rows.worker()
     (request,) = rows.claim(worker_id).requests
     assert request == ClaimedRequest(
         job_id,
@@ -23,7 +24,6 @@ def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:
         epoch=1,
         holder=worker_id,
         tenant_id=rows.tenant().id,
-        priority=5,
         body=b'{"prompt":"1+1="}',
     )
     assert rows.states(job_id) == ["running"]
@@ -64,6 +64,49 @@ def test_tenants_share_whatever_the_size_of_their_jobs(rows: Rows) -> None:
     # What already runs counts: the tenant with less of it is next.
     rows.settle([request for request in _held(rows, worker_id) if request.job_id == small])
     assert _by_job(rows.claim(worker_id, limit=2).requests) == {large: 1, small: 1}
+
+
+def test_tenant_gets_places_by_its_weight(rows: Rows) -> None:
+    light, heavy = rows.job(100, tenant="light"), rows.job(100, tenant="heavy")
+    with rows.database.begin() as connection:
+        assert set_weight(connection, "heavy", 3)
+        assert not set_weight(connection, "nowhere", 3)
+        assert list_weights(connection) == [TenantWeight("heavy", 3), TenantWeight("light", 1)]
+    assert _by_job(rows.claim(rows.worker(), limit=40).requests) == {light: 10, heavy: 30}
+
+
+def test_small_job_ends_soon_when_another_tenant_has_the_highest_priority(rows: Rows) -> None:
+    large, worker_id = rows.job(600, tenant="large", priority=100), rows.worker()
+    running = list(rows.claim(worker_id, limit=32).requests)
+    small = rows.job(10, tenant="small")
+    rounds = 0
+    while rows.job_row(small).state == "in_progress":
+        # An engine that serves in order of arrival, four requests a round; alone, the small job takes three rounds.
+        rows.settle(running[:4])
+        running = running[4:] + list(rows.claim(worker_id, limit=4).requests)
+        rounds += 1
+        assert rounds < 20
+    assert rounds <= 12  # the large job's 32 that ran already, and the three
+    assert rows.job_row(large).state == "in_progress"
+
+
+def test_smaller_share_comes_first_in_a_claim(rows: Rows) -> None:
+    large, small = rows.job(100, tenant="large", priority=100), rows.job(2, tenant="small")
+    claimed = rows.claim(rows.worker(), limit=50).requests
+    assert [request.job_id for request in claimed] == [small] * 2 + [large] * 48
+
+
+def test_claim_ends_with_the_body_that_reaches_its_limit_of_bytes(rows: Rows) -> None:
+    rows.job(5)  # of 17 bytes each
+    worker_id = rows.worker()
+    with rows.database.begin() as connection:
+        for limit, expected, is_cut in ((1, [1], True), (34, [2, 3], True), (1000, [4, 5], False)):
+            claimed = claim(
+                connection, worker_id, MODEL.name, limit=100, is_idle=True, solo_after_deaths=2, max_bytes=limit
+            )
+            assert [request.line for request in claimed.requests] == expected
+            assert claimed.is_cut == is_cut
+    rows.check()
 
 
 def test_what_runs_of_a_job_does_not_wait_in_it(rows: Rows) -> None:
@@ -149,7 +192,7 @@ def _by_job(claimed: tuple[ClaimedRequest, ...]) -> dict[UUID, int]:
 
 def _held(rows: Rows, worker_id: UUID) -> list[ClaimedRequest]:
     held = rows.query(
-        "SELECT r.job_id, r.line, r.epoch, j.tenant_id, j.priority FROM requests r JOIN jobs j ON j.id = r.job_id "
+        "SELECT r.job_id, r.line, r.epoch, j.tenant_id FROM requests r JOIN jobs j ON j.id = r.job_id "
         "WHERE r.worker_id = :id",
         id=worker_id,
     )

@@ -146,7 +146,7 @@ class ClaimLoop:
         if capacity <= 0:
             return 0
         claimed = self._take(worker_id, capacity, is_idle)
-        self._found_all = len(claimed.requests) < capacity
+        self._found_all = len(claimed.requests) < capacity and not claimed.is_cut
         if not claimed.requests:
             return 0
         if self._is_closing:
@@ -164,6 +164,7 @@ class ClaimLoop:
                 worker_id,
                 self._model,
                 limit=capacity,
+                max_bytes=self._settings.claim_bytes,
                 is_idle=is_idle,
                 solo_after_deaths=self._settings.solo_after_deaths,
             )

@@ -184,7 +184,6 @@ class EngineThread:
                     request.name,
                     prepared.token_ids,
                     prepared.params,
-                    priority=request.priority,
                     cache_salt="" if self._share_prefixes else request.tenant_id.hex,
                 )
             except (RequestRejected, InvalidParams) as error:

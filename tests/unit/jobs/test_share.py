@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from fractions import Fraction
 from uuid import UUID
 
 from hypothesis import given
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from jobs.queries.claiming import Candidate, share
 
 
-def candidate(job: int, tenant: str, waiting: int, priority: int = 0) -> Candidate:
-    return Candidate(UUID(int=job), _tenant(tenant), priority, waiting)
+def candidate(job: int, tenant: str, waiting: int) -> Candidate:
+    return Candidate(UUID(int=job), _tenant(tenant), waiting)
 
 
 def _tenant(name: str) -> UUID:
@@ -24,62 +25,70 @@ def places(*numbers: int) -> dict[UUID, int]:
     return {UUID(int=job): number for job, number in enumerate(numbers, start=1) if number}
 
 
-def test_nothing_waits() -> None:
-    assert share(10, [], {}) == {}
+def test_share_is_empty_when_nothing_waits() -> None:
+    assert share(10, [], {}, {}) == {}
 
 
 def test_one_job_takes_what_it_can_use() -> None:
-    assert share(10, [candidate(1, "a", 4)], {}) == places(4)
-    assert share(3, [candidate(1, "a", 4)], {}) == places(3)
+    assert share(10, [candidate(1, "a", 4)], {}, {}) == places(4)
+    assert share(3, [candidate(1, "a", 4)], {}, {}) == places(3)
 
 
-def test_a_tenants_jobs_are_served_in_order() -> None:
-    assert share(5, [candidate(1, "a", 4), candidate(2, "a", 4)], {}) == places(4, 1)
+def test_jobs_of_a_tenant_are_served_in_order() -> None:
+    assert share(5, [candidate(2, "a", 4), candidate(1, "a", 4)], {}, {}) == places(1, 4)
 
 
 def test_tenants_get_equal_shares_not_jobs() -> None:
     many = [candidate(job, "a", 10) for job in (1, 2, 3)]
-    assert share(8, [*many, candidate(4, "b", 10)], {}) == places(4, 0, 0, 4)
+    assert share(8, [*many, candidate(4, "b", 10)], {}, {}) == places(4, 0, 0, 4)
 
 
-def test_what_one_leaves_the_others_take() -> None:
-    assert share(10, [candidate(1, "a", 100), candidate(2, "b", 2)], {}) == places(8, 2)
+def test_places_that_a_tenant_leaves_go_to_the_others() -> None:
+    assert share(10, [candidate(1, "a", 100), candidate(2, "b", 2)], {}, {}) == places(8, 2)
 
 
-def test_what_runs_already_counts() -> None:
+def test_running_requests_count() -> None:
     candidates = [candidate(1, "a", 100), candidate(2, "b", 100)]
-    assert share(6, candidates, {_tenant("a"): 4}) == places(1, 5)
-    assert share(3, candidates, {_tenant("a"): 4}) == places(0, 3)
+    assert share(6, candidates, {_tenant("a"): 4}, {}) == places(1, 5)
+    assert share(3, candidates, {_tenant("a"): 4}, {}) == places(0, 3)
 
 
-def test_priority_goes_before_fairness() -> None:
-    candidates = [candidate(1, "a", 5, priority=1), candidate(2, "b", 5), candidate(3, "a", 5)]
-    assert share(5, candidates, {}) == places(5)
-    # Lower down, what the higher priority got counts as well.
-    assert share(8, candidates, {}) == places(5, 3)
+def test_weights_divide_places_and_running_requests_alike() -> None:
+    candidates = [candidate(1, "a", 100), candidate(2, "b", 100)]
+    weights = {_tenant("a"): 1, _tenant("b"): 3}
+    assert share(12, candidates, {}, weights) == places(3, 9)
+    assert share(4, candidates, {_tenant("b"): 9}, weights) == places(3, 1)
+
+
+def test_smaller_share_comes_first() -> None:
+    divided = share(10, [candidate(1, "a", 100), candidate(2, "b", 2), candidate(3, "c", 1)], {}, {})
+    assert list(divided) == [UUID(int=3), UUID(int=2), UUID(int=1)]
 
 
 @given(
     limit=st.integers(0, 60),
-    jobs=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.integers(-1, 1)), max_size=8),
+    jobs=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 20)), max_size=8),
     running=st.dictionaries(st.sampled_from("abc"), st.integers(0, 20)),
+    weight=st.dictionaries(st.sampled_from("abc"), st.integers(1, 5)),
 )
-def test_every_division_is_full_and_fair(limit: int, jobs: list[tuple[str, int, int]], running: dict[str, int]) -> None:
+def test_every_division_is_full_and_fair(
+    limit: int, jobs: list[tuple[str, int]], running: dict[str, int], weight: dict[str, int]
+) -> None:
     candidates = [candidate(job, *what) for job, what in enumerate(jobs)]
-    divided = share(limit, candidates, {_tenant(name): number for name, number in running.items()})
+    weights = {_tenant(name): number for name, number in weight.items()}
+    divided = share(limit, candidates, {_tenant(name): number for name, number in running.items()}, weights)
     waiting = {each.job_id: each.waiting for each in candidates}
     assert all(0 < number <= waiting[job_id] for job_id, number in divided.items())
     assert sum(divided.values()) == min(limit, sum(waiting.values()))
-    left = [each for each in candidates if divided.get(each.job_id, 0) < each.waiting]
-    if not left:
-        return
-    # Nothing was given to a lower priority while a higher one waited.
-    highest = max(each.priority for each in left)
-    assert all(each.priority >= highest for each in candidates if divided.get(each.job_id))
-    # Nobody who still waits there could envy a tenant that got a place: nobody has more than one place above them.
     have: dict[UUID, int] = defaultdict(int, {_tenant(name): number for name, number in running.items()})
     for each in candidates:
         have[each.tenant_id] += divided.get(each.job_id, 0)
-    got = {each.tenant_id for each in candidates if each.priority == highest and divided.get(each.job_id)}
-    poorest = min(have[each.tenant_id] for each in left if each.priority == highest)
-    assert all(have[tenant_id] <= poorest + 1 for tenant_id in got)
+    # No tenant with requests left had a better claim to the last place of another.
+    for left in candidates:
+        if divided.get(left.job_id, 0) < left.waiting:
+            deserved = Fraction(have[left.tenant_id] + 1, weights.get(left.tenant_id, 1))
+            served = {each.tenant_id for each in candidates if divided.get(each.job_id)}
+            assert all(Fraction(have[tenant], weights.get(tenant, 1)) <= deserved for tenant in served)
+            # Nor did a later job of its own tenant get any.
+            later = candidates[candidates.index(left) + 1 :]
+            assert not any(divided.get(each.job_id) for each in later if each.tenant_id == left.tenant_id)

@@ -28,7 +28,7 @@ class Engine13(Engine):
 
 def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
     body = orjson.dumps({"prompt": prompt, "max_tokens": 4})
-    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), 0, body)
+    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), body)
 
 
 def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:

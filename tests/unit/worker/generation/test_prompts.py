@@ -28,7 +28,7 @@ class Letters:
 
 def claimed(line: int, body: object) -> ClaimedRequest:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), 0, raw)
+    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), raw)
 
 
 def prepare(*bodies: object, tokenizer: Letters | None = None) -> Preparation:
@@ -82,7 +82,7 @@ def test_seed_is_the_lines_own_and_the_same_after_another_claim() -> None:
     first, second = prepare({"prompt": [1]}, {"prompt": [1]}).prepared
     assert first.params.seed != second.params.seed
     again = PromptPreparer(MODEL, None).prepare(
-        [ClaimedRequest(UUID(int=1), 1, 9, UUID(int=8), UUID(int=3), 0, b'{"prompt": [1]}')]
+        [ClaimedRequest(UUID(int=1), 1, 9, UUID(int=8), UUID(int=3), b'{"prompt": [1]}')]
     )
     assert again.prepared[0].params.seed == first.params.seed
 
