@@ -92,6 +92,21 @@ def take_due(
     return [DueDelivery(**row._mapping) for row in rows]
 
 
+def give_up_deleted(connection: Connection) -> list[UUID]:
+    """End the retries of deliveries whose job was deleted. Returns the ids of their events."""
+    # Few deliveries are due at any time: they are in a partial index.
+    return list(
+        connection.execute(
+            text("""
+                UPDATE deliveries d SET given_up = true, due_at = NULL, last_error = 'the job was deleted'
+                FROM events e JOIN jobs j ON j.id = e.job_id
+                WHERE e.id = d.event_id AND d.due_at IS NOT NULL AND j.deleted_at IS NOT NULL
+                RETURNING d.event_id
+            """)
+        ).scalars()
+    )
+
+
 def mark_delivered(connection: Connection, delivery_id: int, *, status: int) -> None:
     """Record that the receiver answered 2xx."""
     # An answer that comes late counts, too.

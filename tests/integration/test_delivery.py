@@ -141,6 +141,28 @@ def test_retry_after_is_heard(status: int) -> None:
         assert send(due(server.url)).retry_after == 120
 
 
+@pytest.mark.parametrize("name", ["Retry-After", "RETRY-AFTER"])
+def test_retry_after_is_heard_in_any_case(name: str) -> None:
+    with receiver((503, {name: "120"})) as server:
+        assert send(due(server.url)).retry_after == 120
+
+
+SLOPPY = [b"X Powered By: PHP", b"x: a\0b", b"no colon", b": no name", b"content-length: some"]
+
+
+@pytest.mark.parametrize("header", SLOPPY)
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["", "after 100"])
+def test_status_decides_when_the_headers_cannot_be_parsed(header: bytes, interim: bytes) -> None:
+    def reply(status: bytes) -> Callable[[RawReceiver, object], None]:
+        head = interim + b"HTTP/1.1 " + status + b"\r\n" + header + b"\r\nRetry-After: 120\r\n\r\n"
+        return lambda state, connection: connection.sendall(head)  # type: ignore[attr-defined]
+
+    with raw_receiver(reply(b"200 OK")) as server:
+        assert send(due(server.url)) == Answer(200)
+    with raw_receiver(reply(b"503 Busy")) as server:
+        assert send(due(server.url)) == Answer(503, "the receiver answered 503", retry_after=120)
+
+
 def test_retry_after_means_nothing_elsewhere() -> None:
     with receiver((500, {"retry-after": "120"})) as server:
         assert send(due(server.url)).retry_after is None

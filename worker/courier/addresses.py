@@ -29,7 +29,13 @@ _PRIVATE = {
 }
 # Refused always. First match wins.
 _NEVER = {
-    "fd00:ec2::/32": "cloud metadata",  # inside fc00::/7
+    "fd00:ec2::/32": "cloud metadata",  # of AWS, inside fc00::/7 as are the next three
+    "fd20:ce::/32": "cloud metadata",  # Google
+    "fd00:42::/32": "cloud metadata",  # Scaleway
+    "fd00:a9fe:a9fe::/48": "cloud metadata",  # Akamai
+    "168.63.129.16/32": "cloud metadata",  # Azure's wire server: a public address that only its own machines reach
+    "161.26.0.0/16": "cloud services",  # IBM's, likewise
+    "166.8.0.0/14": "cloud services",
     "0.0.0.0/8": "this network",
     "100.64.0.0/10": "carrier-grade NAT",  # a cloud's metadata service lives here too
     "169.254.0.0/16": "link-local",

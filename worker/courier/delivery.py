@@ -12,6 +12,7 @@ import base64
 import contextlib
 import email.utils
 import ipaddress
+import re
 import ssl
 import time
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from jobs.queries.webhooks import DueDelivery
 from worker.courier.addresses import AddressPolicy, AddressRefused, ResolutionFailed
 
 BODY_CAP = 16 * 1024  # bytes of an answer's body that are read; the status alone decides
+HEAD_CAP = 64 * 1024  # bytes of an answer that are kept to find its status in, if its headers cannot be parsed
 LONGEST_RETRY_AFTER = 86400.0  # seconds; a receiver may ask for a day's rest, not for a year's
 
 
@@ -124,7 +126,7 @@ def retry_after(value: bytes | None, now: datetime) -> float | None:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-def _post(delivery: DueDelivery, url: httpx.URL, backend: httpcore.NetworkBackend, tls: ssl.SSLContext) -> Answer:
+def _post(delivery: DueDelivery, url: httpx.URL, backend: _PinnedBackend, tls: ssl.SSLContext) -> Answer:
     body = payload(delivery)
     headers = {
         "host": url.netloc.decode("ascii"),
@@ -138,28 +140,51 @@ def _post(delivery: DueDelivery, url: httpx.URL, backend: httpcore.NetworkBacken
         credentials = base64.b64encode(f"{url.username}:{url.password}".encode())
         headers["authorization"] = f"Basic {credentials.decode('ascii')}"
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-    with (
-        httpcore.HTTPConnection(origin=target.origin, ssl_context=tls, network_backend=backend) as connection,
-        connection.stream("POST", target, headers=list(headers.items()), content=body) as response,
-    ):
-        answer = _judge(response, delivery.taken_at)
-        # The status is the receiver's word. What comes after is read a little, for receivers that cannot bear to be
-        # cut off, and a fault in it changes nothing.
-        with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
-            _read_some(response)
-        return answer
+    try:
+        with (
+            httpcore.HTTPConnection(origin=target.origin, ssl_context=tls, network_backend=backend) as connection,
+            connection.stream("POST", target, headers=list(headers.items()), content=body) as response,
+        ):
+            # httpcore gives names as they were sent.
+            answered = {name.lower(): value for name, value in response.headers}
+            answer = _judge(response.status, answered.get(b"retry-after"), delivery.taken_at)
+            # The status decides. A little of the body is read, for receivers that cannot bear to be cut off, and a
+            # fault in it changes nothing.
+            with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
+                _read_some(response)
+            return answer
+    except httpcore.RemoteProtocolError:
+        # The receiver took the event and said so, in headers that h11 refuses: a retry would deliver it again.
+        status = status_of(bytes(backend.head))
+        if status is None:
+            raise
+        found = _RETRY_AFTER.search(backend.head)
+        return _judge(status, None if found is None else bytes(found[1]), delivery.taken_at)
 
 
-def _judge(response: httpcore.Response, now: datetime) -> Answer:
-    status = response.status
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
+_RETRY_AFTER = re.compile(rb"(?im)^retry-after:[ \t]*([^\r\n]*)")
+
+
+def status_of(head: bytes) -> int | None:
+    """The status of the first final response (not 1xx) that begins in `head`, however its headers look; or None."""
+    while line := _STATUS_LINE.match(head):
+        status = int(line[1])
+        if status >= 200:
+            return status
+        head = head.partition(b"\r\n\r\n")[2]
+    return None
+
+
+def _judge(status: int, wait: bytes | None, now: datetime) -> Answer:
     if 200 <= status < 300:
         return Answer(status)
     if status == 410:
         return Answer(status, "the receiver is gone (410)", is_final=True, is_gone=True)
     if 300 <= status < 400:
         return Answer(status, f"the receiver answered {status}; redirects are not followed")
-    wait = dict(response.headers).get(b"retry-after") if status in (429, 503) else None
-    return Answer(status, f"the receiver answered {status}", retry_after=retry_after(wait, now))
+    asked = retry_after(wait, now) if status in (429, 503) else None
+    return Answer(status, f"the receiver answered {status}", retry_after=asked)
 
 
 def _read_some(response: httpcore.Response) -> None:
@@ -196,6 +221,8 @@ class _PinnedBackend(httpcore.NetworkBackend):
     def __init__(self, addresses: Sequence[str], deadline: _Deadline) -> None:
         self._addresses = addresses
         self._deadline = deadline
+        self.head = bytearray()
+        """The first bytes of the answer."""
         self._sockets = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -215,19 +242,22 @@ class _PinnedBackend(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
-                return _DeadlineStream(stream, self._deadline)
+                return _DeadlineStream(stream, self._deadline, self.head)
         raise failure
 
 
 class _DeadlineStream(httpcore.NetworkStream):
     """A socket on which no single wait outlasts the attempt."""
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
+    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline, head: bytearray) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._head = head
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(min(max_bytes, BODY_CAP), self._deadline.remaining())
+        received = self._stream.read(min(max_bytes, BODY_CAP), self._deadline.remaining())
+        self._head += received[: HEAD_CAP - len(self._head)]
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, self._deadline.remaining())
@@ -239,7 +269,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         return _DeadlineStream(
-            self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining()), self._deadline
+            self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining()), self._deadline, self._head
         )
 
     def get_extra_info(self, info: str) -> object:

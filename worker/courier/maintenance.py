@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.queries import retention, settling
+from jobs.ids import EVENT_PREFIX, public_id
+from jobs.queries import retention, settling, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.periodic import is_away
@@ -102,6 +103,10 @@ class Maintenance:
             retention.forget_workers(connection, retention=WORKERS_KEPT)
         if abandoned or retired:
             logger.info("%d uploads that were cut and %d old jobs are removed", abandoned, retired)
+        with self._database.begin() as connection:
+            ended = webhooks.give_up_deleted(connection)
+        for event_id in ended:
+            logger.warning("event %s: given up, its job was deleted", public_id(EVENT_PREFIX, event_id))
         while not stopping.is_set():
             with self._database.begin() as connection:
                 if not retention.remove_deleted(connection, limit=self._settings.sweep_chunk):
