@@ -185,6 +185,25 @@ def unexpected() -> Problem:
     return Problem(500, "Something went wrong on our side. The log has it under this x-request-id.", "internal_error")
 
 
+def head_overdue(seconds: float) -> Problem:
+    """A connection whose head did not come."""
+    return Problem(408, f"The head of the request did not arrive within {seconds:g} seconds.", "request_timeout")
+
+
+def connections_exhausted() -> Problem:
+    """A connection above the server's bound."""
+    return Problem(503, "Every connection is taken by a running request.", "overloaded", headers=RETRY_AFTER)
+
+
+def malformed_http(hint: int, reason: str, *, is_in_request_line: bool) -> Problem:
+    """Bytes that are no request. `hint` is the status that h11 thinks of."""
+    if hint != 431:
+        return Problem(400, f"This is not HTTP/1.1: {reason}.", "malformed_http")
+    if is_in_request_line:
+        return Problem(414, "The address is too long: a schema goes into the body, line by line.", "address_too_long")
+    return Problem(431, "The header fields are too large.", "headers_too_large")
+
+
 def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
     # Starlette names the methods of the first route at this address only.
     matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)

@@ -19,6 +19,11 @@ logger = logging.getLogger("pagemill.api")
 LINGER = 2.0  # seconds that a refused upload is read on, and thrown away
 
 
+def new_request_id() -> str:
+    """A value of `x-request-id`."""
+    return f"req_{new_id().hex}"
+
+
 class RequestMiddleware:
     """ASGI middleware, outside of everything else."""
 
@@ -52,7 +57,7 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        self.request_id = f"req_{new_id().hex}"
+        self.request_id = new_request_id()
         self.status: int | None = None
         self._receive = receive
         self._send = send

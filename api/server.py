@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.http_protocol import ConnectionLimits, HttpProtocol, connections_possible
 from jobs.settings import Settings
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -20,13 +22,18 @@ class Server(uvicorn.Server):
     """Run uvicorn, and wake the long polls first when it stops."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        limits = ConnectionLimits(
+            max_connections=settings.max_connections or connections_possible(),
+            head_timeout=settings.head_timeout,
+            stall_timeout=settings.body_timeout,
+        )
         super().__init__(
             uvicorn.Config(
                 app,
                 host=settings.host,
                 port=settings.port,
-                # h11, since httptools bounds neither a header's size nor their number.
-                http="h11",
+                # On h11, since httptools bounds neither a header's size nor their number.
+                http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type]  # uvicorn only calls it
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 ws="none",
                 lifespan="on",

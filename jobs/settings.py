@@ -48,7 +48,15 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(default=4 * MIB, ge=64, description="Longest line of an NDJSON submission.")
     max_lines: int = Field(default=5_000_000, ge=1, description="Most prompts in one job.")
     max_json_depth: int = Field(default=64, ge=4, description="Deepest nesting of any JSON document.")
-    body_timeout: float = Field(default=60.0, gt=0, description="An upload that sends nothing for this long is cut.")
+    head_timeout: float = Field(default=10.0, gt=0, description="A request's head that takes longer is cut.")
+    body_timeout: float = Field(
+        default=60.0, gt=0, description="A client that sends no body, or takes no answer, for this long is cut."
+    )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="Connections to one API process. Unset: what its file descriptors allow, less 64.",
+    )
     stage_chunk_lines: int = Field(default=500, ge=1, description="Lines written to Postgres in one transaction.")
     max_priority: int = Field(
         default=100,

@@ -12,12 +12,14 @@ from jobs.queries import reading
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Alive:
     """The event loop turns. Nothing else is asked, so that a sick database does not restart the API."""
     return Alive()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(services: InjectedServices) -> Readiness:
     """Postgres answers and has the tables. Redis is looked at, but jobs are taken without it."""
