@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs import addresses
+
 MIB = 1024 * 1024
 
 
@@ -18,7 +20,9 @@ class Settings(BaseSettings):
     """Read from `PAGEMILL_*` variables. Durations are seconds, sizes are bytes."""
 
     # A complaint about one value must not print the others: some are secrets.
-    model_config = SettingsConfigDict(env_prefix="PAGEMILL_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PAGEMILL_", frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     # Where things are
     data_dir: Path = Field(
@@ -155,6 +159,21 @@ class Settings(BaseSettings):
     def _home_is_meant(cls, path: Path) -> Path:
         # A shell does not expand the tilde of a value in quotes, nor of one in an env file.
         return path.expanduser()
+
+    @field_validator("database_url")
+    @classmethod
+    def _leads_to_postgres(cls, url: str | None) -> str | None:
+        return url if url is None else addresses.postgres(url)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _leads_to_redis(cls, url: str | None) -> str | None:
+        return url if url is None else addresses.redis(url)
+
+    @field_validator("url")
+    @classmethod
+    def _leads_to_an_api(cls, url: str) -> str:
+        return addresses.http(url)
 
     @model_validator(mode="after")
     def _clocks_in_proportion(self) -> Settings:
