@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries.reading import Job, ServedModel
+from jobs.requests import window_text
 from jobs.states import JobState
 
 
@@ -57,7 +58,7 @@ class JobObject(BaseModel):
             model=job.model,
             priority=job.priority,
             metadata=job.metadata,
-            completion_window=None if job.completion_window is None else _window(job.completion_window),
+            completion_window=None if job.completion_window is None else window_text(job.completion_window),
             request_counts=RequestCounts(
                 total=job.total,
                 open=job.open,
@@ -163,7 +164,3 @@ class ErrorAnswer(BaseModel):
 
 def _seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
-
-
-def _window(seconds: int) -> str:
-    return f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds // 60}m"

@@ -29,7 +29,11 @@ from jobs.errors import InvalidInput, InvalidJson
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# An entry of a Postgres index holds 2,704 bytes. Texts that are indexed are bounded in bytes, or in characters of which
+# each may take four: 512 of a custom_id, 256 of a model's name.
 MAX_CUSTOM_ID = 512
+MAX_MODEL_NAME = 256
+MAX_URL_BYTES = 2048
 PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
 DEFAULT_MAX_TOKENS = 256
 MAX_STRUCTURE_BYTES = 131_072  # of a schema, a regex, a grammar, or all choices together; the engine's own limit
@@ -93,6 +97,13 @@ def _no_larger(value: str | list[str]) -> str | list[str]:
     if size > MAX_STRUCTURE_BYTES:
         raise ValueError(f"{size} bytes; at most {MAX_STRUCTURE_BYTES} are allowed")
     return value
+
+
+def _no_longer(url: str) -> str:
+    size = len(url.encode())
+    if size > MAX_URL_BYTES:
+        raise ValueError(f"{size} bytes; at most {MAX_URL_BYTES} are allowed")
+    return url
 
 
 Schema = Annotated[dict[str, Any], BeforeValidator(_schema)]
@@ -222,7 +233,7 @@ class PromptLine(Params):
 class Webhook(_Strict):
     """The receiver that is called at the job's end."""
 
-    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\x00-\x1f]+$"), AfterValidator(_no_longer)]
     events: (
         Annotated[
             list[Literal["job.completed", "job.cancelled", "job.expired"]], Field(max_length=MAX_EVENTS, fail_fast=True)
@@ -268,10 +279,18 @@ def window_seconds(window: str) -> int:
     return int(window[:-1]) * _WINDOW_UNITS[window[-1]]
 
 
+def window_text(seconds: int) -> str:
+    """A window as a caller may write it: in hours where they are whole and of four digits, else in minutes or days."""
+    hours = seconds // 3600
+    if seconds % 3600 != 0:
+        return f"{seconds // 60}m"
+    return f"{hours}h" if hours < 10_000 else f"{hours // 24}d"
+
+
 class JobOptions(_Strict):
     """A job without its prompts. NDJSON submissions carry it in the query."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_NAME, pattern=r"^[^\x00]+$")]
     params: Params = Params()
     priority: int = Field(default=0, ge=-100, le=100)
     metadata: Metadata = {}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-import psycopg
 from sqlalchemy import Connection, text
 
 from jobs.errors import DuplicateCustomId
 from jobs.ids import new_id
 from jobs.queries.copy import copy_rows
+from jobs.queries.planner import force_index_scans
 from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook, window_seconds
 
 
@@ -141,57 +141,60 @@ def free_orphaned(connection: Connection, tenant_id: UUID, key: str) -> None:
 def stage_lines(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> bool:
     """Store a group of lines. False if the job was collected.
 
-    Raises `DuplicateCustomId` with the line to blame; nothing of the group is stored then, and the transaction lives.
+    Raises `DuplicateCustomId` with the line to blame, before anything of the group is stored.
     """
-    try:
-        with connection.begin_nested():
-            # Update the job first: an upload that was given up stops here, and the courier sees that this one lives.
-            staged = connection.execute(
-                text("""
-                    UPDATE jobs SET total = total + :count, staged_at = clock_timestamp()
-                    WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL
-                """),
-                {"job_id": job_id, "count": len(lines)},
-            )
-            if staged.rowcount == 0:
-                return False
-            copy_rows(
-                connection,
-                "requests",
-                {"job_id": "uuid", "line": "int4", "prefix": "int8"},
-                ((job_id, line.line, line.prefix) for line in lines),
-            )
-            copy_rows(
-                connection,
-                "bodies",
-                {"job_id": "uuid", "line": "int4", "custom_id": "text", "body": "bytea"},
-                ((job_id, line.line, line.custom_id, line.body) for line in lines),
-            )
-    except psycopg.errors.UniqueViolation:
-        duplicate = _duplicate(connection, job_id, lines)
-        raise DuplicateCustomId(
-            f"{duplicate.custom_id!r} stands on an earlier line too",
-            param="custom_id",
-            line=duplicate.line,
-        ) from None
+    # Looked for first: a COPY that breaks the constraint would write the custom_id into Postgres' log.
+    _refuse_duplicates(connection, job_id, lines)
+    # Update the job before its lines: an upload that was given up stops here, and the courier sees that this one lives.
+    staged = connection.execute(
+        text("""
+            UPDATE jobs SET total = total + :count, staged_at = clock_timestamp()
+            WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL
+        """),
+        {"job_id": job_id, "count": len(lines)},
+    )
+    if staged.rowcount == 0:
+        return False
+    copy_rows(
+        connection,
+        "requests",
+        {"job_id": "uuid", "line": "int4", "prefix": "int8"},
+        ((job_id, line.line, line.prefix) for line in lines),
+    )
+    copy_rows(
+        connection,
+        "bodies",
+        {"job_id": "uuid", "line": "int4", "custom_id": "text", "body": "bytea"},
+        ((job_id, line.line, line.custom_id, line.body) for line in lines),
+    )
     return True
 
 
-def _duplicate(connection: Connection, job_id: UUID, lines: Iterable[StagedLine]) -> StagedLine:
-    """The first of `lines` whose custom_id an earlier line has, in this group or among those stored."""
-    group = list(lines)
-    # Which of the group's ids are stored already.
+def _refuse_duplicates(connection: Connection, job_id: UUID, lines: Sequence[StagedLine]) -> None:
+    """Raise `DuplicateCustomId` for the first line whose custom_id an earlier line has."""
+    force_index_scans(connection)
+    # Which of the group's ids are stored already: one look into the unique index for each, because only that index
+    # gives the order (decision 0014).
     taken = set(
         connection.execute(
-            text("SELECT custom_id FROM bodies WHERE job_id = :job_id AND custom_id = ANY(CAST(:ids AS text[]))"),
-            {"job_id": job_id, "ids": [line.custom_id for line in group]},
+            text("""
+                SELECT stored.custom_id
+                FROM unnest(CAST(:ids AS text[])) AS n (custom_id) CROSS JOIN LATERAL (
+                    SELECT b.custom_id FROM bodies b
+                    WHERE b.job_id = :job_id AND b.custom_id BETWEEN n.custom_id AND n.custom_id
+                    ORDER BY b.custom_id
+                    LIMIT 1
+                ) stored
+            """),
+            {"job_id": job_id, "ids": [line.custom_id for line in lines]},
         ).scalars()
     )
-    for line in group:
+    for line in lines:
         if line.custom_id in taken:
-            return line
+            raise DuplicateCustomId(
+                f"{line.custom_id!r} stands on an earlier line too", param="custom_id", line=line.line
+            )
         taken.add(line.custom_id)
-    raise AssertionError("Postgres saw a duplicate custom_id that is not there")
 
 
 def publish(connection: Connection, job_id: UUID, *, body_sha256: bytes | None = None) -> bool:

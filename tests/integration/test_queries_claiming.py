@@ -186,6 +186,18 @@ def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows) -> None:
     rows.check()
 
 
+def test_release_passes_by_a_claim_of_another_epoch(rows: Rows) -> None:
+    job_id, worker_id = rows.job(1), rows.worker()
+    (first,) = rows.claim(worker_id).requests
+    with rows.database.begin() as connection:
+        assert release(connection, [first.token]) == 1
+    (second,) = rows.claim(worker_id).requests
+    assert (second.epoch, second.holder) == (2, first.holder)
+    with rows.database.begin() as connection:
+        assert release(connection, [first.token]) == 0
+    assert rows.states(job_id) == ["running"]
+
+
 def _by_job(claimed: tuple[ClaimedRequest, ...]) -> dict[UUID, int]:
     return dict(Counter(request.job_id for request in claimed))
 

@@ -13,6 +13,7 @@ from jobs.errors import InvalidInput
 from jobs.requests import (
     MAX_CHOICES,
     MAX_STRUCTURE_BYTES,
+    MAX_URL_BYTES,
     PREFIX_BYTES,
     JobOptions,
     ModelLimits,
@@ -23,6 +24,7 @@ from jobs.requests import (
     parse_request,
     validate,
     window_seconds,
+    window_text,
 )
 
 MODEL = ModelLimits("demo", max_model_len=100, vocab_size=50)
@@ -184,6 +186,24 @@ def test_webhook_urls(url: str) -> None:
 def test_what_is_no_webhook_url(url: str) -> None:
     with pytest.raises(InvalidInput, match="url"):
         validate(Webhook, {"url": url})
+
+
+@given(number=st.integers(1, 9999), unit=st.sampled_from("mhd"))
+def test_window_comes_back_in_a_form_that_is_accepted(number: int, unit: str) -> None:
+    seconds = window_seconds(f"{number}{unit}")
+    text = window_text(seconds)
+    assert JobOptions(model="m", completion_window=text).completion_window == text
+    assert window_seconds(text) == seconds
+
+
+def test_url_of_a_webhook_is_bounded_in_bytes() -> None:
+    prefix = "https://receiver.example/"
+    longest = prefix + "字" * ((MAX_URL_BYTES - len(prefix)) // 3)
+    assert Webhook(url=longest).url == longest
+    for url in (longest + "字", prefix + "a" * MAX_URL_BYTES):
+        refused = complaint(Webhook, {"url": url})
+        assert refused.param == "url"
+        assert f"at most {MAX_URL_BYTES} are allowed" in refused.message
 
 
 def test_windows() -> None:
