@@ -102,7 +102,7 @@ def test_number_is_refused_when_it_is_not_finite(name: str, value: str) -> None:
 
 def assert_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError) as refused:
-        Settings(**{name: value})
+        Settings.model_validate({name: value})
     assert SECRET not in str(refused.value)
     (complaint,) = refused.value.errors(include_url=False, include_context=False, include_input=False)
     assert complaint["loc"] == (name,)
