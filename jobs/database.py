@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import psycopg
@@ -47,8 +47,12 @@ class Limits:
 
 # Of workers and the courier: their longest statement moves one chunk of rows.
 THREADS = Limits(statement=30.0, answer=35.0, ping=float(CONNECT_TIMEOUT))
-# Of the API: the client that asks should hear of a frozen server while it still waits.
-API = Limits(statement=10.0, answer=12.0, ping=float(CONNECT_TIMEOUT))
+
+
+def api_limits(settings: Settings) -> Limits:
+    """Limits of the API: the client that asks should hear of a frozen server while it still waits."""
+    statement = settings.api_database_timeout
+    return Limits(statement, answer=statement * 1.2, ping=min(statement, CONNECT_TIMEOUT))
 
 
 class DatabaseNotConfigured(RuntimeError):
@@ -95,10 +99,11 @@ def connect_unpooled(database_url: str, application: str, limits: Limits | None 
     return engine
 
 
-def connect_async(settings: Settings, application: str, limits: Limits = API) -> AsyncEngine:
+def connect_async(settings: Settings, application: str) -> AsyncEngine:
     """A pool for asyncio. Queries stay plain functions: `await connection.run_sync(query, ...)`."""
     if settings.database_url is None:
         raise DatabaseNotConfigured
+    limits = api_limits(settings)
 
     async def create(**arguments: Any) -> psycopg.AsyncConnection[Any]:
         connection = await _AsyncConnection.connect(**arguments)
@@ -114,10 +119,12 @@ def connect_async(settings: Settings, application: str, limits: Limits = API) ->
     return engine
 
 
-async def connect_session(settings: Settings, application: str, limits: Limits = API) -> psycopg.AsyncConnection[Any]:
+async def connect_session(settings: Settings, application: str) -> psycopg.AsyncConnection[Any]:
     """One session outside any pool, in autocommit: what it holds ends with it, and it ends with its process."""
     if settings.database_url is None:
         raise DatabaseNotConfigured
+    # Every statement is in autocommit here, and has the whole limit.
+    limits = replace(api_limits(settings), ping=api_limits(settings).answer)
     url = sqlalchemy_url(settings.database_url)
     _, where = url.get_dialect()().create_connect_args(url)
     session = await _AsyncConnection.connect(autocommit=True, **{**where, **_connect_args(application)})
@@ -164,7 +171,7 @@ class _AsyncConnection(psycopg.AsyncConnection[Any]):
 def _limit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limits: Limits | None) -> float | None:
     if limits is None:
         return None
-    # A pool pings in autocommit, and nothing else does.
+    # A pool pings in autocommit, and runs nothing else in it.
     return limits.ping if connection.autocommit else limits.answer
 
 

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         default=None, description="Secret that API keys are hashed with. Unset: a file in the data directory."
     )
     database_pool_size: int = Field(default=10, ge=1, description="Connections to Postgres in each process' pool.")
+    api_database_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="A query of the API may take this long; a silent Postgres is given up soon after.",
+    )
     max_body_bytes: int = Field(default=8192 * MIB, ge=1024, description="Largest NDJSON submission.")
     max_inline_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest JSON body of any other request.")
     max_line_bytes: int = Field(default=4 * MIB, ge=64, description="Longest line of an NDJSON submission.")

@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import httpx
@@ -145,6 +146,27 @@ class TestPostgres:
             assert api.client.get("/healthz").status_code == 200
             proxy.up()
             assert api.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "in_progress"
+
+    def test_routes_answer_503_when_postgres_is_frozen(self, settings: Settings, api_rows: Rows) -> None:
+        assert settings.database_url is not None
+        with proxied(settings.database_url) as (proxy, url):
+            changes = {"database_url": url, "api_database_timeout": 0.5, "database_pool_size": 3}
+            with running_api(settings.model_copy(update=changes)) as api, ThreadPoolExecutor(3) as callers:
+                api.client.get("/v1/models")
+                proxy.hang()
+                began = time.monotonic()
+                answers = [
+                    callers.submit(api.client.get, "/v1/jobs"),  # on a connection that was open before
+                    callers.submit(api.client.get, "/v1/models"),  # on a new one
+                    callers.submit(api.upload, b'"a"\n'),
+                ]
+                for answer in answers:
+                    response = answer.result()
+                    assert error_of(response, 503)["code"] in ("unavailable", "overloaded")
+                    assert response.headers["retry-after"] == "2"
+                assert time.monotonic() - began < 12
+                proxy.up()
+                await_condition(lambda: api.client.get("/v1/models").status_code == 200, "the end of the freeze")
 
     def test_upload_answers_503_when_postgres_goes_away_in_its_middle(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None

@@ -61,11 +61,12 @@ def test_pool_gives_up_a_server_that_is_frozen(database_url: str) -> None:
 def test_asynchronous_pool_gives_up_a_server_that_is_frozen(database_url: str) -> None:
     async def try_it() -> None:
         with proxied(database_url) as (proxy, url):
-            pool = connect_async(Settings(database_url=url, database_pool_size=1), "pagemill tests", LIMITS)
+            settings = Settings(database_url=url, database_pool_size=1, api_database_timeout=0.4)
+            pool = connect_async(settings, "pagemill tests")
             async with pool.connect() as connection:
                 assert (await connection.execute(text("SHOW statement_timeout"))).scalar() == "400ms"
                 proxy.hang()
-                with pytest.raises(OperationalError, match=r"did not answer within 0\.8 s"):
+                with pytest.raises(OperationalError, match=r"did not answer within 0\.48 s"):
                     await connection.execute(text("SELECT 1"))
             proxy.up()
             async with pool.connect() as connection:
@@ -88,7 +89,8 @@ def test_pooled_connection_is_pinged_before_use_when_the_server_froze(database_u
 def test_session_gives_up_a_server_that_is_frozen(database_url: str) -> None:
     async def try_it() -> None:
         with proxied(database_url) as (proxy, url):
-            async with await connect_session(Settings(database_url=url), "pagemill tests", LIMITS) as session:
+            settings = Settings(database_url=url, api_database_timeout=0.4)
+            async with await connect_session(settings, "pagemill tests") as session:
                 proxy.hang()
                 with pytest.raises(psycopg.OperationalError, match="did not answer"):
                     await session.execute("SELECT 1")
