@@ -12,6 +12,8 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LENGTH = 1024
 MAX_COMPLETIONS = 1024
+_MAX_BIAS = 1e9
+_LEAST_TOP_P = 1e-9  # a smaller one is the same: the likeliest token alone; in float32 it could be 0
 _SEED_MIN, _SEED_MAX = -(2**63), 2**64 - 1
 _FLOAT32_MAX = 3.4028234663852886e38  # a larger number would be infinite beside float32 logits
 
@@ -48,7 +50,7 @@ class SamplingParams:
     """Subtracted from a token's logit when the output holds it, -2 to 2."""
 
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that prompt or output hold; 1 is off."""
+    """Divides positive and multiplies negative logits of tokens that prompt or output hold, 0.01 to 100; 1 is off."""
 
     max_tokens: int | None = 16
     """Most tokens to generate. None: as many as context and cache allow. 0: only read the prompt (for its logprobs)."""
@@ -79,7 +81,7 @@ class SamplingParams:
     """Put the prompt's text before the completion's."""
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the named tokens' logits."""
+    """Added to the named tokens' logits, -1e9 to 1e9."""
 
     allowed_token_ids: Sequence[int] | None = None
     """When given, no other token is ever chosen."""
@@ -100,6 +102,7 @@ class SamplingParams:
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         self._check_numbers()
+        object.__setattr__(self, "top_p", max(self.top_p, _LEAST_TOP_P))
         self._check_collections()
 
     @property
@@ -129,7 +132,7 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, above=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
 
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "echo"):
             if not isinstance(getattr(self, name), bool):
@@ -152,7 +155,7 @@ class SamplingParams:
             raise InvalidParams("logit_bias must map token ids to numbers")
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, None)
-            _check_float("logit_bias", bias, None, None)
+            _check_float("logit_bias", bias, -_MAX_BIAS, _MAX_BIAS)
 
 
 def _as_tuple(name: str, values: object) -> tuple[object, ...]:

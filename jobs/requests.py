@@ -171,7 +171,7 @@ class Params(_Strict):
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None

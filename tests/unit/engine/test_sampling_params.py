@@ -28,6 +28,8 @@ BAD: list[tuple[str, Any]] = [
     ("frequency_penalty", 2.5),
     ("presence_penalty", -2.5),
     ("repetition_penalty", 0.0),
+    ("repetition_penalty", 1e-38),
+    ("repetition_penalty", 1e38),
     ("max_tokens", -1),
     ("max_tokens", 1.0),
     ("min_tokens", -1),
@@ -48,6 +50,8 @@ BAD: list[tuple[str, Any]] = [
     ("allowed_token_ids", [1.0]),
     ("logit_bias", [1]),
     ("logit_bias", {1: math.inf}),
+    ("logit_bias", {1: 1e38}),
+    ("logit_bias", {1: -1e38}),
     ("logit_bias", {"1": 1.0}),
     ("ignore_eos", 1),
     ("echo", None),
@@ -74,4 +78,5 @@ def test_shorthands() -> None:
     assert SamplingParams(top_k=-1).top_k == 0
     assert SamplingParams(stop_token_ids={3}).stop_token_ids == (3,)  # type: ignore[arg-type]
     assert SamplingParams(temperature=1e-6).greedy
+    assert SamplingParams(top_p=5e-324).top_p > 1e-38  # in float32 it would be 0, which keeps no token
     assert not SamplingParams().penalized

@@ -148,6 +148,7 @@ def test_numbers_are_numbers_and_in_range() -> None:
         "temperature": [-1, 11, "1", True, 10**400, float("nan"), float("inf")],
         "top_p": [0, 1.5],
         "top_k": [-1],
+        "repetition_penalty": [0, 1e-38, 0.009, 10.1],
         "seed": [-1, 2**63],
         "logprobs": [21],
         "stop_token_ids": [[-1], [2**31], list(range(65)), 1],
