@@ -110,7 +110,9 @@ class ModelRunner:
             device=device,
             finisher=lambda model: LinearReplacer(model, config, device, threads).exchange,
         )
-        return cls(model, config, eos_token_ids=eos_token_ids(directory, model_config), threads=threads)
+        return cls(
+            model, config, eos_token_ids=eos_token_ids(directory, model_config, model.vocab_size), threads=threads
+        )
 
     @property
     def num_blocks(self) -> int:

@@ -6,12 +6,19 @@ Only safetensors are ever loaded (pickled checkpoints can run code), and no Pyth
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ModelNotFound, UnsupportedModel
+from engine.errors import InvalidWeights, ModelNotFound, UnsupportedModel
 
-_INDEX = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
+
+_INDEX_SUFFIX = ".safetensors.index.json"
+
+# Adapters, and the same weights once more in Mistral's own format.
+_NO_MODEL = ("adapter_", "consolidated")
 
 # Weights for the whole model at the top of the repository, its configuration and its tokenizer.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -66,15 +73,27 @@ def _download(model_id: str) -> Path:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights, each to be read once. Raises `ModelNotFound`."""
-    index = directory / _INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise ModelNotFound(f"{_INDEX} names files that are not in {directory}: {', '.join(missing)}")
-        return [directory / name for name in names]
-    files = sorted(path for path in directory.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    """Return the safetensors files that hold the model's weights, each to be read once.
+
+    The choice is transformers': the file that config.json's `transformers_weights` names, else model.safetensors, else
+    the files of model.safetensors.index.json. Where there is none of them, all other *.safetensors but adapters and
+    Mistral's own format. Raises `ModelNotFound` and `InvalidWeights`.
+    """
+    named = _json(directory / "config.json").get("transformers_weights")
+    if named is not None and not str(named).endswith((".safetensors", _INDEX_SUFFIX)):
+        raise InvalidWeights(f"config.json's transformers_weights names {named!r}, which is no safetensors file")
+    names = [str(named)] if named is not None else ["model.safetensors", "model.safetensors.index.json"]
+    for name in names:
+        if named is None and not (directory / name).is_file():
+            continue
+        (path,) = _inside(directory, [name], "config.json")
+        if not name.endswith(_INDEX_SUFFIX):
+            return [path]
+        places = _json(path).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise InvalidWeights(f"{name} has no weight_map from tensors to files")
+        return _inside(directory, sorted(set(places.values())), name)
+    files = sorted(path for path in directory.glob("*.safetensors") if not path.name.startswith(_NO_MODEL))
     if files:
         return files
     pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -83,7 +102,31 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory} has its weights in {pickled[0]} only: pickled checkpoints can run code and are not loaded; "
             "convert them to safetensors"
         )
-    raise ModelNotFound(f"{directory} holds no *.safetensors file")
+    raise ModelNotFound(f"{directory} holds no *.safetensors file of a whole model")
+
+
+def _inside(directory: Path, names: Sequence[str], said_by: str) -> list[Path]:
+    """Return the paths of files in the directory. A link in it may lead elsewhere, as in the hub's cache."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InvalidWeights(f"{said_by} names {name!r}, which is outside of the model's directory")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise ModelNotFound(f"{said_by} names files that are not in {directory}: {', '.join(missing)}")
+    return [directory / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a file, an empty one where there is no such file; raises `InvalidWeights`."""
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidWeights(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidWeights(f"{path.name} is no JSON object")
+    return document
 
 
 def load_config(directory: Path) -> Any:
@@ -97,13 +140,17 @@ def load_config(directory: Path) -> Any:
     return config
 
 
-def eos_token_ids(directory: Path, config: Any) -> frozenset[int]:
-    """Tokens that end a completion: of generation_config.json, or else of config.json."""
-    path = directory / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ids = generation.get("eos_token_id")
-    if ids is None:
-        ids = config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, list) else frozenset({ids})
+def eos_token_ids(directory: Path, config: Any, vocab_size: int) -> frozenset[int]:
+    """Return the tokens that end a completion: of generation_config.json, or else of config.json or its text part.
+
+    What is no token of the vocabulary is left out with a warning, as it can never be generated.
+    """
+    ids = _json(directory / "generation_config.json").get("eos_token_id")
+    for source in (config, config.get_text_config()):
+        if ids is None:
+            ids = getattr(source, "eos_token_id", None)
+    given = ids if isinstance(ids, list | tuple) else [] if ids is None else [ids]
+    known = frozenset(token for token in given if type(token) is int and 0 <= token < vocab_size)
+    if len(known) < len(set(map(repr, given))):
+        logger.warning("eos_token_id of %s names what is no token of the %d: %s", directory, vocab_size, given)
+    return known

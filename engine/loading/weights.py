@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
-import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +59,11 @@ def load_model(
     dtype = choose_dtype(config, model_config)
     form = quantization_of(model_config) if files else None
     native = empty_model(model_config, device=device)
+    if native is not None and files and _has_another_head(native.weights(), files, dtype):
+        logger.warning("config.json ties the output head to the embedding, but the checkpoint holds two that differ")
+        model_config = copy.deepcopy(model_config)
+        model_config.tie_word_embeddings = False
+        native = empty_model(model_config, device=device)
     if native is None and form is not None:
         raise UnsupportedModel(
             f"the checkpoint is quantized, and models of the type {model_config.model_type!r} run in transformers' own "
@@ -171,11 +176,6 @@ class ModelFiller:
             self._finished(module)
 
 
-# By what other engines divide keys and values for a cache of 8 bits, calibrated, one number a layer. The cache here has
-# a scale for each head of each token.
-_CACHE_SCALE = re.compile(r".*\.self_attn\.((attn\.|[kv]_proj\.)?(k|v|kv)_scale|[kv]_proj\.output_scale)")
-
-
 def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
     """Fill the model from safetensors files, of which some layers may be `quantized`.
 
@@ -184,6 +184,7 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
     twice or in another shape, or are damaged.
     """
     weights = filling.model.weights()
+    stand_ins = _stand_ins(weights, files)
     seen: dict[str, tuple[Path, str]] = {}
     unknown: list[str] = []
     with torch.no_grad():
@@ -191,6 +192,7 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
             if quantized is not None and quantized.owns(found):
                 continue
             name = weights.resolve(found)
+            name = stand_ins.get(name, name)
             if name in seen:
                 raise InvalidWeights(f"{found} is both in {seen[name][0].name} and in {path.name}")
             if name in weights.targets:
@@ -200,7 +202,7 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
                 seen[name] = path, found
             elif weights.ignores(found) or _is_empty_bias(found, tensor, quantized):
                 continue
-            elif quantized is None or not _CACHE_SCALE.fullmatch(found):
+            else:
                 unknown.append(found)
         if quantized is not None:
             unknown += _load_quantized(filling, weights, quantized, seen)
@@ -209,9 +211,39 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
         raise InvalidWeights(f"the checkpoint lacks {_listed(missing)}")
     if unknown:
         raise InvalidWeights(f"the checkpoint holds weights that the model does not know: {_listed(unknown)}")
-    for name, original in weights.copies.items():
-        if name in seen and not _are_equal(seen[name], seen[original], filling.dtype):
-            raise InvalidWeights(f"config.json ties {name} to {original}, but the checkpoint holds two that differ")
+
+
+def _places(weights: Weights, files: Sequence[Path]) -> dict[str, tuple[Path, str]]:
+    """Where each of the model's tensors lies, by its name in `weights`."""
+    places = {}
+    for path in files:
+        with _opened(path) as file:
+            places |= {weights.resolve(found): (path, found) for found in file.keys()}  # noqa: SIM118
+    return places
+
+
+def _has_another_head(weights: Weights, files: Sequence[Path], dtype: torch.dtype) -> bool:
+    """Whether a tensor that the configuration ties to another is in the checkpoint with other numbers than that."""
+    places = _places(weights, files) if weights.copies else {}
+    return any(
+        name in places and original in places and not _are_equal(places[name], places[original], dtype)
+        for name, original in weights.copies.items()
+    )
+
+
+def _stand_ins(weights: Weights, files: Sequence[Path]) -> dict[str, str]:
+    """Tied tensors of which the checkpoint holds the copy alone, and what they are a copy of."""
+    places = _places(weights, files) if weights.copies else {}
+    return {name: original for name, original in weights.copies.items() if original not in places}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
 def _load_quantized(

@@ -84,12 +84,23 @@ class FusedLinear:
     names: tuple[str, ...]
 
 
+HARMLESS = re.compile(
+    r"(.*\.)?("
+    r"(rotary_emb\.)?inv_freq|rotary_emb\.(original_inv_freq|cos_cached|sin_cached)"  # computed from the configuration
+    r"|position_ids|(attn|attention)\.(bias|masked_bias)"  # positions and causal masks
+    r"|self_attn\.((attn\.|[kv]_proj\.)?(k|v|kv)_scale|[kv]_proj\.output_scale)"  # calibrated for a KV cache of 8 bits
+    r")|(model\.)?mtp(_layers)?\..*"  # heads that predict further tokens
+    r"|v_head\..*"  # a value head of reinforcement learning
+)
+"""Tensors of a checkpoint that change no logits of a causal language model; docs/models.md lists them."""
+
+
 @dataclass(slots=True)
 class Weights:
     """The names of a checkpoint that a model takes.
 
     Every name in `targets` must be in the checkpoint, and no other may be, except those in `copies` (a tied weight that
-    was saved a second time) and those that `ignored` matches (buffers which older versions saved).
+    was saved a second time), those that `ignored` matches (parts of a larger model), and what is `HARMLESS`.
     """
 
     prefix: str = ""
@@ -126,7 +137,7 @@ class Weights:
                     self.targets[f"{name}.{attribute}"] = Target(part)
 
     def ignores(self, name: str) -> bool:
-        return any(pattern.fullmatch(name) for pattern in self.ignored)
+        return any(pattern.fullmatch(name) for pattern in (HARMLESS, *self.ignored))
 
     def resolve(self, name: str) -> str:
         """The name in `targets` of a tensor in a checkpoint; any other name stays as it is."""

@@ -9,7 +9,6 @@ Query, key and value come out of one projection, KV head by KV head: the group's
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ class Falcon(NativeDecoder):
         return self.rotary.rope_length(num_prompt, num_tokens)
 
     def weights(self) -> Weights:
-        weights = Weights(prefix="transformer.", ignored=[re.compile(r".*\.inv_freq")])
+        weights = Weights(prefix="transformer.")
         weights.add("transformer.word_embeddings.weight", self.embedding.weight)
         for index, layer in enumerate(self.layers):
             layer.add_weights(weights, f"transformer.h.{index}")

@@ -26,7 +26,7 @@ from torch import Tensor
 from engine.attention import AttentionLayer, StepAttention
 from engine.batch import Batch, BatchEntry
 from engine.errors import InvalidWeights, UnsupportedModel
-from engine.models.decoder import Decoder, TokenInputs
+from engine.models.decoder import HARMLESS, Decoder, TokenInputs
 from engine.models.rotary import LENGTH_DEPENDENT
 
 logger = logging.getLogger(__name__)
@@ -301,8 +301,10 @@ def _check_loading(info: Any) -> None:
         ("unexpected_keys", "the checkpoint holds weights that the model does not know:"),
         ("mismatched_keys", "the checkpoint holds weights of other shapes:"),
     ):
-        if info.get(keys):
-            names = sorted(str(key) for key in info[keys])
+        names = sorted(str(key) for key in info.get(keys) or ())
+        if keys == "unexpected_keys":
+            names = [name for name in names if not HARMLESS.fullmatch(name)]
+        if names:
             raise InvalidWeights(f"{says} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" * (len(names) > 5)))
     if info.get("error_msgs"):
         raise InvalidWeights("; ".join(info["error_msgs"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -43,8 +42,7 @@ class GPT2(NativeDecoder):
         return logits
 
     def weights(self) -> Weights:
-        # Old checkpoints hold the causal mask, too.
-        weights = Weights(prefix="transformer.", ignored=[re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")])
+        weights = Weights(prefix="transformer.")
         weights.add("transformer.wte.weight", self.token_embedding.weight)
         weights.add("transformer.wpe.weight", self.position_embedding.weight)
         for index, layer in enumerate(self.layers):

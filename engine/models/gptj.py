@@ -5,7 +5,6 @@ x = x + out( attention( rotate_pairs( qkv( norm(x) ) ) ) ) + down( act( up( norm
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -47,8 +46,7 @@ class GPTJ(NativeDecoder):
         return logits
 
     def weights(self) -> Weights:
-        # Old checkpoints hold the causal mask, too.
-        weights = Weights(prefix="transformer.", ignored=[re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")])
+        weights = Weights(prefix="transformer.")
         weights.add("transformer.wte.weight", self.embedding.weight)
         for index, layer in enumerate(self.layers):
             layer.add_weights(weights, f"transformer.h.{index}")

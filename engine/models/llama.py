@@ -8,7 +8,6 @@ One file runs all of it; `FAMILIES` says where they differ, and the configuratio
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ class Llama(NativeDecoder):
         return self.rotary.rope_length(num_prompt, num_tokens)
 
     def weights(self) -> Weights:
-        weights = Weights(prefix="model.", ignored=[re.compile(r".*\.rotary_emb\.inv_freq")])
+        weights = Weights(prefix="model.")
         weights.add("model.embed_tokens.weight", self.embedding.weight)
         for index, layer in enumerate(self.layers):
             layer.add_weights(weights, f"model.layers.{index}")

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.attention.kv_cache import KVCache
+from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, ModelNotFound, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
 from engine.loading.buffer_pool import BufferPool
-from engine.loading.hub import load_config, resolve_model, weight_files
+from engine.loading.hub import eos_token_ids, load_config, resolve_model, weight_files
 from engine.loading.weights import ModelFiller, empty_model, load_weights
+from engine.models.generic import GenericDecoder
 from tests.support.paths import REPOSITORY
 from tests.unit.kernels.cpu_variants import cpu_library
 
 CPU = torch.device("cpu")
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 24,
@@ -120,14 +123,106 @@ def test_a_damaged_file_is_an_error(directory: Path) -> None:
         load(directory)
 
 
-def test_a_tied_head_saved_twice_must_be_the_same(directory: Path) -> None:
-    edit_config(directory, tie_word_embeddings=True)
-    with pytest.raises(InvalidWeights, match=r"ties lm_head\.weight"):
-        load(directory)
+def logits_of_transformers(directory: Path) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        logits: Tensor = AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([TOKENS])).logits[0]
+    return logits
+
+
+def assert_same_as_transformers(directory: Path) -> None:
+    logits = load(directory).run(Batch([BatchEntry(TOKENS, 0, [0], num_logits=len(TOKENS))]))
+    torch.testing.assert_close(logits, logits_of_transformers(directory), atol=1e-5, rtol=1e-4)
+
+
+def test_tied_head_saved_twice_is_tied(directory: Path) -> None:
     embedding = load_file(weight_files(directory)[0])["model.embed_tokens.weight"]
     rewrite(directory, lm_head__weight=embedding)
-    runner = load(directory)
-    assert torch.equal(runner.model.embedding(torch.arange(len(embedding))), embedding)
+    edit_config(directory, tie_word_embeddings=True)
+    assert_same_as_transformers(directory)
+    model = load(directory).model
+    assert torch.equal(model.embedding(torch.arange(len(embedding))), embedding)
+    assert "head" not in {name.partition(".")[0] for name, _ in model.named_parameters()}
+
+
+def test_tied_head_that_differs_is_a_head_of_its_own(directory: Path) -> None:
+    edit_config(directory, tie_word_embeddings=True)
+    assert_same_as_transformers(directory)
+
+
+def test_tied_head_stands_for_an_embedding_that_the_checkpoint_lacks(directory: Path) -> None:
+    rewrite(directory, model__embed_tokens__weight=None)
+    edit_config(directory, tie_word_embeddings=True)
+    assert_same_as_transformers(directory)
+
+
+@pytest.mark.parametrize("other", ["adapter_model.safetensors", "consolidated.safetensors", "extra.safetensors"])
+def test_model_safetensors_is_the_model_whatever_lies_beside_it(directory: Path, other: str) -> None:
+    rewrite(directory)
+    save_file({"model.norm.weight": torch.full((24,), 7.0), "lora_A": torch.ones(2)}, directory / other)
+    assert [path.name for path in weight_files(directory)] == ["model.safetensors"]
+    assert_same_as_transformers(directory)
+
+
+def test_model_safetensors_comes_before_an_index(directory: Path) -> None:
+    """As in transformers."""
+    tensors = {name: value for path in weight_files(directory) for name, value in load_file(path).items()}
+    save_file({name: value * 0.5 for name, value in tensors.items()}, directory / "model.safetensors")
+    assert_same_as_transformers(directory)
+
+
+def test_configuration_may_name_the_weights(directory: Path) -> None:
+    rewrite(directory)
+    (directory / "model.safetensors").rename(directory / "mine.safetensors")
+    save_file({"model.norm.weight": torch.zeros(24)}, directory / "model.safetensors")
+    edit_config(directory, transformers_weights="mine.safetensors")
+    assert_same_as_transformers(directory)
+
+
+def test_adapter_alone_is_no_model(directory: Path) -> None:
+    rewrite(directory)
+    (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
+    with pytest.raises(ModelNotFound, match="of a whole model"):
+        load(directory)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "a/../../outside.safetensors"])
+def test_files_outside_of_the_directory_are_refused(directory: Path, name: str) -> None:
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(InvalidWeights, match="outside of the model's directory"):
+        weight_files(directory)
+    edit_config(directory, transformers_weights=name)
+    with pytest.raises(InvalidWeights, match="outside of the model's directory"):
+        weight_files(directory)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"model.norm.weight": 1}}'])
+def test_damaged_index_is_refused(directory: Path, text: str) -> None:
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InvalidWeights, match=r"model\.safetensors\.index\.json"):
+        weight_files(directory)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.rotary_emb.sin_cached",
+        "model.embeddings.position_ids",
+        "model.layers.1.self_attn.k_scale",
+        "mtp.layers.0.mlp.up_proj.weight",
+        "model.mtp_layers.0.weight",
+        "v_head.summary.weight",
+    ],
+)
+def test_harmless_tensors_are_ignored_on_both_paths(directory: Path, name: str) -> None:
+    rewrite(directory, **{name: torch.zeros(2)})
+    assert_same_as_transformers(directory)
+    model = GenericDecoder.load(load_config(directory), directory, dtype=torch.float32, device=CPU)
+    assert model.vocab_size == SIZES["vocab_size"]
 
 
 def test_old_buffers_and_bare_names_are_understood(tmp_path: Path) -> None:
@@ -207,6 +302,29 @@ def test_end_tokens_come_from_the_generation_config_first(directory: Path) -> No
     assert load(directory).eos_token_ids == {7}
     (directory / "generation_config.json").write_text('{"eos_token_id": [8, 9]}')
     assert load(directory).eos_token_ids == {8, 9}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(-1, set()), (50, set()), ([49, 50, -1, 10**20], {49}), ([True, 3.0, "7", None], set()), ([], set())],
+    ids=str,
+)
+def test_end_tokens_outside_of_the_vocabulary_are_left_out(directory: Path, given: object, expected: set[int]) -> None:
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+    assert load(directory).eos_token_ids == expected
+
+
+def test_end_tokens_of_a_multimodal_model_are_those_of_its_text_part(tmp_path: Path) -> None:
+    from transformers import Gemma3Config
+
+    config = Gemma3Config(text_config={"eos_token_id": [5, 6], "num_hidden_layers": 1})
+    assert eos_token_ids(tmp_path, config, 10) == {5, 6}
+
+
+def test_damaged_generation_config_is_refused(directory: Path) -> None:
+    (directory / "generation_config.json").write_text("{")
+    with pytest.raises(InvalidWeights, match=r"generation_config\.json is not JSON"):
+        load(directory)
 
 
 def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
