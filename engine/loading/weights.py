@@ -215,7 +215,7 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
 
 def _places(weights: Weights, files: Sequence[Path]) -> dict[str, tuple[Path, str]]:
     """Where each of the model's tensors lies, by its name in `weights`."""
-    places = {}
+    places: dict[str, tuple[Path, str]] = {}
     for path in files:
         with _opened(path) as file:
             places |= {weights.resolve(found): (path, found) for found in file.keys()}  # noqa: SIM118
