@@ -18,7 +18,7 @@ from llguidance import LLMatcher
 
 from engine.errors import GrammarError
 from engine.grammar.limits import GrammarLimits
-from engine.grammar.matcher import Grammar, explained
+from engine.grammar.matcher import Grammar, grammar_message
 from engine.grammar.source import grammar_text
 from engine.grammar.trial_process import TrialFailed, TrialProcess
 from engine.grammar.vocabulary import UnreadableVocabulary, Vocabulary
@@ -97,7 +97,7 @@ class _Workshop:
             except GrammarError as error:
                 outcome = error
             except Exception as error:  # noqa: BLE001 - a fault of ours must not leave the request waiting for ever
-                outcome, keep = GrammarError(f"the grammar could not be compiled: {explained(str(error))}"), False
+                outcome, keep = GrammarError(f"the grammar could not be compiled: {grammar_message(str(error))}"), False
             with self._lock:
                 self._pending.pop(wanted, None)
                 if keep:
@@ -112,17 +112,17 @@ class _Workshop:
         try:
             text = grammar_text(wanted)
         except ValueError as error:
-            raise GrammarError(f"not a {_NAMES[wanted.kind]}: {explained(str(error))}") from error
+            raise GrammarError(f"not a {_NAMES[wanted.kind]}: {grammar_message(str(error))}") from error
         try:
             verdict = trial.judge(text, vocabulary)
         except TrialFailed as error:
             raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be compiled: {error}") from error
         if "error" in verdict:
-            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {explained(verdict['error'])}")
+            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {grammar_message(verdict['error'])}")
         limits = self._limits.parser.for_llguidance()
         matcher = LLMatcher(vocabulary.for_llguidance, text, log_level=0, limits=limits)
         if matcher.is_error():
-            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {explained(matcher.get_error())}")
+            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {grammar_message(matcher.get_error())}")
         return Grammar(matcher, vocabulary, verdict["bytes"])
 
     def _known_vocabulary(self) -> Vocabulary:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from engine.errors import GrammarError
+from engine.errors import GrammarError, RequestFailed
 from engine.grammar.vocabulary import Vocabulary, Words
 
 _SHOWN = 300  # characters of the library's message
@@ -18,7 +18,7 @@ _SHOWN = 300  # characters of the library's message
 _STATE = re.compile(r"<non-verbose/>|<backtrace>|<state>|\n *[0-9]+ \| ")
 
 
-def explained(message: str) -> str:
+def grammar_message(message: str) -> str:
     """The library's message in one short line, without the parser's state or a backtrace."""
     text = _STATE.split(message, maxsplit=1)[0]
     if text.strip() == "NoExtensionBias":
@@ -53,7 +53,7 @@ class Matcher:
         self.grammar = grammar
 
     def accept(self, token_id: int) -> None:
-        """Move on past a token that was chosen; raises `GrammarError`. The end of sequence is no part of a grammar."""
+        """Move on past a token that was chosen; raises `RequestFailed`. The end of sequence is no part of a grammar."""
         if token_id in self.grammar.vocabulary.eos_token_ids and not self._matcher.validate_tokens([token_id]):
             return
         if not self._matcher.consume_token(token_id):
@@ -64,12 +64,16 @@ class Matcher:
         """Whether nothing can follow any more."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    def failure(self) -> GrammarError:
-        self.grammar.is_broken = True
+    def failure(self) -> RequestFailed:
+        """Return why the output cannot go on: a `GrammarError` where the grammar costs too much.
+
+        A dead end is no fault of the caller's: the grammar compiled, and another output may satisfy it.
+        """
         message = self._matcher.get_error()
         if message.startswith("NoExtensionBias"):
-            return GrammarError("the output cannot be finished: the grammar wants what no token of the model says")
-        return GrammarError(f"the grammar is too costly here: {explained(message)}")
+            return RequestFailed("the output cannot be finished: no token of the model continues it in the wanted form")
+        self.grammar.is_broken = True
+        return GrammarError(f"the grammar is too costly here: {grammar_message(message)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Masks:
     complete: Sequence[int]
     """Places where nothing but the end can follow."""
 
-    failed: dict[int, GrammarError]
+    failed: dict[int, RequestFailed]
     """Places where the grammar cannot say."""
 
 

@@ -6,6 +6,7 @@ import json
 
 from llguidance import regex_to_lark
 
+from engine.grammar.json_schema import readable_schema
 from engine.structured_outputs import StructuredOutputs
 
 # Tokens are not forced: the model chooses how to spell what the grammar demands, as it would without one. The last word
@@ -20,12 +21,17 @@ def grammar_text(wanted: StructuredOutputs) -> str:
     """What llguidance reads. Nothing is compiled yet, so that this is quick whatever the request holds."""
     source = wanted.source
     if wanted.kind in ("json", "json_object"):
-        schema = {"x-guidance": _WHITESPACE, **json.loads(source)}
+        schema = {"x-guidance": _WHITESPACE, **readable_schema(json.loads(source))}
         grammars = [{"lark_grammar": f"start: @json{_TAIL}"}, {"name": "json", "json_schema": schema}]
         return json.dumps({"grammars": grammars}, ensure_ascii=False)
     if wanted.kind == "regex":
         return f"start: /{regex_to_lark(source, '')}/{_TAIL}"
     if wanted.kind == "choice":
-        choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source))
+        choices = " | ".join(_quoted(choice) for choice in json.loads(source))
         return f"start: CHOICE\nCHOICE: {choices}{_TAIL}"
     return f"{source}{_TAIL}"
+
+
+def _quoted(text: str) -> str:
+    """A string of Lark's, whose lexer takes no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

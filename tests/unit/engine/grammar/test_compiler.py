@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from llguidance import LLMatcher
 
 from engine import StructuredOutputs
 from engine.errors import GrammarError
@@ -65,6 +66,7 @@ class TestGrammar:
             ({"regex": "a/b+\n?é"}, ["a/bé", "a/bbb\né"], ["a/é", "xa/bé"]),
             ({"regex": "^[ab]{2}$"}, ["ab"], ["a", "abb"]),
             ({"choice": [" yes", "ye", 'n"o\n\x01/', "é"]}, [" yes", "ye", 'n"o\n\x01/', "é"], ["yes", "no"]),
+            ({"choice": ["a\x7fb", "\\x7f", "\u2028"]}, ["a\x7fb", "\\x7f", "\u2028"], ["ab", "\x7f"]),
             ({"grammar": 'start: "(" start ")" | "x"'}, ["x", "((x))"], ["((x)", "()"]),
             ({"grammar": "start: NUM\nNUM: /[0-9]+/"}, ["12"], ["1a"]),
             ({"grammar": 'start: "x"\n%llguidance {"no_forcing": false}'}, ["x"], ["y"]),
@@ -131,6 +133,18 @@ class TestGrammar:
         assert blank not in allowed(matcher)
         with pytest.raises(GrammarError):
             matcher.accept(blank)
+
+    def test_dead_end_is_not_the_caller_s_error(self) -> None:
+        """The form wants a byte that no token of this model has."""
+        vocabulary = Vocabulary([b"<end>", b"a", b"b"], (), {0}, 3)
+        text = grammar_text(StructuredOutputs(grammar='start: "a" "x"'))
+        grammar = Grammar(LLMatcher(vocabulary.for_llguidance, text, log_level=0), vocabulary, 0)
+        matcher = grammar.start()
+        matcher.accept(1)
+        (error,) = MaskFiller().fill([matcher], [False]).failed.values()
+        assert not isinstance(error, GrammarError)
+        assert "cannot be finished" in str(error)
+        assert not grammar.is_broken
 
     def test_masks_of_many_are_those_of_each(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
         matchers = [compiled(compiler, regex=regex).start() for regex in ("a+", "[ab]+", "a+", "c")]
