@@ -77,7 +77,7 @@ def measure(workload: Workload, precision: str, *, model: str | None = None, is_
 
 def _run(engine: Engine, requests: Sequence[Request]) -> float:
     """Seconds for all; raises ValueError when one cannot run."""
-    vocabulary = engine.runner.vocab_size
+    vocabulary = engine.vocab_size
     prompts = [[token % vocabulary for token in request.prompt] for request in requests]
     params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=True) for one in requests]
     began = time.perf_counter()

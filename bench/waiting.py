@@ -55,7 +55,7 @@ def measure(model: str = "tiny") -> dict[str, Any]:
 def _fill(engine: Engine, requests: int) -> float:
     """Queue them; returns the seconds for each."""
     # Long enough that none of the running ones ends, so that none of the waiting ones starts.
-    params = SamplingParams(temperature=0, max_tokens=engine.runner.max_model_len - len(PROMPT), ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=engine.max_model_len - len(PROMPT), ignore_eos=True)
     began = time.perf_counter()
     for number in range(requests):
         engine.add(str(number), PROMPT, params)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-    from engine.sampling.sampler import SamplingState
+    from engine.sampling.state import SamplingState
 
 
 def in_flight_token(batch_slot: int) -> int:

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
@@ -139,7 +141,7 @@ def profiled(engine: Engine) -> Iterator[Profile]:
     with contextlib.ExitStack() as stack:
         _watch_host(engine, watch, stack)
         if is_gpu:
-            stack.enter_context(_device_watched(engine, runner, watch, profile))
+            stack.enter_context(_device_watched(runner, watch, profile))
         else:
             _watch_model(engine, runner, watch, stack)
         yield profile
@@ -169,7 +171,7 @@ def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: 
 
 
 @contextlib.contextmanager
-def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, profile: Profile) -> Iterator[None]:
+def _device_watched(runner: ModelRunner, watch: _Stopwatch, profile: Profile) -> Iterator[None]:
     """On a GPU, where the host starts work, does other things, and waits."""
     meter = RooflineMeter(runner)
     run, run_and_sample, decode = (
@@ -181,20 +183,19 @@ def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, prof
         meter.ran(batch)
         return logits
 
-    def run_and_draw_counted(batch: Batch, burst: MultiStepBatch) -> PendingTokens:
-        decoding: PendingTokens = run_and_sample(batch, burst)
+    def run_and_sample_counted(batch: Batch, decodes: MultiStepBatch) -> PendingTokens:
+        tokens: PendingTokens = run_and_sample(batch, decodes)
         meter.ran(batch, draws=True)
-        return decoding
+        return _TimedTokens(tokens, watch)
 
-    def decode_counted(burst: MultiStepBatch) -> PendingTokens:
-        return meter.watched(burst, decode(burst))
+    def decode_counted(decodes: MultiStepBatch) -> PendingTokens:
+        return _TimedTokens(meter.watched(decodes, decode(decodes)), watch)
 
     torch.cuda.synchronize(runner.device)
     with (
         exchanged(runner, "run", run_counted),
-        exchanged(runner, "run_and_sample", run_and_draw_counted),
+        exchanged(runner, "run_and_sample", run_and_sample_counted),
         exchanged(runner, "decode", decode_counted),
-        exchanged(engine, "_wait_for", watch.timed(WAITING, engine._wait_for)),
         torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,
     ):
         yield
@@ -202,6 +203,18 @@ def _device_watched(engine: Engine, runner: ModelRunner, watch: _Stopwatch, prof
     events = profiler.events() or []
     profile.kernels = meter.kernels(events)
     profile.device_seconds = busy_seconds(events)
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedTokens:
+    """Tokens on their way, with the time that the host waits for them."""
+
+    tokens: PendingTokens
+    watch: _Stopwatch
+
+    def wait(self) -> npt.NDArray[np.int64]:
+        with self.watch.running(WAITING):
+            return self.tokens.wait()
 
 
 class _Stopwatch:

@@ -24,10 +24,8 @@ from torch import Tensor
 
 from engine.batch import DecodeEntry
 from engine.device.transfer import to_device
-from engine.sampling.sampler import SamplingState
-
-MAX_STOP_TOKENS = 8
-"""Tokens that may end a sequence here. Whoever has more is decoded step by step."""
+from engine.sampling.settings import sampling_row
+from engine.sampling.state import MAX_STOP_TOKENS
 
 
 class Column(IntEnum):
@@ -52,20 +50,6 @@ class Column(IntEnum):
 
 
 NUM_COLUMNS = Column.STOP + MAX_STOP_TOKENS
-
-
-def decodes_on_device(sampling: SamplingState) -> bool:
-    """Whether a row says all that this sequence's next token depends on, and nothing but the token is asked for."""
-    params = sampling.params
-    return (
-        sampling.counts is None
-        and params.structured_outputs is None
-        and params.logprobs is None
-        and not params.logit_bias
-        and not params.banned_token_ids
-        and params.allowed_token_ids is None
-        and len(sampling.stop_tokens_banned_until_min) <= MAX_STOP_TOKENS
-    )
 
 
 class DecodeState:
@@ -136,21 +120,22 @@ class DecodeState:
 
     def _row(self, entry: DecodeEntry) -> list[int]:
         assert entry.token_id is not None
-        sampling, params = entry.sampling, entry.sampling.params
+        sampling = entry.sampling
+        row = sampling_row(sampling, self.vocab_size)
         stop = list(sampling.stop_tokens_banned_until_min)
         stop += (stop[:1] or [-1]) * (MAX_STOP_TOKENS - len(stop))
         return [
             entry.token_id,
             entry.position,
             entry.max_tokens,
-            max(0, params.min_tokens - sampling.num_output),
+            max(0, sampling.params.min_tokens - sampling.num_output),
             entry.rope_length,
-            _signed(sampling.seed),
-            sampling.index,
-            min(params.top_k or self.vocab_size, self.vocab_size),
-            _bits(0.0 if params.greedy else params.temperature),
-            _bits(params.top_p),
-            _bits(params.min_p),
+            row.seed,
+            row.index,
+            row.top_k,
+            _bits(row.temperature),
+            _bits(row.top_p),
+            _bits(row.min_p),
             *stop,
         ]
 
@@ -165,7 +150,3 @@ def _bits(value: float) -> int:
     """The float64's bits as a signed integer."""
     bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
     return bits
-
-
-def _signed(seed: int) -> int:
-    return seed - 2**64 if seed >= 2**63 else seed

@@ -14,14 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.batch import BatchEntry
+from engine.linears.tiled import ROWS
 from engine.models.decoder import TokenInputs
-
-ROWS = 32
-"""Tokens in one pass: a multiple of the longest vector that torch computes with, so that no row is a remainder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +80,3 @@ def pad_pass(inputs: TokenInputs) -> TokenInputs:
     if len(wanted):
         wanted = torch.cat((wanted, wanted[:1].expand(ROWS - len(wanted))))
     return TokenInputs(padded(inputs.token_ids), padded(inputs.positions), padded(inputs.lengths), wanted)
-
-
-def in_tiles(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """`[N, K]` in tiles of `size` rows, the last filled up with zeros; none when there are no rows.
-
-    All begin on a boundary of 64 bytes: where data lie decides how some libraries compute.
-    """
-    for tile in torch.split(rows, size) if len(rows) else ():
-        if len(tile) < size:
-            yield F.pad(tile, (0, 0, 0, size - len(tile)))
-        else:
-            yield (
-                tile
-                if tile.is_contiguous() and tile.data_ptr() % 64 == 0
-                else tile.clone(memory_format=torch.contiguous_format)
-            )

@@ -19,7 +19,8 @@ from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.execution.decode_state import NUM_COLUMNS
-from engine.sampling.sampler import Sampler, SamplingState
+from engine.sampling.sampler import Sampler
+from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
 
 _GRAPH_SHARE = 1 / 32

@@ -180,13 +180,13 @@ class ModelRunner:
     @torch.inference_mode()
     def _run(self, batch: Batch, cache: KVCache) -> Tensor:
         if self._is_deterministic:
-            return self._run_in_tiles(batch, cache)
+            return self._run_in_passes(batch, cache)
         inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
         logits: Tensor = self.model(inputs, self.backend.begin(layout, cache))
         return logits.float()
 
-    def _run_in_tiles(self, batch: Batch, cache: KVCache) -> Tensor:
-        """The same in passes of a fixed shape; see `row_tiles.py`."""
+    def _run_in_passes(self, batch: Batch, cache: KVCache) -> Tensor:
+        """The same in passes of a fixed shape; see `fixed_passes.py`."""
         wanted = [entry.num_logits for entry in batch.entries]
         firsts = np.cumsum(wanted) - wanted
         result = torch.empty(sum(wanted), self.vocab_size, device=self.device)

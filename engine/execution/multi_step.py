@@ -12,7 +12,7 @@ can hold it. On the CPU, where looking costs nothing, rows leave the batch as th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from engine.device.cuda_graphs import GraphRunner, batch_size
 from engine.execution.decode_state import Column, DecodeState, float_column
 from engine.models.decoder import TokenInputs
 from engine.sampling.filters import Filters, most_likely, sample_filtered
+from engine.sampling.settings import filters_of
 from kernels.device import has_kernels
 from kernels.sampling import argmax, sample
 
@@ -49,16 +50,13 @@ class SamplingMode:
     @classmethod
     def of(cls, entries: Sequence[DecodeEntry], vocab_size: int) -> SamplingMode:
         params = [entry.sampling.params for entry in entries if not entry.sampling.params.greedy]
-        top_k = max((p.top_k for p in params if p.top_k < vocab_size), default=0)
+        filters = filters_of(params, vocab_size)
+        # The next power of two: any number of candidates from the largest k on gives the same.
+        top_k = min(1 << (filters.top_k - 1).bit_length(), vocab_size) if filters.top_k else 0
         return cls(
             random=bool(params),
             bans_stop_tokens=any(entry.sampling.num_output < entry.sampling.params.min_tokens for entry in entries),
-            # The next power of two: any number of candidates from the largest k on gives the same.
-            filters=Filters(
-                top_k=min(1 << (top_k - 1).bit_length(), vocab_size) if top_k else 0,
-                top_p=any(p.top_p < 1.0 for p in params),
-                min_p=any(p.min_p > 0.0 for p in params),
-            ),
+            filters=replace(filters, top_k=top_k),
         )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.device.threads import Threads
-from engine.execution.fixed_passes import ROWS, in_tiles
+
+ROWS = 32
+"""Tokens in one pass: a multiple of the longest vector that torch computes with, so that no row is a remainder."""
 
 _EXPERT_ROWS = 8
 """Few, since a pass of `ROWS` tokens spreads over many experts."""
@@ -26,7 +30,7 @@ class TiledLinear(nn.Module):
         """`[..., in]` to `[..., out]`."""
         rows = hidden.reshape(-1, self.in_features)
         with self._threads.all():
-            tiles = [self._compute(tile) for tile in in_tiles(rows, ROWS)]
+            tiles = [self._compute(tile) for tile in fixed_row_tiles(rows, ROWS)]
         return _joined(tiles, rows, self.out_features).view(*hidden.shape[:-1], self.out_features)
 
 
@@ -39,8 +43,24 @@ class TiledProduct:
     def __call__(self, rows: Tensor, weight: Tensor) -> Tensor:
         """`[N, in]` and `[out, in]` to `[N, out]`."""
         with self._threads.all():
-            tiles = [F.linear(tile, weight) for tile in in_tiles(rows, _EXPERT_ROWS)]
+            tiles = [F.linear(tile, weight) for tile in fixed_row_tiles(rows, _EXPERT_ROWS)]
         return _joined(tiles, rows, len(weight))
+
+
+def fixed_row_tiles(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """`[N, K]` in tiles of `size` rows, the last filled up with zeros; none when there are no rows.
+
+    All begin on a boundary of 64 bytes: where data lie decides how some libraries compute.
+    """
+    for tile in torch.split(rows, size) if len(rows) else ():
+        if len(tile) < size:
+            yield F.pad(tile, (0, 0, 0, size - len(tile)))
+        else:
+            yield (
+                tile
+                if tile.is_contiguous() and tile.data_ptr() % 64 == 0
+                else tile.clone(memory_format=torch.contiguous_format)
+            )
 
 
 def _joined(tiles: list[Tensor], rows: Tensor, width: int) -> Tensor:

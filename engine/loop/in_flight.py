@@ -35,8 +35,8 @@ from engine.scheduling.step import ScheduledSequence
 class InFlightStep:
     items: Sequence[ScheduledSequence]
     num_steps: int
-    decoding: PendingTokens
-    """With a row for each share that samples, in order."""
+    tokens: PendingTokens
+    """With a row for each item that samples, in order."""
 
     started: float
     """By `time.perf_counter`."""
@@ -46,14 +46,14 @@ class InFlightStep:
         """Start a step that does not need the host; raises what the runner raises, and has changed nothing then."""
         items = step.multi_step or step.scheduled
         started = time.perf_counter()
-        burst = MultiStepBatch([item.decode_entry() for item in items if item.samples], step.num_steps)
+        decodes = MultiStepBatch([item.decode_entry() for item in items if item.samples], step.num_steps)
         if all(item.decodes for item in items):
-            decoding = runner.decode(burst)
+            tokens = runner.decode(decodes)
         else:
-            decoding = runner.run_and_sample(Batch([item.entry() for item in items]), burst)
+            tokens = runner.run_and_sample(Batch([item.entry() for item in items]), decodes)
         for item in items:
             item.mark_started(step.num_steps)
-        return cls(items, step.num_steps, decoding, started)
+        return cls(items, step.num_steps, tokens, started)
 
     @property
     def only_decodes(self) -> bool:

@@ -11,7 +11,7 @@ Each row is computed from its own logits, parameters and Philox draw alone: what
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +21,16 @@ import torch
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
 from engine.sampling.filters import Filters, most_likely, sample_filtered
-from engine.sampling.token_counts import TokenCounts
-from engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from engine.sampling.settings import SamplingSettings, filters_of
+from engine.sampling.state import SamplingState
+from engine.sampling_params import MAX_LOGPROBS
 from kernels.device import has_kernels
 from kernels.log_probs import log_probs
 from kernels.penalties import penalize
 from kernels.sampling import argmax
 
 if TYPE_CHECKING:
-    from engine.grammar.matcher import MaskFiller, Matcher
+    from engine.grammar.matcher import MaskFiller
 
 NO_NUMBERS = "the model's logits are not finite numbers"
 NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
@@ -38,45 +39,6 @@ _NEG_INF = float("-inf")
 
 # Tokens of a mask that are a byte each at a time (64 MiB).
 _UNPACKED = 2**26
-
-
-@dataclass(slots=True, eq=False)
-class SamplingState:
-    """What the sampler knows about one sequence. `position` and `num_output` move on with every token."""
-
-    params: SamplingParams
-    seed: int
-    """64 bits, unsigned."""
-
-    index: int
-    """Which of the request's completions; completions of one seed draw apart."""
-
-    position: int
-    """Where the next token will stand, counted from the prompt's start."""
-
-    num_output: int = 0
-    stop_tokens_banned_until_min: Sequence[int] = ()
-    """Tokens banned until `min_tokens` are there: end of sequence and stop tokens."""
-
-    counts: TokenCounts | None = None
-    """Present when the parameters penalize."""
-
-    matcher: Matcher | None = None
-    """Where in its grammar the output stands, if it has one."""
-
-    def skip(self, num_tokens: int) -> None:
-        """Take in tokens that neither penalties nor a grammar have to know."""
-        self.position += num_tokens
-        self.num_output += num_tokens
-
-    def advance(self, token_id: int) -> None:
-        """Take in a chosen token; raises `GrammarError` where it leaves the grammar."""
-        self.position += 1
-        self.num_output += 1
-        if self.counts is not None:
-            self.counts.add(token_id)
-        if self.matcher is not None:
-            self.matcher.accept(token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +69,7 @@ class Sampler:
         """`row_by_row` draws for each row by itself, so that not even rounding depends on how many there are."""
         self.vocab_size = vocab_size
         self._row_by_row = row_by_row
-        self._settings: _Settings | None = None
+        self._settings: SamplingSettings | None = None
         self._masks: MaskFiller | None = None
 
     @torch.inference_mode()
@@ -152,7 +114,7 @@ class Sampler:
         scores = logits if has_kernels(logits) else torch.log_softmax(logits, dim=-1)
         return _read_logprobs(scores, targets, [num_top] * len(token_ids))
 
-    def _settings_of(self, states: Sequence[SamplingState], logits: torch.Tensor) -> _Settings:
+    def _settings_of(self, states: Sequence[SamplingState], logits: torch.Tensor) -> SamplingSettings:
         """In a run of pure decode steps the same sequences come again: keep what does not change."""
         settings = self._settings
         if (
@@ -161,7 +123,7 @@ class Sampler:
             or settings.temperature.device != logits.device
             or any(old is not new for old, new in zip(settings.states, states, strict=True))
         ):
-            settings = self._settings = _Settings.of(
+            settings = self._settings = SamplingSettings.of(
                 states, self.vocab_size, logits.device, in_one_launch=has_kernels(logits)
             )
         return settings
@@ -170,7 +132,7 @@ class Sampler:
         self,
         logits: torch.Tensor,
         states: Sequence[SamplingState],
-        settings: _Settings,
+        settings: SamplingSettings,
     ) -> None:
         """Apply bias, penalties and bans in place."""
         if settings.bias is not None:
@@ -253,7 +215,7 @@ class Sampler:
         return {rows[place] for place in masks.complete}
 
     def _sample_tokens(
-        self, logits: torch.Tensor, states: Sequence[SamplingState], settings: _Settings
+        self, logits: torch.Tensor, states: Sequence[SamplingState], settings: SamplingSettings
     ) -> torch.Tensor:
         """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
         if not settings.random:
@@ -266,7 +228,9 @@ class Sampler:
         tokens[rows] = self._sample_random(logits[rows], [states[row].position for row in settings.random], settings)
         return tokens
 
-    def _sample_random(self, logits: torch.Tensor, positions: Sequence[int], settings: _Settings) -> torch.Tensor:
+    def _sample_random(
+        self, logits: torch.Tensor, positions: Sequence[int], settings: SamplingSettings
+    ) -> torch.Tensor:
         """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
         places = torch.tensor(positions, device=logits.device)
 
@@ -287,98 +251,8 @@ class Sampler:
             return part(slice(None), settings.filters)
         params = [settings.states[row].params for row in settings.random]
         return torch.cat(
-            [part(slice(row, row + 1), _filters([its], self.vocab_size)) for row, its in enumerate(params)]
+            [part(slice(row, row + 1), filters_of([its], self.vocab_size)) for row, its in enumerate(params)]
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """Parameters of a fixed list of sequences, as tensors on the logits' device."""
-
-    states: Sequence[SamplingState]
-    random: Sequence[int]
-    """Rows that are sampled, and the tensors below hold one element for each: those that are not greedy. Where a kernel
-    chooses for all in one launch, and any is not, all of them."""
-
-    temperature: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
-    seeds: torch.Tensor
-    indices: torch.Tensor
-    filters: Filters
-
-    logprob_rows: Sequence[int]
-    penalized: Sequence[int]
-    with_min_tokens: Sequence[int]
-    constrained: Sequence[int]
-    bias: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(repr=False)
-    banned: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
-    allowed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = field(repr=False)
-    """Rows with a list of allowed tokens, then (row, token) of what they allow."""
-
-    @property
-    def restricts(self) -> bool:
-        """Whether any row's logits are changed before a token is chosen."""
-        return bool(
-            self.bias or self.banned or self.allowed or self.penalized or self.with_min_tokens or self.constrained
-        )
-
-    @classmethod
-    def of(
-        cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device, *, in_one_launch: bool
-    ) -> _Settings:
-        def tensor(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
-        def indices(pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-            return tensor([row for row, _ in pairs], torch.int64), tensor([token for _, token in pairs], torch.int64)
-
-        params = [state.params for state in states]
-        random = [row for row, p in enumerate(params) if not p.greedy]
-        if random and in_one_launch:
-            random = list(range(len(params)))
-        top_k = [min(params[row].top_k or vocab_size, vocab_size) for row in random]
-        bias = [(row, token) for row, p in enumerate(params) for token in p.logit_bias]
-        banned = [(row, token) for row, p in enumerate(params) for token in p.banned_token_ids]
-        allowed = [(row, token) for row, p in enumerate(params) for token in p.allowed_token_ids or ()]
-        allowed_rows = [row for row, p in enumerate(params) if p.allowed_token_ids is not None]
-        return cls(
-            states=list(states),
-            random=random,
-            temperature=tensor(
-                [0.0 if params[row].greedy else params[row].temperature for row in random], torch.float32
-            ),
-            top_k=tensor(top_k, torch.int64),
-            top_p=tensor([params[row].top_p for row in random], torch.float32),
-            min_p=tensor([params[row].min_p for row in random], torch.float32),
-            seeds=tensor([_signed(states[row].seed) for row in random], torch.int64),
-            indices=tensor([states[row].index for row in random], torch.int64),
-            filters=_filters([params[row] for row in random], vocab_size),
-            logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
-            penalized=[row for row, p in enumerate(params) if p.penalized],
-            with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],
-            constrained=[row for row, state in enumerate(states) if state.matcher is not None],
-            bias=(
-                (*indices(bias), tensor([b for p in params for b in p.logit_bias.values()], torch.float32))
-                if bias
-                else None
-            ),
-            banned=indices(banned) if banned else None,
-            allowed=(tensor(allowed_rows, torch.int64), *indices(allowed)) if allowed else None,
-        )
-
-
-def _filters(params: Sequence[SamplingParams], vocab_size: int) -> Filters:
-    return Filters(
-        top_k=max((its.top_k for its in params if 0 < its.top_k < vocab_size), default=0),
-        top_p=any(its.top_p < 1.0 for its in params),
-        min_p=any(its.min_p > 0.0 for its in params),
-    )
-
-
-def _signed(seed: int) -> int:
-    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def _scores(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
@@ -396,7 +270,7 @@ def _scores(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
 
 
 def _top_logprobs(
-    scores: torch.Tensor | None, settings: _Settings, tokens: torch.Tensor, states: Sequence[SamplingState]
+    scores: torch.Tensor | None, settings: SamplingSettings, tokens: torch.Tensor, states: Sequence[SamplingState]
 ) -> dict[int, TokenLogprobs]:
     if scores is None:
         return {}

@@ -50,6 +50,15 @@ class ScheduledStep:
     preempted: list[Sequence] = field(default_factory=list)
 
     @property
+    def items(self) -> list[ScheduledSequence]:
+        """All of it."""
+        return [*self.scheduled, *self.multi_step]
+
+    def only_multi_step(self) -> ScheduledStep:
+        """A step of its multi-step batch alone."""
+        return ScheduledStep(multi_step=self.multi_step, num_steps=self.num_steps)
+
+    @property
     def is_empty(self) -> bool:
         return not (self.scheduled or self.multi_step)
 

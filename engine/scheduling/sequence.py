@@ -6,9 +6,8 @@ from collections.abc import Sequence as Sequence_
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from engine.execution.decode_state import decodes_on_device
 from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
-from engine.sampling.sampler import SamplingState
+from engine.sampling.state import SamplingState, decodes_on_device
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_manager import BlockTable
 from engine.tokenization.stop_strings import StopScanner

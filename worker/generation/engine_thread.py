@@ -134,7 +134,7 @@ class EngineThread:
     def suspects(self) -> list[ClaimToken]:
         """The requests that the engine computes now: if it breaks, one of these is to blame."""
         engine = self._engine
-        started = set() if engine is None else {sequence.request.request_id for sequence in engine.scheduler.running}
+        started = set() if engine is None else engine.running_request_ids()
         with self._changed:
             return [item.request.token for name, item in self._held.items() if name in started]
 
@@ -148,7 +148,7 @@ class EngineThread:
         try:
             engine = self._engine = self._load()
             engine.on_compiled = self._wake
-            model = ModelLimits(self._model, engine.runner.max_model_len, engine.runner.vocab_size)
+            model = ModelLimits(self._model, engine.max_model_len, engine.vocab_size)
             self._preparer = PromptPreparer(model, engine.tokenizer)
             self._publish_capacity(engine)
             self._callbacks.on_loaded(model)

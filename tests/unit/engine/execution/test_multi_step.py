@@ -13,9 +13,10 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch, PendingTokens, in_flight_token
 from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
-from engine.execution.decode_state import MAX_STOP_TOKENS, NUM_COLUMNS, DecodeState
+from engine.execution.decode_state import NUM_COLUMNS, DecodeState
 from engine.execution.multi_step import SamplingMode, sample_in_torch, sample_tokens, sample_with_kernel
-from engine.sampling.sampler import Sampler, SamplingState
+from engine.sampling.sampler import Sampler
+from engine.sampling.state import MAX_STOP_TOKENS, SamplingState
 from engine.tokenization.tokenizer import Tokenizer
 from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner

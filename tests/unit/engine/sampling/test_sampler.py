@@ -13,7 +13,8 @@ from transformers.generation import logits_process as hf
 from engine import SamplingParams
 from engine.sampling.filters import Filters, filter_logits, most_likely, sample_filtered
 from engine.sampling.philox import uniform
-from engine.sampling.sampler import Sampler, SamplingState
+from engine.sampling.sampler import Sampler
+from engine.sampling.state import SamplingState
 from engine.sampling.token_counts import TokenCounts
 
 VOCAB = 1003

@@ -168,7 +168,7 @@ def test_without_a_choice_it_stays() -> None:
 def test_decodes_come_on_top_of_it_and_the_limit_holds() -> None:
     runner = FakeRunner(num_blocks=400, max_model_len=1000)
     config = EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=20, decode_steps=1)
-    engine = Engine(runner, None, config, step_size=PrefillBudgetTuner([12]))
+    engine = Engine(runner, None, config, prefill_budget=PrefillBudgetTuner([12]))
     many = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     for number in range(5):
         engine.add(f"decodes {number}", [1, number], many)
