@@ -1,8 +1,8 @@
-"""Measurements on a GPU: kernels beside what the hardware can do, and the engine beside its rivals.
+"""Measurements on a GPU that is at hand for minutes: everything in one call, and nothing lost when a part of it fails.
 
-    python -m bench.gpu                 everything, into bench/results/gpu.json, a table and a plot
-    python -m bench.gpu --dry-run       the same in seconds on a CPU with tiny sizes: does all of it run?
+    python3 -m bench.gpu.first_run --seconds 585 --out DIR     on the GPU machine; DIR/first_run.jsonl, DIR/logs.txt
+    python3 -m bench.gpu.first_run --dry-run --out DIR         every step with tiny sizes, on the CPU
+    python3 -m bench.gpu.record DIR/first_run.jsonl            later, anywhere: into bench/results/ and docs/
 
-No network is needed: models have the shapes of known ones and random weights. Each contender runs in a process of its
-own, one after the other, since each takes the whole GPU.
+No network is needed: models have the shapes of known ones and random weights.
 """

@@ -121,42 +121,8 @@ class Continuous(_Transformers):
         return [counts[name] for name in names]
 
 
-class Vllm:
-    def __init__(self, setup: Setup) -> None:
-        from vllm import LLM
-
-        self._engine: Any = LLM(
-            model=str(setup.model),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype=setup.dtype,
-            max_model_len=setup.max_tokens,
-            max_num_seqs=setup.max_num_seqs,
-            seed=0,
-        )
-        self._temperature = setup.temperature
-
-    def generate(self, requests: Sequence[Request]) -> list[int]:
-        from vllm import SamplingParams
-
-        params = [
-            SamplingParams(
-                temperature=self._temperature,
-                seed=None if self._temperature == 0 else place,
-                max_tokens=one.max_tokens,
-                ignore_eos=True,
-                detokenize=False,
-            )
-            for place, one in enumerate(requests)
-        ]
-        prompts = [{"prompt_token_ids": list(one.prompt)} for one in requests]
-        results = self._engine.generate(prompts, params, use_tqdm=False)
-        return [len(result.outputs[0].token_ids) for result in results]
-
-
 CONTENDERS: dict[str, Callable[[Setup], Loaded]] = {
     "pagemill": Pagemill,
-    "vllm": Vllm,
     "transformers-continuous": Continuous,
     "transformers-sequential": Sequential,
 }
