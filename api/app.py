@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from uuid import UUID
+from typing import TypeVar
 
 from fastapi import FastAPI
+from sqlalchemy import Connection
 
 from api import errors
+from api.batching import Batcher
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
@@ -21,8 +23,11 @@ from api.upload_locks import UploadLocks
 from jobs.database import connect_async
 from jobs.file_store import FileStore
 from jobs.keys import load_pepper
-from jobs.queries import reading
+from jobs.queries import reading, tenants
 from jobs.settings import Settings
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -34,18 +39,23 @@ def create_app(settings: Settings) -> FastAPI:
         notifier = Notifier(settings)
         upload_locks = UploadLocks(settings)
 
-        async def find_ended(job_ids: Collection[UUID]) -> Collection[UUID]:
-            async with database.begin() as connection:
-                return await connection.run_sync(reading.no_longer_running, job_ids)
+        def in_transaction(query: Callable[[Connection, Collection[K]], T]) -> Callable[[Collection[K]], Awaitable[T]]:
+            async def look(keys: Collection[K]) -> T:
+                async with database.begin() as connection:
+                    return await connection.run_sync(query, keys)
+
+            return look
 
         app.state.services = Services(
             settings,
             database,
             load_pepper(settings),
             notifier,
-            JobWatch(find_ended),
+            JobWatch(in_transaction(reading.no_longer_running)),
             upload_locks,
             FileStore(settings),
+            Batcher(in_transaction(tenants.find_keys)),
+            Batcher(in_transaction(reading.get_jobs)),
         )
         try:
             yield

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
+from uuid import UUID
 
 import psycopg
 from fastapi import Depends, Request
@@ -14,13 +15,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batching import Batcher
 from api.long_poll import JobWatch
 from api.notifier import Notifier
 from api.upload_locks import UploadLocks
 from jobs import keys
 from jobs.errors import InvalidKey
 from jobs.file_store import FileStore
-from jobs.queries import tenants
+from jobs.queries.reading import Job
 from jobs.queries.tenants import Tenant
 from jobs.settings import Settings
 
@@ -41,6 +43,8 @@ class Services:
     job_watch: JobWatch
     upload_locks: UploadLocks
     files: FileStore
+    tenants: Batcher[bytes, Tenant]
+    jobs: Batcher[tuple[UUID, UUID], Job]
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""
@@ -76,7 +80,7 @@ async def authenticate(
     key = credentials.credentials
     if key.startswith(keys.PREFIX) and not keys.is_well_formed(key):
         raise InvalidKey
-    tenant = await services.transaction(tenants.find_key, keys.digest(key, services.pepper))
+    tenant = await services.tenants.get(keys.digest(key, services.pepper))
     if tenant is None:
         raise InvalidKey
     return tenant

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
+from api.redis_probe import RedisProbe
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queues import DRAIN_TASK, celery_config, model_queue
 from jobs.settings import Settings
@@ -36,6 +35,7 @@ class Notifier:
         self._waiting: dict[str, UUID] = {}
         self._sender: asyncio.Task[None] | None = None
         self._warned_at = float("-inf")
+        self.probe = RedisProbe(self._app)
         self.sent = 0
         self.failed = 0
 
@@ -76,22 +76,10 @@ class Notifier:
                 self.failed,
             )
 
-    async def is_reachable(self) -> bool:
-        """Whether Redis answers within the timeouts of the broker's configuration."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._thread, self._connect)
-        except (OperationalError, RedisError, OSError):
-            return False
-        return True
-
-    def _connect(self) -> None:
-        with self._app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-
     async def close(self) -> None:
         """Send what still waits, then end the thread. A dead Redis holds this up for one timeout."""
         if self._sender is not None:
             await self._sender
+        self.probe.close()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._app.close)
         self._thread.shutdown(wait=False)

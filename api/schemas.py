@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from api.redis_probe import RedisState
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries.reading import Job, ServedModel
 from jobs.requests import window_text
@@ -139,9 +140,9 @@ class Alive(BaseModel):
 class Readiness(BaseModel):
     """Postgres is needed; without Redis jobs start a poll interval later."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "degraded: polling"]
     postgres: Literal["ok"] = "ok"
-    redis: Literal["ok", "unreachable"]
+    redis: RedisState
     notifications_sent: int
     notifications_lost: int
     bells_sent: int = Field(deprecated=True, description="`notifications_sent`, by its old name for one release")

@@ -218,7 +218,7 @@ def _parse(job_id: str) -> UUID:
 
 
 async def _find(services: Services, caller: Tenant, job_id: str) -> Job:
-    job = await services.transaction(reading.get_job, caller.id, _parse(job_id))
+    job = await services.jobs.get((caller.id, _parse(job_id)))
     if job is None:
         raise JobNotFound(job_id)
     return job

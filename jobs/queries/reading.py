@@ -74,19 +74,26 @@ def _job(row: object) -> Job:
 
 def get_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> Job | None:
     """One published job of this tenant."""
+    return get_jobs(connection, [(tenant_id, job_id)]).get((tenant_id, job_id))
+
+
+def get_jobs(connection: Connection, owned: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], Job]:
+    """Published jobs by (tenant, id). A pair whose job is another tenant's is left out."""
     # The columns of `Job`, by primary key.
-    row = connection.execute(
+    rows = connection.execute(
         text("""
             SELECT id, tenant_id, state, model, priority, metadata, completion_window,
                    total, completed, failed, cancelled, expired, last_seq,
                    prompt_tokens, cached_tokens, completion_tokens,
                    created_at, in_progress_at, expires_at, cancelling_at, ended_at
             FROM jobs
-            WHERE id = :job_id AND tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL
+            WHERE id = ANY(CAST(:job_ids AS uuid[])) AND tenant_id = ANY(CAST(:tenant_ids AS uuid[]))
+              AND in_progress_at IS NOT NULL AND deleted_at IS NULL
         """),
-        {"job_id": job_id, "tenant_id": tenant_id},
-    ).one_or_none()
-    return None if row is None else _job(row)
+        {"tenant_ids": [tenant for tenant, _ in owned], "job_ids": [job for _, job in owned]},
+    )
+    jobs = {(job.tenant_id, job.id): job for job in map(_job, rows)}
+    return {pair: jobs[pair] for pair in owned if pair in jobs}
 
 
 def no_longer_running(connection: Connection, job_ids: Collection[UUID]) -> set[UUID]:

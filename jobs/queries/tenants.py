@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -117,6 +118,13 @@ def find_key(connection: Connection, digest: bytes) -> Tenant | None:
             text("UPDATE api_keys SET last_used_at = clock_timestamp() WHERE id = :id"), {"id": row.key_id}
         )
     return Tenant(row.id, row.name, row.webhook_secret)
+
+
+def find_keys(connection: Connection, digests: Collection[bytes]) -> dict[bytes, Tenant]:
+    """The tenants whose live keys have these digests, by digest."""
+    # In one order for every process, because each may write when its key was last used.
+    found = {digest: find_key(connection, digest) for digest in sorted(digests)}
+    return {digest: tenant for digest, tenant in found.items() if tenant is not None}
 
 
 def list_keys(connection: Connection) -> list[ApiKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -11,11 +12,12 @@ from contextlib import closing, contextmanager
 
 import httpx
 import pytest
+import redis
 
 from jobs.keys import new_key
 from jobs.settings import Settings
 from tests.support.api_server import Api, anonymous, error_of, running_api, served
-from tests.support.processes import await_condition
+from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy, proxied
 from tests.support.rows import Rows
 
@@ -114,15 +116,82 @@ class TestRedis:
             # A request that waits for Redis does so every time; one alone may be slow for reasons of the machine's.
             assert min(response.elapsed.total_seconds() for response in responses) < patience
             await_condition(lambda: api.client.get("/readyz").json()["notifications_lost"] > 0, "a lost notification")
-            assert api.client.get("/readyz").json()["redis"] == "unreachable"
+            await_condition(lambda: api.client.get("/readyz").json()["redis"] == "unreachable", "the next look")
             proxy.up()
             await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis' return")
             assert api.upload(b'"a"').status_code == 202
             await_condition(lambda: api.client.get("/readyz").json()["notifications_sent"] > 0, "a notification")
         assert len(api_rows.query("SELECT 1 FROM jobs WHERE state = 'in_progress'")) == 4
 
+    @pytest.mark.parametrize(
+        "broken",
+        [{"min-replicas-to-write": "1"}, {"maxmemory": "1", "maxmemory-policy": "noeviction"}],
+        ids=["NOREPLICAS", "OOM"],
+    )
+    def test_api_polls_and_says_so_when_redis_refuses_writes(
+        self, api: Api, api_rows: Rows, broken: dict[str, str]
+    ) -> None:
+        assert api.settings.redis_url is not None
+
+        def readiness() -> dict[str, object]:
+            response = api.client.get("/readyz")
+            assert response.status_code == 200
+            return dict(response.json())
+
+        with closing(redis.Redis.from_url(api.settings.redis_url)) as broker:
+            before = {name: str(broker.config_get(name)[name]) for name in broken}
+            for name, value in broken.items():
+                broker.config_set(name, value)
+            try:
+                await_condition(lambda: readiness()["redis"] == "refuses writes", "what is wrong with Redis")
+                assert readiness()["status"] == "degraded: polling"
+                lost = readiness()["notifications_lost"]
+                assert api.upload(b'"a"').status_code == 202
+                await_condition(lambda: readiness()["notifications_lost"] != lost, "a lost notification")
+            finally:
+                for name, value in before.items():
+                    broker.config_set(name, value)
+        await_condition(lambda: readiness()["status"] == "ok", "Redis' return")
+        sent = readiness()["notifications_sent"]
+        assert api.upload(b'"a"').status_code == 202
+        await_condition(lambda: readiness()["notifications_sent"] != sent, "a notification")
+
+    def test_readyz_answers_in_time_when_redis_is_frozen(self, settings: Settings) -> None:
+        assert settings.redis_url is not None
+        with (
+            proxied(settings.redis_url) as (proxy, url),
+            running_api(settings.model_copy(update={"redis_url": url, "redis_timeout": 30.0})) as api,
+        ):
+            await_condition(lambda: api.client.get("/readyz").json()["redis"] == "ok", "Redis")
+            proxy.hang()
+            await_condition(lambda: api.client.get("/readyz").json()["redis"] == "unreachable", "the first look")
+            began = time.monotonic()
+            with ThreadPoolExecutor(8) as callers:
+                states = list(callers.map(lambda _: httpx.get(f"{api.url}/readyz").json()["redis"], range(8)))
+            assert set(states) == {"unreachable"}
+            assert time.monotonic() - began < 8  # one after the other they would take 30 s each
+            proxy.up()
+
 
 class TestPostgres:
+    def test_burst_of_long_polls_is_answered_through_a_pool_of_two(self, settings: Settings, api_rows: Rows) -> None:
+        job_id = api_rows.job(1)
+        with running_api(settings.model_copy(update={"database_pool_size": 2})) as api:
+            path, key = f"/v1/jobs/job_{job_id.hex}?wait=60", api.client.headers["authorization"]
+
+            async def burst() -> list[int]:
+                limits = httpx.Limits(max_connections=None)
+                async with httpx.AsyncClient(
+                    base_url=api.url, headers={"authorization": key}, timeout=PATIENCE, limits=limits, trust_env=False
+                ) as client:
+                    polls = [asyncio.create_task(client.get(path)) for _ in range(200)]
+                    while len(api.server.server_state.tasks) < len(polls):
+                        await asyncio.sleep(0.02)
+                    await asyncio.to_thread(api_rows.finish, job_id)
+                    return [(await poll).status_code for poll in polls]
+
+            assert asyncio.run(burst()) == [200] * 200
+
     def test_routes_answer_503_while_postgres_is_away(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
         with (
