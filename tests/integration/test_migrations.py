@@ -29,7 +29,7 @@ def _differences(database_url: str) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
 
-def test_up_down_up(empty_database_url: str) -> None:
+def test_schema_is_the_declared_one_after_up_down_up(empty_database_url: str) -> None:
     upgrade(empty_database_url)
     assert _tables(empty_database_url) == {table.name for table in metadata.sorted_tables} | {"alembic_version"}
     assert _differences(empty_database_url) == []
@@ -39,12 +39,12 @@ def test_up_down_up(empty_database_url: str) -> None:
     assert _differences(empty_database_url) == []
 
 
-def test_migrating_twice_changes_nothing(database_url: str) -> None:
+def test_upgrade_changes_nothing_when_the_schema_is_the_newest(database_url: str) -> None:
     upgrade(database_url)
     assert _differences(database_url) == []
 
 
-def test_processes_that_migrate_at_once_take_turns(empty_database_url: str) -> None:
+def test_concurrent_upgrades_take_turns(empty_database_url: str) -> None:
     start = threading.Barrier(3)
 
     def migrate() -> None:

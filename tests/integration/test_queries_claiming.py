@@ -15,7 +15,7 @@ from jobs.queries.tenants import TenantWeight, list_weights, set_weight
 from tests.support.rows import MODEL, Rows
 
 
-def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:
+def test_claim_returns_token_tenant_and_body(rows: Rows) -> None:
     job_id, worker_id = rows.job(1), rows.worker()
     (request,) = rows.claim(worker_id).requests
     assert request == ClaimedRequest(
@@ -30,25 +30,25 @@ def test_a_claim_says_what_a_worker_must_know(rows: Rows) -> None:
     assert rows.claim(worker_id).requests == ()
 
 
-def test_a_job_that_is_not_published_is_out_of_reach(rows: Rows) -> None:
+def test_claim_passes_by_a_job_that_is_not_published(rows: Rows) -> None:
     rows.job(2, published=False)
     assert rows.claim(rows.worker()).requests == ()
 
 
-def test_another_models_requests_are_out_of_reach(rows: Rows) -> None:
+def test_claim_passes_by_requests_of_another_model(rows: Rows) -> None:
     rows.job(2)
     rows.execute("INSERT INTO models (name, max_model_len, vocab_size) VALUES ('other', 1, 1)")
     rows.execute("UPDATE jobs SET model = 'other'")
     assert rows.claim(rows.worker()).requests == ()
 
 
-def test_a_job_past_its_window_is_out_of_reach(rows: Rows) -> None:
+def test_claim_passes_by_a_job_past_its_window(rows: Rows) -> None:
     job_id = rows.job(2, window="1h")
     rows.execute("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=job_id)
     assert rows.claim(rows.worker()).requests == ()
 
 
-def test_priority_first_then_age(rows: Rows) -> None:
+def test_jobs_of_a_tenant_are_claimed_by_priority_then_age(rows: Rows) -> None:
     old, urgent, new = rows.job(2), rows.job(2, priority=1), rows.job(2)
     worker_id = rows.worker()
     taken = [(request.job_id, request.line) for request in rows.claim(worker_id, limit=3).requests]
@@ -57,7 +57,7 @@ def test_priority_first_then_age(rows: Rows) -> None:
     assert taken == [(old, 2), (new, 1), (new, 2)]
 
 
-def test_tenants_share_whatever_the_size_of_their_jobs(rows: Rows) -> None:
+def test_tenants_get_equal_places_when_their_jobs_differ_in_size(rows: Rows) -> None:
     large, small = rows.job(100, tenant="large"), rows.job(4, tenant="small")
     worker_id = rows.worker()
     assert _by_job(rows.claim(worker_id, limit=6).requests) == {large: 3, small: 3}
@@ -109,14 +109,14 @@ def test_claim_ends_with_the_body_that_reaches_its_limit_of_bytes(rows: Rows) ->
     rows.check()
 
 
-def test_what_runs_of_a_job_does_not_wait_in_it(rows: Rows) -> None:
+def test_running_requests_of_a_job_do_not_count_as_waiting(rows: Rows) -> None:
     old, new = rows.job(3), rows.job(5)
     worker_id = rows.worker()
     assert _by_job(rows.claim(worker_id, limit=2).requests) == {old: 2}
     assert _by_job(rows.claim(worker_id, limit=4).requests) == {old: 1, new: 3}
 
 
-def test_shared_prefixes_come_together(rows: Rows) -> None:
+def test_claim_orders_requests_by_prefix(rows: Rows) -> None:
     rows.job(6, prefixes=[7, -3, 7, 5, -3, 7])
     worker_id = rows.worker()
     assert [request.line for request in rows.claim(worker_id, limit=4).requests] == [2, 5, 4, 1]
@@ -124,7 +124,7 @@ def test_shared_prefixes_come_together(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("lease_is_over_by", ["time", "reaper", "itself"])
-def test_a_worker_without_a_lease_gets_nothing(rows: Rows, lease_is_over_by: str) -> None:
+def test_claim_raises_lease_lost_when_the_lease_is_over(rows: Rows, lease_is_over_by: str) -> None:
     rows.job(1)
     worker_id = rows.worker()
     if lease_is_over_by == "time":
@@ -135,13 +135,13 @@ def test_a_worker_without_a_lease_gets_nothing(rows: Rows, lease_is_over_by: str
         rows.claim(worker_id)
 
 
-def test_an_unknown_worker_gets_nothing(rows: Rows) -> None:
+def test_claim_raises_lease_lost_when_the_worker_is_unknown(rows: Rows) -> None:
     rows.job(1)
     with pytest.raises(LeaseLost):
         rows.claim(UUID(int=1))
 
 
-def test_ten_workers_never_hold_one_request_twice(rows: Rows) -> None:
+def test_concurrent_claims_never_take_one_request_twice(rows: Rows) -> None:
     jobs = [rows.job(200, tenant=f"tenant {number}") for number in range(3)]
     start = threading.Barrier(10)
 
@@ -162,7 +162,7 @@ def test_ten_workers_never_hold_one_request_twice(rows: Rows) -> None:
     rows.check()
 
 
-def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
+def test_claim_passes_by_rows_that_are_locked(rows: Rows) -> None:
     job_id, worker_id = rows.job(3), rows.worker()
     with rows.database.begin() as other:
         other.exec_driver_sql(f"SELECT 1 FROM requests WHERE job_id = '{job_id}' AND line = 2 FOR UPDATE")
@@ -170,7 +170,7 @@ def test_a_claim_passes_by_rows_that_another_has_locked(rows: Rows) -> None:
     assert [request.line for request in rows.claim(worker_id).requests] == [2]
 
 
-def test_giving_back_is_free_and_the_epoch_goes_on(rows: Rows) -> None:
+def test_release_counts_no_death_and_keeps_the_epoch(rows: Rows) -> None:
     rows.job(3)
     first, second = rows.worker(), rows.worker()
     held = rows.claim(first).requests

@@ -11,7 +11,7 @@ from tests.support.rows import MODEL, Rows
 TABLES = ("jobs", "requests", "bodies", "results", "events", "deliveries", "idempotency_keys")
 
 
-def test_an_upload_that_stores_nothing_is_collected(rows: Rows) -> None:
+def test_upload_is_collected_when_it_stores_nothing(rows: Rows) -> None:
     cut, alive = rows.job(2, published=False), rows.job(2, published=False)
     rows.execute("UPDATE jobs SET staged_at = clock_timestamp() - interval '1 hour' WHERE id = :id", id=cut)
     tenant_id = rows.tenant().id
@@ -31,7 +31,7 @@ def test_an_upload_that_stores_nothing_is_collected(rows: Rows) -> None:
     rows.check()
 
 
-def test_an_upload_that_goes_on_is_left_alone(rows: Rows) -> None:
+def test_upload_is_not_collected_while_it_goes_on(rows: Rows) -> None:
     job_id = rows.job(1, published=False)
     rows.execute("UPDATE jobs SET staged_at = clock_timestamp() - interval '1 hour'")
     with rows.database.begin() as connection:
@@ -39,13 +39,13 @@ def test_an_upload_that_goes_on_is_left_alone(rows: Rows) -> None:
     assert _collect(rows) == 0
 
 
-def test_a_published_job_is_no_upload(rows: Rows) -> None:
+def test_published_job_is_not_collected(rows: Rows) -> None:
     rows.job(1)
     rows.execute("UPDATE jobs SET staged_at = clock_timestamp() - interval '1 hour'")
     assert _collect(rows) == 0
 
 
-def test_deleting_hides_at_once_and_removes_in_chunks(rows: Rows) -> None:
+def test_deleted_job_is_hidden_at_once_and_removed_in_chunks(rows: Rows) -> None:
     gone, kept = rows.job(10, webhook="https://receiver.example"), rows.job(2)
     rows.finish(gone)
     rows.finish(kept)
@@ -67,7 +67,7 @@ def test_deleting_hides_at_once_and_removes_in_chunks(rows: Rows) -> None:
     rows.check()
 
 
-def test_only_the_owner_deletes_and_only_what_is_at_its_end(rows: Rows) -> None:
+def test_job_is_not_deleted_by_a_stranger_or_before_its_end(rows: Rows) -> None:
     job_id = rows.job(1)
     with rows.database.begin() as connection:
         assert not retention.delete_job(connection, rows.tenant().id, job_id)
@@ -91,7 +91,7 @@ def test_two_couriers_remove_different_jobs(rows: Rows) -> None:
     assert rows.query("SELECT 1 FROM requests") == []
 
 
-def test_old_jobs_retire(rows: Rows) -> None:
+def test_jobs_are_retired_when_they_are_old(rows: Rows) -> None:
     old, young, running = rows.job(1), rows.job(1), rows.job(1)
     worker_id = rows.worker()
     for _ in range(2):
@@ -104,7 +104,7 @@ def test_old_jobs_retire(rows: Rows) -> None:
     assert rows.job_row(running).deleted_at is None
 
 
-def test_workers_of_long_ago_are_forgotten(rows: Rows) -> None:
+def test_worker_rows_are_forgotten_when_they_are_old_and_hold_nothing(rows: Rows) -> None:
     rows.job(1)
     alive, recent, long_ago, holding = (rows.worker() for _ in range(4))
     rows.claim(holding)
@@ -116,7 +116,7 @@ def test_workers_of_long_ago_are_forgotten(rows: Rows) -> None:
     assert {row.id for row in rows.query("SELECT id FROM workers")} == {alive, recent, holding}
 
 
-def test_one_bell_a_model_for_the_oldest_job_that_waits(rows: Rows) -> None:
+def test_waiting_jobs_are_the_oldest_of_each_model(rows: Rows) -> None:
     taken, waiting, _ = rows.job(1), rows.job(1), rows.job(1)
     rows.job(1, published=False)
     with rows.database.begin() as connection:

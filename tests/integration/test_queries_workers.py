@@ -17,7 +17,7 @@ from tests.support.processes import await_condition
 from tests.support.rows import MODEL, Rows
 
 
-def test_registering_makes_the_model_known(rows: Rows) -> None:
+def test_register_makes_the_model_known(rows: Rows) -> None:
     identity = WorkerIdentity(new_id(), "host", 7, "cpu")
     with rows.database.begin() as connection:
         workers.register(connection, identity, ModelLimits("new", 64, 50), lease=30)
@@ -26,7 +26,7 @@ def test_registering_makes_the_model_known(rows: Rows) -> None:
     assert served[MODEL.name].live_workers == 0
 
 
-def test_a_model_is_what_its_last_worker_said(rows: Rows) -> None:
+def test_register_updates_the_limits_of_a_known_model(rows: Rows) -> None:
     job_id = rows.job(1)
     identity = WorkerIdentity(new_id(), "host", 7, "cpu")
     with rows.database.begin() as connection:
@@ -36,7 +36,7 @@ def test_a_model_is_what_its_last_worker_said(rows: Rows) -> None:
     assert rows.states(job_id) == ["pending"]
 
 
-def test_a_heartbeat_renews_the_lease_by_postgres_clock(rows: Rows) -> None:
+def test_heartbeat_renews_the_lease_by_the_clock_of_postgres(rows: Rows) -> None:
     worker_id = rows.worker(lease=1)
     _beat(rows, worker_id, lease=50)
     (row,) = rows.query("SELECT lease_expires_at - heartbeat_at AS lease, stats FROM workers")
@@ -44,14 +44,14 @@ def test_a_heartbeat_renews_the_lease_by_postgres_clock(rows: Rows) -> None:
     assert row.stats == {"running": 3}
 
 
-def test_a_late_heartbeat_saves_a_worker_that_nobody_reaped(rows: Rows) -> None:
+def test_late_heartbeat_renews_the_lease_when_no_reaper_came(rows: Rows) -> None:
     worker_id = rows.worker()
     rows.lapse(worker_id)
     _beat(rows, worker_id)
     assert _reap(rows) is None
 
 
-def test_a_heartbeat_after_the_reaper_is_too_late(rows: Rows) -> None:
+def test_heartbeat_raises_lease_lost_when_the_worker_was_reaped(rows: Rows) -> None:
     rows.job(1)
     worker_id = rows.worker()
     rows.claim(worker_id)
@@ -65,12 +65,12 @@ def test_a_heartbeat_after_the_reaper_is_too_late(rows: Rows) -> None:
     assert tuple(row) == (True, True)
 
 
-def test_a_lease_runs_out_by_itself(rows: Rows) -> None:
+def test_worker_is_reaped_when_its_lease_runs_out(rows: Rows) -> None:
     worker_id = rows.worker(lease=0.1)
     await_condition(lambda: _reap(rows) == worker_id, "reaping of a silent worker")
 
 
-def test_a_worker_that_ends_gives_back_what_it_holds_uncharged(rows: Rows) -> None:
+def test_end_releases_requests_without_counting_a_death(rows: Rows) -> None:
     job_id, worker_id, other = rows.job(5), rows.worker(), rows.worker()
     rows.claim(worker_id, limit=3)
     rows.claim(other, limit=1)
@@ -84,7 +84,7 @@ def test_a_worker_that_ends_gives_back_what_it_holds_uncharged(rows: Rows) -> No
     rows.check()
 
 
-def test_a_dead_worker_serves_no_model(rows: Rows) -> None:
+def test_lapsed_and_ended_workers_do_not_count_as_live(rows: Rows) -> None:
     alive, lapsed, ended = rows.worker(), rows.worker(), rows.worker()
     rows.lapse(lapsed)
     with rows.database.begin() as connection:

@@ -40,7 +40,7 @@ def _drawn(kind: str) -> dict[tuple[str, str], str]:
 
 
 @KINDS
-def test_the_drawing_is_the_code(
+def test_documented_transitions_are_those_of_the_code(
     kind: str, states: type[StrEnum], transitions: Set[tuple[str, str]], terminal: Set[str]
 ) -> None:
     drawn = _drawn(kind)
@@ -52,7 +52,7 @@ def test_the_drawing_is_the_code(
 
 
 @KINDS
-def test_every_state_has_its_meaning(
+def test_every_state_is_documented(
     kind: str, states: type[StrEnum], transitions: Set[tuple[str, str]], terminal: Set[str]
 ) -> None:
     section = PAGE.partition(f"## {kind.capitalize()}s\n")[2].partition("\n## ")[0]
@@ -60,7 +60,7 @@ def test_every_state_has_its_meaning(
 
 
 @KINDS
-def test_nothing_leaves_an_end(
+def test_terminal_states_have_no_transition(
     kind: str, states: type[StrEnum], transitions: Set[tuple[str, str]], terminal: Set[str]
 ) -> None:
     assert not {start for start, _ in transitions} & set(terminal)
