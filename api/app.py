@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -16,7 +17,8 @@ from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
 from api.native import jobs
 from api.notifier import Notifier
-from api.openai import files, uploads
+from api.openai import batches, files, uploads
+from api.openai.batch_runner import BatchRunner
 from api.routes import health, models
 from api.schemas import ErrorAnswer
 from api.upload_locks import UploadLocks
@@ -46,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
 
             return look
 
-        app.state.services = Services(
+        services = app.state.services = Services(
             settings,
             database,
             load_pepper(settings),
@@ -56,10 +58,13 @@ def create_app(settings: Settings) -> FastAPI:
             FileStore(settings),
             Batcher(in_transaction(tenants.find_keys)),
             Batcher(in_transaction(reading.get_jobs)),
+            asyncio.Event(),
         )
+        batch_runner = BatchRunner(services, seconds=settings.poll_interval)
         try:
             yield
         finally:
+            await batch_runner.close()
             await upload_locks.close()
             await notifier.close()
             await database.dispose()
@@ -72,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.add_middleware(RequestMiddleware)
-    routers = (jobs.router, files.router, uploads.router, models.router, health.router)
+    routers = (jobs.router, batches.router, files.router, uploads.router, models.router, health.router)
     for router in routers:
         app.include_router(router)
     errors.install(app, [route for router in routers for route in router.routes])

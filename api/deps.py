@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Services:
     files: FileStore
     tenants: Batcher[bytes, Tenant]
     jobs: Batcher[tuple[UUID, UUID], Job]
+    batches_wait: asyncio.Event
+    """Set where a batch is to be validated or finalized; see `api.openai.batch_runner`."""
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""

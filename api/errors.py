@@ -33,6 +33,8 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.InvalidKey, 401),
     (errors.ModelNotFound, 404),
     (errors.JobNotFound, 404),
+    (errors.BatchMissing, 404),
+    (errors.BatchEnded, 409),
     (errors.FileMissing, 404),
     (errors.UploadMissing, 404),
     (errors.FileInUse, 409),
@@ -51,6 +53,7 @@ HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},
     errors.JobNotDeletable: {"x-should-retry": "false"},
+    errors.BatchEnded: {"x-should-retry": "false"},
     errors.FileInUse: {"x-should-retry": "false"},
     errors.UploadClosed: {"x-should-retry": "false"},
     errors.StorageFull: {"x-should-retry": "false"},

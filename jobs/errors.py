@@ -5,10 +5,13 @@ from __future__ import annotations
 # PagemillError
 # ├── InvalidInput              the caller's document is wrong; names the field, and the line in a file
 # │   ├── InvalidJson           not the JSON that we accept: syntax, duplicate keys, NaN, lone surrogates, depth
+# │   ├── UnsupportedContent    a part of a message that is no text
 # │   ├── DuplicateCustomId     two lines of a job share a custom_id
 # │   └── TooLarge              over a limit of bytes, lines or depth
 # ├── ModelNotFound             no worker ever served a model of that name
 # ├── JobNotFound               no such job for this tenant
+# ├── BatchMissing              no such batch for this tenant
+# ├── BatchEnded                a batch at its end is not cancelled
 # ├── FileMissing               no such file for this tenant
 # ├── FileInUse                 a batch that is not at its end reads the file
 # ├── FileQuotaExceeded         the tenant's files would take more than they may
@@ -54,6 +57,12 @@ class InvalidJson(InvalidInput):
     """The bytes are not the JSON that we accept."""
 
     code = "invalid_json"
+
+
+class UnsupportedContent(InvalidInput):
+    """A part of a message that is no text."""
+
+    code = "unsupported_content"
 
 
 class DuplicateCustomId(InvalidInput):
@@ -137,6 +146,24 @@ class LeaseLost(PagemillError):
     """The worker's row is gone or marked dead: its requests were released."""
 
     code = "lease_lost"
+
+
+class BatchMissing(PagemillError):
+    """No such batch, or another tenant's."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"There is no batch {batch_id!r}.")
+
+
+class BatchEnded(PagemillError):
+    """A batch at its end is not cancelled."""
+
+    code = "batch_ended"
+
+    def __init__(self, batch_id: str, status: str) -> None:
+        super().__init__(f"The batch {batch_id} is {status}.")
 
 
 class FileMissing(PagemillError):

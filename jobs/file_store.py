@@ -24,7 +24,7 @@ from jobs.settings import Settings
 
 PIECE = 256 * 1024  # bytes read at a time
 
-StoreError = (BaseError, OSError)
+STORE_ERRORS = (BaseError, OSError)
 """What a store raises: it is away, full, or refuses."""
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 JOB_PREFIX = "job_"
 EVENT_PREFIX = "evt_"
 FILE_PREFIX = "file-"
+BATCH_PREFIX = "batch_"
 UPLOAD_PREFIX = "upload_"
 PART_PREFIX = "part_"
 

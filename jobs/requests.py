@@ -40,6 +40,8 @@ MAX_STRUCTURE_BYTES = 131_072  # of a schema, a regex, a grammar, or all choices
 MAX_CHOICES = 4096
 MAX_EVENTS = 16  # of a webhook
 MAX_METADATA = 16  # pairs
+MAX_CHOICES_OF_A_PROMPT = 128
+MAX_BIASED_TOKENS = 300  # as many as OpenAI takes
 _MAX_SCHEMA_DEPTH = 64
 _NAME_SHOWN = 100  # characters of an unknown field's name
 _PATH_SHOWN = 300  # characters of a field's path
@@ -48,6 +50,17 @@ _PATH_SHOWN = 300  # characters of a field's path
 CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=r"^[^\x00-\x1f\x7f]+$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Bound the pairs of a dict before pydantic looks at them, because it would complain of each."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > limit:
+            raise ValueError(f"{len(value)} pairs; at most {limit} are allowed")
+        return value
+
+    return BeforeValidator(check)
 
 
 class FewComplaints(BaseModel):
@@ -104,6 +117,16 @@ def _no_longer(url: str) -> str:
     if size > MAX_URL_BYTES:
         raise ValueError(f"{size} bytes; at most {MAX_URL_BYTES} are allowed")
     return url
+
+
+LogitBias = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")],
+        Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
+    ],
+    _at_most(MAX_BIASED_TOKENS),
+]
+"""Added to the logits of the named tokens; JSON has token ids as strings."""
 
 
 Schema = Annotated[dict[str, Any], BeforeValidator(_schema)]
@@ -163,7 +186,7 @@ class ResponseFormat(_Strict):
 class Params(_Strict):
     """Sampling parameters; what is left out is the job's, then the default."""
 
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=0, le=1_000_000, description="0: only with `echo`")
     min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
@@ -172,10 +195,14 @@ class Params(_Strict):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES_OF_A_PROMPT)
+    logit_bias: LogitBias | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20, description="how many likely tokens to list beside each")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -222,11 +249,14 @@ class PromptLine(Params):
         | None
     ) = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    echo: bool | None = Field(default=None, description="put the prompt before the text, and its log-probabilities")
 
     @model_validator(mode="after")
     def _one_kind_of_input(self) -> PromptLine:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("exactly one of 'prompt' and 'messages' is needed")
+        if self.echo and self.messages is not None:
+            raise ValueError("'echo' is possible with 'prompt' only")
         return self
 
 
@@ -254,20 +284,13 @@ class Webhook(_Strict):
         return url
 
 
-def _few_pairs(value: object) -> object:
-    # Before pydantic looks at the pairs: it would complain of each.
-    if isinstance(value, dict) and len(value) > MAX_METADATA:
-        raise ValueError(f"{len(value)} pairs; at most {MAX_METADATA} are allowed")
-    return value
-
-
 Metadata = Annotated[
     dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")],
         Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")],
     ],
     Field(max_length=MAX_METADATA),
-    BeforeValidator(_few_pairs),
+    _at_most(MAX_METADATA),
 ]
 
 _WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -343,6 +366,12 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
     )
 
 
+def refused_line(line: int, custom_id: str, message: str, code: str, param: str | None) -> StagedLine:
+    """A line that is refused already. A worker settles it with this error as its answer, in the order of all lines."""
+    refusal = {"message": message, "code": code, "param": param}
+    return StagedLine(line=line, custom_id=custom_id, prefix=0, body=orjson.dumps({"refused": refusal}))
+
+
 def validate(schema: type[Model], document: object) -> Model:
     """Validate a document. Raises `InvalidInput` with the most telling of pydantic's complaints."""
     try:
@@ -393,6 +422,14 @@ def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> 
         raise InvalidInput(
             f"min_tokens ({min_tokens}) is above max_tokens, which is {DEFAULT_MAX_TOKENS} where it is not given",
             param="min_tokens",
+        )
+    if max_tokens == 0 and not request.echo:
+        raise InvalidInput("0 is possible with 'echo' only", param="max_tokens")
+    biased = max((int(token) for bias in (defaults.logit_bias, request.logit_bias) for token in bias or ()), default=0)
+    if biased >= model.vocab_size:
+        raise InvalidInput(
+            f"token id {biased} is outside the vocabulary of {model.name} ({model.vocab_size} tokens)",
+            param="logit_bias",
         )
     # An unset limit shrinks to what fits.
     wanted = max_tokens if max_tokens is not None else max(1, min_tokens or 0)

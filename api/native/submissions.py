@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import orjson
 from starlette.requests import Request
 
 from api.deps import Services
+from api.line_groups import groups_of_lines
 from api.native import job_options
 from api.request_body import BYTE_ORDER_MARK, LineSplitter, NumberedLine, read_body, read_whole
 from api.submission import replay, reserved, store
@@ -23,9 +23,6 @@ from jobs.queries import submission
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Tenant
 from jobs.requests import JobOptions, ModelLimits, Params, StagedLine, parse_request
-
-GROUP_BYTES = 4 * 1024 * 1024  # of raw lines: a group of long lines is cut short, so that memory stays flat
-GROUP_SECONDS = 1.0  # a slow upload is checked and stored at least this often
 
 
 async def submit_document(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
@@ -64,7 +61,7 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
 
     async def groups() -> AsyncIterator[list[StagedLine]]:
         splitter = LineSplitter(max_line_bytes=settings.max_line_bytes, max_lines=settings.max_lines)
-        async for group in _groups_of_lines(pieces, fingerprint.update, splitter, settings.stage_chunk_lines):
+        async for group in groups_of_lines(pieces, fingerprint.update, splitter, settings.stage_chunk_lines):
             yield await asyncio.to_thread(_parse_lines, group, options.params, model, settings.max_json_depth)
 
     async with reserved(services, tenant, options, key) as reservation:
@@ -80,32 +77,6 @@ async def _find_model(services: Services, options: JobOptions) -> ModelLimits:
     if model is None:
         raise ModelNotFound(options.model)
     return model
-
-
-async def _groups_of_lines(
-    pieces: AsyncIterator[bytes], note: Callable[[bytes], None], splitter: LineSplitter, limit: int
-) -> AsyncIterator[list[NumberedLine]]:
-    """Lines in groups of at most `limit`. `note` sees every piece of the body."""
-    group: list[NumberedLine] = []
-    size = 0
-    began = time.monotonic()
-    try:
-        async for piece in pieces:
-            note(piece)
-            for line in splitter.feed(piece):
-                group.append(line)
-                size += len(line.raw)
-                if len(group) >= limit or size >= GROUP_BYTES or time.monotonic() - began >= GROUP_SECONDS:
-                    yield group
-                    group, size, began = [], 0, time.monotonic()
-        group.extend(splitter.close())
-    except TooLarge:
-        # What came before it may be wrong too, and then that is what the caller hears of.
-        if group:
-            yield group
-        raise
-    if group:
-        yield group
 
 
 def _parse_lines(lines: list[NumberedLine], defaults: Params, model: ModelLimits, max_depth: int) -> list[StagedLine]:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.deps import Caller, InjectedServices, Services
+from api.openai.batch_runner import result_pages
 from api.openai.multipart import Form, read_form
 from api.openai.objects import FileDeleted, FileList, FileObject
 from api.openai.storing import storing
@@ -22,7 +23,7 @@ from api.request_body import read_body
 from jobs.errors import FileMissing, InvalidInput, SubmissionCollected
 from jobs.file_store import file_name
 from jobs.ids import FILE_PREFIX, parse_id, public_id
-from jobs.queries import files
+from jobs.queries import batches, files
 from jobs.queries.files import StoredFile
 from jobs.queries.tenants import Tenant
 
@@ -167,6 +168,8 @@ async def retrieve_file(file_id: str, caller: Caller, services: InjectedServices
 async def read_content(file_id: str, request: Request, caller: Caller, services: InjectedServices) -> Response:
     """The same bytes; a part of them with `Range`, packed where `Accept-Encoding` has gzip."""
     file = await find_file(services, caller, file_id)
+    if not file.is_stored:
+        return await _results_so_far(services, file)
     start, end = _wanted(request.headers, file.bytes)
     headers = {
         "accept-ranges": "bytes",
@@ -193,6 +196,23 @@ async def read_content(file_id: str, request: Request, caller: Caller, services:
     )
     is_packed = not is_part and "gzip" in request.headers.get("accept-encoding", "")
     return _Packed(answer) if is_packed else answer
+
+
+async def _results_so_far(services: Services, file: StoredFile) -> Response:
+    """A file of results while its batch runs: the lines that there are, without a length."""
+    batch = await services.transaction(batches.of_file, file.id)
+    if batch is None:
+        raise FileMissing(public_id(FILE_PREFIX, file.id))
+    pages = result_pages(services, batch, is_output=file.id == batch.output_file_id)
+    # The first page comes before the status: a database that fails by now still makes a proper answer.
+    first = await anext(pages, b"")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        async for page in pages:
+            yield page
+
+    return StreamingResponse(content(), media_type="application/octet-stream")
 
 
 class _Packed(Response):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from jobs.errors import StorageFailed, StorageFull
-from jobs.file_store import StoreError
+from jobs.file_store import STORE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,6 @@ async def storing() -> AsyncIterator[None]:
     """Raise what the store raises as `StorageFull` or `StorageFailed`, which callers may read."""
     try:
         yield
-    except StoreError as error:
+    except STORE_ERRORS as error:
         logger.error("the file store fails: %s", type(error).__name__)
         raise (StorageFull if any(sign in str(error) for sign in _FULL) else StorageFailed)() from None

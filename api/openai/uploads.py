@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
 from api.deps import Caller, InjectedServices, Services
@@ -25,13 +25,14 @@ from jobs.ids import PART_PREFIX, UPLOAD_PREFIX, parse_id, public_id
 from jobs.queries import files
 from jobs.queries.files import Part, StoredFile, Upload
 from jobs.queries.tenants import Tenant
+from jobs.requests import FewComplaints
 
 router = APIRouter(prefix="/v1/uploads", tags=["files"])
 
 MAX_PARTS = 10_000
 
 
-class _Body(BaseModel):
+class _Body(FewComplaints):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -49,7 +50,7 @@ class CreateUpload(_Body):
 
 
 class CompleteUpload(_Body):
-    part_ids: Annotated[list[str], Field(max_length=MAX_PARTS)]
+    part_ids: Annotated[list[str], Field(max_length=MAX_PARTS, fail_fast=True)]
     md5: str | None = None
 
 

@@ -16,8 +16,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from jobs.errors import FileQuotaExceeded
-from jobs.ids import new_id
+from jobs.errors import FileInUse, FileQuotaExceeded
+from jobs.ids import FILE_PREFIX, new_id, public_id
+from jobs.queries import batches
 
 UploadState = Literal["pending", "completed", "cancelled", "expired"]
 
@@ -32,6 +33,8 @@ class StoredFile:
     bytes: int
     created_at: datetime
     expires_at: datetime | None
+    is_stored: bool = True
+    """False of a file of results while its batch runs: the content is assembled when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,11 @@ class Leaving:
     parts: Sequence[UUID]
 
 
-_FILE = "id, purpose, filename, bytes, created_at, expires_at"
-_VISIBLE = "stored_at IS NOT NULL AND deleted_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+_FILE = "id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored"
+_VISIBLE = """
+    (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
+    AND (expires_at IS NULL OR expires_at > clock_timestamp())
+"""
 _UPLOAD = (
     "id, CASE WHEN state = 'pending' AND expires_at <= clock_timestamp() THEN 'expired' ELSE state END AS state, "
     "purpose, filename, mime_type, bytes, file_seconds, file_id, created_at, expires_at"
@@ -173,7 +179,21 @@ def list_files(
 
 
 def delete_file(connection: Connection, tenant_id: UUID, file_id: UUID) -> bool:
-    """Hide a file from now on; the courier removes its content. False where there is none."""
+    """Hide a file from now on; the courier removes its content. False where there is none.
+
+    Raises `FileInUse` where a batch still reads it, or has not stored it yet.
+    """
+    # Locked, so that no batch begins to read the file after the look at those that do.
+    row = connection.execute(
+        text(f"""
+            SELECT stored_at IS NULL AS is_open FROM files
+            WHERE id = :id AND tenant_id = :tenant_id AND {_VISIBLE}
+            FOR UPDATE
+        """),
+        {"id": file_id, "tenant_id": tenant_id},
+    ).one_or_none()
+    if row is not None and (row.is_open or batches.is_reading(connection, file_id)):
+        raise FileInUse(public_id(FILE_PREFIX, file_id))
     return (
         connection.execute(
             text(f"""
@@ -296,7 +316,8 @@ def expire(connection: Connection, *, abandoned_after: float) -> None:
             UPDATE files SET deleted_at = clock_timestamp()
              WHERE deleted_at IS NULL
                AND (expires_at <= clock_timestamp()
-                    OR stored_at IS NULL AND created_at < clock_timestamp() - make_interval(secs => :abandoned_after))
+                    OR stored_at IS NULL AND batch_id IS NULL
+                       AND created_at < clock_timestamp() - make_interval(secs => :abandoned_after))
         """),
         {"abandoned_after": abandoned_after},
     )

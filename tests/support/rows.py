@@ -14,7 +14,7 @@ from jobs.ids import new_id
 from jobs.keys import new_webhook_secret
 from jobs.queries import submission, tenants, workers
 from jobs.queries.claiming import Claim, ClaimedRequest, claim
-from jobs.queries.settling import Outcome, Settled, settle
+from jobs.queries.settling import Outcome, Settled, jobs_to_settle, settle, settle_open
 from jobs.queries.tenants import Tenant
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook
@@ -111,6 +111,12 @@ class Rows:
     def settle(self, claimed: Sequence[ClaimedRequest], state: RequestState = RequestState.COMPLETED) -> Settled:
         with self.database.begin() as connection:
             return settle(connection, [answered(request, state) for request in claimed])
+
+    def settle_due(self) -> None:
+        """End what is cancelled or out of time, as the courier does."""
+        with self.database.begin() as connection:
+            for job_id in jobs_to_settle(connection, limit=100):
+                settle_open(connection, job_id, limit=1000)
 
     def finish(self, job_id: UUID) -> None:
         """Complete a job by one worker."""

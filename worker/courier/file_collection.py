@@ -7,7 +7,7 @@ import threading
 
 from sqlalchemy import Engine as Database
 
-from jobs.file_store import FileStore, StoreError, file_name, part_name
+from jobs.file_store import STORE_ERRORS, FileStore, file_name, part_name
 from jobs.queries import files
 from jobs.settings import Settings
 
@@ -36,7 +36,7 @@ class FileCollection:
             try:
                 for name in [*map(file_name, leaving.files), *map(part_name, leaving.parts)]:
                     self._store.delete_now(name)
-            except StoreError as error:
+            except STORE_ERRORS as error:
                 # The rows stay, so the next sweep tries again.
                 logger.warning("contents of files cannot be removed now: %s", type(error).__name__)
                 return

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from engine import Engine, RequestOutput
+from engine import Completion, Engine, RequestOutput
 from engine.errors import EngineError, InvalidParams, RequestFailed, RequestRejected
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
@@ -221,19 +221,27 @@ class EngineThread:
             return responses.refused(prepared.request, output.error, code="invalid_grammar")
         if output.error is not None:
             return responses.broken(prepared.request, output.error)
-        assert self._engine is not None
-        logprobs = None
-        if output.logprobs is not None:
-            logprobs = openai_logprobs(output.logprobs, output.text, self._engine.tokenizer, is_chat=prepared.is_chat)
         answer = responses.Answer(
-            text=output.text,
-            finish_reason=output.finish_reason,
+            choices=[self._choice(prepared, output, completion) for completion in output.completions],
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.cached_tokens,
-            completion_tokens=len(output.token_ids),
-            logprobs=logprobs,
+            completion_tokens=sum(len(completion.token_ids) for completion in output.completions),
         )
         return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
+
+    def _choice(self, prepared: PreparedRequest, output: RequestOutput, completion: Completion) -> responses.Choice:
+        assert self._engine is not None
+        logprobs = None
+        if completion.logprobs is not None:
+            logprobs = openai_logprobs(
+                completion.logprobs,
+                completion.text,
+                self._engine.tokenizer,
+                is_chat=prepared.is_chat,
+                prompt=() if output.prompt_logprobs is None else output.prompt_logprobs,
+                first_token=output.prompt_token_ids[0],
+            )
+        return responses.Choice(completion.text, completion.finish_reason, logprobs)
 
     def _publish_capacity(self, engine: Engine) -> None:
         capacity = engine.num_requests_wanted()

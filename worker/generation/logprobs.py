@@ -33,11 +33,23 @@ class TokenTexts(Protocol):
 
 
 def openai_logprobs(
-    positions: Sequence[TokenLogprobs], text: str, tokens: TokenTexts | None, *, is_chat: bool
+    positions: Sequence[TokenLogprobs],
+    text: str,
+    tokens: TokenTexts | None,
+    *,
+    is_chat: bool,
+    prompt: Sequence[TokenLogprobs | None] = (),
+    first_token: int = 0,
 ) -> Mapping[str, object]:
-    """Return `choice.logprobs` for the generated tokens of `text`. Without a tokenizer tokens are `token_id:123`."""
+    """Return `choice.logprobs` for the generated tokens of `text`. Without a tokenizer tokens are `token_id:123`.
+
+    `prompt` holds the prompt's positions where `text` echoes it; the first of them, of `first_token`, has no
+    log-probability and is None.
+    """
     tokens = tokens if tokens is not None else _TokenIds()
-    return _of_chat(positions, tokens) if is_chat else _of_completion(positions, text, tokens)
+    if is_chat:
+        return _of_chat(positions, tokens)
+    return _of_completion([*prompt, *positions], text, tokens, first_token)
 
 
 def _of_chat(positions: Sequence[TokenLogprobs], tokens: TokenTexts) -> Mapping[str, object]:
@@ -53,12 +65,18 @@ def _of_chat(positions: Sequence[TokenLogprobs], tokens: TokenTexts) -> Mapping[
     return {"content": content, "refusal": None}
 
 
-def _of_completion(positions: Sequence[TokenLogprobs], text: str, tokens: TokenTexts) -> Mapping[str, object]:
+def _of_completion(
+    positions: Sequence[TokenLogprobs | None], text: str, tokens: TokenTexts, first_token: int
+) -> Mapping[str, object]:
     def key(token_id: int) -> str:
         return _shown(tokens.token_bytes(token_id), prefix="bytes:")
 
-    top_logprobs: list[dict[str, float]] = []
+    token_ids = [first_token if position is None else position.token_id for position in positions]
+    top_logprobs: list[dict[str, float] | None] = []
     for position in positions:
+        if position is None:
+            top_logprobs.append(None)
+            continue
         listed: dict[str, float] = {}
         for token_id, logprob in position.top:
             listed.setdefault(key(token_id), max(logprob, LEAST))
@@ -66,10 +84,10 @@ def _of_completion(positions: Sequence[TokenLogprobs], text: str, tokens: TokenT
         listed[key(position.token_id)] = max(position.logprob, LEAST)
         top_logprobs.append(listed)
     return {
-        "tokens": [key(position.token_id) for position in positions],
-        "token_logprobs": [max(position.logprob, LEAST) for position in positions],
+        "tokens": [key(token_id) for token_id in token_ids],
+        "token_logprobs": [None if position is None else max(position.logprob, LEAST) for position in positions],
         "top_logprobs": top_logprobs,
-        "text_offset": _offsets([position.token_id for position in positions], text, tokens),
+        "text_offset": _offsets(token_ids, text, tokens),
     }
 
 

@@ -67,6 +67,10 @@ class PromptPreparer:
         bodies = [_parsed(request.body) for request in requests]
         result = Preparation([], [])
         for request, body, token_ids in zip(requests, bodies, self._tokens(bodies), strict=True):
+            if "refused" in body:
+                # The API refused it when the rest of its batch was valid.
+                result.refused.append(responses.refused(request, **body["refused"]))
+                continue
             try:
                 if isinstance(token_ids, InvalidPrompt):
                     raise token_ids
@@ -109,6 +113,10 @@ class PromptPreparer:
         options.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, context - prompt_tokens))
         # A request that runs again, after a crash or elsewhere, draws the same tokens again.
         options.setdefault("seed", _seed(request))
+        if "logit_bias" in options:
+            options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
+        if options.get("echo") and "logprobs" in options:
+            options["prompt_logprobs"] = options["logprobs"]
         structure = options.pop("structured_outputs", None)
         return SamplingParams(
             **options, structured_outputs=None if structure is None else StructuredOutputs(**structure)

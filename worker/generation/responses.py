@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -14,37 +14,48 @@ from jobs.states import RequestState
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion as the engine made it."""
+class Choice:
+    """One of the `n` completions of a prompt."""
 
     text: str
     finish_reason: str
+    logprobs: Mapping[str, object] | None = None
+    """In the shape of the answer's kind; see `worker.generation.logprobs`."""
+
+    def document(self, index: int, *, is_chat: bool) -> dict[str, object]:
+        """As it stands in `choices`."""
+        said: dict[str, object] = (
+            {"message": {"role": "assistant", "content": self.text, "refusal": None}}
+            if is_chat
+            else {"text": self.text}
+        )
+        return {"index": index, "finish_reason": self.finish_reason, "logprobs": self.logprobs} | said
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a prompt came to. Its tokens are counted once, those of all choices together."""
+
+    choices: Sequence[Choice]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    logprobs: Mapping[str, object] | None = None
-    """In the shape of the answer's kind; see `worker.generation.logprobs`."""
 
 
 def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: bool) -> Outcome:
     """The outcome of a request that came to its end."""
-    choice: dict[str, object] = {"index": 0, "finish_reason": answer.finish_reason}
-    if is_chat:
-        choice["message"] = {"role": "assistant", "content": answer.text}
-    else:
-        choice["text"] = answer.text
-    choice["logprobs"] = answer.logprobs
     body = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request.name}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [choice],
+        "choices": [choice.document(index, is_chat=is_chat) for index, choice in enumerate(answer.choices)],
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
     return Outcome(
@@ -57,9 +68,9 @@ def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: b
     )
 
 
-def refused(request: ClaimedRequest, message: str, *, code: str) -> Outcome:
-    """The outcome of a request that only the worker could refuse: its prompt is too long, its template fails."""
-    return _failed(request, 400, message, kind="invalid_request_error", code=code)
+def refused(request: ClaimedRequest, message: str, *, code: str, param: str | None = None) -> Outcome:
+    """The outcome of a request that the caller has to change: its prompt is too long, its template fails."""
+    return _failed(request, 400, message, kind="invalid_request_error", code=code, param=param)
 
 
 def broken(request: ClaimedRequest, message: str) -> Outcome:
@@ -67,8 +78,10 @@ def broken(request: ClaimedRequest, message: str) -> Outcome:
     return _failed(request, 500, message, kind="server_error", code="generation_failed")
 
 
-def _failed(request: ClaimedRequest, status: int, message: str, *, kind: str, code: str) -> Outcome:
-    error = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def _failed(
+    request: ClaimedRequest, status: int, message: str, *, kind: str, code: str, param: str | None = None
+) -> Outcome:
+    error = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return Outcome(
         request.token,
         RequestState.FAILED,

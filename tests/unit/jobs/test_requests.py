@@ -144,18 +144,35 @@ def test_complaints_name_the_field(document: object, param: str | None) -> None:
 
 def test_numbers_are_numbers_and_in_range() -> None:
     for name, wrong in {
-        "max_tokens": [0, -1, 1.5, "5", True, 10**400],
+        "max_tokens": [-1, 1.5, "5", True, 10**400],
         "temperature": [-1, 11, "1", True, 10**400, float("nan"), float("inf")],
         "top_p": [0, 1.5],
         "top_k": [-1],
         "repetition_penalty": [0, 1e-38, 0.009, 10.1],
-        "seed": [-1, 2**63],
+        "seed": [-(2**63) - 1, 2**63],
+        "n": [0, 129],
+        "logit_bias": [{"a": 1}, {"5": 101}, {"5": "1"}, dict.fromkeys(map(str, range(301)), 1)],
         "logprobs": [21],
         "stop_token_ids": [[-1], [2**31], list(range(65)), 1],
     }.items():
         for value in wrong:
             assert (complaint(Params, {name: value}).param or "").startswith(name), (name, value)
     assert validate(Params, {"temperature": 0, "seed": 2**63 - 1, "top_k": 0}).temperature == 0
+
+
+def test_no_tokens_are_wanted_only_of_a_prompt_that_is_echoed() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        stage({"prompt": "a", "max_tokens": 0})
+    assert refused.value.param == "max_tokens"
+    assert json.loads(stage({"prompt": "a", "max_tokens": 0, "echo": True}).body)["max_tokens"] == 0
+    with pytest.raises(InvalidInput):
+        stage({"messages": [{"role": "user", "content": "a"}], "echo": True})
+
+
+def test_biased_token_lies_in_the_vocabulary() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        stage({"prompt": "a", "logit_bias": {str(2**31): 1}})
+    assert refused.value.param == "logit_bias"
 
 
 json_values = st.recursive(

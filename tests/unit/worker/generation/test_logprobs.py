@@ -76,3 +76,15 @@ def test_tokens_are_ids_where_the_model_has_no_tokenizer(is_chat: bool) -> None:
     shaped = openai_logprobs([TokenLogprobs(7, -0.5, ())], "", None, is_chat=is_chat)
     tokens = [entry["token"] for entry in shaped["content"]] if is_chat else shaped["tokens"]
     assert tokens == ["token_id:7"]
+
+
+def test_echoed_prompt_comes_first_and_its_first_token_has_no_value() -> None:
+    positions = [TokenLogprobs(1, -0.2, ((1, -0.2),))]
+    prompt = [None, TokenLogprobs(1, -1.5, ((0, -0.1), (1, -1.5)))]
+    shaped = openai_logprobs(positions, "A B B", Tokens(), is_chat=False, prompt=prompt, first_token=0)
+    assert shaped == {
+        "tokens": ["A", " B", " B"],
+        "token_logprobs": [None, -1.5, -0.2],
+        "top_logprobs": [None, {"A": -0.1, " B": -1.5}, {" B": -0.2}],
+        "text_offset": [0, 1, 3],
+    }

@@ -91,3 +91,17 @@ def test_unknown_option_is_a_server_error_that_does_not_quote_the_line() -> None
     result = prepare({"prompt": [1], "novel": "secret"})
     assert b"secret" not in result.refused[0].body
     assert orjson.loads(result.refused[0].body)["response"]["status_code"] == 500
+
+
+def test_line_that_the_api_refused_is_settled_with_its_error() -> None:
+    refusal = {"message": "above 2", "code": "invalid_request", "param": "temperature"}
+    result = prepare({"refused": refusal}, {"prompt": [1]})
+    assert [item.request.line for item in result.prepared] == [2]
+    assert error(result.refused[0]) == refusal | {"type": "invalid_request_error"}
+
+
+def test_parameters_become_the_engines_own() -> None:
+    result = prepare({"prompt": [1], "n": 3, "logit_bias": {"5": -100}, "echo": True, "logprobs": 2, "max_tokens": 0})
+    params = result.prepared[0].params
+    assert (params.n, params.logit_bias, params.echo, params.max_tokens) == (3, {5: -100}, True, 0)
+    assert (params.logprobs, params.prompt_logprobs) == (2, 2)

@@ -1,0 +1,245 @@
+"""Batches at both their ends, in the background of each API process: a file becomes a job, results become files.
+
+    validate   input ──LineSplitter──▶ groups ──LineReader──▶ staged lines ──publish──▶ a job      or errors, and no job
+    finalize   results ──output_lines──▶ two files in the store
+
+Work is found in Postgres, so it goes on elsewhere where a process dies; `Services.batches_wait` only makes it sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.deps import Services
+from api.line_groups import groups_of_lines
+from api.openai.batch_lines import Complaints, LineReader, model_of, output_lines
+from api.request_body import LineSplitter, NumberedLine
+from jobs.errors import DuplicateCustomId, PagemillError, TooLarge
+from jobs.file_store import STORE_ERRORS, file_name
+from jobs.ids import BATCH_PREFIX, new_id, public_id
+from jobs.queries import batches, files, reading, submission
+from jobs.queries.batches import Batch
+from jobs.queries.reading import StoredResult
+from jobs.requests import JobOptions, ModelLimits, StagedLine, refused_line
+
+logger = logging.getLogger(__name__)
+
+HOLD = 60.0  # seconds; renewed with each group
+RETRY = 10.0  # seconds until what failed is tried again
+PAGE_ROWS = 500  # results read at a time
+FAILURES = (SQLAlchemyError, psycopg.Error, *STORE_ERRORS, PagemillError)
+
+
+class HoldLost(Exception):
+    """The batch was cancelled, or another process has it."""
+
+
+class BatchRunner:
+    """Validates and finalizes batches, one at a time. `seconds` between two looks into Postgres."""
+
+    def __init__(self, services: Services, *, seconds: float) -> None:
+        self._services = services
+        self._seconds = seconds
+        self._holder = new_id()
+        self._task = asyncio.create_task(self._run(), name="batches")
+
+    async def close(self) -> None:
+        """Stop. What is held is free again when its hold is over."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        is_failing = False
+        while True:
+            try:
+                while await self._next():
+                    is_failing = False
+            except (SQLAlchemyError, psycopg.Error) as error:
+                if not is_failing:
+                    logger.warning("batches wait for the database: %s", type(error).__name__)
+                is_failing = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await self._services.batches_wait.wait()
+            self._services.batches_wait.clear()
+
+    async def _next(self) -> bool:
+        """Do one batch's work. False where there is none."""
+        batch = await self._services.transaction(batches.take, self._holder, seconds=HOLD)
+        if batch is None:
+            return False
+        name = public_id(BATCH_PREFIX, batch.id)
+        try:
+            if batch.job_id is None:
+                await self._validate(batch)
+            else:
+                await self._finalize(batch)
+        except HoldLost:
+            logger.info("%s is left: it was cancelled or is done elsewhere", name)
+        except FAILURES as error:
+            logger.warning("%s is tried again in %g s: %s", name, RETRY, type(error).__name__)
+            await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
+        except Exception:
+            # A fault of ours must end neither this task nor the batches behind this one.
+            logger.exception("%s is tried again in %g s", name, RETRY)
+            await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
+        return True
+
+    # From a file to a job
+
+    async def _validate(self, batch: Batch) -> None:
+        complaints = Complaints()
+        job_id: UUID | None = None
+        model: ModelLimits | None = None
+        settings = self._services.settings
+        try:
+            async for group in self._groups(batch, complaints):
+                if model is None:
+                    model = await self._model(group, complaints)
+                    if model is None:
+                        continue
+                reader = LineReader(batch.endpoint, model, batch.on_error, settings.max_json_depth)  # type: ignore[arg-type]
+                staged = await asyncio.to_thread(reader.read, group, complaints)
+                if staged:
+                    job_id = await self._stage(batch, job_id, model, staged, complaints)
+                await self._hold(batch)
+            if model is None and not complaints.count:
+                complaints.add("empty_file", "The file has no lines.")
+            if complaints.count or model is None or job_id is None:
+                logger.info("%s fails with %d errors", public_id(BATCH_PREFIX, batch.id), complaints.count)
+                if not await self._services.transaction(batches.fail, self._holder, batch.id, complaints.errors):
+                    raise HoldLost
+                if job_id is not None:
+                    await self._services.quietly(submission.abandon, job_id)
+                return
+            await self._services.transaction(self._publish, batch, job_id, model.name)
+        except BaseException:  # cancelled, too
+            if job_id is not None:
+                await asyncio.shield(self._services.quietly(submission.abandon, job_id))
+            raise
+        self._services.notifier.notify(model.name, job_id)
+
+    async def _groups(self, batch: Batch, complaints: Complaints) -> AsyncIterator[list[NumberedLine]]:
+        settings = self._services.settings
+        file = await self._services.transaction(files.get_file, batch.tenant_id, batch.input_file_id)
+        if file is None:
+            complaints.add("file_not_found", "The input file is gone.", param="input_file_id")
+            return
+        splitter = LineSplitter(max_line_bytes=settings.max_line_bytes, max_lines=settings.max_lines)
+        pieces = self._services.files.read(file_name(file.id), 0, file.bytes)
+        try:
+            async for group in groups_of_lines(pieces, lambda piece: None, splitter, settings.stage_chunk_lines):
+                yield group
+        except TooLarge as error:
+            code = "too_many_tasks" if (error.line or 0) > settings.max_lines else "line_too_long"
+            complaints.add(code, error.message, line=error.line)
+
+    async def _model(self, group: list[NumberedLine], complaints: Complaints) -> ModelLimits | None:
+        """The model of a batch: the first that a line names. None where there is no such model."""
+        for line in group:
+            name = model_of(line, self._services.settings.max_json_depth)
+            if name is None:
+                continue
+            found = await self._services.transaction(submission.find_model, name)
+            if found is None:
+                complaints.add(
+                    "model_not_found", f"The model {name[:100]!r} does not exist.", line=line.number, param="body.model"
+                )
+            return found
+        first = group[0].number
+        complaints.add("invalid_json_line", "no model is named here, nor near here", line=first, param="body.model")
+        return None
+
+    async def _stage(
+        self, batch: Batch, job_id: UUID | None, model: ModelLimits, lines: list[StagedLine], complaints: Complaints
+    ) -> UUID:
+        """Store a group. Lines with a custom_id that stood before are complaints, or refused where errors are skipped.
+
+        Staging goes on after complaints, because Postgres finds the duplicates among all lines.
+        """
+        staging = await self._services.transaction(self._open, batch, model) if job_id is None else job_id
+        while lines:
+            try:
+                if not await self._services.transaction(submission.stage_lines, staging, lines):
+                    raise HoldLost
+                break
+            except DuplicateCustomId as error:
+                place = next(i for i, line in enumerate(lines) if line.line == error.line)
+                duplicate = lines.pop(place)
+                if batch.on_error == "skip":
+                    lines.insert(place, _renamed(duplicate, error))
+                else:
+                    complaints.add(error.code, error.message, line=error.line, param="custom_id")
+        return staging
+
+    def _open(self, connection: Connection, batch: Batch, model: ModelLimits) -> UUID:
+        options = JobOptions(model=model.name, metadata=batch.metadata or {})
+        return submission.open_job(connection, batch.tenant_id, options)
+
+    def _publish(self, connection: Connection, batch: Batch, job_id: UUID, model: str) -> None:
+        if not submission.publish(connection, job_id):
+            raise HoldLost
+        if not batches.attach_job(connection, self._holder, batch.id, job_id, model):
+            raise HoldLost
+
+    async def _hold(self, batch: Batch) -> None:
+        if not await self._services.transaction(batches.hold, self._holder, batch.id, seconds=HOLD):
+            raise HoldLost
+
+    # From results to files
+
+    async def _finalize(self, batch: Batch) -> None:
+        assert batch.job_id is not None
+        sizes = {}
+        for file_id, is_output in ((batch.output_file_id, True), (batch.error_file_id, False)):
+            assert file_id is not None
+            sizes[is_output] = await self._store(batch, file_id, is_output=is_output)
+        if not await self._services.transaction(
+            batches.finalize, self._holder, batch, output_bytes=sizes[True], error_bytes=sizes[False]
+        ):
+            raise HoldLost
+
+    async def _store(self, batch: Batch, file_id: UUID, *, is_output: bool) -> int | None:
+        """Bytes of a file of results once it is stored; None where it has no lines."""
+        size = 0
+        async with self._services.files.writing(file_name(file_id)) as writer:
+            renewed = time.monotonic()
+            async for page in result_pages(self._services, batch, is_output=is_output):
+                size += len(page)
+                await writer.write(page)
+                if time.monotonic() - renewed > HOLD / 6:
+                    await self._hold(batch)
+                    renewed = time.monotonic()
+        return size or None
+
+
+def _renamed(line: StagedLine, error: DuplicateCustomId) -> StagedLine:
+    return refused_line(line.line, f"{line.custom_id[:400]}#{line.line}", error.message, error.code, "custom_id")
+
+
+async def result_pages(services: Services, batch: Batch, *, is_output: bool) -> AsyncIterator[bytes]:
+    """The lines of a file of results as they are now, in pages; each page is a transaction of its own."""
+    assert batch.job_id is not None
+    after = 0
+    while True:
+        results = await services.transaction(reading.read_results, batch.job_id, after=after, limit=PAGE_ROWS)
+        if not results:
+            return
+        after = results[-1].seq
+        page = await asyncio.to_thread(_page, batch.id, results, is_output)
+        if page:
+            yield page
+
+
+def _page(batch_id: UUID, results: list[StoredResult], is_output: bool) -> bytes:
+    return b"".join(output_lines(batch_id, results, is_output=is_output))
