@@ -22,7 +22,7 @@ LEFT_BEHIND = {"of one line": (1, 1), "of one job": (1, 3), "of small jobs": (20
 
 @pytest.mark.parametrize("plans", ["auto", "force_generic_plan"])
 @pytest.mark.parametrize("statistics", ["none", "of an empty table", *LEFT_BEHIND, "of a shrunken table", "fresh"])
-def test_no_claim_and_no_group_looks_at_the_whole_job(rows: Rows, statistics: str, plans: str) -> None:
+def test_rows_read_by_claims_and_groups_are_bounded(rows: Rows, statistics: str, plans: str) -> None:
     if statistics == "of an empty table":
         _analyze(rows)
     if statistics in LEFT_BEHIND:

@@ -39,7 +39,7 @@ def _oracle(rows: Rows) -> Iterator[None]:
     rows.check()
 
 
-def test_a_group_is_numbered_and_counted(rows: Rows) -> None:
+def test_settle_numbers_and_counts_a_group(rows: Rows) -> None:
     job_id, worker_id = rows.job(5), rows.worker()
     claimed = rows.claim(worker_id).requests
     settled = rows.settle(claimed[3:])
@@ -58,7 +58,7 @@ def test_a_group_is_numbered_and_counted(rows: Rows) -> None:
     assert bytes(results[0].body) == ANSWER
 
 
-def test_nul_and_any_byte_survive(rows: Rows) -> None:
+def test_settle_stores_any_byte_of_a_body(rows: Rows) -> None:
     rows.job(1)
     (request,) = rows.claim(rows.worker()).requests
     body = bytes(range(256))
@@ -67,12 +67,12 @@ def test_nul_and_any_byte_survive(rows: Rows) -> None:
     assert bytes(rows.query("SELECT body FROM results")[0].body) == body
 
 
-def test_an_empty_group(rows: Rows) -> None:
+def test_settle_writes_nothing_when_the_group_is_empty(rows: Rows) -> None:
     with rows.database.begin() as connection:
         assert settle(connection, []).written == 0
 
 
-def test_a_group_may_span_jobs(rows: Rows) -> None:
+def test_settle_ends_every_job_of_a_group(rows: Rows) -> None:
     jobs = [rows.job(2, tenant=tenant) for tenant in ("a", "b", "c")]
     settled = rows.settle(rows.claim(rows.worker()).requests)
     assert settled.written == 6
@@ -91,7 +91,7 @@ def test_a_group_may_span_jobs(rows: Rows) -> None:
     ],
     ids=["older epoch", "newer epoch", "another's", "pending", "no such line", "no such job"],
 )
-def test_the_fence_stops_a_stale_outcome(rows: Rows, what_is_stale: Callable[[ClaimToken], ClaimToken]) -> None:
+def test_settle_leaves_out_a_stale_outcome(rows: Rows, what_is_stale: Callable[[ClaimToken], ClaimToken]) -> None:
     job_id = rows.job(2)
     first, second = rows.claim(rows.worker()).requests
     with rows.database.begin() as connection:
@@ -101,7 +101,7 @@ def test_the_fence_stops_a_stale_outcome(rows: Rows, what_is_stale: Callable[[Cl
     assert rows.states(job_id) == ["running", "completed"]
 
 
-def test_a_repeat_after_a_lost_reply_writes_nothing(rows: Rows) -> None:
+def test_settle_writes_nothing_when_a_group_is_repeated(rows: Rows) -> None:
     job_id = rows.job(2)
     claimed = rows.claim(rows.worker()).requests
     assert rows.settle(claimed).written == 2
@@ -110,7 +110,7 @@ def test_a_repeat_after_a_lost_reply_writes_nothing(rows: Rows) -> None:
     assert rows.job_row(job_id).last_seq == 2
 
 
-def test_a_zombies_results_match_nothing(rows: Rows) -> None:
+def test_settle_writes_nothing_of_a_reaped_worker(rows: Rows) -> None:
     job_id, zombie, heir = rows.job(4), rows.worker(), rows.worker()
     stale = rows.claim(zombie).requests
     rows.lapse(zombie)
@@ -122,7 +122,7 @@ def test_a_zombies_results_match_nothing(rows: Rows) -> None:
     assert rows.job_row(job_id).completed == 4
 
 
-def test_two_lives_answers_to_one_line_in_one_group(rows: Rows) -> None:
+def test_settle_writes_the_newer_of_two_claims_in_one_group(rows: Rows) -> None:
     # Postgres was away, the worker registered anew, and both lives' answers wait in its writer.
     rows.job(2)
     first, second = rows.worker(), rows.worker()
@@ -135,7 +135,7 @@ def test_two_lives_answers_to_one_line_in_one_group(rows: Rows) -> None:
     assert settled.written == 2
 
 
-def test_the_same_outcome_twice_in_one_group(rows: Rows) -> None:
+def test_settle_writes_an_outcome_once_when_the_group_holds_it_twice(rows: Rows) -> None:
     rows.job(1)
     (request,) = rows.claim(rows.worker()).requests
     with rows.database.begin() as connection:
@@ -143,7 +143,7 @@ def test_the_same_outcome_twice_in_one_group(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_two_writers_end_a_job_once(rows: Rows, attempt: int) -> None:
+def test_concurrent_writers_end_a_job_once(rows: Rows, attempt: int) -> None:
     job_id = rows.job(2, webhook=RECEIVER)
     one, two = (rows.claim(rows.worker(), limit=1).requests for _ in range(2))
     start = threading.Barrier(2)
@@ -161,7 +161,7 @@ def test_two_writers_end_a_job_once(rows: Rows, attempt: int) -> None:
     assert len(rows.query("SELECT 1 FROM deliveries")) == 1
 
 
-def test_the_second_writer_waits_and_sees_what_the_first_wrote(rows: Rows) -> None:
+def test_settle_waits_for_another_writer_of_the_job(rows: Rows) -> None:
     # Without the lock on the job's row each would see the other's request as open, and the job would never end.
     job_id = rows.job(2)
     one, two = (rows.claim(rows.worker(), limit=1).requests for _ in range(2))
@@ -173,7 +173,7 @@ def test_the_second_writer_waits_and_sees_what_the_first_wrote(rows: Rows) -> No
         assert second.result().ended_jobs == (job_id,)
 
 
-def test_many_writers_of_many_jobs_never_wait_in_a_ring(rows: Rows) -> None:
+def test_concurrent_writers_of_many_jobs_never_deadlock(rows: Rows) -> None:
     for _ in range(4):
         rows.job(40)
     groups = []
@@ -195,7 +195,7 @@ def test_many_writers_of_many_jobs_never_wait_in_a_ring(rows: Rows) -> None:
     assert {row.state for row in rows.query("SELECT state FROM jobs")} == {"completed"}
 
 
-def test_a_job_in_which_lines_failed_is_completed(rows: Rows) -> None:
+def test_job_is_completed_when_lines_failed(rows: Rows) -> None:
     job_id = rows.job(2)
     rows.settle(rows.claim(rows.worker()).requests, RequestState.FAILED)
     job = rows.job_row(job_id)
@@ -203,13 +203,13 @@ def test_a_job_in_which_lines_failed_is_completed(rows: Rows) -> None:
     assert job.ended_at is not None
 
 
-def test_no_delivery_without_a_webhook(rows: Rows) -> None:
+def test_ended_job_has_no_delivery_without_a_webhook(rows: Rows) -> None:
     rows.finish(rows.job())
     assert [row.type for row in rows.query("SELECT type FROM events")] == ["job.completed"]
     assert rows.query("SELECT 1 FROM deliveries") == []
 
 
-def test_no_delivery_of_an_event_that_was_not_asked_for(rows: Rows) -> None:
+def test_ended_job_has_no_delivery_of_an_event_that_was_not_asked_for(rows: Rows) -> None:
     job_id = rows.job(webhook=RECEIVER)
     rows.execute("UPDATE jobs SET webhook_events = ARRAY['job.expired']")
     rows.finish(job_id)
@@ -219,7 +219,7 @@ def test_no_delivery_of_an_event_that_was_not_asked_for(rows: Rows) -> None:
 # Cancel and expiry
 
 
-def test_cancelling_keeps_what_is_finished(rows: Rows) -> None:
+def test_cancelled_job_keeps_finished_results(rows: Rows) -> None:
     job_id, worker_id = rows.job(6), rows.worker()
     running = rows.claim(worker_id, limit=4).requests
     rows.settle(running[:2])
@@ -238,7 +238,7 @@ def test_cancelling_keeps_what_is_finished(rows: Rows) -> None:
     assert body == {"response": None, "error": {"code": "job_cancelled", "message": body["error"]["message"]}}
 
 
-def test_settling_in_chunks(rows: Rows) -> None:
+def test_settle_open_ends_a_job_in_chunks(rows: Rows) -> None:
     job_id = rows.job(10)
     _cancel(rows, job_id)
     written = []
@@ -249,7 +249,7 @@ def test_settling_in_chunks(rows: Rows) -> None:
     assert rows.job_row(job_id).state == "cancelled"
 
 
-def test_a_job_that_is_neither_cancelled_nor_late_keeps_its_requests(rows: Rows) -> None:
+def test_settle_open_leaves_a_job_that_is_neither_cancelled_nor_late(rows: Rows) -> None:
     job_id = rows.job(2, window="1h")
     with rows.database.begin() as connection:
         assert jobs_to_settle(connection, limit=10) == []
@@ -257,7 +257,7 @@ def test_a_job_that_is_neither_cancelled_nor_late_keeps_its_requests(rows: Rows)
         assert settle_open(connection, UUID(int=1), limit=10).written == 0
 
 
-def test_cancel_answers_with_the_state(rows: Rows) -> None:
+def test_cancel_returns_the_state(rows: Rows) -> None:
     done, staged = rows.job(1), rows.job(1, published=False)
     rows.finish(done)
     running = rows.job(1)
@@ -269,7 +269,7 @@ def test_cancel_answers_with_the_state(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(6))
-def test_cancel_against_complete_has_one_end(rows: Rows, attempt: int) -> None:
+def test_job_ends_once_when_it_is_cancelled_while_it_completes(rows: Rows, attempt: int) -> None:
     job_id = rows.job(20, webhook=RECEIVER)
     claimed = rows.claim(rows.worker(), limit=20).requests
     start = threading.Barrier(2)
@@ -294,7 +294,7 @@ def test_cancel_against_complete_has_one_end(rows: Rows, attempt: int) -> None:
     assert len(rows.query("SELECT 1 FROM events")) == 1
 
 
-def test_a_cancelled_job_may_be_ended_by_the_writer(rows: Rows) -> None:
+def test_writer_may_end_a_job_that_is_being_cancelled(rows: Rows) -> None:
     job_id = rows.job(2)
     claimed = rows.claim(rows.worker()).requests
     _cancel(rows, job_id)
@@ -302,7 +302,7 @@ def test_a_cancelled_job_may_be_ended_by_the_writer(rows: Rows) -> None:
     assert rows.job_row(job_id).state == "cancelled"
 
 
-def test_a_job_out_of_time_expires(rows: Rows) -> None:
+def test_job_expires_when_its_window_is_over(rows: Rows) -> None:
     job_id = rows.job(3, window="1h")
     claimed = rows.claim(rows.worker(), limit=2).requests
     rows.settle(claimed[:1])
@@ -315,7 +315,7 @@ def test_a_job_out_of_time_expires(rows: Rows) -> None:
     assert [row.type for row in rows.query("SELECT type FROM events")] == ["job.expired"]
 
 
-def test_a_job_that_finishes_in_the_last_moment_is_completed(rows: Rows) -> None:
+def test_job_is_completed_when_it_finishes_after_its_window_and_before_the_sweep(rows: Rows) -> None:
     job_id = rows.job(1, window="1h")
     claimed = rows.claim(rows.worker()).requests
     rows.execute("UPDATE jobs SET expires_at = clock_timestamp() WHERE id = :id", id=job_id)
@@ -326,13 +326,13 @@ def test_a_job_that_finishes_in_the_last_moment_is_completed(rows: Rows) -> None
 # Death
 
 
-def test_nobody_is_reaped_before_the_lease_is_over(rows: Rows) -> None:
+def test_worker_is_not_reaped_before_its_lease_is_over(rows: Rows) -> None:
     rows.job(1)
     rows.claim(rows.worker())
     assert _reap(rows) is None
 
 
-def test_deaths_are_counted_then_a_request_runs_alone_then_it_is_given_up(rows: Rows) -> None:
+def test_request_runs_alone_then_is_given_up_when_its_workers_die(rows: Rows) -> None:
     job_id = rows.job(3)
 
     def die_with(limit: int, *, is_idle: bool = True) -> list[int]:
@@ -360,7 +360,7 @@ def test_deaths_are_counted_then_a_request_runs_alone_then_it_is_given_up(rows: 
     assert error["code"] == "worker_died"
 
 
-def test_a_request_given_up_may_end_its_job(rows: Rows) -> None:
+def test_job_ends_when_its_last_request_is_given_up(rows: Rows) -> None:
     job_id, worker_id = rows.job(1), rows.worker()
     rows.claim(worker_id)
     rows.lapse(worker_id)
@@ -370,7 +370,7 @@ def test_a_request_given_up_may_end_its_job(rows: Rows) -> None:
     assert (job.state, job.failed) == ("completed", 1)
 
 
-def test_only_suspects_are_charged_with_a_death(rows: Rows) -> None:
+def test_deaths_are_counted_for_suspects_only(rows: Rows) -> None:
     rows.job(4)
     worker_id = rows.worker()
     held = rows.claim(worker_id).requests
@@ -382,7 +382,7 @@ def test_only_suspects_are_charged_with_a_death(rows: Rows) -> None:
     rows.check()
 
 
-def test_each_dead_worker_is_reaped_once(rows: Rows) -> None:
+def test_concurrent_reapers_reap_each_worker_once(rows: Rows) -> None:
     rows.job(40)
     for _ in range(8):
         worker_id = rows.worker()
@@ -406,7 +406,7 @@ def test_each_dead_worker_is_reaped_once(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("how", [release_dead_worker, end], ids=["release_dead_worker", "end"])
-def test_ending_a_worker_waits_for_its_claim(rows: Rows, how: Callable[..., object]) -> None:
+def test_end_of_a_worker_waits_for_its_claim(rows: Rows, how: Callable[..., object]) -> None:
     # Else the claim's rows would be left with an owner that no reaper looks at any more.
     job_id, worker_id = rows.job(2), rows.worker()
 
@@ -422,7 +422,7 @@ def test_ending_a_worker_waits_for_its_claim(rows: Rows, how: Callable[..., obje
     assert rows.states(job_id) == ["pending", "pending"]
 
 
-def test_a_reaper_passes_by_a_worker_whose_claim_is_under_way(rows: Rows) -> None:
+def test_reaper_passes_by_a_worker_whose_claim_is_under_way(rows: Rows) -> None:
     rows.job(2)
     worker_id = rows.worker(lease=0.2)
     with _claim_under_way(rows, worker_id):
@@ -450,7 +450,7 @@ def test_epochs_strictly_rise(rows: Rows) -> None:
     assert rows.states(job_id) == ["pending"]
 
 
-def test_error_bodies_are_result_lines() -> None:
+def test_error_body_is_a_result_line() -> None:
     assert orjson.loads(error_body("a_code", "Words.")) == {
         "response": None,
         "error": {"code": "a_code", "message": "Words."},

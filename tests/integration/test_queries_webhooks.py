@@ -13,7 +13,7 @@ from jobs.queries.webhooks import DueDelivery
 from tests.support.rows import Rows
 
 
-def test_a_delivery_says_what_the_event_must_hold(rows: Rows) -> None:
+def test_delivery_holds_what_its_event_needs(rows: Rows) -> None:
     job_id = rows.job(3, webhook="https://receiver.example/hook")
     rows.finish(job_id)
     (delivery,) = _take(rows)
@@ -25,7 +25,7 @@ def test_a_delivery_says_what_the_event_must_hold(rows: Rows) -> None:
     assert delivery.taken_at.tzinfo is not None
 
 
-def test_what_one_courier_took_the_next_does_not_get(rows: Rows) -> None:
+def test_delivery_is_taken_by_one_courier(rows: Rows) -> None:
     _deliveries(rows, "https://receiver.example", number=3)
     with rows.database.begin() as connection:
         first = webhooks.take_due(connection, limit=2, per_endpoint=9, under_way=[], hold=60)
@@ -36,14 +36,14 @@ def test_what_one_courier_took_the_next_does_not_get(rows: Rows) -> None:
     assert _take(rows) == []
 
 
-def test_a_delivery_in_a_dead_couriers_hand_is_due_again(rows: Rows) -> None:
+def test_delivery_is_due_again_when_its_courier_died(rows: Rows) -> None:
     _deliveries(rows, "https://receiver.example")
     (first,) = _take(rows, hold=0)
     (again,) = _take(rows)
     assert (again.id, again.event_id, again.attempt) == (first.id, first.event_id, 2)
 
 
-def test_one_endpoint_gets_its_share_and_no_more(rows: Rows) -> None:
+def test_endpoint_gets_no_more_attempts_than_its_limit(rows: Rows) -> None:
     _deliveries(rows, "https://hangs.example", number=6)
     _deliveries(rows, "https://other.example", number=2)
     assert _urls(_take(rows, per_endpoint=4)) == {"https://hangs.example": 4, "https://other.example": 2}
@@ -54,7 +54,7 @@ def test_one_endpoint_gets_its_share_and_no_more(rows: Rows) -> None:
     assert _urls(taken) == {"https://hangs.example": 1, "https://other.example": 2}
 
 
-def test_places_go_round_among_tenants(rows: Rows) -> None:
+def test_places_go_to_the_tenant_with_the_fewest_attempts(rows: Rows) -> None:
     for number in range(4):
         _deliveries(rows, f"https://hangs-{number}.example", tenant="first")
     _deliveries(rows, "https://late.example", tenant="second")
@@ -64,7 +64,7 @@ def test_places_go_round_among_tenants(rows: Rows) -> None:
     assert _urls(_take(rows, limit=1, under_way=hanging)).keys() == {"https://late.example"}
 
 
-def test_a_success_is_the_end(rows: Rows) -> None:
+def test_delivered_attempt_is_the_last(rows: Rows) -> None:
     _deliveries(rows, "https://receiver.example")
     (delivery,) = _take(rows)
     with rows.database.begin() as connection:
@@ -79,7 +79,7 @@ def test_a_success_is_the_end(rows: Rows) -> None:
     assert _rows(rows) == [row]
 
 
-def test_a_failure_is_put_off(rows: Rows) -> None:
+def test_failed_attempt_is_put_off(rows: Rows) -> None:
     _deliveries(rows, "https://receiver.example")
     (delivery,) = _take(rows)
     with rows.database.begin() as connection:
@@ -91,7 +91,7 @@ def test_a_failure_is_put_off(rows: Rows) -> None:
     assert 290 < row.delay <= 300
 
 
-def test_an_old_attempts_word_does_not_stand_over_a_new_one(rows: Rows) -> None:
+def test_late_failure_does_not_overwrite_a_newer_attempt(rows: Rows) -> None:
     _deliveries(rows, "https://receiver.example")
     (first,) = _take(rows, hold=0)
     _take(rows)
@@ -106,7 +106,7 @@ def test_an_old_attempts_word_does_not_stand_over_a_new_one(rows: Rows) -> None:
     assert _rows(rows)[0].due_at is None
 
 
-def test_a_receiver_that_is_gone_gets_nothing_more_until_it_is_named_anew(rows: Rows) -> None:
+def test_endpoint_is_disabled_when_its_receiver_is_gone_until_it_is_named_anew(rows: Rows) -> None:
     url = "https://gone.example"
     _deliveries(rows, url, number=3)
     _deliveries(rows, "https://other.example")
@@ -122,7 +122,7 @@ def test_a_receiver_that_is_gone_gets_nothing_more_until_it_is_named_anew(rows: 
     rows.check()
 
 
-def test_a_job_that_ends_while_its_receiver_is_gone_has_no_delivery(rows: Rows) -> None:
+def test_ended_job_has_no_delivery_when_its_receiver_is_gone(rows: Rows) -> None:
     job_id = rows.job(1, webhook="https://gone.example")
     rows.execute("UPDATE webhook_endpoints SET disabled_at = clock_timestamp()")
     rows.finish(job_id)
