@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ tenants = typer.Typer(help="List tenants, and set their share of the workers.", 
 app.add_typer(tenants, name="tenants")
 
 MODEL_HELP = "demo, a directory, or the id of a model on the Hugging Face hub."
+LINES_HELP = "A file, plain or .gz; - reads standard input."
 ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submit` printed it.")]
 
@@ -97,16 +99,40 @@ def demo() -> None:
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", exists=True, dir_okay=False, readable=True)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=LINES_HELP)],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Needed where the service serves several.")] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show progress until the job has ended.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results here; implies --wait.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Of lines that name none. 0: greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of lines that name none.")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter or option of a job; repeatable."),
+    ] = None,
+    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher ones are served first.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="What is not finished by then expires, e.g. 30m, 24h or 7d.")
+    ] = None,
     webhook: Annotated[str | None, typer.Option(help="Call this URL at the job's end.")] = None,
 ) -> None:
-    """Submit a file of prompts, one JSON object a line: {"prompt": "...", "custom_id": "...", "max_tokens": 64}."""
+    """Submit prompts, one JSON object a line: {"prompt": "...", "custom_id": "...", "max_tokens": 64}."""
     from cli.commands import jobs
 
-    raise typer.Exit(jobs.submit(file, model=model, wait=wait or output is not None, output=output, webhook=webhook))
+    if window is not None and not re.fullmatch(r"[1-9][0-9]{0,3}[mhd]", window):
+        raise typer.BadParameter("is a number of minutes, hours or days, e.g. 30m, 24h or 7d", param_hint="--window")
+    named = {"temperature": temperature, "max_tokens": max_tokens, "priority": priority, "completion_window": window}
+    options = [(name, str(value)) for name, value in named.items() if value is not None]
+    options += [_name_and_value(pair) for pair in param or []]
+    raise typer.Exit(
+        jobs.submit(file, model=model, wait=wait or output is not None, output=output, webhook=webhook, options=options)
+    )
+
+
+def _name_and_value(pair: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter("is NAME=VALUE, e.g. --param top_p=0.9", param_hint="--param")
+    return name, value
 
 
 @app.command()

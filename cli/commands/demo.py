@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cli.client import Client, Submission
+from cli.client import Client, ServiceError, Submission
 from cli.commands.jobs import follow
 from cli.commands.terminal import out, reports_errors
 from cli.commands.webhook_receiver import webhook_receiver
@@ -37,12 +37,17 @@ def demo() -> int:
     try:
         with _workspace() as directory, _service(directory) as stack:
             client = Client(stack.base_url, stack.api_key)
-            with contextlib.closing(client), webhook_receiver(client.webhook_secret()) as receiver:
+            with (
+                stack.supervisor.stopping_explains(ServiceError),
+                contextlib.closing(client),
+                webhook_receiver(client.webhook_secret()) as receiver,
+            ):
                 lines = directory / "prompts.jsonl"
                 _write(lines, examples)
                 out.print(f"[bold]POST /v1/jobs[/bold]  {REQUESTS} prompts that the model never saw in training")
                 began = time.monotonic()
-                job = client.submit(lines, Submission(DEMO, receiver.url, {"temperature": "0", "max_tokens": "12"}))
+                options = (("temperature", "0"), ("max_tokens", "12"))
+                job = client.submit(lines, Submission(DEMO, receiver.url, options))
                 job = follow(client, job)
                 seconds = time.monotonic() - began
                 answers = _answers(client, job["id"])

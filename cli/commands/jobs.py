@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cli.client import Client, ServiceError, Submission
+from cli.client import Client, OnOutage, ServiceError, ServiceUnavailable, Submission
 from cli.commands.terminal import err, out, reports_errors
+from cli.results_file import require_writable, write_file, write_stream
 from jobs.settings import Settings
 
 COUNTS = ("completed", "failed", "cancelled", "expired", "open")
+INTERRUPTED = 130  # the exit code of a shell command that Ctrl-C ended
 
 
 @contextlib.contextmanager
@@ -28,20 +29,66 @@ def _client() -> Iterator[Client]:
 
 
 @reports_errors
-def submit(file: Path, *, model: str | None, wait: bool, output: Path | None, webhook: str | None) -> int:
-    """Stream the file; with `wait`, follow the job and fail where a line did."""
-    with _client() as client:
-        job = client.submit(file, Submission(model or only_model(client), webhook_url=webhook))
+def submit(
+    file: Path,
+    *,
+    model: str | None,
+    wait: bool,
+    output: Path | None,
+    webhook: str | None,
+    options: Sequence[tuple[str, str]] = (),
+) -> int:
+    """Stream the file, "-" for standard input; with `wait`, follow the job and fail where a line did."""
+    if output is not None:
+        require_writable(output)  # not after hours of work
+    with _client() as client, _opened(file) as lines:
+        job = client.submit_stream(lines, Submission(model or only_model(client), webhook_url=webhook, options=options))
         if not wait:
             out.print(job["id"])
             return 0
-        err.print(f"{job['id']}: {job['request_counts']['total']} requests for {job['model']}")
-        job = follow(client, job)
-        if output is not None:
-            _write_file(client, job["id"], 0, output)
-        else:
-            out.print(job["id"])
+        job_id = job["id"]
+        err.print(f"{job_id}: {job['request_counts']['total']} requests for {job['model']}")
+        try:
+            job = follow(client, job, on_outage=_say_outage)
+            if output is not None:
+                write_file(client, job_id, output, on_outage=_say_outage)
+            else:
+                out.print(job_id)
+        except KeyboardInterrupt:
+            return _interrupted(job_id)
+        except OSError:
+            err.print(f"The results stay with the service: pagemill results {job_id} -o FILE", style="yellow")
+            raise
     return 0 if job["status"] == "completed" and not job["request_counts"]["failed"] else 1
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as lines:
+        yield lines
+
+
+def _say_outage(outage: ServiceUnavailable | None) -> None:
+    if outage is None:
+        err.print("The service answers again.", style="yellow")
+    else:
+        err.print(
+            f"{outage}\nThe job is safe; waiting until the service answers. Ctrl-C ends the wait only.",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _interrupted(job_id: str) -> int:
+    err.print(
+        f"{job_id} goes on. `pagemill watch {job_id}` waits for it, `pagemill results {job_id}` shows what is there, "
+        f"`pagemill cancel {job_id}` stops it.",
+        style="yellow",
+    )
+    return INTERRUPTED
 
 
 @reports_errors
@@ -64,7 +111,10 @@ def status(job_id: str) -> int:
 @reports_errors
 def watch(job_id: str) -> int:
     with _client() as client:
-        job = follow(client, client.job(job_id))
+        try:
+            job = follow(client, client.job(job_id), on_outage=_say_outage)
+        except KeyboardInterrupt:
+            return _interrupted(job_id)
     return 0 if job["status"] == "completed" else 1
 
 
@@ -72,9 +122,10 @@ def watch(job_id: str) -> int:
 def results(job_id: str, *, after: int, output: Path | None) -> int:
     with _client() as client:
         if output is None:
-            _write_results(client, job_id, after, sys.stdout.buffer)
+            write_stream(client, job_id, sys.stdout.buffer, after=after)
         else:
-            _write_file(client, job_id, after, output)
+            require_writable(output)
+            write_file(client, job_id, output, after=after, on_outage=_say_outage)
     return 0
 
 
@@ -93,8 +144,8 @@ def only_model(client: Client) -> str:
     return str(names[0])
 
 
-def follow(client: Client, job: dict[str, Any]) -> dict[str, Any]:
-    """A progress bar until the job has ended; a line a second where there is no terminal to draw on."""
+def follow(client: Client, job: dict[str, Any], *, on_outage: OnOutage | None = None) -> dict[str, Any]:
+    """Show a progress bar until the job has ended; only its end where there is no terminal to draw on."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,7 +156,7 @@ def follow(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task("in_progress", total=job["request_counts"]["total"], rate="")
         began, before = time.monotonic(), _done(job)
-        for seen in client.follow(job["id"]):
+        for seen in client.follow(job["id"], on_outage=on_outage):
             job = seen
             done, elapsed = _done(job), time.monotonic() - began
             rate = f"{(done - before) / elapsed:,.0f} requests/s" if elapsed > 0.5 else ""
@@ -117,24 +168,3 @@ def follow(client: Client, job: dict[str, Any]) -> dict[str, Any]:
 
 def _done(job: dict[str, Any]) -> int:
     return int(job["request_counts"]["total"] - job["request_counts"]["open"])
-
-
-def _write_file(client: Client, job_id: str, after: int, path: Path) -> None:
-    """What is there stays as it is unless every line came."""
-    if path.exists() and not path.is_file():  # a pipe or a device holds nothing that could be lost
-        with path.open("wb") as target:
-            _write_results(client, job_id, after, target)
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("xb") as target:
-            _write_results(client, job_id, after, target)
-        partial.replace(path.resolve())
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_results(client: Client, job_id: str, after: int, target: BinaryIO) -> None:
-    for line in client.results(job_id, after=after):
-        target.write(line + b"\n")
-    target.flush()

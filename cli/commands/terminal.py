@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -49,6 +51,12 @@ def reports_errors(command: Callable[P, int]) -> Callable[P, int]:
             for complaint in error.errors(include_url=False, include_context=False, include_input=False):
                 name = "".join(f"PAGEMILL_{str(part).upper()}: " for part in complaint["loc"][:1])
                 err.print(name + complaint["msg"].removeprefix("Value error, "), style="red", markup=False)
+        except BrokenPipeError:  # `pagemill results JOB | head`
+            # What is still buffered has no reader, and the interpreter flushes it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            err.print(f"{where}{error.strerror or error}", style="red", markup=False)
         except ModuleNotFoundError as error:
             if error.name not in WORKER_PACKAGES:
                 raise

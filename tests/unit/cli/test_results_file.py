@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import Client, ServiceError
+from cli.client import Client, OnOutage, ServiceError
 from cli.commands import jobs
 from jobs.settings import Settings
 
@@ -19,7 +19,7 @@ class Lines(Client):
         super().__init__("http://127.0.0.1:9", "key")
         self._breaks_off = breaks_off
 
-    def results(self, job_id: str, *, after: int = 0) -> Iterator[bytes]:
+    def results(self, job_id: str, *, after: int = 0, on_outage: OnOutage | None = None) -> Iterator[bytes]:
         yield b"one"
         if self._breaks_off:
             raise ServiceError("gone")
