@@ -236,8 +236,8 @@ def _sendable(key: str, origin: str) -> str:
     """`key`, if a header can carry it. The complaint names one character of it at most."""
     if not key:
         raise ServiceError(f"{origin} is empty. Unset it to use the key in the data directory, or set it to a key.")
-    unfit = next((character for character in key if not "!" <= character <= "~"), None)
-    if unfit is not None:
+    unfit = next((character for character in key if not " " <= character <= "~"), " " if key != key.strip() else "")
+    if unfit:
         raise ServiceError(f"{origin} holds the character {unfit!r}, which is in no API key. Was it copied whole?")
     return key
 

@@ -62,9 +62,8 @@ class DataDir:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, ours)
             if not _try_lock(ours):
-                holder = os.pread(ours, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise DataDirError(
-                    f"Pagemill already runs on {self.path} (process {holder}). "
+                    f"Pagemill already runs on {self.path} (process {_written_pid(ours)}). "
                     "Stop it, or choose another directory with --data-dir."
                 )
             os.ftruncate(ours, 0)
@@ -73,6 +72,17 @@ class DataDir:
             stack.callback(os.close, children)
             self._await_children(children)
             yield children
+
+    def holder(self) -> str | None:
+        """The process id of the `up` that runs here now; None where none does."""
+        try:
+            lock = os.open(self.path / "up.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return None if _try_lock(lock) else _written_pid(lock)
+        finally:
+            os.close(lock)
 
     def _open(self, name: str) -> int:
         return os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -87,6 +97,10 @@ class DataDir:
                     f"List them with: fuser -v '{self.path / 'child.lock'}', and end them."
                 )
             time.sleep(POLL_INTERVAL)
+
+
+def _written_pid(lock: int) -> str:
+    return os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
 
 
 def _try_lock(descriptor: int) -> bool:

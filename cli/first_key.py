@@ -55,8 +55,11 @@ def store_key(
 ) -> Stored:
     """Make `key` a key of `tenant`, which is made too.
 
-    Raises UnusableKey for a key that is short enough to guess, or looks like one of ours but was mistyped.
+    Raises UnusableKey for a key that no header can carry, that is short enough to guess, or that looks like one of ours
+    but was mistyped.
     """
+    if key != key.strip() or not all(" " <= character <= "~" for character in key):
+        raise UnusableKey("PAGEMILL_API_KEY holds a line break or another character that no HTTP header can carry.")
     if len(key) < SHORTEST_KEY or (key.startswith(keys.PREFIX) and not keys.is_well_formed(key)):
         raise UnusableKey(
             f"PAGEMILL_API_KEY is not usable: it needs {SHORTEST_KEY} characters or more, and one that begins with "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cli.data_dir import write_private
+from cli.data_dir import DataDir, DataDirError, write_private
 from jobs.settings import Settings
 
 FILE = "running.json"
@@ -29,11 +30,31 @@ class Running:
 
     @classmethod
     def read(cls, data_dir: Path) -> Running | None:
-        """What the last `up` wrote; it may have been killed since."""
+        """What the last `up` wrote; it may have been killed since. Raises DataDirError where the file is damaged."""
+        file = data_dir / FILE
         try:
-            return cls(**json.loads((data_dir / FILE).read_text()))
+            return cls(**json.loads(file.read_bytes()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError):  # its content holds passwords and is not repeated
+            raise DataDirError(
+                f"{file} is damaged. Stop `pagemill up` and start it again, or remove the file."
+            ) from None
+
+
+def require_not_running(data_dir: DataDir) -> None:
+    """Raise DataDirError, with the address, where an `up` runs on the data directory now."""
+    holder = data_dir.holder()
+    if holder is None:
+        return
+    where = ""
+    with contextlib.suppress(DataDirError):
+        running = Running.read(data_dir.path)
+        where = f", and serves on {running.url}" if running is not None else ""
+    raise DataDirError(
+        f"Pagemill already runs on {data_dir.path} (process {holder}){where}. "
+        "Stop it, or choose another directory with --data-dir."
+    )
 
 
 def with_running(settings: Settings) -> Settings:

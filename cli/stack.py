@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -30,7 +31,7 @@ from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded import embedded_services
 from cli.first_key import ensure_first_key
-from cli.running import Running
+from cli.running import Running, require_not_running
 from cli.supervisor import Child, Supervisor
 from jobs.database import sqlalchemy_url
 from jobs.queries import workers
@@ -43,8 +44,8 @@ STOP_MARGIN = 15.0  # seconds that a process has to end
 WORKER_STOP_MARGIN = 27.0  # the same for a worker, beyond the work that it may finish
 
 
-class PortTaken(RuntimeError):
-    """Something else listens where the API should. The message says how to mend it."""
+class CannotListen(RuntimeError):
+    """The API's address is taken, or none of this machine's. The message says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,16 @@ def running_stack(
     A Postgres and a Valkey are started where `settings` names none. One worker runs for each of `model_names`
     (PAGEMILL_MODEL, or the demo model, where there are none). `stream` gets the labelled lines of all processes.
 
-    Raises DataDirError, EmbeddedServiceError, PortTaken, ChildFailed, and StopRequested if a signal came before that.
+    Raises CannotListen, ChildFailed, DataDirError, EmbeddedServiceError, UnsupportedDatabase and UnusableKey where
+    something cannot start, and StopRequested if a signal came before that.
     """
     data_dir = DataDir(settings.data_dir)
+    require_not_running(data_dir)
     settings = settings.model_copy(update={"data_dir": data_dir.path, "port": _free_port(settings.host, settings.port)})
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(contextlib.closing(ChildLog(data_dir.logs, stream, colour=colour)))
+        if settings.database_url is None or settings.redis_url is None:
+            log.write("pagemill", f"starting the embedded services on {data_dir.path}")
         services = stack.enter_context(
             embedded_services(
                 data_dir,
@@ -106,7 +111,7 @@ def running_stack(
         Running(base_url, database_url, redis_url).write(data_dir.path)
 
         names = list(model_names) or [settings.model or models.DEMO]
-        log.write("pagemill", f"starting on {base_url}, with {', '.join(names)}")
+        log.write("pagemill", f"starting on {base_url}, with {', '.join(names)}; it serves once the model is loaded")
         services.supervisor.start(*_children(settings, names))
         yield RunningStack(base_url, api_key, database_url, redis_url, data_dir.logs, services.supervisor)
 
@@ -195,17 +200,31 @@ def _written(value: object) -> str:
 
 def _free_port(host: str, port: int) -> int:
     """`port`, or one that the kernel chooses where it is 0."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (
+        socket.gaierror,
+        UnicodeError,
+    ) as error:  # UnicodeError: a label of more than 63 characters, or an empty one
+        why = error.strerror if isinstance(error, socket.gaierror) else "no name of a machine"
+        raise CannotListen(
+            f"The API cannot listen on {host!r}: {why}. Give one of this machine's addresses with --host."
+        ) from error
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
-            raise PortTaken(
-                f"The API cannot listen on {host}:{port}: {error.strerror}. "
-                "Choose another port with --port, or let the system choose one with --port 0."
-            ) from error
+            raise CannotListen(f"The API cannot listen on {host}:{port}: {error.strerror}. {_remedy(error)}") from error
         return int(probe.getsockname()[1])
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "Give one of this machine's addresses with --host."
+    if error.errno == errno.EACCES:
+        return "Ports below 1024 need privileges: choose a higher one with --port."
+    return "Choose another port with --port, or let the system choose one with --port 0."
 
 
 def _reachable(host: str) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
 from cli.first_key import UnusableKey
-from cli.stack import PortTaken, RunningStack, running_stack
+from cli.stack import CannotListen, RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
+from jobs.database import UnsupportedDatabase
 from jobs.settings import Settings
 
 
@@ -26,7 +27,7 @@ def up(settings: Settings, model_names: Sequence[str]) -> int:
             stack.supervisor.wait()
     except StopRequested:
         pass
-    except (ChildFailed, DataDirError, EmbeddedServiceError, PortTaken, UnusableKey) as failure:
+    except (CannotListen, ChildFailed, DataDirError, EmbeddedServiceError, UnsupportedDatabase, UnusableKey) as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,7 @@ from cli.commands.jobs import follow
 from cli.commands.terminal import out, reports_errors
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.models import DEMO
-from cli.stack import RunningStack, running_stack
+from cli.stack import CannotListen, RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
 from demo.tasks import Example, mixed_holdout
 from jobs.settings import Settings
@@ -68,7 +68,7 @@ def demo() -> int:
     except StopRequested:
         out.print("Stopped.")
         return INTERRUPTED
-    except ChildFailed as failure:
+    except (CannotListen, ChildFailed) as failure:
         out.print(str(failure), style="red", markup=False)
         return 1
 

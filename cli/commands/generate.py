@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cli import logs, models
 from cli.commands.terminal import err, out, reports_errors
+from cli.loading import loading_shown
 from jobs.settings import Settings
 
 
@@ -18,7 +19,7 @@ def generate(
 ) -> int:
     """Print each completion after its prompt. A prompt that fails makes the exit code 1; the others are printed."""
     from cli.engines import engine_config
-    from engine import Engine, SamplingParams
+    from engine import SamplingParams
     from engine.errors import EngineError
 
     update = {key: value for key, value in {"device": device, "dtype": dtype}.items() if value is not None}
@@ -26,7 +27,11 @@ def generate(
     logs.configure("warning")
     source = models.resolve(model or settings.model or models.DEMO)
     try:
-        engine = Engine.from_pretrained(source.location, engine_config(settings))
+        config = engine_config(settings)
+        with loading_shown(err, source.served_name):
+            from engine import Engine  # torch comes with it, the first part of the wait
+
+            engine = Engine.from_pretrained(source.location, config)
         outputs = engine.generate(list(prompts), SamplingParams(**options))
     except EngineError as error:
         err.print(error.message, style="red", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from cli.commands.terminal import err, out, reports_errors
 from cli.first_key import store_key
 from jobs.database import DatabaseNotConfigured
 from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @reports_errors
@@ -53,6 +56,7 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
     except InvalidConfig as error:
         err.print(error.message, style="red", markup=False)
         return 1
+    logger.info("loading %s", source.location)
     return run_worker(
         settings,
         lambda: Engine.from_pretrained(source.location, config),

@@ -23,6 +23,7 @@ from engine.linears.quantized import QuantizedLinear
 from engine.linears.replace import linear_places
 from engine.loading.buffer_pool import BufferPool
 from engine.loading.hub import weight_files
+from engine.loading.progress import LoadProgress
 from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
 from engine.models.generic import GenericDecoder
 from engine.models.registry import NATIVE
@@ -332,6 +333,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
         for path in files:
             with safe_open(path, framework="pt", device="cpu") as file:
                 sizes |= {(path, name): math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        progress = LoadProgress(sum(path.stat().st_size for path in files))
         places.extend(sorted(sizes, key=lambda place: -sizes[place] if sizes[place] > _LARGE else 0))
         while places:
             path = places[0][0]
@@ -342,6 +344,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
                     _, name = places.popleft()
                     tensor = file.get_tensor(name)
                     read += tensor.nbytes
+                    progress.advance(tensor.nbytes)
                     yield path, name, tensor
                     del tensor
     except SafetensorError as error:

@@ -16,6 +16,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent / "source"
 PREBUILT = Path(__file__).parent / "built"
@@ -89,6 +92,10 @@ def build(variant: str, directory: Path | None = None, *, options: tuple[str, ..
             with (directory / f"{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.is_file():
+                    logger.info(
+                        "compiling the CPU kernels, once for this machine; this takes up to a minute (into %s)",
+                        directory,
+                    )
                     _compile(flags, path)
         except OSError as error:
             raise CpuKernelsUnavailable(f"{directory} cannot be written to: {error}") from error

@@ -32,7 +32,9 @@ def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40], ids=["short", "mistyped", "made up"]
+    "key",
+    ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40, "long enough, and copied with its end\r"],
+    ids=["short", "mistyped", "made up", "line break"],
 )
 def test_a_key_that_the_api_would_refuse_is_refused_here(key: str, database_url: str, tmp_path: Path) -> None:
     with pytest.raises(UnusableKey, match="PAGEMILL_API_KEY"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.pool import NullPool
+from typer.testing import CliRunner
 
+from cli.main import app
 from jobs.database import sqlalchemy_url
 from jobs.tables import metadata
 from migrations.run import downgrade, upgrade
@@ -42,6 +45,18 @@ def test_schema_is_the_declared_one_after_up_down_up(empty_database_url: str) ->
 def test_upgrade_changes_nothing_when_the_schema_is_the_newest(database_url: str) -> None:
     upgrade(database_url)
     assert _differences(database_url) == []
+
+
+def test_a_database_of_a_newer_version_is_refused_in_one_line(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _engine(database_url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
+    monkeypatch.setenv("PAGEMILL_DATABASE_URL", database_url)
+    result = CliRunner().invoke(app, ["migrate"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("The database has the schema of a newer version of Pagemill (9999_later)")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_concurrent_upgrades_take_turns(empty_database_url: str) -> None:

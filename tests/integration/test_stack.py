@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 import pytest
 
 from cli.client import Client, Submission
@@ -101,6 +102,72 @@ def _is_ready(base_url: str) -> bool:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.HTTPStatus.OK
     return False
+
+
+def test_a_second_up_names_the_service_that_runs(
+    stack: RunningStack, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    taken = settings.model_copy(update={"port": urlsplit(stack.base_url).port})
+    assert up(taken, []) == 1
+    told = capfd.readouterr().err
+    assert f"Pagemill already runs on {settings.data_dir} (process {os.getpid()})" in told
+    assert stack.base_url in told
+
+
+def test_callers_words_are_not_in_the_log_of_postgres(stack: RunningStack, settings: Settings) -> None:
+    words = "a-name-from-a-caller"
+    with psycopg.connect(stack.database_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE TEMPORARY TABLE lines (custom_id text PRIMARY KEY)")
+        for _ in range(2):
+            with suppress(psycopg.errors.UniqueViolation):
+                connection.execute("INSERT INTO lines VALUES (%s)", (words,))
+        with suppress(psycopg.errors.UndefinedTable):
+            connection.execute(f"SELECT '{words}' FROM lost")  # type: ignore[arg-type]
+    log = settings.data_dir / "logs" / "postgres.log"
+    await_condition(lambda: 'relation "lost" does not exist' in log.read_text(), "the second error")
+    assert "duplicate key value" in log.read_text()
+    assert words not in log.read_text()
+
+
+def _commands(section: str) -> str:
+    """The indented lines of docs/operations.md between the paragraph that begins with `section` and the next one."""
+    text = (REPOSITORY / "docs" / "operations.md").read_text().partition(f"**{section}.**")[2].partition("\n**")[0]
+    return "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+
+
+def test_backup_commands_of_the_operations_guide(stack: RunningStack, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / ".pagemill").symlink_to(settings.data_dir)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", _commands("Backups")],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "pagemill.pepper").read_text() == (settings.data_dir / "pepper").read_text()
+    url = stack.database_url.replace("+psycopg", "")
+    counted = []
+    for database in ("/pagemill?", "/restored?"):
+        with psycopg.connect(url.replace("/pagemill?", database)) as connection:
+            counted.append(
+                connection.execute("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM api_keys)").fetchone()
+            )
+    assert counted[0] == counted[1]
+    assert counted[0] is not None
+    assert counted[0][1] > 0
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a..b"])
+def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], host: str) -> None:
+    assert up(Settings(data_dir=tmp_path / "data", host=host, port=0), []) == 1
+    told = capfd.readouterr().err.strip()
+    assert len(told.splitlines()) == 1
+    assert host in told
+    assert "--host" in told
+    assert not (tmp_path / "data").exists()
 
 
 def _start_up(settings: Settings, model: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:

@@ -26,7 +26,8 @@ def refused_url() -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "named"), [("", "is empty"), (KEY + "\r", r"'\r'"), (KEY + "\n", r"'\n'"), (KEY + "é", "'é'")]
+    ("key", "named"),
+    [("", "is empty"), (KEY + "\r", r"'\r'"), (KEY + "\n", r"'\n'"), (KEY + "é", "'é'"), (KEY + " ", "' '")],
 )
 def test_unusable_key_is_named_without_being_shown(key: str, named: str) -> None:
     with pytest.raises(ServiceError) as refusal:
