@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
-from jobs import errors
+from jobs import errors, patterns
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _of_validation(error: RequestValidationError) -> Problem:
     complaint = error.errors()[0]
     # The first part says where it was looked for: query, path, header.
     param = ".".join(str(part) for part in complaint["loc"][1:])[:100] or None
-    message = "no such parameter" if complaint["type"] == "extra_forbidden" else complaint["msg"]
+    message = "no such parameter" if complaint["type"] == "extra_forbidden" else patterns.message(complaint)
     return Problem(400, f"{param}: {message}" if param else message, errors.InvalidInput.code, param)
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs import strict_json
+from jobs import patterns, strict_json
 from jobs.errors import InvalidInput, InvalidJson
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,7 +47,7 @@ _NAME_SHOWN = 100  # characters of an unknown field's name
 _PATH_SHOWN = 300  # characters of a field's path
 
 # A custom_id is stored as text and printed in logs and terminals: no control characters, no NUL.
-CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=r"^[^\x00-\x1f\x7f]+$")]
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=patterns.PRINTABLE)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -263,7 +263,7 @@ class PromptLine(Params):
 class Webhook(_Strict):
     """The receiver that is called at the job's end."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\x00-\x1f]+$"), AfterValidator(_no_longer)]
+    url: Annotated[str, StringConstraints(pattern=patterns.HTTP_URL), AfterValidator(_no_longer)]
     events: (
         Annotated[
             list[Literal["job.completed", "job.cancelled", "job.expired"]], Field(max_length=MAX_EVENTS, fail_fast=True)
@@ -286,15 +286,15 @@ class Webhook(_Strict):
 
 Metadata = Annotated[
     dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")],
-        Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")],
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=patterns.WITHOUT_NUL)],
+        Annotated[str, StringConstraints(max_length=512, pattern=patterns.WITHOUT_NUL)],
     ],
     Field(max_length=MAX_METADATA),
     _at_most(MAX_METADATA),
 ]
 
 _WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
-Window = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[mhd]$")]
+Window = Annotated[str, StringConstraints(pattern=patterns.WINDOW)]
 
 
 def window_seconds(window: str) -> int:
@@ -313,7 +313,7 @@ def window_text(seconds: int) -> str:
 class JobOptions(_Strict):
     """A job without its prompts. NDJSON submissions carry it in the query."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_NAME, pattern=r"^[^\x00]+$")]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_NAME, pattern=patterns.WITHOUT_NUL)]
     params: Params = Params()
     priority: int = Field(default=0, ge=-100, le=100)
     metadata: Metadata = {}
@@ -396,7 +396,7 @@ def _invalid(complaint: ErrorDetails) -> InvalidInput:
             path += f".{part}" if path else part
         elif kind == "extra_forbidden" and depth == len(where) - 1:
             path += f"[{part[:_NAME_SHOWN]!r}]"
-    message = complaint["msg"].removeprefix("Value error, ")
+    message = patterns.message(complaint).removeprefix("Value error, ")
     if kind in ("model_type", "model_attributes_type"):
         message = "a JSON object is expected here"
     elif kind == "extra_forbidden":

@@ -15,6 +15,7 @@ from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
 from api.native import submissions
 from api.schemas import JobDeleted, JobList, JobObject
+from jobs import patterns
 from jobs.errors import InvalidInput, JobNotDeletable, JobNotFound
 from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import reading, retention, settling
@@ -111,7 +112,9 @@ async def submit(
     response: Response,
     caller: Caller,
     services: InjectedServices,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")] = None,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, pattern=patterns.PRINTABLE_ASCII)
+    ] = None,
 ) -> JobObject:
     """Hand in a batch: inline as `application/json`, or as a stream of lines with `application/x-ndjson`.
 
