@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.sampling_params import SamplingParams
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.stop_conditions import Stop
-from engine.tokenization.stop_strings import StopScanner
+from engine.tokenization.stop_strings import StopScanner, may_touch
 
 if TYPE_CHECKING:
     from engine.tokenization.tokenizer import Tokenizer
@@ -29,6 +30,11 @@ class Detokenizer:
             params.stop,
             min_tokens=params.min_tokens,
             include_stop=params.include_stop_str_in_output,
+            decode_all=(
+                partial(tokenizer.decode, skip_special_tokens=False)
+                if params.skip_special_tokens and may_touch(params.stop, tokenizer.special_texts)
+                else None
+            ),
         )
 
     def read(self, sequence: Sequence, stop: Stop | None) -> tuple[str, str | None]:

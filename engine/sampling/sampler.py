@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from engine.grammar.matcher import MaskFiller
 
 NO_NUMBERS = "the model's logits are not finite numbers"
+TOO_LARGE = "logit_bias, penalties or the temperature make the logits too large"
 NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
 
 _NEG_INF = float("-inf")
@@ -88,12 +89,17 @@ class Sampler:
             if settings.constrained:
                 ended = self._constrain(logits, states, settings.constrained, errors)
             allowed = logits.amax(dim=-1) > _NEG_INF
+        # Of what is drawn from: a bias, a penalty or the temperature may have made a sound row infinite.
+        usable = logits.amax(dim=-1) / settings.row_temperature < torch.inf  # False for NaN, too
         tokens = self._sample_tokens(logits, states, settings)
 
-        chosen, are_sound, are_allowed = torch.stack((tokens, sound, allowed)).tolist()  # one copy to the host
+        # One copy to the host.
+        chosen, are_sound, are_allowed, are_usable = torch.stack((tokens, sound, allowed, usable)).tolist()
         for row in range(len(states)):
             if not are_sound[row]:
                 errors.setdefault(row, RequestFailed(NO_NUMBERS))
+            elif not are_usable[row]:
+                errors.setdefault(row, RequestFailed(TOO_LARGE))
             elif not are_allowed[row] and row not in ended:
                 errors.setdefault(row, RequestFailed(NO_TOKEN_ALLOWED))
 
@@ -256,17 +262,10 @@ class Sampler:
 
 
 def _scores(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
-    """Of the rows that asked for log-probabilities, what they are read from, before anything overwrites the logits.
-
-    That is all of them, or where there is a kernel for the few that are wanted, a copy of the logits.
-    """
+    """Copy the logits of rows that asked for log-probabilities, before sampling overwrites them."""
     if not rows:
         return None
-    are_all = len(rows) == len(logits)
-    wanted = logits if are_all else logits[torch.tensor(rows, device=logits.device)]
-    if has_kernels(logits):
-        return wanted.clone() if are_all else wanted
-    return torch.log_softmax(wanted, dim=-1)
+    return logits.clone() if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
 
 
 def _top_logprobs(
@@ -281,17 +280,32 @@ def _top_logprobs(
 
 
 def _read_logprobs(scores: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
-    """Bring the wanted log-probabilities to the host, in one copy a tensor; `scores` as `_scores` gives them."""
-    # None or always as many: which ones of equal probability are among the first depends on how many are asked for.
+    """Bring the wanted log-probabilities to the host, in one copy a tensor; `scores` are logits."""
     width = min(MAX_LOGPROBS, scores.shape[-1]) if any(num_top) else 0
     if has_kernels(scores):
-        chosen, values, ids = log_probs(scores, token_ids, width)
+        chosen, values, _ = log_probs(scores, token_ids, width)
     else:
-        chosen = scores.gather(-1, token_ids[:, None]).squeeze(-1)
-        values, ids = scores.topk(width, dim=-1)
+        every = torch.log_softmax(scores, dim=-1)
+        chosen = every.gather(-1, token_ids[:, None]).squeeze(-1)
+        values = every.topk(width, dim=-1).values
+    ids = _highest(scores, width)
     return [
         TokenLogprobs(token, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
         for token, logprob, row_ids, row_values, count in zip(
             token_ids.tolist(), chosen.tolist(), ids.tolist(), values.tolist(), num_top, strict=True
         )
     ]
+
+
+def _highest(logits: torch.Tensor, width: int) -> torch.Tensor:
+    """The tokens of the `width` highest logits, int64 `[rows, width]`; of equals the lower id first, as in greedy."""
+    if width == 0:
+        return torch.empty((len(logits), 0), dtype=torch.int64, device=logits.device)
+    values, ids = logits.topk(width, dim=-1)
+    ids = ids.sort(dim=-1).values
+    ids = ids.gather(-1, logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices)
+    # Where the last one has equals that were left out, `topk` may have taken any of them.
+    cut = ((logits >= values[:, -1:]).sum(dim=-1) > width).nonzero().squeeze(-1)
+    if len(cut):
+        ids[cut] = logits[cut].sort(dim=-1, descending=True, stable=True).indices[:, :width]
+    return ids

@@ -66,6 +66,9 @@ class SamplingSettings:
     indices: torch.Tensor
     filters: Filters
 
+    row_temperature: torch.Tensor
+    """Of all rows; 1 where a row is greedy."""
+
     logprob_rows: Sequence[int]
     penalized: Sequence[int]
     with_min_tokens: Sequence[int]
@@ -111,6 +114,7 @@ class SamplingSettings:
             seeds=tensor([row.seed for row in rows], torch.int64),
             indices=tensor([row.index for row in rows], torch.int64),
             filters=filters_of([params[row] for row in random], vocab_size),
+            row_temperature=tensor([1.0 if p.greedy else p.temperature for p in params], torch.float32),
             logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
             penalized=[row for row, p in enumerate(params) if p.penalized],
             with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],

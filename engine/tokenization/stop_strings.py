@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -18,7 +19,19 @@ class StopScanner:
     the tokenizer decodes it, and has the last word.
     """
 
-    def __init__(self, decode: Decode, stop: Sequence[str], *, min_tokens: int, include_stop: bool) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        stop: Sequence[str],
+        *,
+        min_tokens: int,
+        include_stop: bool,
+        decode_all: Decode | None = None,
+    ) -> None:
+        """`decode_all` keeps the special tokens that `decode` leaves out: a stop string in either text counts."""
+        self._all = (
+            None if decode_all is None else StopScanner(decode_all, stop, min_tokens=min_tokens, include_stop=False)
+        )
         self._decode = decode
         self._stop = stop
         self._min_tokens = min_tokens
@@ -34,6 +47,7 @@ class StopScanner:
 
     def feed(self, token_id: int) -> bool:
         """Take in the output's next token; returns whether a stop string may be complete."""
+        is_in_all = self._all is not None and self._all.feed(token_id)
         self._num_tokens += 1
         self._window.append(token_id)
         text = self._decode(self._window)
@@ -46,7 +60,7 @@ class StopScanner:
             del self._window[: self._num_old]
             self._num_old = len(self._window)
             self._old_text = self._decode(self._window)
-        return self._num_tokens >= self._min_tokens and any(stop in seen for stop in self._stop)
+        return is_in_all or (self._num_tokens >= self._min_tokens and any(stop in seen for stop in self._stop))
 
     def cut(self, token_ids: Sequence[int], text: str) -> tuple[str, str] | None:
         """The text up to its first stop string, and that string; None where there is none.
@@ -55,7 +69,7 @@ class StopScanner:
         count.
         """
         ignored = len(self._decode(token_ids[: self._min_tokens - 1])) if self._min_tokens > 1 else 0
-        first: tuple[int, str] | None = None
+        first = self._first_in_all(token_ids)
         for stop in self._stop:
             found = text.find(stop, max(0, ignored - len(stop) + 1))
             if found >= 0 and (first is None or found < first[0]):
@@ -63,4 +77,29 @@ class StopScanner:
         if first is None:
             return None
         start, stop = first
-        return text[: start + len(stop) if self._include_stop else start], stop
+        return text[:start] + (stop if self._include_stop else ""), stop
+
+    def _first_in_all(self, token_ids: Sequence[int]) -> tuple[int, str] | None:
+        """Where the text is to be cut for a stop string in the text with special tokens, and that string."""
+        if self._all is None:
+            return None
+        decode_all = self._all._decode
+        cut = self._all.cut(token_ids, decode_all(token_ids))
+        if cut is None:
+            return None
+        start = len(cut[0])
+        # The stop string begins in token `place`.
+        place = bisect_right(range(1, len(token_ids)), start, key=lambda size: len(decode_all(token_ids[:size])))
+        before, after = (len(self._decode(token_ids[:size])) for size in (place, place + 1))
+        return min(before + start - len(decode_all(token_ids[:place])), after), cut[1]
+
+
+def may_touch(stop: Iterable[str], special_texts: Iterable[str]) -> bool:
+    """Whether a stop string may lie in, around or across a special token."""
+    return any(
+        text in string
+        or string in text
+        or any(string.startswith(text[-size:]) or string.endswith(text[:size]) for size in range(1, len(text)))
+        for text in special_texts
+        for string in stop
+    )

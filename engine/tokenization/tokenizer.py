@@ -129,6 +129,11 @@ class Tokenizer:
         text: str = self.hf_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        """What special tokens are written as, where `decode` does not leave them out."""
+        return frozenset(filter(None, (self.decode([token], skip_special_tokens=False) for token in self._special)))
+
     def is_special(self, token_id: int) -> bool:
         """Whether `decode` leaves the token out unless told otherwise."""
         return token_id in self._special

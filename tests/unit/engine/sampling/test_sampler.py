@@ -204,6 +204,21 @@ class TestUnsoundRows:
         assert [first.token_id, third.token_id] == [expected[0], expected[2]]
         assert str(second.error) == "the model's logits are not finite numbers"
 
+    @pytest.mark.parametrize("scale", [1e35, 3e38])
+    def test_temperature_that_overflows_is_an_error_of_its_row_alone(self, scale: float) -> None:
+        logits = torch.zeros(2, VOCAB)
+        logits[0, 7] = scale
+        states = [state(SamplingParams(temperature=2e-5)), state(SamplingParams(temperature=2e-5))]
+        large, sound = Sampler(VOCAB).sample(logits, states)
+        assert "too large" in str(large.error)
+        assert sound.error is None
+
+    def test_penalty_that_overflows_is_an_error(self) -> None:
+        logits = torch.full((1, VOCAB), 3e38)
+        params = SamplingParams(repetition_penalty=0.01)
+        (only,) = Sampler(VOCAB).sample(logits, [state(params, prompt=[3])])
+        assert "too large" in str(only.error)
+
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_nothing_allowed_is_an_error(self, temperature: float) -> None:
         params = SamplingParams(temperature=temperature, allowed_token_ids=[4], banned_token_ids=[4], top_p=0.9)
@@ -303,6 +318,21 @@ class TestLogprobs:
         assert rows[2].logprobs is not None
         assert rows[2].logprobs.top == ()
         assert rows[2].logprobs.token_id == rows[2].token_id
+
+    @pytest.mark.parametrize("num_tied", [2, 30, VOCAB])
+    def test_greedy_token_leads_its_list_when_logits_tie(self, num_tied: int) -> None:
+        """As they do in bfloat16."""
+        logits = fixed_logits(4).clamp(max=2.0)
+        tied = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[:num_tied].sort().values
+        logits[:, tied] = 5.0
+        logits[3, tied[1]] = torch.nextafter(torch.tensor(5.0), torch.tensor(6.0))  # equal in log-probability alone
+        states = [state(SamplingParams(temperature=0, logprobs=count)) for count in (1, 2, 20, 1)]
+        for row in Sampler(VOCAB).sample(logits.clone(), states):
+            assert row.logprobs is not None
+            assert row.logprobs.top[0] == (row.token_id, row.logprobs.logprob)
+        listed = Sampler(VOCAB).sample(logits.clone(), states)[2].logprobs
+        assert listed is not None
+        assert [token for token, _ in listed.top][:num_tied] == tied[:20].tolist()
 
     def test_score(self) -> None:
         logits = fixed_logits(4)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.tokenization.stop_strings import Decode, StopScanner
+from engine.tokenization.stop_strings import Decode, StopScanner, may_touch
 
 
 def of_bytes(token_ids: Sequence[int]) -> str:
@@ -86,6 +86,41 @@ def test_min_tokens_hides_earlier_ones() -> None:
     assert run(of_pieces, tokens, ["STOP"], min_tokens=2) == (3, ("STOPa", "STOP"))
     assert run(of_pieces, tokens, ["STOP"], min_tokens=1) == (1, ("", "STOP"))
     assert run(of_pieces, tokens, ["PaS"], min_tokens=3) == (3, ("STO", "PaS"))
+
+
+SPECIAL = PIECES.index("STOP")
+
+
+def without_special(token_ids: Sequence[int]) -> str:
+    return of_pieces([token for token in token_ids if token != SPECIAL])
+
+
+@pytest.mark.parametrize(
+    ("stop", "used", "expected"),
+    [
+        ("STOP", 3, ("ab", "STOP")),  # the special token itself
+        ("TO", 3, ("ab", "TO")),  # inside of it
+        ("bSTOP", 3, ("a", "bSTOP")),  # across its beginning
+        ("OPa", 4, ("ab", "OPa")),  # across its end
+        ("ba", 4, ("a", "ba")),  # in the text without it
+        (" a", 5, ("aba", " a")),
+    ],
+)
+def test_stop_string_touches_a_special_token_that_the_text_leaves_out(
+    stop: str, used: int, expected: tuple[str, str]
+) -> None:
+    tokens = [PIECES.index(piece) for piece in ("a", "b", "STOP", "a", " a", "b")]
+    scanner = StopScanner(without_special, [stop], min_tokens=0, include_stop=False, decode_all=of_pieces)
+    fed = next(n for n, token in enumerate(tokens, 1) if scanner.feed(token))
+    assert fed == used
+    assert scanner.cut(tokens[:used], without_special(tokens[:used])) == expected
+
+
+@pytest.mark.parametrize(
+    ("stop", "touches"), [("<end>", True), ("nd", True), ("x<e", True), ("d>\n", True), ("\n", False), ("end<x", False)]
+)
+def test_may_touch_finds_overlaps_with_special_tokens(stop: str, touches: bool) -> None:
+    assert may_touch(["@@", stop], ["<end>"]) is touches
 
 
 @pytest.mark.parametrize("decode", [of_bytes, of_pieces, of_stripped_pieces])
