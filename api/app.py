@@ -10,7 +10,7 @@ from typing import TypeVar
 from fastapi import FastAPI
 from sqlalchemy import Connection
 
-from api import errors
+from api import errors, interface
 from api.batching import Batcher
 from api.deps import Services
 from api.long_poll import JobWatch
@@ -73,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Pagemill",
         description="Batch generation: hand in prompts, poll or wait, read results.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # a redirect of an upload makes the client send it twice
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
@@ -80,5 +82,6 @@ def create_app(settings: Settings) -> FastAPI:
     routers = (jobs.router, batches.router, files.router, uploads.router, models.router, health.router)
     for router in routers:
         app.include_router(router)
+    interface.install(app, jobs.SCHEMAS)
     errors.install(app, [route for router in routers for route in router.routes])
     return app

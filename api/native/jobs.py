@@ -65,13 +65,15 @@ class InlineJob(JobOptions):
     prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
 
 
+_INLINE = InlineJob.model_json_schema(ref_template="#/components/schemas/{model}")
+SCHEMAS: dict[str, Any] = _INLINE["$defs"]  # that the body of a submission refers to
+
 _OBJECTS = frozenset({"metadata", "response_format", "structured_outputs"})
 
 
 def _submission_schema() -> dict[str, Any]:
     """What OpenAPI cannot learn from a function that reads the body as a stream."""
-    inline = InlineJob.model_json_schema(ref_template="#/components/schemas/{model}")
-    inline.pop("$defs")
+    inline = {name: value for name, value in _INLINE.items() if name != "$defs"}
     fields = {
         name: {"type": "object"} if "$ref" in str(schema) else schema
         for name, schema in Params.model_json_schema()["properties"].items()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 from uuid import UUID
 
 import pytest
@@ -148,6 +152,18 @@ class TestSubmission:
         response = api.client.post("/v1/jobs", content=document, headers={"content-type": "application/json"})
         assert response.status_code == 202
 
+    def test_notification_comes_after_the_commit(self, api: Api, api_rows: Rows) -> None:
+        """A worker that is woken before the commit finds nothing, and sleeps again for a poll interval."""
+        notifier = api.server._app.state.services.notifier
+        seen: list[str] = []
+
+        def notify(model: str, job_id: UUID) -> None:
+            seen.extend(row.state for row in api_rows.query("SELECT state FROM jobs WHERE id = :id", id=job_id))
+
+        with mock.patch.object(notifier, "notify", notify):
+            assert api.upload(b'"a"').status_code == 202
+        assert seen == ["in_progress"]
+
     def test_notification_goes_to_the_queue_of_the_model(
         self, services: Services, api_rows: Rows, tmp_path: Path
     ) -> None:
@@ -270,7 +286,24 @@ class TestReading:
         assert set(submit["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
         named = {parameter["name"] for parameter in submit["parameters"]}
         assert {"model", "max_tokens", "metadata", "webhook_url", "idempotency-key"} <= named
-        assert api.client.get("/docs").status_code == 200
+
+    def test_openapi_document_refers_to_nothing_that_it_does_not_hold(self, api: Api) -> None:
+        document = api.client.get("/openapi.json")
+        references = set(re.findall(r'"#/components/schemas/([^"]+)"', document.text))
+        assert {"Params", "PromptLine", "Webhook"} <= references <= set(document.json()["components"]["schemas"])
+
+    def test_docs_page_loads_nothing_from_elsewhere(self, api: Api) -> None:
+        page = api.client.get("/docs")
+        assert page.status_code == 200
+        sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(sources) == 3
+        for source in sources:
+            assert source.startswith("/docs/static/")
+            assert api.client.get(source).status_code == 200
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
 class TestEnding:
