@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +18,9 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.errors import ModelError
 
 if TYPE_CHECKING:
     from engine.attention import AttentionLayer
-
-# Share of the CPU's free memory that is left to activations and to everything else.
-_CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,54 +112,3 @@ def position_bytes(layer: AttentionLayer, dtype: torch.dtype) -> int:
 
 def _has_scales(dtype: torch.dtype) -> bool:
     return dtype is torch.float8_e4m3fn
-
-
-def choose_num_blocks(
-    config: EngineConfig,
-    layers: Sequence[AttentionLayer],
-    *,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    reserved_bytes: int,
-) -> int:
-    """How many blocks the cache gets; the weights are loaded already.
-
-    As many as memory allows (`gpu_memory_utilization` of the GPU, or half of the CPU's free memory), but no more than
-    `max_num_seqs` sequences of full length could fill. `reserved_bytes` are kept free. Raises `ModelError`
-    when not even one block fits.
-    """
-    if config.num_kv_blocks is not None:
-        return config.num_kv_blocks
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        # What torch has reserved and not used is free for us, too.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        budget = int(free - (1 - config.gpu_memory_utilization) * total) - reserved_bytes
-    elif config.cpu_kv_cache_bytes is not None:
-        budget = config.cpu_kv_cache_bytes
-    else:
-        budget = int(_CPU_SHARE * free_memory())
-    each = block_bytes(layers, config.block_size, dtype)
-    most = config.max_num_seqs * -(-max_model_len // config.block_size)
-    num_blocks = min(most, budget // each - 1)  # the spare one
-    if num_blocks < 1:
-        raise ModelError(
-            f"no memory is left for the KV cache: a block takes {each / 2**20:.1f} MiB, "
-            f"and {max(0, budget) / 2**20:.1f} MiB may be used"
-        )
-    return num_blocks
-
-
-def free_memory() -> int:
-    """Bytes of main memory that this process could still take: of the machine, or of its control group."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        reclaimable = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-    except (OSError, KeyError):
-        return available  # no version 2 control group with a memory controller here
-    return available if limit == "max" else min(available, int(limit) - used + int(reclaimable))

@@ -10,11 +10,14 @@ All graphs share one pool, which grows to what the largest of them needs. It is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from engine.attention import AttentionLayer
+from engine.attention.kv_cache import block_bytes
 from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import ModelError
@@ -22,6 +25,9 @@ from engine.execution.decode_state import NUM_COLUMNS
 from engine.sampling.sampler import Sampler
 from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
+
+# Share of the CPU's free memory that is left to activations and to everything else.
+_CPU_SHARE = 0.5
 
 _GRAPH_SHARE = 1 / 32
 _MOST_GRAPH_BYTES = 2**30
@@ -81,3 +87,54 @@ def step_bytes(run: Callable[[Batch], Tensor], batch: Batch, device: torch.devic
         ) from error
     taken: int = torch.cuda.max_memory_allocated(device) - before
     return taken
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    layers: Sequence[AttentionLayer],
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    reserved_bytes: int,
+) -> int:
+    """How many blocks the cache gets; the weights are loaded already.
+
+    As many as memory allows (`gpu_memory_utilization` of the GPU, or half of the CPU's free memory), but no more than
+    `max_num_seqs` sequences of full length could fill. `reserved_bytes` are kept free. Raises `ModelError`
+    when not even one block fits.
+    """
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch has reserved and not used is free for us, too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = int(free - (1 - config.gpu_memory_utilization) * total) - reserved_bytes
+    elif config.cpu_kv_cache_bytes is not None:
+        budget = config.cpu_kv_cache_bytes
+    else:
+        budget = int(_CPU_SHARE * free_memory())
+    each = block_bytes(layers, config.block_size, dtype)
+    most = config.max_num_seqs * -(-max_model_len // config.block_size)
+    num_blocks = min(most, budget // each - 1)  # the spare one
+    if num_blocks < 1:
+        raise ModelError(
+            f"no memory is left for the KV cache: a block takes {each / 2**20:.1f} MiB, "
+            f"and {max(0, budget) / 2**20:.1f} MiB may be used"
+        )
+    return num_blocks
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process could still take: of the machine, or of its control group."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        reclaimable = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    except (OSError, KeyError):
+        return available  # no version 2 control group with a memory controller here
+    return available if limit == "max" else min(available, int(limit) - used + int(reclaimable))

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.attention import AttentionMetadata, CapturableAttention, DecodeMetadata, make_backend
-from engine.attention.kv_cache import KVCache, cache_dtype, choose_num_blocks
-from engine.batch import Batch, BatchEntry, MultiStepBatch, PendingTokens
+from engine.attention import CapturableAttention, DecodeMetadata, make_backend
+from engine.attention.kv_cache import KVCache, cache_dtype
+from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
 from engine.device.cuda_graphs import CudaGraphRunner, EagerRunner, GraphRunner, batch_size
 from engine.device.threads import Threads
-from engine.device.transfer import to_device
 from engine.errors import ModelError, UnsupportedModel
 from engine.execution.batch_invariance import check_invariance
 from engine.execution.decode_state import DecodeState
 from engine.execution.fixed_passes import pad_pass, split_into_passes
-from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes, step_bytes
+from engine.execution.inputs import prepare_inputs
+from engine.execution.memory_budget import (
+    choose_num_blocks,
+    graph_bytes,
+    largest_decode,
+    largest_step,
+    state_bytes,
+    step_bytes,
+)
 from engine.execution.multi_step import MultiStepDecoder
 from engine.linears import LinearReplacer, prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
@@ -242,48 +247,6 @@ class ModelRunner:
             return self._run(batch, cache)
 
         return step_bytes(run, batch, self.device), step_bytes(run, decodes, self.device)
-
-
-def prepare_inputs(
-    entries: Sequence[BatchEntry], block_size: int, device: torch.device
-) -> tuple[TokenInputs, AttentionMetadata]:
-    """A step's entries as flat tensors."""
-    query_lens = np.fromiter((len(entry.token_ids) for entry in entries), np.int64, len(entries))
-    starts = np.fromiter((entry.start for entry in entries), np.int64, len(entries))
-    block_tables = np.zeros((len(entries), max(len(entry.block_table) for entry in entries)), np.int64)
-    for row, entry in zip(block_tables, entries, strict=True):
-        row[: len(entry.block_table)] = entry.block_table
-
-    num_tokens = int(query_lens.sum())
-    sequence = np.repeat(np.arange(len(entries)), query_lens)
-    first_rows = np.cumsum(query_lens) - query_lens
-    positions = np.arange(num_tokens) - first_rows[sequence] + starts[sequence]
-    slots = block_tables[sequence, positions // block_size] * block_size + positions % block_size
-    token_ids = np.fromiter(chain.from_iterable(entry.token_ids for entry in entries), np.int64, num_tokens)
-
-    rope_lengths = np.fromiter((entry.rope_length for entry in entries), np.int64, len(entries))
-    lengths = np.maximum(rope_lengths[sequence], positions + 1)
-    # One transfer for all.
-    on_device = to_device(np.stack((token_ids, positions, slots, lengths)), device)
-    logit_rows = _logit_rows(entries)
-    return (
-        TokenInputs(
-            token_ids=on_device[0],
-            positions=on_device[1],
-            lengths=on_device[3],
-            logit_rows=None if len(logit_rows) == num_tokens else to_device(logit_rows, device),
-        ),
-        AttentionMetadata(starts=starts, query_lens=query_lens, block_tables=block_tables, slots=on_device[2]),
-    )
-
-
-def _logit_rows(entries: Sequence[BatchEntry]) -> npt.NDArray[np.int64]:
-    """Rows of the last `num_logits` tokens of each entry."""
-    ends = np.cumsum([len(entry.token_ids) for entry in entries])
-    wanted = np.array([entry.num_logits for entry in entries])
-    offsets = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
-    rows: npt.NDArray[np.int64] = np.repeat(ends - wanted, wanted) + offsets
-    return rows
 
 
 def _max_batch_slots(config: EngineConfig) -> int:

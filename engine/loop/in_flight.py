@@ -27,8 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batch import Batch, MultiStepBatch, PendingTokens, Runner
-from engine.scheduling.scheduler import ScheduledStep
-from engine.scheduling.step import ScheduledSequence
+from engine.scheduling.step import ScheduledSequence, ScheduledStep
 
 
 @dataclass(frozen=True, slots=True)

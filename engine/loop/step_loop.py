@@ -25,8 +25,8 @@ from engine.loop.settling import Settler
 from engine.loop.step_result import StepResult, sample_step
 from engine.loop.throughput import Throughput
 from engine.sampling.sampler import Sampler
-from engine.scheduling.scheduler import ScheduledStep, Scheduler
-from engine.scheduling.step import ScheduledSequence
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step import ScheduledSequence, ScheduledStep
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """From logits to tokens, for a whole batch at once.
 
     logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────────────────────── greedy rows
-                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ draw (drawing.py) ── random rows
+                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ one draw (filters.py) ── random rows
 
 Where there are kernels, one launch does both for all rows.
 
@@ -10,7 +10,7 @@ Each row is computed from its own logits, parameters and Philox draw alone: what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from engine.sampling.state import SamplingState
 from engine.sampling_params import MAX_LOGPROBS
 from kernels.device import has_kernels
 from kernels.log_probs import log_probs
-from kernels.penalties import penalize
+from kernels.penalties import penalize, penalize_torch
 from kernels.sampling import argmax
 
 if TYPE_CHECKING:
@@ -173,27 +173,12 @@ class Sampler:
         if not present:
             return
         lengths = [len(held.ids) for _, held in present]
-
-        def spread(values: Iterable[float], dtype: type[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(np.repeat(np.fromiter(values, dtype=dtype), lengths)).to(logits.device)
-
-        rows = spread((row for row, _ in present), np.int64)
+        rows = torch.from_numpy(np.repeat(np.array([row for row, _ in present], np.int64), lengths)).to(logits.device)
         ids = torch.from_numpy(np.concatenate([held.ids for _, held in present])).to(logits.device)
         count = torch.from_numpy(np.concatenate([held.counts for _, held in present])).to(logits.device)
-        if has_kernels(logits):
-            params = [state.params for state in states]
-            its = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in params]
-            penalize(logits, rows, ids, count, *torch.tensor(its, device=logits.device).t().contiguous())
-            return
-
-        params = [states[row].params for row, _ in present]
-        repetition = spread((p.repetition_penalty for p in params), np.float32)
-        frequency = spread((p.frequency_penalty for p in params), np.float32)
-        presence = spread((p.presence_penalty for p in params), np.float32)
-        values = logits[rows, ids]
-        values = torch.where(values > 0, values / repetition, values * repetition)
-        values -= frequency * count + presence * (count > 0)
-        logits[rows, ids] = values
+        params = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in (s.params for s in states)]
+        apply = penalize if has_kernels(logits) else penalize_torch
+        apply(logits, rows, ids, count, *torch.tensor(params, device=logits.device).t().contiguous())
 
     def _constrain(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.memory_backoff import MemoryBackoff
 from engine.scheduling.prefill_budget import PrefillBudgetTuner
 from engine.scheduling.sequence import Sequence, Status
-from engine.scheduling.step import ScheduledSequence
+from engine.scheduling.step import ScheduledSequence, ScheduledStep
 from engine.scheduling.waiting_queue import WaitingQueue
 
 
@@ -37,35 +37,6 @@ class Limits:
     max_num_batched_tokens: int
     max_prompt_logits: int
     """Rows of logits for prompt log-probabilities, which cost `vocab_size` floats each."""
-
-
-@dataclass(slots=True)
-class ScheduledStep:
-    """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
-
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    multi_step: list[ScheduledSequence] = field(default_factory=list)
-    """Those that decode `num_steps` tokens at once, beside `scheduled`; their blocks are there already."""
-    num_steps: int = 1
-    preempted: list[Sequence] = field(default_factory=list)
-
-    @property
-    def items(self) -> list[ScheduledSequence]:
-        """All of it."""
-        return [*self.scheduled, *self.multi_step]
-
-    def only_multi_step(self) -> ScheduledStep:
-        """A step of its multi-step batch alone."""
-        return ScheduledStep(multi_step=self.multi_step, num_steps=self.num_steps)
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.scheduled or self.multi_step)
-
-    @property
-    def needs_host(self) -> bool:
-        """Whether the device cannot do all of it at one go."""
-        return any(item.needs_host for item in self.scheduled) or bool(self.scheduled and self.multi_step)
 
 
 class Scheduler:

@@ -1,8 +1,8 @@
-"""A sequence's share of a step."""
+"""What runs together in one step, and which tokens of which sequences."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.batch import BatchEntry, DecodeEntry, in_flight_token
 from engine.scheduling.sequence import Sequence, Status
@@ -79,3 +79,32 @@ class ScheduledSequence:
             rope_length=sequence.rope_length,
             sampling=sequence.sampling,
         )
+
+
+@dataclass(slots=True)
+class ScheduledStep:
+    """What runs together. An entry may share blocks that an earlier one fills in the same step, never a later one."""
+
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    multi_step: list[ScheduledSequence] = field(default_factory=list)
+    """Those that decode `num_steps` tokens at once, beside `scheduled`; their blocks are there already."""
+    num_steps: int = 1
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def items(self) -> list[ScheduledSequence]:
+        """All of it."""
+        return [*self.scheduled, *self.multi_step]
+
+    def only_multi_step(self) -> ScheduledStep:
+        """A step of its multi-step batch alone."""
+        return ScheduledStep(multi_step=self.multi_step, num_steps=self.num_steps)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.scheduled or self.multi_step)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the device cannot do all of it at one go."""
+        return any(item.needs_host for item in self.scheduled) or bool(self.scheduled and self.multi_step)

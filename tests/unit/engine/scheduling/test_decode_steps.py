@@ -6,7 +6,7 @@ import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.scheduling.decode_steps import DecodeStepPolicy
-from engine.scheduling.scheduler import ScheduledStep
+from engine.scheduling.step import ScheduledStep
 from tests.unit.engine.fake_runner import FakeRunner
 
 
