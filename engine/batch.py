@@ -58,7 +58,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class DecodeEntry:
-    """One sequence in a burst: it has its last token still to run, and goes on from there by itself."""
+    """One sequence in a multi-step batch: its last token is still to run, and it goes on from there on the device."""
 
     batch_slot: int
     """The sequence's row in the runner's state, its own for as long as it stays in the batch."""
@@ -83,7 +83,7 @@ class DecodeEntry:
 
 @dataclass(frozen=True, slots=True)
 class MultiStepBatch:
-    """Sequences that decode together for some steps without anybody looking."""
+    """A multi-step decode batch: `num_steps` steps run on the device without host reads."""
 
     entries: Sequence_[DecodeEntry]
     num_steps: int
@@ -94,7 +94,7 @@ NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
 
 
 class PendingTokens(Protocol):
-    """A burst on its way."""
+    """Tokens of started steps, on their way to the host."""
 
     def wait(self) -> npt.NDArray[np.int64]:
         """Wait for it; `[entries, num_steps]` tokens, or one of the codes above. Nothing but `NO_TOKEN` follows an end.
@@ -146,7 +146,7 @@ class Runner(Protocol):
     def decode(self, burst: MultiStepBatch) -> PendingTokens:
         """Run several decode steps, sampling on the device: the tokens that `run` and `Sampler` would give one by one.
 
-        It may return before the steps have run; whatever is started later runs after them. When it raises, nothing
+        It may return before the steps have run; all work that is started later runs after them. When it raises, nothing
         but the keys and values at the entries' own new positions may have changed.
         """
 

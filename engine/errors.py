@@ -13,7 +13,7 @@
     │   └── InvalidWeights               missing, unknown or misshapen weights
     └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
 
-The first reaches whoever makes an `EngineConfig`, the next three the caller of `Engine.add`; the fifth does too where
+The first reaches the maker of an `EngineConfig`, the next three the caller of `Engine.add`; the fifth does too where
 queueing went wrong, and becomes the `error` of one `RequestOutput` after that; the rest end loading or the process.
 `message` is written for the person whose request or settings it was.
 """

@@ -4,9 +4,9 @@
     rows        token, position, tokens left, …      [batch slots + 1, columns] int64
     table       7 3 9 0 0 …                          [batch slots + 1, blocks] int32
 
-The host sends what changed: whole rows of sequences that are new here or went on elsewhere meanwhile, and blocks that
+The host sends what changed: whole rows of sequences that are new here or went on elsewhere since, and blocks that
 were appended. All of it travels as one vector. What a decode step changes, the device changes itself; the host reckons
-with rows as they are when all that was started has run. Whoever ended meanwhile never comes back to his.
+with rows as they are when all that was started has run. An ended sequence never reuses its row.
 
 Real numbers are kept as the bits of a float64 among the integers, so that a row is one vector too.
 """

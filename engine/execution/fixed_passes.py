@@ -4,7 +4,7 @@
     passes    A A A … A A (32)  |  A … A (8) B C 0 … 0 (22 of padding)
 
 Libraries choose how to compute a product or a vector by its shape. With one shape there is one way, and each row of a
-pass comes out the same wherever it stands and whatever stands beside it; `engine/execution/batch_invariance.py` tries
+pass comes out the same wherever it stands, beside any others; `engine/execution/batch_invariance.py` tries
 that at load.
 """
 
@@ -67,7 +67,7 @@ def split_into_passes(entries: Sequence[BatchEntry]) -> Iterator[list[Piece]]:
 def pad_pass(inputs: TokenInputs) -> TokenInputs:
     """Inputs of `ROWS` tokens that want the logits of `ROWS` rows or of none.
 
-    What is added repeats the last token and the first wanted row; nobody looks at its results.
+    What is added repeats the last token and the first wanted row; its results are not read.
     """
     missing = ROWS - len(inputs.token_ids)
 

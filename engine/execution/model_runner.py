@@ -77,7 +77,7 @@ class ModelRunner:
                 block_size=config.block_size,
             )
         if isinstance(self.backend, CapturableAttention):
-            # Before anybody looks how much memory is left.
+            # Before the memory that is left is measured.
             self.backend.reserve(
                 model.attention_layers, kv_dtype=self.kv_dtype, max_sequences=batch_size(_max_batch_slots(config))
             )

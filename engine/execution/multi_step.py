@@ -2,9 +2,9 @@
 
     rows ── gather ── token, position, slot ── model ── logits ── draw ── stop? ── scatter ─┐
       ▲                                                                                     │
-      └───────────────────────────── k times, nobody looks ─────────────────────────────────┘
+      └───────────────────────────── k times, no host read ────────────────────────────────┘
 
-A row that has ended goes on as padding: it writes its key and value into a block that belongs to nobody, and no token
+A row that has ended goes on as padding: it writes its key and value into the padding block, and no token
 comes of it. All shapes follow from the batch size, the number of steps and the widest block table, so that a CUDA graph
 can hold it. On the CPU, where looking costs nothing, rows leave the batch as they end instead.
 """
@@ -211,7 +211,7 @@ def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_stati
 def sample_with_kernel(logits: Tensor, state: Tensor, mode: SamplingMode) -> Tensor:
     """By the Triton kernel, which reads each row once to see whether it is sound and what its best token is.
 
-    What is held back is looked at before it is hidden from the kernel: a row must have been sound with it, too.
+    The logits of banned stop tokens are saved before they are masked: a NaN or +inf there is an error of the row too.
     """
     held = _ban_stop_tokens(logits, state) if mode.bans_stop_tokens else None
     if mode.random:
@@ -230,7 +230,7 @@ def sample_with_kernel(logits: Tensor, state: Tensor, mode: SamplingMode) -> Ten
         )
     else:
         tokens = argmax(logits)
-    # A row of nothing but -inf has no numbers, unless it is so because of what was held back.
+    # After masking, an all -inf row is NONE_ALLOWED only if a banned token's logit was finite; else it is NOT_FINITE.
     if held is None:
         return torch.where(tokens == NONE_ALLOWED, NOT_FINITE, tokens)
     is_sound = (held < torch.inf).all(dim=1) & ((tokens != NONE_ALLOWED) | (held > _NEG_INF).any(dim=1))

@@ -47,7 +47,7 @@ def run_isolating_faults(
     """Run a step, in halves where it raises, until each part succeeds or is a single request that raises.
 
     Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `unfilled` are
-    blocks that nobody will fill any more. `EngineFailed` passes through.
+    blocks that no step fills any more. `EngineFailed` passes through.
     """
     outcome: IsolatedStep[Result] = IsolatedStep()
     unfilled = set(unfilled)
@@ -66,7 +66,7 @@ def run_isolating_faults(
             outcome.results.extend(run(part))
         except EngineFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a model or a kernel raises
+        except Exception as error:  # noqa: BLE001 - any error of a model or a kernel
             # The traceback would keep the step's tensors alive, and memory may be what is missing.
             failure = error.with_traceback(None)
         else:

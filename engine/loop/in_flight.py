@@ -1,20 +1,11 @@
-"""A step that has been started and not been looked at.
-
-Where the runner works by itself, the next step is scheduled and started before the last one's tokens are looked at,
-whether it decodes, reads prompts, or both:
+"""A step that was started and whose tokens were not read yet: step 2 is started before step 1 is settled.
 
     device   | step 1        | step 2        | step 3        |
     host     start 1, start 2, settle 1 ......, start 3, settle 2 ....
 
-                     scheduled with             runs with
-    known before     lengths, blocks            prompts, positions, block tables
-    only on device   whether it goes on         the last token, as step 1 leaves it in the sequence's row
-
-Tokens decide nothing in between: a step for which the host needs them (penalties, log-probabilities, grammars ...) is
-never started ahead of its time. What the host finds in the first step's tokens comes too late for the second: a
-sequence that ended there goes on for nothing, and one that left the batch does too. Neither can harm anybody. No block
-is put into the prefix index for a token that nobody has seen. They write beyond what was accepted, into blocks that
-were theirs when the step started; whoever gets such a block later starts later, and so runs, and writes, after them.
+Only steps that the device samples are started so. A sequence that ends in step 1 still computes in step 2; its tokens
+are discarded. That is safe: blocks enter the prefix index only for tokens that were read, and the stale step writes to
+blocks that the sequence owned when it started, whose later owners' steps run after it on the same stream.
 """
 
 from __future__ import annotations

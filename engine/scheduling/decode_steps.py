@@ -1,14 +1,9 @@
-"""How many tokens the batch decodes before anybody looks: the k of a burst.
+"""Choose k, the number of decode steps to run before the host reads tokens back.
 
-More steps at once divide what the host costs by their number. They also cost something: a sequence that ends in the
-middle leaves its slot empty until the burst is over, whoever waits waits so long, and blocks are taken ahead of time.
-So k is the largest power of two at which
-
-- most of the batch has that many tokens left;
-- no request that waits would be kept out of a slot for more than a small share of a typical output;
-- a burst stays short: on a slow device the host's part is small anyway;
-- sequences that must be decoded one by one get a fair share of the steps;
-- the blocks are free: nothing is preempted for the sake of looking ahead.
+More steps divide the host's cost by k, but a sequence that ends leaves its slot empty until all k have run, and waiting
+requests wait as long. So k is the largest power of two at which most of the batch has k tokens left, waiting requests
+wait no longer than a small share of a typical output, the steps stay short, sequences that the host samples get a fair
+share of the steps, and the blocks are free: no sequence is preempted for it.
 """
 
 from __future__ import annotations

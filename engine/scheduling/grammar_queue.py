@@ -2,7 +2,7 @@
 
     Engine.add ── put ──▶ waits ── its grammar is there, or refused ──▶ take ──▶ the scheduler's queue, or an error
                             │
-                            └──── discard: it ended meanwhile, and nobody takes it
+                            └──── discard: it ended before that, and is not taken
 
 All of it belongs to the engine's thread; threads of the compiler do no more than announce what is ready.
 """

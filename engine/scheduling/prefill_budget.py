@@ -1,16 +1,9 @@
-"""How many tokens of prompts a step reads, learned from what steps took.
+"""How many prompt tokens a step reads, learned from what steps took.
 
-Each step pays once for what does not grow with it: the host's part, and the weights, read from memory. Long steps share
-that among more tokens, and let sequences that came together decode together. But nobody joins, leaves or gets a token
-while one runs, and activations that leave the caches may make it slower. So the size
-
-- doubles from step to step at first, and never grows where a step would take too long;
-- is then compared with its neighbours, rarely. Both take turns, in pairs that begin with either, so that they meet
-  short and long contexts, and whatever else the machine does, alike:
-
-      smaller larger, larger smaller, smaller larger, ...
-
-  The smaller one is taken where it is clearly faster in the middle pair, and faster in nearly all.
+Long steps share a step's fixed cost (the host, reading the weights); short ones let sequences join and leave sooner.
+The size doubles from step to step at first, while steps stay short enough. Later the current size and one neighbour
+run alternately (small-large, large-small, ...), so that context growth and background load affect both equally. After
+six pairs the smaller wins if it is 3 % faster in the median pair and faster in all but one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 Each step first continues what runs, in order of service: one token where a sequence decodes, a chunk where its prompt
 is still being read. When blocks run out, the last in order gives its blocks up and is computed again later, mostly from
 the prefix cache. What is left of the token budget goes to waiting sequences, as far as the forecast lets them in.
-A step costs O(running), whatever waits.
+A step costs O(running), however many wait.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Scheduler:
             wanted = budget.grant(sequence, start)
             if wanted == 0 or not self.blocks.can_attach_prefix(cached, start + wanted):
                 break
-            # With nothing else running, whatever `add` accepted fits.
+            # With nothing else running, every request that `Engine.add` accepted fits.
             if self.running:
                 forecast = forecast or AdmissionForecast(self.running, self.blocks, self.lengths)
                 if not forecast.admit(sequence, cached):
@@ -164,7 +164,7 @@ class Scheduler:
         )
 
     def _choose_decode_steps(self, step: ScheduledStep) -> None:
-        """Let whoever can decode several tokens at once, and give them the blocks for it."""
+        """Move the sequences that can decode several tokens at once into the multi-step batch, with blocks for it."""
         step.num_steps, step.multi_step = self.decode_steps.num_steps_for(
             step.scheduled, self.blocks, self.lengths, num_waiting=len(self.waiting)
         )
@@ -175,7 +175,7 @@ class Scheduler:
             self.blocks.grow(item.sequence.table, item.start + min(step.num_steps, item.tokens_left))
 
     def needs_no_preemption(self) -> bool:
-        """Whether the next step will preempt nobody: tokens that are unseen would be lost to him."""
+        """True if the next step needs no preemption: a preempted sequence would lose its in-flight tokens."""
         most = self.memory_backoff.tokens
         missing = sum(
             max(0, self.blocks.blocks_for(s.num_computed_tokens + min(s.num_tokens_to_run, most)) - len(s.table.blocks))
@@ -212,7 +212,7 @@ class Scheduler:
         """How many more typical sequences the queue could take in.
 
         What would fit into the batch now, by the forecast, and a quarter more, so that slots which come free
-        meanwhile are filled at once; less what waits already.
+        before the next call are filled at once; less what waits already.
         """
         free_slots = max(0, self.max_batch_slots - len(self.running))
         if len(self.waiting) >= self._ahead(free_slots):

@@ -27,7 +27,7 @@ class Status(Enum):
     """In the batch, with blocks. The scheduler may preempt it to WAITING; a stop, an abort or an error finishes it."""
 
     FINISHED = "finished"
-    """Without blocks; nobody moves it out."""
+    """Without blocks; final."""
 
 
 class Sequence:
@@ -38,7 +38,7 @@ class Sequence:
                 in the KV cache | still to run through the model
 
     What a started step will have brought counts as if it were there: its keys and values as computed, its tokens, which
-    the device alone knows, as unseen. So the next step can be scheduled before anybody looks.
+    the device alone knows, as unseen. So the next step can be scheduled before the host reads them.
     """
 
     __slots__ = (

@@ -423,7 +423,7 @@ class TestFailures:
         for number, prompt in enumerate(prompts):
             engine.add(str(number), prompt, GREEDY)
         engine.step()
-        runner.max_tokens_at_once = 5  # somebody else took the rest
+        runner.max_tokens_at_once = 5  # another process took the rest
         outputs = finish(engine)
         assert {output.error for output in outputs.values()} == {None}
         for number, prompt in enumerate(prompts):

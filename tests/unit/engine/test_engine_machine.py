@@ -1,6 +1,6 @@
 """Random walks over everything that can happen to an engine, audited after each move.
 
-Whatever the order of adds, steps, aborts and preemptions: each request's tokens are those of a run by itself.
+In any order of adds, steps, aborts and preemptions, each request's tokens are those of a run by itself.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ CONFIG = {
 
 
 def in_a_process_of_its_own(script: str, *arguments: object) -> dict[str, int]:
-    """Runs a script that prints numbers as JSON: whatever this process holds is not counted."""
+    """Runs a script that prints numbers as JSON: this process's own memory is not counted."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=REPOSITORY,

@@ -118,7 +118,7 @@ def test_every_kind_with_every_tokenizer(make_tokenizer: Callable[[], PreTrained
     assert sum(output.finish_reason == "stop" for output in outputs) > len(outputs) / 2
 
 
-# Schemas whose outputs end soon, whatever a model says.
+# Schemas whose outputs end soon, with any model.
 CONSTANTS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text('aé"\\\n', max_size=4))
 LEAVES = st.one_of(
     st.builds(lambda n: {"type": "string", "maxLength": n}, st.integers(0, 6)),

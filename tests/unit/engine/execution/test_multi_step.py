@@ -71,7 +71,7 @@ def said(prompt: Sequence[int], first: int, last: int) -> str:
 
 
 def is_in_flight(burst: MultiStepBatch) -> bool:
-    """Whether it goes on from tokens that nobody looked at yet."""
+    """Whether it goes on from tokens that the host has not read yet."""
     return all(entry.token_id is None for entry in burst.entries)
 
 
@@ -119,7 +119,7 @@ def test_outputs_are_those_of_single_steps(
 
 @pytest.mark.parametrize("supports_overlap", [False, True])
 def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
-    """The device went on to the end of its burst, or to that of the next; those tokens are nobody's."""
+    """The device went on to the end of its steps, or of the next ones; those tokens are discarded."""
     prompt = PROMPTS[0]
     stop = said(prompt, 4, 6)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)

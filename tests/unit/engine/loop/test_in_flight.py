@@ -358,7 +358,7 @@ def test_the_same_bits_are_not_traded_for_overlap(
     assert overlapping == []
 
 
-# Nobody looks
+# No host reads
 
 
 class NoLook(TorchDispatchMode):
@@ -375,7 +375,7 @@ class NoLook(TorchDispatchMode):
 
 @contextmanager
 def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """While it lasts, whatever would wait for a device fails."""
+    """While it lasts, every wait for a device fails."""
 
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("this waits for the device")

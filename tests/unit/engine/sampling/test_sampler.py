@@ -240,7 +240,7 @@ class TestDraws:
     @pytest.mark.parametrize("by", ["seed", "position", "index"])
     @pytest.mark.parametrize(("params", "warp"), DISTRIBUTIONS)
     def test_chi_square(self, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor], by: str) -> None:
-        """20,000 draws over 32 tokens follow the distribution, whatever is counted up between them."""
+        """20,000 draws over 32 tokens follow the distribution, as any number is counted up."""
         draws, vocab = 20_000, 32
         logits = fixed_logits(1, vocab, seed=5, scale=1.5)
         states = [

@@ -240,7 +240,7 @@ def test_real_steps_are_measured_and_give_the_same_tokens(model: Path) -> None:
         [output.token_ids for output in engine.generate(prompts, params)] for engine in (measured, fixed)
     )
     assert found == expected
-    # Each step also takes a token from whoever decodes already.
+    # Each step also takes a token from each sequence that decodes.
     assert [size // 256 for size in ran[:3]] == [1, 2, 2]
     assert measured.scheduler.prefill_budget.chosen == 512
     assert all(seconds > 0 for seconds in took)

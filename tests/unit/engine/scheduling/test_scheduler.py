@@ -96,7 +96,7 @@ def test_the_last_in_order_gives_way_and_comes_back_from_the_cache() -> None:
     def spy() -> object:
         step = schedule()
         ran.append({item.sequence.request.request_id for item in step.scheduled})
-        # Whoever was just sent away is not let in again at once.
+        # A sequence that was just preempted is not admitted again at once.
         assert not any(sequence in made.scheduler.running for sequence in step.preempted)
         return step
 
