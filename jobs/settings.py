@@ -136,7 +136,9 @@ class Settings(BaseSettings):
     )
 
     # The courier
-    sweep_interval: float = Field(default=5.0, gt=0, description="Dead leases, expiry and lost bells are looked for.")
+    sweep_interval: float = Field(
+        default=5.0, gt=0, description="Dead leases, expiry and lost notifications are looked for."
+    )
     sweep_chunk: int = Field(default=2000, ge=1, description="Requests ended in one transaction by a sweep.")
     staging_timeout: float = Field(
         default=900.0, gt=0, description="A submission that stored nothing for this long is collected."
