@@ -7,7 +7,7 @@ from uuid import UUID
 
 import orjson
 
-from engine import Engine, EngineConfig, SamplingParams
+from engine import Engine, EngineConfig
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.states import RequestState
@@ -16,14 +16,13 @@ from tests.unit.engine.fake_runner import FakeRunner
 from worker.generation.engine_thread import EngineCallbacks, EngineThread
 
 
-class Engine13(Engine):
-    """An engine with a slip: it cannot take in a prompt of 13 tokens."""
+class BrokenAt13(FakeRunner):
+    """A runner with a slip: the engine cannot queue a prompt of 13 tokens."""
 
-    def _check(self, request_id: str, prompt: object, params: SamplingParams) -> int:
-        assert isinstance(prompt, list)
-        if len(prompt) == 13:
+    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
+        if num_prompt == 13:
             raise ZeroDivisionError("thirteen")
-        return super()._check(request_id, prompt, params)
+        return super().rope_length(num_prompt, num_tokens)
 
 
 def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
@@ -31,7 +30,7 @@ def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
     return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), body)
 
 
-def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
+def test_engine_thread_fails_one_request_alone_when_adding_it_raises() -> None:
     outcomes: dict[int, Outcome] = {}
     broken: list[BaseException] = []
     loaded, idle = threading.Event(), threading.Event()
@@ -43,7 +42,7 @@ def test_a_request_that_breaks_while_it_is_queued_is_alone_to_blame() -> None:
         on_fatal=lambda error, *, is_understood: broken.append(error),
     )
     thread = EngineThread(
-        lambda: Engine13(FakeRunner(), None, EngineConfig(block_size=4)), callbacks, model="m", share_prefixes=False
+        lambda: Engine(BrokenAt13(), None, EngineConfig(block_size=4)), callbacks, model="m", share_prefixes=False
     )
     thread.start()
     assert loaded.wait(60)
