@@ -57,11 +57,6 @@ def interprets() -> bool:
     return HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
-def has_kernels(tensor: torch.Tensor) -> bool:
-    """Whether a kernel from here should do the work on a tensor: on a GPU. The interpreter is for tests."""
-    return tensor.is_cuda
-
-
 @cache
 def device_of(device: torch.device) -> Device:
     """The device that a tensor lies on. Raises `ValueError` without Triton, and for a CPU without the interpreter."""
@@ -75,3 +70,7 @@ def device_of(device: torch.device) -> Device:
     if device.type == "cpu" and interprets():
         return INTERPRETER
     raise ValueError(f"Triton kernels cannot run on {device.type!r}: on a CPU they need TRITON_INTERPRET=1")
+
+
+def has_kernels(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda

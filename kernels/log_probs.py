@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -42,6 +43,10 @@ def log_probs(logits: Tensor, tokens: Tensor, num_top: int = 0) -> tuple[Tensor,
 
     Logits are `[rows, vocab_size]`, float, contiguous in the last dimension, each row with a finite maximum.
     """
+    if not dispatch.use_triton(logits):
+        every = logits.float().log_softmax(dim=-1)
+        values, ids = every.topk(num_top, dim=-1)
+        return every.gather(-1, tokens[:, None]).squeeze(-1), values, ids
     logsumexp, chosen = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
     log_probs_launch(logits, tokens, logsumexp, chosen).run()
     values, ids = logits.topk(num_top, dim=-1)
@@ -63,10 +68,3 @@ def log_probs_launch(logits: Tensor, tokens: Tensor, logsumexp: Tensor, chosen: 
         {"BLOCK": _BLOCK},
         num_warps=8,
     )
-
-
-def log_probs_torch(logits: Tensor, tokens: Tensor, num_top: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The twin of `log_probs`."""
-    everything = logits.float().log_softmax(-1)
-    values, ids = everything.topk(num_top, dim=-1)
-    return everything.gather(1, tokens[:, None])[:, 0], values, ids

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -58,7 +59,10 @@ def penalize(
 
     `rows`, `tokens`, `counts` are `[E]`; the penalties are `[R]`, float32.
     """
-    penalties_launch(logits, rows, tokens, counts, repetition, frequency, presence).run()
+    if dispatch.use_triton(logits):
+        penalties_launch(logits, rows, tokens, counts, repetition, frequency, presence).run()
+    else:
+        penalize_reference(logits, rows, tokens, counts, repetition, frequency, presence)
 
 
 def penalties_launch(
@@ -88,7 +92,7 @@ def penalties_launch(
     )
 
 
-def penalize_torch(
+def penalize_reference(
     logits: Tensor,
     rows: Tensor,
     tokens: Tensor,
@@ -97,7 +101,7 @@ def penalize_torch(
     frequency: Tensor,
     presence: Tensor,
 ) -> None:
-    """The twin of `penalize`."""
+    """As `penalize`, in plain torch: what runs where there is no kernel, and what the kernel is tested against."""
     x = logits[rows, tokens].float()
     x = torch.where(x > 0, x / repetition[rows], x * repetition[rows])
     x -= frequency[rows] * counts + presence[rows] * (counts > 0)

@@ -5,7 +5,7 @@
     top-k   keeps what is at least the k-th largest x
     top-p   keeps, from the largest down, tokens as long as those before hold less than p of what top-k kept
     min-p   keeps what has at least min_p times the largest probability                        (arXiv 2407.01082)
-    u       one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion); see `engine/sampling/philox.py`
+    u       one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion); see `philox.py`
 
 Ties with the last token kept are kept. Temperature 0 is greedy: the largest, of equals the first.
 
@@ -24,15 +24,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.launch import Launch
+from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, Filters, argmax_fallback, sample_fallback
 from kernels.triton_compat import tl, triton
-
-NOT_FINITE = -2
-"""In the place of a token: the largest logit is no finite number, or some logit is NaN."""
-
-NONE_ALLOWED = -3
-"""In the place of a token: all logits are -inf."""
 
 MAX_CANDIDATES = 1024
 """Candidates of a row that workspaces have room for."""
@@ -44,7 +40,7 @@ _BLOCK = 2048
 
 @triton.jit
 def uniform(seed, position, index):
-    """A number in [0, 1), the bits of `engine.sampling.philox.uniform`."""
+    """A number in [0, 1), the bits of `kernels.philox.uniform`."""
     zero = index.to(tl.uint32) * 0
     word, _, _, _ = tl.philox(seed, position.to(tl.uint32), zero, index.to(tl.uint32), zero)
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08
@@ -304,18 +300,32 @@ def sample(
     positions: Tensor,
     indices: Tensor,
     *,
-    filtered: bool = True,
+    filters: Filters,
+    is_static: bool = False,
 ) -> Tensor:
     """A token for each row of `logits` `[rows, vocab_size]`, float, the last dimension contiguous; int64 `[rows]`.
 
     All else is `[rows]` on the same device: temperature (0: greedy), top_p and min_p floats; top_k, seeds (64 bits),
-    positions and indices integers. k = vocab_size, p = 1 and min_p = 0 filter nothing; `filtered=False`
-    promises that for all rows. Where no token can be chosen stands `NOT_FINITE` or `NONE_ALLOWED`. The twin is
-    `sample_torch`.
+    positions and indices integers. k = vocab_size, p = 1 and min_p = 0 filter nothing; `filters` says which of them
+    any row uses. Where no token can be chosen stands `NOT_FINITE` or `NONE_ALLOWED`. Logits may be overwritten.
+    `is_static` reads no result on the host, and does more work for it where there is no kernel.
     """
+    if not dispatch.use_triton(logits):
+        return sample_fallback(
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seeds,
+            positions,
+            indices,
+            filters=filters,
+            is_static=is_static,
+        )
     rows = len(logits)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    capacity = MAX_CANDIDATES if filtered else 0
+    capacity = MAX_CANDIDATES if filters.any else 0
     sample_launch(
         logits,
         tuple(p.contiguous() for p in (temperature, top_k, top_p, min_p, seeds, positions, indices)),
@@ -324,13 +334,15 @@ def sample(
             torch.empty(rows, capacity, dtype=torch.float32, device=logits.device),
         ),
         tokens,
-        filtered=filtered,
+        filtered=filters.any,
     ).run()
     return tokens
 
 
-def argmax(logits: Tensor) -> Tensor:
-    """The largest logit's token of each row, of equals the first; `NOT_FINITE` and `NONE_ALLOWED` as in `sample`."""
+def argmax(logits: Tensor, *, is_static: bool = False) -> Tensor:
+    """The largest logit's token of each row, of equals the first; codes and `is_static` as in `sample`."""
+    if not dispatch.use_triton(logits):
+        return argmax_fallback(logits, is_static=is_static)
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     sample_launch(logits, None, None, tokens, filtered=False).run()
     return tokens
@@ -373,26 +385,3 @@ def sample_launch(
         num_warps=4 if target.backend == "hip" else 8,
         num_stages=1,
     )
-
-
-def sample_torch(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, draws: Tensor
-) -> Tensor:
-    """The twin of `sample`, with sorts and in double precision; `draws` `[rows]` are the random numbers."""
-    best, tokens = logits.max(dim=-1)
-    tokens = logits.argmax(dim=-1)
-    x = logits.double() / torch.where(temperature == 0, 1.0, temperature).double()[:, None]
-    ordered = x.sort(dim=-1, descending=True).values
-    least = ordered.gather(1, (top_k.long() - 1)[:, None])
-    kept = x >= least
-    ordered = ordered.masked_fill(ordered < least, float("-inf"))
-    probs = ordered.softmax(-1)
-    before = probs.cumsum(-1) - probs
-    last = ((before < top_p.double()[:, None]).sum(-1, keepdim=True) - 1).clamp(min=0)
-    kept &= (top_p.double()[:, None] >= 1) | (x >= ordered.gather(1, last))
-    kept &= x >= x.amax(-1, keepdim=True) + min_p.double().log()[:, None]
-    passed = x.masked_fill(~kept, float("-inf")).softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(passed, draws.double()[:, None] * passed[:, -1:], right=True)[:, 0]
-    tokens = torch.where(temperature == 0, tokens, drawn.clamp(max=logits.shape[1] - 1))
-    tokens = torch.where(best == float("-inf"), NONE_ALLOWED, tokens)
-    return torch.where(best.isnan() | (best == float("inf")), NOT_FINITE, tokens)

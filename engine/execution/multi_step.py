@@ -24,10 +24,9 @@ from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiS
 from engine.device.cuda_graphs import GraphRunner, batch_size
 from engine.execution.decode_state import Column, DecodeState, float_column
 from engine.models.decoder import TokenInputs
-from engine.sampling.filters import Filters, most_likely, sample_filtered
 from engine.sampling.settings import filters_of
-from kernels.device import has_kernels
 from kernels.sampling import argmax, sample
+from kernels.sampling_fallback import Filters
 
 Forward = Callable[[TokenInputs, DecodeMetadata], Tensor]
 """One step of the model over its cache: logits `[S, vocab_size]`."""
@@ -203,19 +202,9 @@ def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_stati
     `state` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
     way.
     """
-    if has_kernels(logits):
-        return sample_with_kernel(logits, state, mode)
-    return sample_in_torch(logits.float(), state, mode, is_static=is_static)
-
-
-def sample_with_kernel(logits: Tensor, state: Tensor, mode: SamplingMode) -> Tensor:
-    """By the Triton kernel, which reads each row once to see whether it is sound and what its best token is.
-
-    The logits of banned stop tokens are saved before they are masked: a NaN or +inf there is an error of the row too.
-    """
+    # The logits of banned stop tokens are saved before they are masked: a NaN or +inf there is an error of the row too.
     held = _ban_stop_tokens(logits, state) if mode.bans_stop_tokens else None
     if mode.random:
-        filters = mode.filters
         columns = state.t().contiguous()
         tokens = sample(
             logits,
@@ -226,42 +215,16 @@ def sample_with_kernel(logits: Tensor, state: Tensor, mode: SamplingMode) -> Ten
             columns[Column.SEED],
             columns[Column.POSITION] + 1,
             columns[Column.INDEX],
-            filtered=bool(filters.top_k or filters.top_p or filters.min_p),
+            filters=mode.filters,
+            is_static=is_static,
         )
     else:
-        tokens = argmax(logits)
+        tokens = argmax(logits, is_static=is_static)
     # After masking, an all -inf row is NONE_ALLOWED only if a banned token's logit was finite; else it is NOT_FINITE.
     if held is None:
         return torch.where(tokens == NONE_ALLOWED, NOT_FINITE, tokens)
     is_sound = (held < torch.inf).all(dim=1) & ((tokens != NONE_ALLOWED) | (held > _NEG_INF).any(dim=1))
     return torch.where(is_sound, tokens, NOT_FINITE)
-
-
-def sample_in_torch(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_static: bool) -> Tensor:
-    """The twin in plain torch; float32 logits."""
-    sound = torch.isfinite(logits.amax(dim=-1))
-    allowed = torch.ones_like(sound)
-    if mode.bans_stop_tokens:
-        _ban_stop_tokens(logits, state)
-        allowed = logits.amax(dim=-1) > _NEG_INF
-    tokens = most_likely(logits, is_static=is_static)
-    if mode.random:
-        temperature = float_column(state, Column.TEMPERATURE)
-        greedy = temperature == 0
-        sampled = sample_filtered(
-            logits,
-            temperature=torch.where(greedy, 1.0, temperature),
-            top_k=state[:, Column.TOP_K],
-            top_p=float_column(state, Column.TOP_P),
-            min_p=float_column(state, Column.MIN_P),
-            filters=mode.filters,
-            is_static=is_static,
-            seeds=state[:, Column.SEED],
-            positions=state[:, Column.POSITION] + 1,
-            indices=state[:, Column.INDEX],
-        )
-        tokens = torch.where(greedy, tokens, sampled)
-    return torch.where(sound, torch.where(allowed, tokens, NONE_ALLOWED), NOT_FINITE)
 
 
 def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:

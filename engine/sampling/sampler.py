@@ -1,9 +1,7 @@
 """From logits to tokens, for a whole batch at once.
 
-    logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────────────────────── greedy rows
-                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ one draw (filters.py) ── random rows
-
-Where there are kernels, one launch does both for all rows.
+    logits ─ bias ─ penalties ─ bans ─┬─ argmax ─────────────────────────────── greedy rows
+                                      └─ temperature ─ top-k ─ top-p ─ min-p ─ draw ── random rows
 
 Each row is computed from its own logits, parameters and Philox draw alone: what else is in the batch changes nothing.
 """
@@ -20,14 +18,13 @@ import torch
 
 from engine.errors import RequestFailed
 from engine.outputs import TokenLogprobs
-from engine.sampling.filters import Filters, most_likely, sample_filtered
 from engine.sampling.settings import SamplingSettings, filters_of
 from engine.sampling.state import SamplingState
 from engine.sampling_params import MAX_LOGPROBS
-from kernels.device import has_kernels
 from kernels.log_probs import log_probs
-from kernels.penalties import penalize, penalize_torch
-from kernels.sampling import argmax
+from kernels.penalties import penalize
+from kernels.sampling import argmax, sample
+from kernels.sampling_fallback import Filters
 
 if TYPE_CHECKING:
     from engine.grammar.matcher import MaskFiller
@@ -90,7 +87,8 @@ class Sampler:
                 ended = self._constrain(logits, states, settings.constrained, errors)
             allowed = logits.amax(dim=-1) > _NEG_INF
         # Of what is drawn from: a bias, a penalty or the temperature may have made a sound row infinite.
-        usable = logits.amax(dim=-1) / settings.row_temperature < torch.inf  # False for NaN, too
+        temperature = torch.where(settings.temperature == 0, 1.0, settings.temperature)
+        usable = logits.amax(dim=-1) / temperature < torch.inf  # False for NaN, too
         tokens = self._sample_tokens(logits, states, settings)
 
         # One copy to the host.
@@ -117,8 +115,7 @@ class Sampler:
     def score(self, logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
         """Log-probabilities of given tokens, for prompt logprobs; logits are float32 `[tokens, vocab_size]`."""
         targets = torch.tensor(token_ids, device=logits.device)
-        scores = logits if has_kernels(logits) else torch.log_softmax(logits, dim=-1)
-        return _read_logprobs(scores, targets, [num_top] * len(token_ids))
+        return _read_logprobs(logits, targets, [num_top] * len(token_ids))
 
     def _settings_of(self, states: Sequence[SamplingState], logits: torch.Tensor) -> SamplingSettings:
         """In a run of pure decode steps the same sequences come again: keep what does not change."""
@@ -129,9 +126,7 @@ class Sampler:
             or settings.temperature.device != logits.device
             or any(old is not new for old, new in zip(settings.states, states, strict=True))
         ):
-            settings = self._settings = SamplingSettings.of(
-                states, self.vocab_size, logits.device, in_one_launch=has_kernels(logits)
-            )
+            settings = self._settings = SamplingSettings.of(states, self.vocab_size, logits.device)
         return settings
 
     def _restrict(
@@ -177,8 +172,7 @@ class Sampler:
         ids = torch.from_numpy(np.concatenate([held.ids for _, held in present])).to(logits.device)
         count = torch.from_numpy(np.concatenate([held.counts for _, held in present])).to(logits.device)
         params = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in (s.params for s in states)]
-        apply = penalize if has_kernels(logits) else penalize_torch
-        apply(logits, rows, ids, count, *torch.tensor(params, device=logits.device).t().contiguous())
+        penalize(logits, rows, ids, count, *torch.tensor(params, device=logits.device).t().contiguous())
 
     def _constrain(
         self,
@@ -208,42 +202,28 @@ class Sampler:
     def _sample_tokens(
         self, logits: torch.Tensor, states: Sequence[SamplingState], settings: SamplingSettings
     ) -> torch.Tensor:
-        """Token ids, int64 `[rows]`. Rows without a sound distribution get some token, which the caller drops."""
-        if not settings.random:
-            # Codes for what cannot be chosen from are no tokens.
-            return argmax(logits).clamp_(min=0) if has_kernels(logits) else most_likely(logits)
-        if len(settings.random) == len(states):
-            return self._sample_random(logits, [state.position for state in states], settings)
-        tokens = most_likely(logits)
-        rows = torch.tensor(settings.random, device=logits.device)
-        tokens[rows] = self._sample_random(logits[rows], [states[row].position for row in settings.random], settings)
-        return tokens
-
-    def _sample_random(
-        self, logits: torch.Tensor, positions: Sequence[int], settings: SamplingSettings
-    ) -> torch.Tensor:
-        """Draw from the random rows' filtered distributions; logits `[random rows, vocab_size]` are overwritten."""
-        places = torch.tensor(positions, device=logits.device)
+        """Token ids or codes, as `kernels.sampling.sample` gives them. Logits may be overwritten."""
+        if not settings.samples:
+            return argmax(logits)
+        positions = torch.tensor([state.position for state in states], device=logits.device)
 
         def part(rows: slice, filters: Filters) -> torch.Tensor:
-            return sample_filtered(
+            return sample(
                 logits[rows],
-                temperature=settings.temperature[rows],
-                top_k=settings.top_k[rows],
-                top_p=settings.top_p[rows],
-                min_p=settings.min_p[rows],
+                settings.temperature[rows],
+                settings.top_k[rows],
+                settings.top_p[rows],
+                settings.min_p[rows],
+                settings.seeds[rows],
+                positions[rows],
+                settings.indices[rows],
                 filters=filters,
-                seeds=settings.seeds[rows],
-                positions=places[rows],
-                indices=settings.indices[rows],
             )
 
         if not self._row_by_row:
             return part(slice(None), settings.filters)
-        params = [settings.states[row].params for row in settings.random]
-        return torch.cat(
-            [part(slice(row, row + 1), filters_of([its], self.vocab_size)) for row, its in enumerate(params)]
-        )
+        rows = range(len(states))
+        return torch.cat([part(slice(row, row + 1), filters_of([states[row].params], self.vocab_size)) for row in rows])
 
 
 def _scores(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor | None:
@@ -259,7 +239,8 @@ def _top_logprobs(
     if scores is None:
         return {}
     rows = settings.logprob_rows
-    chosen = tokens[torch.tensor(rows, device=tokens.device)]
+    # Codes have no log-probability: their rows fail.
+    chosen = tokens[torch.tensor(rows, device=tokens.device)].clamp(min=0)
     found = _read_logprobs(scores, chosen, [states[row].params.logprobs or 0 for row in rows])
     return dict(zip(rows, found, strict=True))
 
@@ -267,12 +248,7 @@ def _top_logprobs(
 def _read_logprobs(scores: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
     """Bring the wanted log-probabilities to the host, in one copy a tensor; `scores` are logits."""
     width = min(MAX_LOGPROBS, scores.shape[-1]) if any(num_top) else 0
-    if has_kernels(scores):
-        chosen, values, _ = log_probs(scores, token_ids, width)
-    else:
-        every = torch.log_softmax(scores, dim=-1)
-        chosen = every.gather(-1, token_ids[:, None]).squeeze(-1)
-        values = every.topk(width, dim=-1).values
+    chosen, values, _ = log_probs(scores, token_ids, width)
     ids = _highest(scores, width)
     return [
         TokenLogprobs(token, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))

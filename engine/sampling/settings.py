@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.sampling.filters import Filters
 from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
+from kernels.sampling_fallback import Filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +54,18 @@ class SamplingSettings:
     """Parameters of a fixed list of sequences, as tensors on the logits' device."""
 
     states: Sequence[SamplingState]
-    random: Sequence[int]
-    """Rows that are sampled, and the tensors below hold one element for each: those that are not greedy. Where a kernel
-    chooses for all in one launch, and any is not, all of them."""
+    samples: bool
+    """Whether any row is not greedy."""
 
     temperature: torch.Tensor
+    """`[rows]`, as the next ones; 0: greedy."""
+
     top_k: torch.Tensor
     top_p: torch.Tensor
     min_p: torch.Tensor
     seeds: torch.Tensor
     indices: torch.Tensor
     filters: Filters
-
-    row_temperature: torch.Tensor
-    """Of all rows; 1 where a row is greedy."""
 
     logprob_rows: Sequence[int]
     penalized: Sequence[int]
@@ -86,9 +84,7 @@ class SamplingSettings:
         )
 
     @classmethod
-    def of(
-        cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device, *, in_one_launch: bool
-    ) -> SamplingSettings:
+    def of(cls, states: Sequence[SamplingState], vocab_size: int, device: torch.device) -> SamplingSettings:
         def tensor(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
@@ -96,25 +92,21 @@ class SamplingSettings:
             return tensor([row for row, _ in pairs], torch.int64), tensor([token for _, token in pairs], torch.int64)
 
         params = [state.params for state in states]
-        random = [row for row, p in enumerate(params) if not p.greedy]
-        if random and in_one_launch:
-            random = list(range(len(params)))
-        rows = [sampling_row(states[row], vocab_size) for row in random]
+        rows = [sampling_row(state, vocab_size) for state in states]
         bias = [(row, token) for row, p in enumerate(params) for token in p.logit_bias]
         banned = [(row, token) for row, p in enumerate(params) for token in p.banned_token_ids]
         allowed = [(row, token) for row, p in enumerate(params) for token in p.allowed_token_ids or ()]
         allowed_rows = [row for row, p in enumerate(params) if p.allowed_token_ids is not None]
         return cls(
             states=list(states),
-            random=random,
+            samples=any(not p.greedy for p in params),
             temperature=tensor([row.temperature for row in rows], torch.float32),
             top_k=tensor([row.top_k for row in rows], torch.int64),
             top_p=tensor([row.top_p for row in rows], torch.float32),
             min_p=tensor([row.min_p for row in rows], torch.float32),
             seeds=tensor([row.seed for row in rows], torch.int64),
             indices=tensor([row.index for row in rows], torch.int64),
-            filters=filters_of([params[row] for row in random], vocab_size),
-            row_temperature=tensor([1.0 if p.greedy else p.temperature for p in params], torch.float32),
+            filters=filters_of([p for p in params if not p.greedy], vocab_size),
             logprob_rows=[row for row, p in enumerate(params) if p.logprobs is not None],
             penalized=[row for row, p in enumerate(params) if p.penalized],
             with_min_tokens=[row for row, p in enumerate(params) if p.min_tokens],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import dispatch
 from kernels.device import interprets
 
 
@@ -15,3 +16,9 @@ def device() -> torch.device:
     if not interprets():
         pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
     return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops run their kernels, also on the CPU."""
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)

@@ -1,4 +1,4 @@
-"""Token choice against its twin, and against what it promises."""
+"""Token choice against its reference, and against what it promises."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.sampling.philox import uniform as uniform_torch
 from kernels import sampling
-from kernels.sampling import NONE_ALLOWED, NOT_FINITE, argmax, sample, sample_torch
+from kernels.philox import uniform
+from kernels.sampling import argmax, sample
+from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, Filters
+from tests.unit.kernels.references import sample_reference
 
 VOCAB = 5003
+ALL_FILTERS = Filters(top_k=VOCAB, top_p=True, min_p=True)
 
 
 def parameters(rows: int, device: torch.device, **given: float) -> dict[str, Tensor]:
@@ -28,9 +31,11 @@ def parameters(rows: int, device: torch.device, **given: float) -> dict[str, Ten
 
 
 def both(logits: Tensor, given: dict[str, Tensor]) -> tuple[list[int], list[int]]:
-    draws = uniform_torch(given["seeds"], given["positions"], given["indices"])
+    draws = uniform(given["seeds"], given["positions"], given["indices"])
     filters = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p")}
-    return sample(logits, **given).tolist(), sample_torch(logits, **filters, draws=draws).tolist()
+    return sample(logits, **given, filters=ALL_FILTERS).tolist(), sample_reference(
+        logits, **filters, draws=draws
+    ).tolist()
 
 
 @triton.jit
@@ -46,7 +51,7 @@ def test_random_numbers_are_the_engines_bits(device: torch.device) -> None:
     indices = torch.tensor([0, 0, 1, 2, 3, 100, 0, 7], device=device)
     out = torch.empty(8, device=device)
     _uniform_kernel[(1,)](seeds, positions, indices, out, ROWS=8)
-    assert out.double().tolist() == uniform_torch(seeds, positions, indices).tolist()
+    assert out.double().tolist() == uniform(seeds, positions, indices).tolist()
 
 
 FILTERS = {
@@ -68,7 +73,7 @@ NOT_AMONG_CANDIDATES = ("large-k", "flat-top-p", "flat-min-p", "large-k-and-p")
 
 
 @pytest.mark.parametrize("name", list(FILTERS))
-def test_the_twins_tokens(name: str, device: torch.device) -> None:
+def test_sample_gives_the_reference_s_tokens(name: str, device: torch.device) -> None:
     rows = 1 if name in NOT_AMONG_CANDIDATES else 2
     logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(1)).mul(3).to(device)
     ours, theirs = both(logits, parameters(rows, device, **FILTERS[name]))
@@ -78,7 +83,7 @@ def test_the_twins_tokens(name: str, device: torch.device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(FILTERS))
 @pytest.mark.parametrize("vocab", [1, 2, 1003, 2048, 2049, 40000])
-def test_the_twins_tokens_over_many_rows(vocab: int, name: str, device: torch.device) -> None:
+def test_sample_gives_the_reference_s_tokens_over_many_rows(vocab: int, name: str, device: torch.device) -> None:
     rows = 24
     logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)).mul(3).to(device)
     given = parameters(rows, device, **FILTERS[name])
@@ -99,7 +104,7 @@ def test_each_row_goes_its_own_way(device: torch.device) -> None:
     assert ours == theirs
     # Its neighbours change nothing.
     alone = {name: tensor[3:4].contiguous() for name, tensor in given.items()}
-    assert sample(logits[3:4], **alone).tolist() == ours[3:4]
+    assert sample(logits[3:4], **alone, filters=ALL_FILTERS).tolist() == ours[3:4]
 
 
 def test_tokens_that_tie_with_the_last_kept_are_kept(device: torch.device) -> None:
@@ -108,9 +113,9 @@ def test_tokens_that_tie_with_the_last_kept_are_kept(device: torch.device) -> No
     given = parameters(1, device, top_k=2)
     # A draw that only the last of four tokens covers.
     given["positions"] += next(
-        step for step in range(100) if uniform_torch(given["seeds"], given["positions"] + step, given["indices"]) > 0.8
+        step for step in range(100) if uniform(given["seeds"], given["positions"] + step, given["indices"]) > 0.8
     )
-    assert sample(logits, **given).tolist() == [40]
+    assert sample(logits, **given, filters=ALL_FILTERS).tolist() == [40]
 
 
 def test_rows_without_a_choice(device: torch.device) -> None:
@@ -119,7 +124,7 @@ def test_rows_without_a_choice(device: torch.device) -> None:
     logits[1, 7] = float("inf")
     logits[2] = float("-inf")
     expected = [NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
-    assert sample(logits, **parameters(4, device, top_p=0.9)).tolist()[:3] == expected
+    assert sample(logits, **parameters(4, device, top_p=0.9), filters=ALL_FILTERS).tolist()[:3] == expected
     assert argmax(logits).tolist() == [*expected, int(logits[3].argmax())]
 
 
@@ -134,4 +139,5 @@ def test_banned_tokens_are_never_drawn(device: torch.device) -> None:
     logits = torch.full((2, VOCAB), float("-inf"), device=device)
     logits[:, [4001, 4002]] = 0.0
     for filters in ({}, {"top_k": 20, "top_p": 0.99}):
-        assert set(sample(logits, **parameters(2, device, **filters)).tolist()) <= {4001, 4002}
+        drawn = sample(logits, **parameters(2, device, **filters), filters=ALL_FILTERS)
+        assert set(drawn.tolist()) <= {4001, 4002}

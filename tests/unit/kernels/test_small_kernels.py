@@ -7,9 +7,10 @@ import torch
 
 from kernels.gated_activation import ACTIVATIONS, gated_activation, gated_activation_torch
 from kernels.layer_norm import add_layer_norm, add_layer_norm_torch, layer_norm, layer_norm_torch
-from kernels.log_probs import log_probs, log_probs_torch
-from kernels.penalties import penalize, penalize_torch
+from kernels.log_probs import log_probs
+from kernels.penalties import penalize, penalize_reference
 from kernels.rms_norm import add_rms_norm, add_rms_norm_torch, rms_norm, rms_norm_torch
+from tests.unit.kernels.references import log_probs_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 33, 240, 4099]
@@ -79,7 +80,7 @@ def test_log_probabilities(vocab: int, dtype: torch.dtype, device: torch.device)
     logits[1, : vocab // 2] = float("-inf")
     tokens = torch.tensor([0, vocab - 1, vocab // 2], device=device)
     num_top = min(5, vocab)
-    found, expected = log_probs(logits, tokens, num_top), log_probs_torch(logits, tokens, num_top)
+    found, expected = log_probs(logits, tokens, num_top), log_probs_reference(logits, tokens, num_top)
     torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-5)
     if dtype is torch.float32:
@@ -96,6 +97,6 @@ def test_penalties(entries: int, device: torch.device) -> None:
     repetition, frequency, presence = (randn(4, device=device, seed=seed).abs() + 0.5 for seed in range(3))
     found, expected = logits.clone(), logits.clone()
     penalize(found, rows, tokens, counts, repetition, frequency, presence)
-    penalize_torch(expected, rows, tokens, counts, repetition, frequency, presence)
+    penalize_reference(expected, rows, tokens, counts, repetition, frequency, presence)
     torch.testing.assert_close(found, expected)
     assert int((found != logits).sum()) <= entries

@@ -14,10 +14,11 @@ from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiS
 from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
 from engine.execution.decode_state import NUM_COLUMNS, DecodeState
-from engine.execution.multi_step import SamplingMode, sample_in_torch, sample_tokens, sample_with_kernel
+from engine.execution.multi_step import SamplingMode, sample_tokens
 from engine.sampling.sampler import Sampler
 from engine.sampling.state import MAX_STOP_TOKENS, SamplingState
 from engine.tokenization.tokenizer import Tokenizer
+from kernels import dispatch
 from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.tokenization.test_tokenizer import byte_level
@@ -353,7 +354,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("part", ["all", "greedy", "held"])
-def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype) -> None:
+def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the device's rows; in Triton's interpreter where there is no GPU."""
     every = MANY if part != "held" else [p for p in MANY if p.min_tokens]
     params = [p for p in every if p.greedy] if part == "greedy" else every[:: 5 if part == "all" else 4]
@@ -363,13 +364,16 @@ def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype) -> None:
     logits = (torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
     logits[:, 5] += 8
     expected = [one.token_id for one in Sampler(700).sample(logits.float(), states)]
-    chosen = sample_with_kernel(logits.to(DEVICE), state.to(DEVICE), mode)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
     assert chosen.tolist() == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("min_tokens", [0, 40])
-def test_the_kernel_says_the_same_of_rows_without_a_token(temperature: float, min_tokens: int) -> None:
+def test_the_kernel_says_the_same_of_rows_without_a_token(
+    temperature: float, min_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Infinities and NaNs, at the tokens that may be held back (0, 5, 9) and elsewhere."""
     inf, nan = float("inf"), float("nan")
     rows = []
@@ -393,10 +397,11 @@ def test_the_kernel_says_the_same_of_rows_without_a_token(temperature: float, mi
     )
     _, entries, state = states_and_rows([params] * len(rows))
     mode = SamplingMode.of(entries, 700)
-    expected = sample_in_torch(logits.clone(), state, mode, is_static=False)
+    expected = sample_tokens(logits.clone(), state, mode, is_static=False)
     assert {NOT_FINITE} < set(expected.tolist())
     assert (NONE_ALLOWED in expected.tolist()) == bool(min_tokens)
-    chosen = sample_with_kernel(logits.to(DEVICE), state.to(DEVICE), mode)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
     assert chosen.tolist() == expected.tolist()
 
 
@@ -408,8 +413,7 @@ def test_the_sampler_chooses_the_same_in_one_launch(monkeypatch: pytest.MonkeyPa
     logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(5)) * 4
     expected = Sampler(700).sample(logits.clone(), states)
     greedy = Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3])
-    for module in ("engine.sampling.sampler", "engine.sampling.filters"):
-        monkeypatch.setattr(f"{module}.has_kernels", lambda logits: True)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
     assert Sampler(700).sample(logits.clone(), states) == expected
     assert Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3]) == greedy
 

@@ -11,11 +11,11 @@ import torch
 from transformers.generation import logits_process as hf
 
 from engine import SamplingParams
-from engine.sampling.filters import Filters, filter_logits, most_likely, sample_filtered
-from engine.sampling.philox import uniform
 from engine.sampling.sampler import Sampler
 from engine.sampling.state import SamplingState
 from engine.sampling.token_counts import TokenCounts
+from kernels.philox import uniform
+from kernels.sampling_fallback import NONE_ALLOWED, Filters, argmax_fallback, filter_logits, sample_fallback
 
 VOCAB = 1003
 
@@ -296,7 +296,7 @@ class TestDraws:
         logits = fixed_logits(10)
         states = [state(SamplingParams(seed=n, top_p=0.9)) for n in range(10)]
         whole = Sampler(VOCAB).sample(logits.clone(), states)
-        monkeypatch.setattr("engine.sampling.filters._MAX_SORTED", 3 * VOCAB)
+        monkeypatch.setattr("kernels.sampling_fallback._MAX_SORTED", 3 * VOCAB)
         assert Sampler(VOCAB).sample(logits.clone(), states) == whole
 
 
@@ -365,7 +365,7 @@ class TestDrawing:
 
         def sampled(**options: bool) -> torch.Tensor:
             parameters = {"temperature": torch.ones(rows), "top_k": top_k, "top_p": top_p, "min_p": min_p}
-            return sample_filtered(logits.clone(), filters=filters, **parameters, **where, **options)  # type: ignore[arg-type]
+            return sample_fallback(logits.clone(), filters=filters, **parameters, **where, **options)  # type: ignore[arg-type]
 
         kept = torch.softmax(filter_logits(logits.clone(), top_k, top_p, min_p, filters).double(), dim=-1)
         draws = uniform(**where)[:, None]
@@ -376,7 +376,7 @@ class TestDrawing:
     def test_only_rows_that_need_it_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sorted_rows: list[int] = []
         monkeypatch.setattr(
-            "engine.sampling.filters.filter_logits",
+            "kernels.sampling_fallback.filter_logits",
             lambda logits, *rest: sorted_rows.append(len(logits)) or filter_logits(logits, *rest),
         )
         logits = fixed_logits(8, self.VOCAB, scale=6.0)
@@ -389,7 +389,7 @@ class TestDrawing:
         logits = torch.full((2, 600), -100.0)
         logits[:, 270:290] = 0.0
         monkeypatch.setattr(
-            "engine.sampling.filters.uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64)
+            "kernels.sampling_fallback.uniform", lambda *_: torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64)
         )
         for params in (SamplingParams(min_p=0.5), SamplingParams(top_k=20)):
             sampled = Sampler(600).sample(logits.clone(), [state(params), state(params)])
@@ -402,7 +402,7 @@ def test_the_most_likely_token_is_the_first_of_equals(is_static: bool) -> None:
     logits[2] = 1.0
     logits[3, [900, 17]] = 40.0
     logits[4] = float("-inf")
-    tokens = most_likely(logits, is_static=is_static)
+    tokens = argmax_fallback(logits, is_static=is_static)
     assert tokens.dtype is torch.int64
-    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
-    assert tokens[2:5].tolist() == [0, 17, 0]
+    assert tokens[:4].tolist() == [row.index(max(row)) for row in logits[:4].tolist()]
+    assert tokens[2:5].tolist() == [0, 17, NONE_ALLOWED]

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from engine.sampling.philox import philox, uniform
+from kernels.philox import philox, uniform
 
 Words = tuple[int, ...]
 
@@ -82,7 +82,7 @@ def draw(out, seed, n: tl.constexpr):
     position = tl.arange(0, n)
     tl.store(out + position, tl.randint(seed, position))
 
-from engine.sampling.philox import philox
+from kernels.philox import philox
 for seed in (0, 7, 0x123456789ABCDEF):
     out = torch.zeros(64, dtype=torch.int32)
     draw[(1,)](out, seed, 64)

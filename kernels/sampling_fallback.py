@@ -1,8 +1,8 @@
-"""From a row's distribution to one token: temperature, top-k, top-p, min-p, and the draw itself.
+"""Choosing tokens from logits in plain torch: what `sampling.py` does where there is no kernel.
 
                  ┌─ no top-k, no top-p ── all tokens ──────────── blocks' sums ─ one block ─┐
     logits / T ──┤                                                                          ├─ token
-                 └─ cut ── the 64 best ── 512 ── 4096 ── all, sorted ─ ─── what is kept ────┘
+                 └─ else ─ the 64 best ── 512 ── 4096 ── all, sorted ─ ─── what is kept ────┘
                               └── only rows that need more go on ──┘
 
 A draw inverts the cumulative distribution in order of token id, with one uniform number a row. A row's way through this
@@ -15,9 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.sampling.philox import uniform
-from kernels.device import has_kernels
-from kernels.sampling import sample
+from kernels.philox import uniform
+
+NOT_FINITE = -2
+"""In the place of a token: the largest logit is no finite number, or some logit is NaN."""
+
+NONE_ALLOWED = -3
+"""In the place of a token: all logits are -inf."""
 
 _NEG_INF = float("-inf")
 
@@ -41,6 +45,10 @@ class Filters:
     top_p: bool
     min_p: bool
 
+    @property
+    def any(self) -> bool:
+        return bool(self.top_k or self.top_p or self.min_p)
+
 
 @dataclass(frozen=True, slots=True)
 class _FilterParams:
@@ -55,60 +63,88 @@ class _FilterParams:
         return _FilterParams(self.top_k[rows], self.top_p[rows], self.min_p[rows], self.filters)
 
 
-def most_likely(logits: torch.Tensor, *, is_static: bool = False) -> torch.Tensor:
-    """The token of each row's largest logit, the first of several, int64 `[rows]`; `is_static` as below."""
+def argmax_fallback(logits: torch.Tensor, *, is_static: bool = False) -> torch.Tensor:
+    """See `kernels.sampling.argmax`."""
     if logits.device.type == "cpu" and not is_static:
-        # By vectors; torch's own takes ten times as long.
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)
+        # NumPy's is vectorized: torch's own takes ten times as long.
+        tokens = torch.from_numpy(logits.float().numpy().argmax(axis=-1))
+    else:
+        tokens = logits.argmax(dim=-1)
+    # Both take a NaN for the largest.
+    highest = logits.gather(1, tokens[:, None])[:, 0]
+    tokens = torch.where(highest == _NEG_INF, NONE_ALLOWED, tokens)
+    return torch.where(highest < torch.inf, tokens, NOT_FINITE)
 
 
-def sample_filtered(
+def sample_fallback(
     logits: torch.Tensor,
-    *,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
-    filters: Filters,
     seeds: torch.Tensor,
     positions: torch.Tensor,
     indices: torch.Tensor,
+    *,
+    filters: Filters,
     is_static: bool = False,
 ) -> torch.Tensor:
-    """A token from each row's filtered distribution, int64 `[rows]`; logits `[rows, vocab_size]` are overwritten.
+    """See `kernels.sampling.sample`."""
+    logits = logits.float()
+    tokens = argmax_fallback(logits, is_static=is_static)
+    is_random = temperature != 0
+    parameters = (temperature, top_k, top_p, min_p, seeds, positions, indices)
+    if is_static:
+        parameters = (torch.where(is_random, temperature, 1.0), *parameters[1:])
+    elif not bool(is_random.all()):
+        rows = is_random.nonzero().squeeze(-1)
+        if len(rows):
+            drawn = _draw(logits[rows], *(values[rows] for values in parameters), filters=filters, is_static=False)
+            tokens[rows] = torch.where(tokens[rows] < 0, tokens[rows], drawn)
+        return tokens
+    drawn = _draw(logits, *parameters, filters=filters, is_static=is_static)
+    return torch.where(is_random & (tokens >= 0), drawn, tokens)
 
-    Everything else is `[rows]`, on the logits' device: the filters' parameters as in `filter_logits`, and what the
-    draw's random number depends on. `is_static` never looks at a result on the host, and does more work for it. Rows
-    without a sound distribution get some token, which the caller drops.
+
+def _draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    filters: Filters,
+    is_static: bool,
+) -> torch.Tensor:
+    """A token from each row's filtered distribution; float32 logits, which are overwritten, and no temperature of 0.
+
+    Rows without a sound distribution get some token.
     """
-    if has_kernels(logits):
-        filtered = bool(filters.top_k or filters.top_p or filters.min_p)
-        tokens = sample(logits, temperature, top_k, top_p, min_p, seeds, positions, indices, filtered=filtered)
-        # Codes for what cannot be sampled from are no tokens.
-        return tokens.clamp_(min=0)
-    uniforms = uniform(seeds, positions, indices)
+    draws = uniform(seeds, positions, indices)
     logits.div_(temperature[:, None])
-    cuts = _FilterParams(top_k, top_p, min_p, filters)
+    params = _FilterParams(top_k, top_p, min_p, filters)
     if is_static or not (filters.top_k or filters.top_p):
-        return _sample_from_all(filter_logits(logits, top_k, top_p, min_p, filters), uniforms)
-    is_cut = (top_k < logits.shape[1]) | (top_p < 1.0)
-    if bool(is_cut.all()):
-        return _sample_from_top_candidates(logits, uniforms, cuts)
+        return _draw_from_all(filter_logits(logits, top_k, top_p, min_p, filters), draws)
+    is_filtered = (top_k < logits.shape[1]) | (top_p < 1.0)
+    if bool(is_filtered.all()):
+        return _sample_from_top_candidates(logits, draws, params)
     tokens = torch.empty_like(positions)
-    rows = is_cut.nonzero().squeeze(-1)
-    tokens[rows] = _sample_from_top_candidates(logits[rows], uniforms[rows], cuts.at(rows))
-    rows = (~is_cut).nonzero().squeeze(-1)
+    rows = is_filtered.nonzero().squeeze(-1)
+    tokens[rows] = _sample_from_top_candidates(logits[rows], draws[rows], params.at(rows))
+    rows = (~is_filtered).nonzero().squeeze(-1)
     only_min_p = Filters(top_k=0, top_p=False, min_p=filters.min_p)
     kept = filter_logits(logits[rows], top_k[rows], top_p[rows], min_p[rows], only_min_p)
-    tokens[rows] = _sample_from_all(kept, uniforms[rows])
+    tokens[rows] = _draw_from_all(kept, draws[rows])
     return tokens
 
 
 def filter_logits(
     logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, filters: Filters
 ) -> torch.Tensor:
-    """Set what top-k, then top-p, then min-p remove to -inf, in place: what is to be sampled from, by definition.
+    """Set what top-k, then top-p, then min-p remove to -inf, in place: what is to be drawn from, by definition.
 
     Logits are float `[rows, vocab_size]`; the parameters are `[rows]`, with k = vocab_size, p = 1 and min_p = 0 for
     rows that do not filter. Tokens that tie with the last one kept are kept too.
@@ -138,10 +174,10 @@ def _nucleus_end(ranked: torch.Tensor, total: torch.Tensor, top_p: torch.Tensor)
     return ranked.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
 
 
-# Rows that are not cut
+# Rows without top-k and top-p
 
 
-def _sample_from_all(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def _draw_from_all(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Over the whole vocabulary: first the block in which the draw falls, then the token in it."""
     num_rows, vocab_size = logits.shape
     weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
@@ -151,7 +187,7 @@ def _sample_from_all(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tens
     rest = weights[:, num_whole * _BLOCK :].sum(dim=-1, keepdim=True)
     sums = torch.cat((sums, rest), dim=-1).double()
     reached = sums.cumsum(dim=-1)
-    targets = uniforms[:, None] * reached[:, -1:]
+    targets = draws[:, None] * reached[:, -1:]
     block = torch.searchsorted(reached, targets, right=True).clamp_(max=num_whole)
 
     ids = block * _BLOCK + torch.arange(_BLOCK, device=logits.device)
@@ -169,10 +205,10 @@ def _searchsorted(weights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return found.clamp_(max=weights.shape[1] - 1)  # passed only by rows that are not sound
 
 
-# Rows that are cut
+# Rows with top-k or top-p
 
 
-def _sample_from_top_candidates(logits: torch.Tensor, uniforms: torch.Tensor, cuts: _FilterParams) -> torch.Tensor:
+def _sample_from_top_candidates(logits: torch.Tensor, draws: torch.Tensor, params: _FilterParams) -> torch.Tensor:
     """From the best tokens; where what is kept may reach beyond them, from more of them, and at last from all."""
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
@@ -182,14 +218,14 @@ def _sample_from_top_candidates(logits: torch.Tensor, uniforms: torch.Tensor, cu
             break
         whole = logits if len(left) == num_rows else logits[left]
         best, ids = _best(whole, width)
-        least, is_covered = _least_kept(best, whole, cuts.at(left))
-        sampled = _sample_from_candidates(best, ids, least, uniforms[left])
-        tokens[left[is_covered]] = sampled[is_covered]
+        least, is_covered = _least_kept(best, whole, params.at(left))
+        drawn = _draw_from_candidates(best, ids, least, draws[left])
+        tokens[left[is_covered]] = drawn[is_covered]
         left = left[~is_covered]
     for rows in torch.split(left, max(1, _MAX_SORTED // vocab_size)) if len(left) else ():
-        its = cuts.at(rows)
+        its = params.at(rows)
         kept = filter_logits(logits[rows], its.top_k, its.top_p, its.min_p, its.filters)
-        tokens[rows] = _sample_from_all(kept, uniforms[rows])
+        tokens[rows] = _draw_from_all(kept, draws[rows])
     return tokens
 
 
@@ -215,37 +251,37 @@ def _best(logits: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]
     return values, ids.gather(1, places)
 
 
-def _least_kept(best: torch.Tensor, logits: torch.Tensor, cuts: _FilterParams) -> tuple[torch.Tensor, torch.Tensor]:
+def _least_kept(best: torch.Tensor, logits: torch.Tensor, params: _FilterParams) -> tuple[torch.Tensor, torch.Tensor]:
     """The least logit that is kept, `[rows, 1]`, and whether all that is kept is among `best`, `[rows]`.
 
     `best` `[rows, width]` are the highest of `logits`, descending. Where the lowest of them is not kept, nothing beyond
     them is, and ties are complete.
     """
     width, vocab_size = best.shape[1], logits.shape[1]
-    by_k = cuts.top_k < vocab_size
-    least = best.gather(1, (cuts.top_k.clamp(max=width) - 1)[:, None])
+    by_k = params.top_k < vocab_size
+    least = best.gather(1, (params.top_k.clamp(max=width) - 1)[:, None])
     least = torch.where(by_k[:, None], least, _NEG_INF)
-    is_covered = by_k & (cuts.top_k <= width) & (best[:, -1:] < least).squeeze(-1)
-    if cuts.filters.top_p:
+    is_covered = by_k & (params.top_k <= width) & (best[:, -1:] < least).squeeze(-1)
+    if params.filters.top_p:
         kept = best.masked_fill(best < least, _NEG_INF)
         total = kept.logsumexp(dim=-1, keepdim=True)
         if not bool(by_k.all()):  # without top-k, p is a share of what all tokens have
             total = torch.where(by_k[:, None], total, logits.logsumexp(dim=-1, keepdim=True))
-        end = _nucleus_end(kept, total, cuts.top_p)
-        by_p = cuts.top_p < 1.0
+        end = _nucleus_end(kept, total, params.top_p)
+        by_p = params.top_p < 1.0
         least = torch.where(by_p[:, None], torch.maximum(least, end), least)
         is_covered |= ~by_k & by_p & (best[:, -1:] < end).squeeze(-1)
-    if cuts.filters.min_p:
-        least = torch.maximum(least, best[:, :1] + cuts.min_p[:, None].log())
+    if params.filters.min_p:
+        least = torch.maximum(least, best[:, :1] + params.min_p[:, None].log())
     return least, is_covered
 
 
-def _sample_from_candidates(
-    best: torch.Tensor, ids: torch.Tensor, least: torch.Tensor, uniforms: torch.Tensor
+def _draw_from_candidates(
+    best: torch.Tensor, ids: torch.Tensor, least: torch.Tensor, draws: torch.Tensor
 ) -> torch.Tensor:
     """From what is kept of some tokens `[rows, width]`, in order of their ids."""
     weights = (best - best[:, :1]).exp_().masked_fill_(best < least, 0.0)
     ids, order = ids.sort(dim=-1)
     weights = weights.gather(1, order)
-    targets = uniforms[:, None] * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    targets = draws[:, None] * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
     return ids.gather(1, _searchsorted(weights, targets)).squeeze(-1)
