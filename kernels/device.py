@@ -70,7 +70,3 @@ def device_of(device: torch.device) -> Device:
     if device.type == "cpu" and interprets():
         return INTERPRETER
     raise ValueError(f"Triton kernels cannot run on {device.type!r}: on a CPU they need TRITON_INTERPRET=1")
-
-
-def has_kernels(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda

@@ -13,15 +13,17 @@ its own, since adding in place would give other bits each time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
-from kernels.expert_routing import Routing, route, route_torch
-from kernels.gated_activation import activate, gated_activation_torch
+from kernels.expert_routing import Routing, route
+from kernels.gated_activation import ACTIVATIONS, FUNCTIONS, activate
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -150,8 +152,18 @@ def expert_mlp(
     *,
     normalized: bool,
     activation: str = "silu",
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear,
 ) -> Tensor:
-    """The mixture's output, `[T, D]`; see `expert_mlp_torch`, its twin. Five launches, whatever goes where."""
+    """Send each row of `x` `[T, D]` through `per_token` of the experts, by the router's logits `[T, E]`.
+
+    `gate_up` is `[E, 2 I, D]`, `down` `[E, D, I]`; `normalized` divides the weights by their sum; `activation` is one
+    of `gated_activation.FUNCTIONS`. With kernels always five launches, independent of the routing; without, `product`
+    multiplies rows with an expert's weight.
+    """
+    if not dispatch.use_triton(x) or activation not in ACTIVATIONS:
+        return expert_mlp_fallback(
+            x, logits, gate_up, down, per_token, normalized=normalized, activation=activation, product=product
+        )
     num_experts, hidden, inner = down.shape
     num_pairs = len(x) * per_token
     tiles = product_tiles(num_pairs, num_experts, x.dtype, device_of(x.device))
@@ -165,6 +177,40 @@ def expert_mlp(
     product_launch(middle, down, routing, results, tiles, activation=None).run()
     sum_launch(results, routing.weights, out).run()
     return out
+
+
+def expert_mlp_fallback(
+    x: Tensor,
+    logits: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    per_token: int,
+    *,
+    normalized: bool,
+    activation: str = "silu",
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear,
+) -> Tensor:
+    """As `expert_mlp`, expert by expert.
+
+    Rows are sorted by expert, so that each expert's weights are used once for all of its tokens, and summed per token
+    in the router's order: a token's result does not depend on which others are in the batch.
+    """
+    weights, experts = logits.float().softmax(dim=-1).topk(per_token, dim=-1)
+    if normalized:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    order = experts.flatten().argsort(stable=True)
+    counts = torch.bincount(experts.flatten(), minlength=len(gate_up)).tolist()
+    rows = x.index_select(0, order // per_token)
+    results = torch.empty_like(rows)
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            end = start + count
+            gates, up = product(rows[start:end], gate_up[expert]).chunk(2, dim=-1)
+            results[start:end] = product(FUNCTIONS[activation](gates) * up, down[expert])
+            start = end
+    by_token = torch.empty_like(results).index_copy_(0, order, results).view(len(x), per_token, x.shape[1])
+    return (by_token * weights[:, :, None]).sum(1).to(x.dtype)
 
 
 def product_launch(
@@ -227,27 +273,3 @@ def sum_launch(results: Tensor, weights: Tensor, out: Tensor) -> Launch:
         {"x": results, "weights": weights, "out": out},
         {"PER_TOKEN": per_token, "SIZE": size, "WIDTH": min(_WIDTH, triton.next_power_of_2(size))},
     )
-
-
-def expert_mlp_torch(
-    x: Tensor,
-    logits: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    per_token: int,
-    *,
-    normalized: bool,
-    activation: str = "silu",
-) -> Tensor:
-    """Send each row of `x` `[T, D]` through `per_token` of the experts, by logits `[T, E]`.
-
-    `gate_up` is `[E, 2 I, D]`, `down` `[E, D, I]`; `normalized` divides the weights by their sum.
-    """
-    routing = route_torch(logits, per_token, normalized=normalized, rows=1)
-    results = torch.empty(len(x) * per_token, x.shape[1], dtype=x.dtype, device=x.device)
-    for pair, expert in enumerate(routing.experts.flatten().tolist()):
-        token = x[pair // per_token : pair // per_token + 1].float()
-        middle = gated_activation_torch(F.linear(token, gate_up[expert].float()), activation).to(x.dtype)
-        results[pair] = F.linear(middle.float(), down[expert].float())[0]
-    weighted = results.float().view(*routing.weights.shape, x.shape[1]) * routing.weights[:, :, None]
-    return weighted.sum(1).to(x.dtype)

@@ -178,7 +178,7 @@ def num_chunks(num_tokens: int) -> int:
 def route(logits: Tensor, per_token: int, *, normalized: bool, rows: int) -> Routing:
     """Choose `per_token` experts by logits `[T, experts]`, and arrange them in blocks of `rows`.
 
-    `route_torch` is the twin. A row with NaN goes to experts, too, with weights that are NaN.
+    A row with NaN goes to experts, too, with weights that are NaN.
     """
     num_tokens, num_experts = logits.shape
     bound = blocks_bound(num_tokens * per_token, num_experts, rows)
@@ -258,23 +258,3 @@ def route_launches(
             num_warps=num_warps,
         ),
     )
-
-
-def route_torch(logits: Tensor, per_token: int, *, normalized: bool, rows: int) -> Routing:
-    """The twin of `route`; it reads counts on the host."""
-    num_tokens, num_experts = logits.shape
-    weights, experts = logits.float().softmax(dim=-1).topk(per_token, dim=-1)
-    if normalized:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    bound = blocks_bound(num_tokens * per_token, num_experts, rows)
-    pairs = torch.zeros(bound * rows, dtype=torch.int32, device=logits.device)
-    block_expert, block_rows = torch.zeros(2, bound, dtype=torch.int32, device=logits.device)
-    block = 0
-    for expert in range(num_experts):
-        mine = (experts.flatten() == expert).nonzero()[:, 0].to(torch.int32)
-        for first in range(0, len(mine), rows):
-            some = mine[first : first + rows]
-            pairs[block * rows : block * rows + len(some)] = some
-            block_expert[block], block_rows[block] = expert, len(some)
-            block += 1
-    return Routing(weights, experts.to(torch.int32), pairs, block_expert, block_rows, rows)

@@ -63,21 +63,21 @@ def power_of_two(exponent):
     return (exponent.to(tl.int32) << 23).to(tl.float32, bitcast=True)
 
 
-def quantize_torch(numbers: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_reference(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """The twin of what `kv_write` stores: `[..., D]` as float8_e4m3fn, and the scales' exponents, `[...]` uint8."""
     numbers = numbers.float()
     largest = numbers.abs().amax(dim=-1).view(torch.int32)
     exponents = (((largest + _BEYOND) >> 23) - 8).clamp(min=1)
-    scaled = numbers * _power_of_two_torch(254 - exponents)[..., None]
+    scaled = numbers * _power_of_two_reference(254 - exponents)[..., None]
     return scaled.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), exponents.to(torch.uint8)
 
 
-def dequantize_torch(cache: Tensor, scales: Tensor) -> Tensor:
+def dequantize_reference(cache: Tensor, scales: Tensor) -> Tensor:
     """A cache `[N, B, KH, D]` with its scales' exponents `[N, KH, B]` as float32."""
-    return cache.float() * _power_of_two_torch(scales).transpose(1, 2)[..., None]
+    return cache.float() * _power_of_two_reference(scales).transpose(1, 2)[..., None]
 
 
-def _power_of_two_torch(exponents: Tensor) -> Tensor:
+def _power_of_two_reference(exponents: Tensor) -> Tensor:
     return (exponents.to(torch.int32) << 23).view(torch.float32)
 
 

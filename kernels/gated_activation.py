@@ -11,14 +11,26 @@ in float32, rounded once. One pass instead of two, and no intermediate of size `
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+"""The same in torch, and one that kernels lack."""
 
 _BLOCK = 1024
 
@@ -49,7 +61,10 @@ def _gated_activation_kernel(x, out, size, stride, ACTIVATION: tl.constexpr, BLO
 
 
 def gated_activation(x: Tensor, activation: str) -> Tensor:
-    """`[T, 2 I]` (contiguous in its last dimension) to `[T, I]`, by one of `ACTIVATIONS`."""
+    """`[T, 2 I]` (contiguous in its last dimension) to `[T, I]`, by one of `FUNCTIONS`."""
+    if not dispatch.use_triton(x) or activation not in ACTIVATIONS:
+        gate, up = x.chunk(2, dim=-1)
+        return FUNCTIONS[activation](gate) * up
     out = torch.empty(len(x), x.shape[1] // 2, dtype=x.dtype, device=x.device)
     gated_activation_launch(x, out, activation).run()
     return out
@@ -63,12 +78,3 @@ def gated_activation_launch(x: Tensor, out: Tensor, activation: str) -> Launch:
         {"x": x, "out": out, "size": size, "stride": x.stride(0)},
         {"ACTIVATION": activation, "BLOCK": _BLOCK},
     )
-
-
-def gated_activation_torch(x: Tensor, activation: str) -> Tensor:
-    """The twin of `gated_activation`."""
-    gate, up = x.float().chunk(2, dim=-1)
-    acted = (
-        F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh" if "tanh" in activation else "none")
-    )
-    return (acted * up).to(x.dtype)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.float8 import as_bits, power_of_two, quantize_torch, scale_exponent, to_e4m3
+from kernels.float8 import as_bits, power_of_two, quantize_reference, scale_exponent, to_e4m3
 from kernels.launch import Launch
-from kernels.rotary import rotate_torch, turn_tile
+from kernels.rotary import turn_tile
 from kernels.triton_compat import tl, triton
 
 
@@ -127,7 +127,7 @@ def write_kv(
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> None:
-    """Put token t's key and value at slot `slots[t]`; see `write_kv_torch`, its twin."""
+    """Put token t's key and value at slot `slots[t]`; see `write_kv_reference`, its twin."""
     write_launch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales).run()
 
 
@@ -148,7 +148,7 @@ def rotate_and_write_kv(
     """Turn query `[T, H, D]` and key, write key and value; returns the turned query, contiguous.
 
     `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
-    turned key never passes through memory. See `rotate_and_write_kv_torch`, its twin.
+    turned key never passes through memory. See `rotate_and_write_kv_reference`, its twin.
     """
     turned = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     write_launch(
@@ -232,7 +232,7 @@ def write_launch(
     )
 
 
-def write_kv_torch(
+def write_kv_reference(
     key: Tensor,
     value: Tensor,
     key_cache: Tensor,
@@ -251,7 +251,7 @@ def write_kv_torch(
     if key_scales is not None and value_scales is not None:
         block_size = key_cache.shape[1]
         blocks, offsets = slots // block_size, slots % block_size
-        (key, key_exponents), (value, value_exponents) = quantize_torch(key), quantize_torch(value)
+        (key, key_exponents), (value, value_exponents) = quantize_reference(key), quantize_reference(value)
         key_scales[blocks, :, offsets], value_scales[blocks, :, offsets] = key_exponents, value_exponents
         # Torch scatters no float8, but their bits.
         key, value = key.view(torch.uint8), value.view(torch.uint8)
@@ -260,27 +260,7 @@ def write_kv_torch(
     value_cache.view(-1, *value_cache.shape[2:]).index_copy_(0, slots, value)
 
 
-def rotate_and_write_kv_torch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    *,
-    interleaved: bool = False,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
-) -> Tensor:
-    """The twin of `rotate_and_write_kv`."""
-    key = rotate_torch(key, cos, sin, interleaved=interleaved)
-    write_kv_torch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales)
-    return rotate_torch(query, cos, sin, interleaved=interleaved)
-
-
-def read_kv_torch(cache: Tensor, slots: Tensor) -> Tensor:
+def read_kv(cache: Tensor, slots: Tensor) -> Tensor:
     """The keys or values at slots `[S, M]`, as `[S, M, KH, D]`."""
     # index_select is several times faster than indexing with a matrix on the CPU.
     rows = torch.index_select(cache.view(-1, *cache.shape[2:]), 0, slots.reshape(-1))

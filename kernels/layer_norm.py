@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
@@ -52,6 +53,8 @@ def _layer_norm_kernel(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Norm of `x` `[T, size]`, contiguous in its last dimension."""
+    if not dispatch.use_triton(x):
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     layer_norm_launch(x, None, weight, bias, out, None, eps=eps).run()
     return out
@@ -61,6 +64,9 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The norm of `x + residual` (the residual contiguous), and that sum."""
+    if not dispatch.use_triton(x):
+        total = x + residual
+        return F.layer_norm(total, weight.shape, weight, bias, eps), total
     out, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     layer_norm_launch(x, residual, weight, bias, out, total, eps=eps).run()
     return out, total
@@ -100,18 +106,3 @@ def layer_norm_launch(
         },
         num_warps=min(16, max(1, block // (8 * target.warp_size))),
     )
-
-
-def layer_norm_torch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """The twin of `layer_norm`."""
-    return F.layer_norm(x.float(), weight.shape, weight.float(), None if bias is None else bias.float(), eps).to(
-        x.dtype
-    )
-
-
-def add_layer_norm_torch(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The twin of `add_layer_norm`."""
-    total = x + residual
-    return layer_norm_torch(total, weight, bias, eps), total

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.kv_write import read_kv_torch
+from kernels.kv_write import read_kv
 
 # Rows of one sequence in a tile: enough for a dense product, few enough that a prompt's first rows do not
 # multiply with its last keys.
@@ -160,7 +160,7 @@ def _tile(
     )
 
 
-def paged_attention_torch(
+def paged_attention_reference(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -182,7 +182,7 @@ def paged_attention_torch(
         num_sequences, num_rows = tile.rows.shape
         rows = tile.rows.view(-1)
         tile_query = query.index_select(0, rows).view(num_sequences, num_rows, num_heads, -1)
-        key, value = read_kv_torch(key_cache, tile.slots), read_kv_torch(value_cache, tile.slots)
+        key, value = read_kv(key_cache, tile.slots), read_kv(value_cache, tile.slots)
         if soft_cap is None and sinks is None:
             result = _fused(tile_query, key, value, tile.mask, scale)
         else:

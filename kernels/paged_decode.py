@@ -29,9 +29,8 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
-from kernels.float8 import as_bits, dequantize_torch, from_e4m3, power_of_two
+from kernels.float8 import as_bits, from_e4m3, power_of_two
 from kernels.launch import Launch
-from kernels.paged_attention import paged_attention_torch, plan_tiles
 from kernels.triton_compat import tl, triton
 
 # Sequences that the planning program looks at at a time.
@@ -567,53 +566,3 @@ def decode_launches(
         },
     )
     return decode, reduce
-
-
-def paged_decode_torch(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    out: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
-) -> None:
-    """The twin of `paged_decode`, which reads lengths on the CPU."""
-    starts = query_starts.tolist()
-    lengths = seq_lens.tolist()
-    decodes = [s for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length > 0]
-    padding = [starts[s] for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length == 0]
-    out[padding] = 0.0
-    if not decodes:
-        return
-    rows = [starts[s] for s in decodes]
-    tiles = plan_tiles(
-        [lengths[s] - 1 for s in decodes],
-        [1] * len(decodes),
-        block_tables[decodes].long().cpu().numpy(),
-        key_cache.shape[1],
-        sliding_window=window,
-        device=query.device,
-        dtype=query.dtype,
-    )
-    out[rows] = paged_attention_torch(
-        query[rows],
-        dequantized(key_cache, key_scales, query.dtype),
-        dequantized(value_cache, value_scales, query.dtype),
-        tiles,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
-    )
-
-
-def dequantized(cache: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A cache as numbers of `dtype`; for twins."""
-    return cache if scales is None else dequantize_torch(cache, scales).to(dtype)

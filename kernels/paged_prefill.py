@@ -20,7 +20,6 @@ Sequences with one new token are left to `paged_decode`, where the same buffers 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,8 +27,7 @@ from torch import Tensor
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3, power_of_two
 from kernels.launch import Launch
-from kernels.paged_attention import paged_attention_torch, plan_tiles
-from kernels.paged_decode import dequantized, padded
+from kernels.paged_decode import padded
 from kernels.triton_compat import tl, triton
 
 # Blocks of queries that one planning program finds.
@@ -519,47 +517,4 @@ def prefill_launch(
         },
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-    )
-
-
-def paged_prefill_torch(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    out: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
-) -> None:
-    """The twin of `paged_prefill`, which reads lengths on the CPU."""
-    starts, lengths = query_starts.tolist(), seq_lens.tolist()
-    news = [end - start for start, end in pairwise(starts)]
-    chosen = [sequence for sequence, new in enumerate(news) if new > 1]
-    if not chosen:
-        return
-    rows = [row for sequence in chosen for row in range(starts[sequence], starts[sequence + 1])]
-    tiles = plan_tiles(
-        [lengths[sequence] - news[sequence] for sequence in chosen],
-        [news[sequence] for sequence in chosen],
-        block_tables[chosen].long().cpu().numpy(),
-        key_cache.shape[1],
-        sliding_window=window,
-        device=query.device,
-        dtype=query.dtype,
-    )
-    out[rows] = paged_attention_torch(
-        query[rows],
-        dequantized(key_cache, key_scales, query.dtype),
-        dequantized(value_cache, value_scales, query.dtype),
-        tiles,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
     )

@@ -269,6 +269,13 @@ def _quantized_matmul_kernel(
     tl.store(out + place, acc, mask=is_row[:, None] & is_column[None, :])
 
 
+def multiplies_packed(device: torch.device) -> bool:
+    """Whether weights on a device stay packed. Elsewhere they are dequantized once, at load, since doing so in every
+    product would be slower than reading what it makes.
+    """
+    return device.type == "cuda"
+
+
 def quantized_matmul(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """`[T, in]` (contiguous in its last dimension) to `[T, out]`, in the type of x: float32, bfloat16 or float16."""
     out = torch.empty(len(x), weight.out_features, dtype=x.dtype, device=x.device)
@@ -325,7 +332,7 @@ def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
     return 128, 128, 8
 
 
-def quantized_matmul_torch(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+def quantized_matmul_reference(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """The twin of `quantized_matmul`."""
     product = x.float() @ weight.dequantized(x.dtype).float().t()
     return (product if bias is None else product + bias.float()).to(x.dtype)

@@ -10,8 +10,10 @@ single heads (`[T, H, D]`, which may be a slice of a projection) take many short
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
@@ -56,6 +58,8 @@ def _rms_norm_kernel(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
     """Norm of `x` `[T, size]` or `[T, H, size]`, contiguous in its last dimension; `offset` is added to the weight."""
+    if not dispatch.use_triton(x):
+        return _fallback(x, weight, eps, offset)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rms_norm_launch(x, None, weight, out, None, eps=eps, offset=offset).run()
     return out
@@ -65,9 +69,19 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The norm of `x + residual`, both `[T, size]` (the residual contiguous), and that sum."""
+    if not dispatch.use_triton(x):
+        total = x + residual
+        return _fallback(total, weight, eps, offset), total
     out, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     rms_norm_launch(x, residual, weight, out, total, eps=eps, offset=offset).run()
     return out, total
+
+
+def _fallback(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    if not offset:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    # A weight near zero loses bits when it is added to one in half precision.
+    return F.rms_norm(x.float(), weight.shape, offset + weight.float(), eps).type_as(x)
 
 
 def rms_norm_launch(
@@ -111,18 +125,3 @@ def rms_norm_launch(
         },
         num_warps=min(16, max(4, block * rows // (16 * target.warp_size))),
     )
-
-
-def rms_norm_torch(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
-    """The twin of `rms_norm`."""
-    h = x.float()
-    scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
-    return (h * scale * (weight.float() + offset)).to(x.dtype)
-
-
-def add_rms_norm_torch(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """The twin of `add_rms_norm`."""
-    total = x + residual
-    return rms_norm_torch(total, weight, eps, offset=offset), total

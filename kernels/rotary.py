@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
@@ -95,10 +96,23 @@ def _rotate_kernel(
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """The turned heads, contiguous; `heads` may be strided but for its last dimension. `rotate_torch` is the twin."""
+    """The turned heads, contiguous; `heads` may be strided but for its last dimension."""
+    if not dispatch.use_triton(heads):
+        return rotate_fallback(heads, cos, sin, interleaved=interleaved)
     out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     rotate_launch(heads, cos, sin, out, interleaved=interleaved).run()
     return out
+
+
+def rotate_fallback(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """As `rotate` with angles `[T, 1, R / 2]`, in the type of the heads."""
+    dim = 2 * cos.shape[-1]
+    if interleaved:
+        first, second = heads[..., 0:dim:2], heads[..., 1:dim:2]
+        rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+        return torch.cat((rotated, heads[..., dim:]), dim=-1)
+    first, second, rest = heads[..., : dim // 2], heads[..., dim // 2 : dim], heads[..., dim:]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def rotate_launch(
@@ -129,17 +143,3 @@ def rotate_launch(
         },
         num_warps=min(8, max(1, tile // (16 * target.warp_size))),
     )
-
-
-def rotate_torch(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """The twin of `rotate`."""
-    cos, sin = (angles.view(len(heads), 1, -1).float() for angles in (cos, sin))
-    half = cos.shape[-1]
-    turning, rest = heads[..., : 2 * half].float(), heads[..., 2 * half :]
-    if interleaved:
-        first, second = turning[..., 0::2], turning[..., 1::2]
-    else:
-        first, second = turning[..., :half], turning[..., half:]
-    pair = (first * cos - second * sin, second * cos + first * sin)
-    turned = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    return torch.cat((turned.to(heads.dtype), rest), dim=-1)

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.device.threads import Threads
-from kernels.kv_write import write_kv_torch
+from kernels.kv_write import write_kv_reference
 
 _POSITIONS = 32
 _ROWS = 8
@@ -80,7 +80,7 @@ class _Step:
         """As the interface has it; rows beyond the layout's tokens are padding: not stored, and zero in the result."""
         keys, values = self._cache.layers[layer.index]
         num_tokens = len(self._layout.slots)
-        write_kv_torch(key[:num_tokens], value[:num_tokens], keys, values, self._layout.slots)
+        write_kv_reference(key[:num_tokens], value[:num_tokens], keys, values, self._layout.slots)
         plan = self._plan_for(layer.sliding_window)
         attended = self._attend(layer, query, keys, values, plan, sinks)
         out = query.new_zeros(len(query), layer.num_heads, layer.value_dim)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
-from kernels.kv_write import write_kv_torch
-from kernels.paged_attention import Tile, paged_attention_torch, plan_tiles
+from kernels.kv_write import write_kv_reference
+from kernels.paged_attention import Tile, paged_attention_reference, plan_tiles
 
 
 class TorchAttention:
@@ -27,8 +27,8 @@ class _TorchStep:
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
         keys, values = self._cache.layers[layer.index]
-        write_kv_torch(key, value, keys, values, self._layout.slots)
-        return paged_attention_torch(
+        write_kv_reference(key, value, keys, values, self._layout.slots)
+        return paged_attention_reference(
             query,
             keys,
             values,

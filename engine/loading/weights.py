@@ -28,8 +28,7 @@ from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
 from engine.models.generic import GenericDecoder
 from engine.models.registry import NATIVE
 from engine.quantization import QuantizedLayers, quantization_of
-from kernels.device import has_kernels
-from kernels.quantized_matmul import QuantizedWeight, joined
+from kernels.quantized_matmul import QuantizedWeight, joined, multiplies_packed
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +269,7 @@ def _load_quantized(
         with filling.part(weights.targets[name].tensor) as part:
             part.copy_(weight.dequantized(filling.dtype))
 
-    if has_kernels(torch.empty(0, device=filling.device)):
+    if multiplies_packed(filling.device):
         places = linear_places(filling.model)
         for fused in weights.linears:
             if not all(name in layers for name in fused.names):

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer, RotaryAttention, StepAttention
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
-from kernels.device import has_kernels
-from kernels.rotary import rotate as rotate_by_kernel
+from kernels.rotary import rotate
 
 Rope = Mapping[str, Any]
 
@@ -182,7 +181,7 @@ class Rotary(nn.Module):
 def rotate_and_attend(
     attention: StepAttention,
     layer: AttentionLayer,
-    turning: tuple[Tensor] | tuple[Tensor, Tensor],
+    unrotated: tuple[Tensor] | tuple[Tensor, Tensor],
     value: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -191,15 +190,14 @@ def rotate_and_attend(
 ) -> Tensor:
     """Turn queries and keys, and attend; in one with the write to the cache where the attention can.
 
-    `turning` is queries and keys side by side, `[T, H + KH, D]`, which turn as one, or both by themselves. With
-    `interleaved` neighbours turn together, as by `rotate_pairs`. Returns `[T, H, Dv]`.
+    `unrotated` is queries and keys side by side, `[T, H + KH, D]`, which turn as one, or both by themselves. With
+    `interleaved` neighbours turn together, as in `kernels.rotary`. Returns `[T, H, Dv]`.
     """
     if isinstance(attention, RotaryAttention):
-        query, key = _apart(turning, layer)
+        query, key = _apart(unrotated, layer)
         return attention.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
-    turn = rotate_pairs if interleaved else rotate
-    turned = tuple(turn(heads, cos, sin) for heads in turning)
-    query, key = _apart(turned, layer)
+    rotated = tuple(rotate(heads, cos, sin, interleaved=interleaved) for heads in unrotated)
+    query, key = _apart(rotated, layer)
     return attention(layer, query, key, value)
 
 
@@ -209,22 +207,3 @@ def _apart(heads: tuple[Tensor, ...], layer: AttentionLayer) -> tuple[Tensor, Te
         return heads[0][:, : layer.num_heads], heads[0][:, layer.num_heads :]
     query, key = heads
     return query, key
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first dimensions of `heads` `[T, H, D]` and leave the rest; cos and sin as `Rotary` gives them."""
-    if has_kernels(heads):
-        return rotate_by_kernel(heads, cos, sin)
-    half = cos.shape[-1]
-    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-
-
-def rotate_pairs(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `rotate`, where neighbours (2i, 2i + 1) turn together instead of (i, i + rot/2)."""
-    if has_kernels(heads):
-        return rotate_by_kernel(heads, cos, sin, interleaved=True)
-    dim = 2 * cos.shape[-1]
-    first, second = heads[..., 0:dim:2], heads[..., 1:dim:2]
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
-    return torch.cat((turned, heads[..., dim:]), dim=-1)

@@ -2,7 +2,7 @@
 
 With a gate, the first half of these outputs gates the second: out = activation(first) * second.
 
-The twin is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_torch`.
+The twin is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_reference`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def linear(
     return out.view(shape)
 
 
-def quantized_linear_torch(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def quantized_linear_reference(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """What int8 weights `[out, in]` with `scale` `[out]` compute, in plain torch: rows of `hidden` rounded likewise."""
     rows, row_scale = quantize_rows(hidden.reshape(-1, hidden.shape[-1]))
     # Whole numbers below 2^53 are exact in float64.

@@ -15,7 +15,7 @@ from engine.attention import make_backend, plain
 from engine.errors import ModelError
 from engine.execution.model_runner import ModelRunner
 from kernels import device as kernels_device
-from kernels.float8 import dequantize_torch, quantize_torch
+from kernels.float8 import dequantize_reference, quantize_reference
 from tests.parity.tiny_models import NATIVE
 
 ON_GPU = torch.cuda.is_available() and not kernels_device.interprets()
@@ -39,8 +39,8 @@ def rounding(write: Callable[..., None]) -> Callable[..., None]:
     """The write to a cache, of what float8 leaves."""
 
     def through_float8(numbers: Tensor) -> Tensor:
-        rounded, exponents = quantize_torch(numbers)
-        return dequantize_torch(rounded[:, None], exponents[..., None])[:, 0].to(numbers.dtype)
+        rounded, exponents = quantize_reference(numbers)
+        return dequantize_reference(rounded[:, None], exponents[..., None])[:, 0].to(numbers.dtype)
 
     def run(key: Tensor, value: Tensor, *rest: Any) -> None:
         write(through_float8(key), through_float8(value), *rest)
@@ -55,7 +55,7 @@ def test_tokens_are_those_of_rounded_keys_and_values(
     next(model for model in NATIVE if model.name == name).save(tmp_path)
     tokens, logprobs = generate(tmp_path, attention="triton", kv_cache_dtype="float8_e4m3", max_num_batched_tokens=16)
     _, exact = generate(tmp_path, attention="torch")
-    monkeypatch.setattr(plain, "write_kv_torch", rounding(plain.write_kv_torch))
+    monkeypatch.setattr(plain, "write_kv_reference", rounding(plain.write_kv_reference))
     expected_tokens, expected = generate(tmp_path, attention="torch")
     assert tokens == expected_tokens
     torch.testing.assert_close(logprobs, expected, atol=TOLERANCE, rtol=0)

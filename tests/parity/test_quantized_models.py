@@ -90,7 +90,7 @@ ALWAYS = ("awq", "gptq-desc-act", "fp8-block")
 )
 def test_kernels_read_the_quantized_weights(scheme: Scheme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, references = saved(LLAMA, scheme, tmp_path)
-    monkeypatch.setattr(weights, "has_kernels", lambda tensor: True)
+    monkeypatch.setattr(weights, "multiplies_packed", lambda device: True)
     engine = engine_of(directory)
     packed = [module for module in engine.runner.model.modules() if isinstance(module, QuantizedLinear)]
     # Where orders differ, only what stands alone stays packed.

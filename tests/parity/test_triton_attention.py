@@ -57,8 +57,7 @@ def test_kernels_give_the_tokens_of_plain_torch(name: str, tmp_path: Path, monke
     # Small steps: chunks of prompts beside decodes.
     with monkeypatch.context() as patch:
         # Queries and keys turn in the launch that writes keys, and nowhere else.
-        for function in ("rotate", "rotate_pairs"):
-            patch.delattr(rotary, function)
+        patch.delattr(rotary, "rotate")
         tokens, logprobs = generate(tmp_path, "triton", max_num_batched_tokens=18)
     expected_tokens, expected_logprobs = generate(tmp_path, "torch")
     assert tokens == expected_tokens

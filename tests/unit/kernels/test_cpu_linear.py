@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.library import Library
-from kernels.cpu.linear import linear, pack_weight, pad_bias, quantize_rows, quantized_linear_torch
+from kernels.cpu.linear import linear, pack_weight, pad_bias, quantize_rows, quantized_linear_reference
 from tests.unit.kernels.cpu_variants import cpu_library
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -101,7 +101,7 @@ def test_int8_is_its_twin(shape: tuple[int, int], dtype: torch.dtype, library: L
         hidden[0] = 0
         packed = pack_weight(weight, library.width, int8=True)
         found = linear(library, hidden, packed, pad_bias(bias, library.width))
-        twin = quantized_linear_torch(hidden, *quantize_rows(weight), bias)
+        twin = quantized_linear_reference(hidden, *quantize_rows(weight), bias)
         # A number halfway between two may go to either side in one of many terms.
         torch.testing.assert_close(found.float(), twin.float(), atol=3e-2, rtol=2e-2)
         exact = F.linear(hidden.double(), weight.double(), bias.double())

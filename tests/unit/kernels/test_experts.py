@@ -9,9 +9,10 @@ from torch import Tensor
 from kernels import expert_mlp as expert_mlp_file
 from kernels import expert_routing
 from kernels.device import INTERPRETER, device_of
-from kernels.expert_mlp import expert_mlp, expert_mlp_torch, product_launch, product_tiles, sum_launch
-from kernels.expert_routing import Routing, blocks_bound, route, route_torch
+from kernels.expert_mlp import expert_mlp, product_launch, product_tiles, sum_launch
+from kernels.expert_routing import Routing, blocks_bound, route
 from kernels.launch import Launch
+from tests.unit.kernels.references import expert_mlp_reference, route_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -53,14 +54,14 @@ def test_routing(tokens: int, experts: int, per_token: int, rows: int, normalize
     # Columns of something wider, as any slice is.
     logits = randn(tokens, experts + 3).to(device)[:, :experts]
     options = {"normalized": normalized, "rows": rows}
-    same_routing(route(logits, per_token, **options), route_torch(logits, per_token, **options))
+    same_routing(route(logits, per_token, **options), route_reference(logits, per_token, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_routing_by_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     # All different, or the order among equals would decide.
     logits = torch.stack([torch.randperm(24) for _ in range(40)]).to(dtype).to(device) / 4
-    same_routing(route(logits, 6, normalized=True, rows=16), route_torch(logits, 6, normalized=True, rows=16))
+    same_routing(route(logits, 6, normalized=True, rows=16), route_reference(logits, 6, normalized=True, rows=16))
 
 
 def test_routing_when_chunks_are_many(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +70,7 @@ def test_routing_when_chunks_are_many(device: torch.device, monkeypatch: pytest.
     monkeypatch.setattr(expert_routing, "_CHUNKS", 4)
     monkeypatch.setattr(expert_routing, "_BLOCKS", 2)
     logits = randn(25, 6).to(device)
-    same_routing(route(logits, 2, normalized=True, rows=4), route_torch(logits, 2, normalized=True, rows=4))
+    same_routing(route(logits, 2, normalized=True, rows=4), route_reference(logits, 2, normalized=True, rows=4))
 
 
 @pytest.mark.parametrize("most_rows", [1, 16])
@@ -142,7 +143,7 @@ def test_mixtures(
     parts = mixture(tokens, experts, hidden, inner, dtype, device)
     normalized = tokens != 7
     found = expert_mlp(*parts, per_token, normalized=normalized)
-    expected = expert_mlp_torch(*parts, per_token, normalized=normalized)
+    expected = expert_mlp_reference(*parts, per_token, normalized=normalized)
     assert found.dtype is dtype
     torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
@@ -151,7 +152,7 @@ def test_mixtures(
 def test_mixtures_with_other_gates(activation: str, device: torch.device) -> None:
     parts = mixture(6, 3, 40, 24, torch.float32, device)
     found = expert_mlp(*parts, 2, normalized=True, activation=activation)
-    expected = expert_mlp_torch(*parts, 2, normalized=True, activation=activation)
+    expected = expert_mlp_reference(*parts, 2, normalized=True, activation=activation)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
@@ -164,7 +165,7 @@ def test_all_tokens_in_one_expert(device: torch.device) -> None:
         gate_up[expert] = down[expert] = float("nan")
     found = expert_mlp(x, logits, gate_up, down, 2, normalized=True)
     torch.testing.assert_close(
-        found, expert_mlp_torch(x, logits, gate_up, down, 2, normalized=True), atol=2e-5, rtol=2e-5
+        found, expert_mlp_reference(x, logits, gate_up, down, 2, normalized=True), atol=2e-5, rtol=2e-5
     )
 
 
@@ -181,7 +182,7 @@ def test_a_product_in_many_groups_of_blocks(device: torch.device) -> None:
     assert results.isfinite().all()
     sum_launch(results, routing.weights, out).run()
     torch.testing.assert_close(
-        out, expert_mlp_torch(x, logits, gate_up, down, 2, normalized=True), atol=2e-5, rtol=2e-5
+        out, expert_mlp_reference(x, logits, gate_up, down, 2, normalized=True), atol=2e-5, rtol=2e-5
     )
 
 
@@ -203,4 +204,4 @@ def test_nothing_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expert_mlp(*parts, 2, normalized=True).shape == (9, 16)
     assert len(run) == 5
     with pytest.raises((RuntimeError, NotImplementedError)):
-        expert_mlp_torch(*parts, 2, normalized=True)
+        expert_mlp_reference(*parts, 2, normalized=True)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from kernels.float8 import LARGEST
 from kernels.kv_write import write_kv
-from kernels.paged_decode import paged_decode_torch
-from kernels.paged_prefill import paged_prefill_torch
 from tests.unit.kernels.paged_steps import PagedStep, make_step
+from tests.unit.kernels.references import paged_decode_reference, paged_prefill_reference
 from tests.unit.kernels.test_paged_decode import decode
 from tests.unit.kernels.test_paged_prefill import prefill
 
@@ -60,7 +59,7 @@ def test_large_keys_lose_no_more_than_rounding(new: int, device: torch.device) -
     )
     assert float(key.float().norm(dim=-1).min()) > 500
     exact, saturated = (step_of(keys, value, new, float8=False) for keys in (key, key.clamp(-LARGEST, LARGEST)))
-    twin = paged_decode_torch if new == 1 else paged_prefill_torch
+    twin = paged_decode_reference if new == 1 else paged_prefill_reference
     outs = []
     for step in (exact, saturated):
         outs.append(step.poisoned_out())

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.float8 import LARGEST, as_bits, dequantize_torch, quantize_torch
-from kernels.kv_write import rotate_and_write_kv, rotate_and_write_kv_torch, write_kv, write_kv_torch
-from kernels.rotary import rotate, rotate_torch
+from kernels.float8 import LARGEST, as_bits, dequantize_reference, quantize_reference
+from kernels.kv_write import rotate_and_write_kv, write_kv, write_kv_reference
+from kernels.rotary import rotate
+from tests.unit.kernels.references import rotate_and_write_kv_reference, rotate_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -46,7 +47,7 @@ def test_writes(dim: int, value_dim: int, dtype: torch.dtype, float8: bool, devi
     found, expected = (caches(dim, value_dim, dtype, device, float8=float8) for _ in range(2))
     found_scales, expected_scales = (scales(device, float8=float8) for _ in range(2))
     write_kv(key, value, *found, slots, **found_scales)
-    write_kv_torch(key, value, *expected, slots, **expected_scales)
+    write_kv_reference(key, value, *expected, slots, **expected_scales)
     same([*found, *found_scales.values()], [*expected, *expected_scales.values()])
 
 
@@ -54,7 +55,7 @@ def test_negative_slots_write_nothing(device: torch.device) -> None:
     key = torch.randn(3, 3, 16, device=device)
     found, expected = (caches(16, 16, torch.float32, device, float8=False) for _ in range(2))
     write_kv(key, key, *found, torch.tensor([-1, 4, -1], device=device))
-    write_kv_torch(key[1:2], key[1:2], *expected, torch.tensor([4], device=device))
+    write_kv_reference(key[1:2], key[1:2], *expected, torch.tensor([4], device=device))
     same(found, expected)
 
 
@@ -91,9 +92,9 @@ def test_no_number_is_too_large_or_too_small(device: torch.device) -> None:
     numbers[..., 3] = -1.0
     numbers *= largest[:, None, None]
     found, exponents = stored(numbers)
-    same([found, exponents], list(quantize_torch(numbers)))
+    same([found, exponents], list(quantize_reference(numbers)))
     scale = 2.0 ** (exponents.float() - 127)
-    off = (dequantize_torch(found[:, None], exponents[..., None])[:, 0] - numbers).abs()
+    off = (dequantize_reference(found[:, None], exponents[..., None])[:, 0] - numbers).abs()
     assert (off <= torch.maximum(numbers.abs() / 16, scale[..., None] / 1024)).all()
     # No scale is larger than it has to be, where it could be smaller.
     assert ((scale < largest[:, None] / 224 * (1 + 1e-6)) | (exponents == 1)).all()
@@ -107,7 +108,7 @@ def test_rotations(dim: int, rotary_dim: int, dtype: torch.dtype, interleaved: b
     angles = torch.randn(3, 1, rotary_dim // 2, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     found = rotate(heads, cos, sin, interleaved=interleaved)
-    expected = rotate_torch(heads, cos, sin, interleaved=interleaved)
+    expected = rotate_reference(heads, cos, sin, interleaved=interleaved)
     torch.testing.assert_close(found, expected)
     assert torch.equal(found[..., rotary_dim:], heads[..., rotary_dim:])
 
@@ -124,12 +125,15 @@ def test_turned_writes(interleaved: bool, float8: bool, device: torch.device) ->
     found, expected = (caches(24, 24, dtype, device, float8=float8) for _ in range(2))
     mine, its = (scales(device, float8=float8) for _ in range(2))
     turned = rotate_and_write_kv(query, key, value, cos, sin, *found, slots, interleaved=interleaved, **mine)
-    twin = rotate_and_write_kv_torch(query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its)
+    twin = rotate_and_write_kv_reference(query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its)
     torch.testing.assert_close(turned, twin)
     if float8:
         # The interpreter and a GPU's fused products may round a turned key to its neighbour in bfloat16, and then here.
         same([found[1], mine["value_scales"]], [expected[1], its["value_scales"]])
-        keys = [dequantize_torch(found[0], mine["key_scales"]), dequantize_torch(expected[0], its["key_scales"])]
+        keys = [
+            dequantize_reference(found[0], mine["key_scales"]),
+            dequantize_reference(expected[0], its["key_scales"]),
+        ]
         torch.testing.assert_close(*keys, rtol=1 / 8, atol=1 / 512, equal_nan=True)
     else:
         torch.testing.assert_close(found, expected, equal_nan=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
-from kernels.kv_write import write_kv_torch
-from kernels.paged_attention import paged_attention_torch, plan_tiles
+from kernels.kv_write import write_kv_reference
+from kernels.paged_attention import paged_attention_reference, plan_tiles
 from tests.unit.kernels.cpu_variants import cpu_library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -64,7 +64,7 @@ def make_step(
         positions = torch.arange(length)
         slots = torch.tensor(blocks)[positions // block_size] * block_size + positions % block_size
         key, value = (torch.randn(length, kv_heads, cache.shape[-1], dtype=dtype) for cache in caches)
-        write_kv_torch(key, value, *caches, slots)
+        write_kv_reference(key, value, *caches, slots)
         keys.append(key)
         values.append(value)
     query = torch.randn(sum(query_lens), heads, head_dim, dtype=dtype)
@@ -84,7 +84,7 @@ def attend_in_torch(step: Step, *, window: int | None = None, scale: float = 0.2
         device=torch.device("cpu"),
         dtype=step.query.dtype,
     )
-    return paged_attention_torch(step.query, step.key_cache, step.value_cache, tiles, scale=scale, **options)
+    return paged_attention_reference(step.query, step.key_cache, step.value_cache, tiles, scale=scale, **options)
 
 
 def attend_in_cpp(library: Library) -> Attend:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.paged_decode import DecodePlan, paged_decode, paged_decode_torch, plan_decode
+from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
 from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
+from tests.unit.kernels.references import paged_decode_reference
 
 LENGTHS = (1, 37, 0, 16, 5)
 
@@ -51,7 +52,7 @@ def decode(
 
 def expected(step: PagedStep, **options: Any) -> torch.Tensor:
     out = step.poisoned_out()
-    paged_decode_torch(
+    paged_decode_reference(
         step.query,
         step.key_cache,
         step.value_cache,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kernels.device import device_of
-from kernels.paged_prefill import PrefillPlan, paged_prefill, paged_prefill_torch, plan_prefill, prefill_tiles
+from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
+from tests.unit.kernels.references import paged_prefill_reference
 
 SMALL = {"heads": 2, "kv_heads": 1, "head_dim": 16}
 
@@ -47,7 +48,7 @@ def prefill(step: PagedStep, **options: Any) -> torch.Tensor:
 
 def check(step: PagedStep, **options: Any) -> None:
     expected = step.poisoned_out()
-    paged_prefill_torch(
+    paged_prefill_reference(
         step.query,
         step.key_cache,
         step.value_cache,

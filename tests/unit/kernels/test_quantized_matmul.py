@@ -11,7 +11,7 @@ from kernels.quantized_matmul import (
     joined,
     quantized_matmul,
     quantized_matmul_launch,
-    quantized_matmul_torch,
+    quantized_matmul_reference,
     quantized_weight,
 )
 
@@ -68,7 +68,7 @@ def test_products(kind: str, case: tuple[int, int, int, int, torch.dtype], devic
     x, bias = wide[:, :inputs], randn(outputs, device=device, dtype=dtype)
     for ordered, its_bias in ((False, bias), (True, None)):
         weight = weight_of(device, outputs, inputs, group_size, kind, ordered=ordered)
-        expected = quantized_matmul_torch(x, weight, its_bias)
+        expected = quantized_matmul_reference(x, weight, its_bias)
         poisoned = torch.full((rows + 1, outputs), torch.nan, dtype=dtype, device=device)
         quantized_matmul_launch(x, weight, its_bias, poisoned[:rows]).run()
         # Sums of float32 in another order, rounded once.
@@ -80,7 +80,7 @@ def test_products(kind: str, case: tuple[int, int, int, int, torch.dtype], devic
 def test_the_output_has_the_inputs_type_and_may_be_empty(device: torch.device) -> None:
     weight = weight_of(device, 9, 32, 32, "int4")
     x = randn(2, 32, device=device, dtype=torch.float16)
-    torch.testing.assert_close(quantized_matmul(x, weight), quantized_matmul_torch(x, weight), rtol=2e-3, atol=1e-2)
+    torch.testing.assert_close(quantized_matmul(x, weight), quantized_matmul_reference(x, weight), rtol=2e-3, atol=1e-2)
     assert quantized_matmul(x[:0], weight).shape == (0, 9)
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.gated_activation import ACTIVATIONS, gated_activation, gated_activation_torch
-from kernels.layer_norm import add_layer_norm, add_layer_norm_torch, layer_norm, layer_norm_torch
+from kernels.gated_activation import ACTIVATIONS, gated_activation
+from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.log_probs import log_probs
 from kernels.penalties import penalize, penalize_reference
-from kernels.rms_norm import add_rms_norm, add_rms_norm_torch, rms_norm, rms_norm_torch
-from tests.unit.kernels.references import log_probs_reference
+from kernels.rms_norm import add_rms_norm, rms_norm
+from tests.unit.kernels.references import (
+    add_layer_norm_reference,
+    add_rms_norm_reference,
+    gated_activation_reference,
+    layer_norm_reference,
+    log_probs_reference,
+    rms_norm_reference,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 33, 240, 4099]
@@ -33,9 +40,9 @@ def test_rms_norms(size: int, dtype: torch.dtype, device: torch.device) -> None:
     x, residual = randn(3, size + 5, device=device, dtype=dtype)[:, :size], randn(3, size, device=device, dtype=dtype)
     weight = randn(size, device=device, dtype=dtype)
     for offset in (0.0, 1.0):
-        close(rms_norm(x, weight, 1e-5, offset=offset), rms_norm_torch(x, weight, 1e-5, offset=offset))
+        close(rms_norm(x, weight, 1e-5, offset=offset), rms_norm_reference(x, weight, 1e-5, offset=offset))
     for found, expected in zip(
-        add_rms_norm(x, residual, weight, 1e-5), add_rms_norm_torch(x, residual, weight, 1e-5), strict=True
+        add_rms_norm(x, residual, weight, 1e-5), add_rms_norm_reference(x, residual, weight, 1e-5), strict=True
     ):
         close(found, expected)
 
@@ -44,7 +51,7 @@ def test_rms_norms(size: int, dtype: torch.dtype, device: torch.device) -> None:
 def test_rms_norms_of_heads(heads: int, device: torch.device) -> None:
     x = randn(5, heads + 3, 80, device=device)[:, 2 : heads + 2]
     weight = randn(80, device=device)
-    close(rms_norm(x, weight, 1e-6), rms_norm_torch(x, weight, 1e-6))
+    close(rms_norm(x, weight, 1e-6), rms_norm_reference(x, weight, 1e-6))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,11 +62,11 @@ def test_layer_norms(size: int, dtype: torch.dtype, device: torch.device) -> Non
     if dtype is torch.float32:
         # Far from zero: a variance that is a difference of two large numbers would show.
         x = x + 30
-    close(layer_norm(x, weight, bias, 1e-5), layer_norm_torch(x, weight, bias, 1e-5))
-    close(layer_norm(x, weight, None, 1e-5), layer_norm_torch(x, weight, None, 1e-5))
+    close(layer_norm(x, weight, bias, 1e-5), layer_norm_reference(x, weight, bias, 1e-5))
+    close(layer_norm(x, weight, None, 1e-5), layer_norm_reference(x, weight, None, 1e-5))
     for found, expected in zip(
         add_layer_norm(x, residual, weight, bias, 1e-5),
-        add_layer_norm_torch(x, residual, weight, bias, 1e-5),
+        add_layer_norm_reference(x, residual, weight, bias, 1e-5),
         strict=True,
     ):
         close(found, expected)
@@ -70,7 +77,7 @@ def test_layer_norms(size: int, dtype: torch.dtype, device: torch.device) -> Non
 def test_gated_activations(activation: str, dtype: torch.dtype, device: torch.device) -> None:
     for size in (1, 328, 1100):
         x = (randn(2, 2 * size, device=device) * 4).to(dtype)
-        close(gated_activation(x, activation), gated_activation_torch(x, activation))
+        close(gated_activation(x, activation), gated_activation_reference(x, activation))
 
 
 @pytest.mark.parametrize("vocab", [1, 1003, 9000])

@@ -14,7 +14,7 @@ from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.models.decoder import Decoder
 from engine.models.layers import Activated, GatedMLP
 from kernels.cpu.library import CpuKernelsUnavailable
-from kernels.cpu.linear import quantize_rows, quantized_linear_torch
+from kernels.cpu.linear import quantize_rows, quantized_linear_reference
 from tests.unit.kernels.cpu_variants import cpu_library
 
 
@@ -161,7 +161,7 @@ def test_int8_in_onednn_is_int8_in_torch(rows: int, inputs: int, outputs: int, b
     layer.weight[:, 0] = 127
     hidden = torch.randint(-100, 101, (rows, inputs)).to(dtype)
     hidden[:, 0] = -127
-    expected = quantized_linear_torch(hidden, *quantize_rows(layer.weight), layer.bias)
+    expected = quantized_linear_reference(hidden, *quantize_rows(layer.weight), layer.bias)
     found = OneDNNInt8Linear(layer)(hidden)
     assert found.dtype is dtype
     torch.testing.assert_close(found, expected, atol=0, rtol=2**-8 if dtype is torch.bfloat16 else 1e-6)

@@ -10,7 +10,8 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding, apply_ro
 
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
-from engine.models.rotary import Rotary, inverse_frequencies, rotate
+from engine.models.rotary import Rotary, inverse_frequencies
+from kernels.rotary import rotate
 from tests.parity.tiny_models import ROPE_KINDS
 
 MAX_POSITIONS = 64

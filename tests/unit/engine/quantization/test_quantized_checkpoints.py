@@ -168,7 +168,7 @@ def test_early_gptq_files_hold_biases_of_nothing(quantized: Callable[..., Path])
 def test_layers_that_were_left_alone_are_loaded_as_they_are(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "has_kernels", lambda tensor: True)
+    monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
     dense = torch.randn(64, 32)
     alone: dict[str, Tensor | None] = {f"{UP}.{part}": None for part in ("qweight", "qzeros", "scales")}
     model = load(quantized(awq(), tensors=alone | {f"{UP}.weight": dense}), attention="torch").model
@@ -183,7 +183,7 @@ def test_layers_that_were_left_alone_are_loaded_as_they_are(
 def test_memory_of_packed_layers_is_the_checkpoints(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "has_kernels", lambda tensor: True)
+    monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
     model = load(quantized(gptq("gptq")), attention="torch").model
     down = model.layers[0].mlp.down
     assert isinstance(down, QuantizedLinear)
