@@ -15,56 +15,32 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Activated, Stack
+from engine.models.decoder import TokenInputs, Weights
+from engine.models.layers import Activated
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
+from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
 
 
-class Falcon(NativeDecoder):
+class Falcon(StackDecoder):
+    names = StackNames("transformer.", "word_embeddings", "h", "ln_f")
+
     def __init__(self, config: Any) -> None:
         """From a transformers `FalconConfig`; raises `UnsupportedModel`."""
-        super().__init__()
         if config.alibi:
             raise UnsupportedModel(
                 "models of the type 'falcon' are not supported where they bias attention by distance (ALiBi)"
             )
-        self.vocab_size = config.vocab_size
-        self.max_positions = stretched_positions(config.rope_parameters, config.max_position_embeddings)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._tied = config.tie_word_embeddings
-        if self._tied:
-            self.head.weight = self.embedding.weight
-        self.attention_layers = [layer.attention for layer in self.layers]
-
-    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self.embedding(inputs.token_ids)
-        cos, sin = self.rotary(inputs, hidden.dtype)
-        for layer in self.layers:
-            hidden = layer(inputs, hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
-
-    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
-        return self.rotary.rope_length(num_prompt, num_tokens)
-
-    def weights(self) -> Weights:
-        weights = Weights(prefix="transformer.")
-        weights.add("transformer.word_embeddings.weight", self.embedding.weight)
-        for index, layer in enumerate(self.layers):
-            layer.add_weights(weights, f"transformer.h.{index}")
-        weights.add_linear("transformer.ln_f", self.norm)
-        if self._tied:
-            weights.copies["lm_head.weight"] = "transformer.word_embeddings.weight"
-        else:
-            weights.add_linear("lm_head", self.head)
-        return weights
+        super().__init__(
+            nn.Embedding(config.vocab_size, config.hidden_size),
+            [_Layer(config, index) for index in range(config.num_hidden_layers)],
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon),
+            max_positions=stretched_positions(config.rope_parameters, config.max_position_embeddings),
+            tied=config.tie_word_embeddings,
+            rotary=Rotary(config.rope_parameters, config.head_dim, config.max_position_embeddings),
+        )
 
 
 class _Layer(nn.Module):

@@ -11,16 +11,17 @@ Of a multimodal Gemma 3, the text part runs.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import GatedMLP, OffsetRMSNorm, Stack
+from engine.models.decoder import TokenInputs, Weights
+from engine.models.layers import GatedMLP, OffsetRMSNorm
 from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate_and_attend
+from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -32,55 +33,46 @@ _TEXT_OF_MULTIMODAL = (
 )
 
 
-class Gemma(NativeDecoder):
+class Gemma(StackDecoder):
+    names = StackNames("model.", "embed_tokens", "layers", "norm", ignored=[_VISION], renames=_TEXT_OF_MULTIMODAL)
+
     def __init__(self, config: Any) -> None:
         """From transformers' configuration; raises `UnsupportedModel`."""
-        super().__init__()
         text = getattr(config, "text_config", None) or config
         if getattr(text, "use_bidirectional_attention", None):
             raise UnsupportedModel("Gemma with bidirectional attention does not generate text")
         if any(_rope(text, kind).get("rope_type") in LENGTH_DEPENDENT for kind in text.layer_types):
             raise UnsupportedModel("Gemma with rotary embeddings that depend on length is not known")
-        self.vocab_size = text.vocab_size
-        self.max_positions = text.max_position_embeddings
-        self.embedding = nn.Embedding(text.vocab_size, text.hidden_size)
+        super().__init__(
+            nn.Embedding(text.vocab_size, text.hidden_size),
+            [_Layer(text, index) for index in range(text.num_hidden_layers)],
+            OffsetRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
+            max_positions=text.max_position_embeddings,
+            tied=config.tie_word_embeddings,
+        )
         self._scale = text.hidden_size**0.5
         self._kinds = tuple(dict.fromkeys(text.layer_types))
         self.rotaries = nn.ModuleDict(
             {kind: Rotary(_rope(text, kind), text.head_dim, text.max_position_embeddings) for kind in self._kinds}
         )
-        self.layers: Stack[_Layer] = Stack(_Layer(text, index) for index in range(text.num_hidden_layers))
-        self.norm = OffsetRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-        self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._tied = config.tie_word_embeddings
-        if self._tied:
-            self.head.weight = self.embedding.weight
         self._logit_cap = text.final_logit_softcapping
-        self.attention_layers = [layer.attention for layer in self.layers]
 
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self.embedding(inputs.token_ids)
-        # Rounded to the model's type, as it was in training.
-        hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device="cpu")
-        turns = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
-        for layer in self.layers:
-            hidden = layer(inputs, hidden, *turns[layer.kind], attention)
-        logits: Tensor = self.head(self.norm(hidden))
+        logits = super().forward(inputs, attention)
         if self._logit_cap is not None:
             logits = self._logit_cap * torch.tanh(logits / self._logit_cap)
         return logits
 
-    def weights(self) -> Weights:
-        weights = Weights(prefix="model.", ignored=[_VISION], renames=_TEXT_OF_MULTIMODAL)
-        weights.add("model.embed_tokens.weight", self.embedding.weight)
-        for index, layer in enumerate(self.layers):
-            layer.add_weights(weights, f"model.layers.{index}")
-        weights.add("model.norm.weight", self.norm.weight)
-        if self._tied:
-            weights.copies["lm_head.weight"] = "model.embed_tokens.weight"
-        else:
-            weights.add_linear("lm_head", self.head)
-        return weights
+    def _embed(self, inputs: TokenInputs) -> Tensor:
+        embedded = super()._embed(inputs)
+        # Rounded to the model's type, as it was in training.
+        return embedded * torch.tensor(self._scale, dtype=embedded.dtype, device="cpu")
+
+    def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
+        angles = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
+        for layer in self.layers:
+            hidden = layer(inputs, hidden, *angles[cast(str, layer.kind)], attention)
+        return hidden
 
 
 class _Layer(nn.Module):

@@ -8,51 +8,39 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Activated, LayerNorm, Stack
+from engine.models.decoder import TokenInputs, Weights
+from engine.models.layers import Activated, LayerNorm
+from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
 
 
-class GPT2(NativeDecoder):
+class GPT2(StackDecoder):
+    names = StackNames("transformer.", "wte", "h", "ln_f", position_embedding="wpe")
+
     def __init__(self, config: Any) -> None:
         """From a transformers `GPT2Config`; raises `UnsupportedModel`."""
-        super().__init__()
         if config.add_cross_attention:
             raise UnsupportedModel("GPT-2 with cross-attention needs an encoder")
-        hidden = config.n_embd
-        self.vocab_size = config.vocab_size
-        self.max_positions = config.n_positions
-        self.token_embedding = nn.Embedding(config.vocab_size, hidden)
-        self.position_embedding = nn.Embedding(config.n_positions, hidden)
-        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.n_layer))
-        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
-        self.head = nn.Linear(hidden, config.vocab_size, bias=False)
-        self._tied = config.tie_word_embeddings
-        if self._tied:
-            self.head.weight = self.token_embedding.weight
-        self.attention_layers = [layer.attention for layer in self.layers]
+        super().__init__(
+            nn.Embedding(config.vocab_size, config.n_embd),
+            [_Layer(config, index) for index in range(config.n_layer)],
+            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            max_positions=config.n_positions,
+            tied=config.tie_word_embeddings,
+            position_embedding=nn.Embedding(config.n_positions, config.n_embd),
+        )
 
-    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self.token_embedding(inputs.token_ids) + self.position_embedding(inputs.positions)
+    def _embed(self, inputs: TokenInputs) -> Tensor:
+        assert self.position_embedding is not None
+        embedded: Tensor = self.embedding(inputs.token_ids) + self.position_embedding(inputs.positions)
+        return embedded
+
+    def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
         for layer in self.layers:
             hidden = layer(inputs, hidden, attention)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
-
-    def weights(self) -> Weights:
-        weights = Weights(prefix="transformer.")
-        weights.add("transformer.wte.weight", self.token_embedding.weight)
-        weights.add("transformer.wpe.weight", self.position_embedding.weight)
-        for index, layer in enumerate(self.layers):
-            layer.add_weights(weights, f"transformer.h.{index}")
-        weights.add_linear("transformer.ln_f", self.norm)
-        if self._tied:
-            weights.copies["lm_head.weight"] = "transformer.wte.weight"
-        else:
-            weights.add_linear("lm_head", self.head)
-        return weights
+        return hidden
 
 
 class _Layer(nn.Module):

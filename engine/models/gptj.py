@@ -1,6 +1,6 @@
 """GPT-J (Wang and Komatsuzaki, 2021): attention and MLP side by side behind one norm, rotary positions in pairs.
 
-x = x + out( attention( rotate_pairs( qkv( norm(x) ) ) ) ) + down( act( up( norm(x) ) ) )
+x = x + out( attention( rotate( qkv( norm(x) ) ) ) ) + down( act( up( norm(x) ) ) )
 """
 
 from __future__ import annotations
@@ -11,52 +11,31 @@ from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
 from engine.errors import UnsupportedModel
-from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Activated, Stack
+from engine.models.decoder import TokenInputs, Weights
+from engine.models.layers import Activated
 from engine.models.rotary import Rotary, rotate_and_attend
+from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
 
 
-class GPTJ(NativeDecoder):
+class GPTJ(StackDecoder):
+    names = StackNames("transformer.", "wte", "h", "ln_f")
+
     def __init__(self, config: Any) -> None:
         """From a transformers `GPTJConfig`; raises `UnsupportedModel`."""
-        super().__init__()
         if config.rotary_dim is None:
             raise UnsupportedModel("GPT-J without rotary_dim is not known")
-        self.vocab_size = config.vocab_size
-        self.max_positions = config.n_positions
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.rotary = Rotary({"rope_theta": 10_000.0}, config.rotary_dim, config.n_positions)
-        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.head = nn.Linear(config.n_embd, config.vocab_size)
-        self._tied = config.tie_word_embeddings
-        if self._tied:
-            self.head.weight = self.embedding.weight
-        self.attention_layers = [layer.attention for layer in self.layers]
-
-    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self.embedding(inputs.token_ids)
-        cos, sin = self.rotary(inputs, hidden.dtype)
-        for layer in self.layers:
-            hidden = layer(inputs, hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
-
-    def weights(self) -> Weights:
-        weights = Weights(prefix="transformer.")
-        weights.add("transformer.wte.weight", self.embedding.weight)
-        for index, layer in enumerate(self.layers):
-            layer.add_weights(weights, f"transformer.h.{index}")
-        weights.add_linear("transformer.ln_f", self.norm)
-        if self._tied:
-            weights.copies["lm_head.weight"] = "transformer.wte.weight"
-            weights.add("lm_head.bias", self.head.bias)
-        else:
-            weights.add_linear("lm_head", self.head)
-        return weights
+        super().__init__(
+            nn.Embedding(config.vocab_size, config.n_embd),
+            [_Layer(config, index) for index in range(config.n_layer)],
+            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            max_positions=config.n_positions,
+            tied=config.tie_word_embeddings,
+            rotary=Rotary({"rope_theta": 10_000.0}, config.rotary_dim, config.n_positions),
+            head_bias=True,
+        )
 
 
 class _Layer(nn.Module):

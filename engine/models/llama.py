@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
-from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import GatedMLP, RMSNorm, Stack
+from engine.models.decoder import TokenInputs, Weights
+from engine.models.layers import GatedMLP, RMSNorm
 from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
+from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
     from engine.attention import StepAttention
@@ -64,44 +65,19 @@ FAMILIES = {
 }
 
 
-class Llama(NativeDecoder):
+class Llama(StackDecoder):
+    names = StackNames("model.", "embed_tokens", "layers", "norm")
+
     def __init__(self, config: Any) -> None:
         """From transformers' configuration of one of the families; raises `UnsupportedModel`."""
-        super().__init__()
-        self.vocab_size = config.vocab_size
-        self.max_positions = stretched_positions(config.rope_parameters, config.max_position_embeddings)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings)
-        self.layers: Stack[_Layer] = Stack(_Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._tied = config.tie_word_embeddings
-        if self._tied:
-            self.head.weight = self.embedding.weight
-        self.attention_layers = [layer.attention for layer in self.layers]
-
-    def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self.embedding(inputs.token_ids)
-        cos, sin = self.rotary(inputs, hidden.dtype)
-        for layer in self.layers:
-            hidden = layer(inputs, hidden, cos, sin, attention)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
-
-    def rope_length(self, num_prompt: int, num_tokens: int) -> int:
-        return self.rotary.rope_length(num_prompt, num_tokens)
-
-    def weights(self) -> Weights:
-        weights = Weights(prefix="model.")
-        weights.add("model.embed_tokens.weight", self.embedding.weight)
-        for index, layer in enumerate(self.layers):
-            layer.add_weights(weights, f"model.layers.{index}")
-        weights.add("model.norm.weight", self.norm.weight)
-        if self._tied:
-            weights.copies["lm_head.weight"] = "model.embed_tokens.weight"
-        else:
-            weights.add_linear("lm_head", self.head)
-        return weights
+        super().__init__(
+            nn.Embedding(config.vocab_size, config.hidden_size),
+            [_Layer(config, index) for index in range(config.num_hidden_layers)],
+            RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            max_positions=stretched_positions(config.rope_parameters, config.max_position_embeddings),
+            tied=config.tie_word_embeddings,
+            rotary=Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings),
+        )
 
 
 class _Layer(nn.Module):

@@ -236,7 +236,7 @@ def test_old_buffers_and_bare_names_are_understood(tmp_path: Path) -> None:
     bare = {name.removeprefix("transformer."): tensor for name, tensor in model.transformer.state_dict().items()}
     save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, tmp_path / "model.safetensors")
     runner = load(tmp_path)
-    assert torch.equal(runner.model.token_embedding(torch.arange(50)), model.transformer.wte.weight)
+    assert torch.equal(runner.model.embedding(torch.arange(50)), model.transformer.wte.weight)
 
 
 def test_random_weights_are_those_of_the_seed(directory: Path) -> None:
