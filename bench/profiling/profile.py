@@ -163,7 +163,7 @@ def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: 
     """On a CPU, where all of a call's work is done when the call returns."""
     stack.enter_context(exchanged(engine.scheduler.decode_steps, "num_steps_for", lambda *args, **options: (1, [])))
     stack.enter_context(exchanged(runner, "run", watch.timed(MODEL, runner.run)))
-    stack.enter_context(exchanged(runner.backend, "begin", _begin(watch, runner)))
+    stack.enter_context(exchanged(runner.backend, "prepare", _prepare(watch, runner)))
     for module in linears(runner.model):
         stack.enter_context(exchanged(module, "forward", _linear(watch, module, runner.dtype)))
     for mlp in mixtures(runner.model):
@@ -295,12 +295,12 @@ def _expert_product(
     return run
 
 
-def _begin(watch: _Stopwatch, runner: ModelRunner) -> Callable[[AttentionMetadata, KVCache], StepAttention]:
-    begin = runner.backend.begin
+def _prepare(watch: _Stopwatch, runner: ModelRunner) -> Callable[[AttentionMetadata, KVCache], StepAttention]:
+    prepare = runner.backend.prepare
 
     def run(layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         with watch.running(ATTENTION):
-            step = begin(layout, cache)
+            step = prepare(layout, cache)
         # Models ask what a step's attention can do.
         made = _WatchedTurning if isinstance(step, RotaryAttention) else _WatchedAttention
         return made(watch, step, layout, cache)

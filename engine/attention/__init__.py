@@ -3,13 +3,13 @@
 from engine.attention.choice import make_backend
 from engine.attention.interface import (
     AttentionBackend,
-    AttentionLayer,
     AttentionMetadata,
     CapturableAttention,
     DecodeMetadata,
     RotaryAttention,
     StepAttention,
 )
+from engine.attention.layer import AttentionLayer
 from engine.attention.plain import TorchAttention
 
 __all__ = [

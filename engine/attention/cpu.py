@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
+from engine.attention.interface import AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
+from engine.attention.layer import AttentionLayer
 from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
 
@@ -16,7 +17,7 @@ class CpuAttention:
     def __init__(self, library: Library) -> None:
         self._library = library
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _CpuStep(self._library, layout, cache)
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
+from engine.attention.interface import AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
+from engine.attention.layer import AttentionLayer
 from engine.device.threads import Threads
 from kernels.kv_write import write_kv_reference
 
@@ -36,7 +37,7 @@ class DeterministicAttention:
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _Step(layout, cache, self._threads)
 
 

@@ -20,27 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.kv_cache import KVCache
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionLayer:
-    """What attention one layer of a model needs."""
-
-    index: int
-    """Its place in the KV cache."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    """Of queries and keys."""
-
-    value_dim: int
-    scale: float
-    sliding_window: int | None = None
-    """A token sees itself and the `sliding_window - 1` before it."""
-
-    soft_cap: float | None = None
-    """Scores x become `soft_cap * tanh(x / soft_cap)`."""
+from engine.attention.layer import AttentionLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +99,7 @@ class RotaryAttention(ABC):
 class AttentionBackend(Protocol):
     """One way to compute attention over the paged cache."""
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         """What the layers of this step call."""
 
 
@@ -130,5 +110,5 @@ class CapturableAttention(Protocol):
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
         """Make the buffers for decodes of up to so many sequences: they stay where they are from then on."""
 
-    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
-        """As `AttentionBackend.begin`; reads no tensor on the host, and what outlives the step was reserved."""
+    def prepare_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
+        """As `AttentionBackend.prepare`; reads no tensor on the host, and what outlives the step was reserved."""

@@ -11,16 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.attention.layer import AttentionLayer
 from engine.config import EngineConfig
-
-if TYPE_CHECKING:
-    from engine.attention import AttentionLayer
 
 
 @dataclass(frozen=True, slots=True)

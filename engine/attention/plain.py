@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, AttentionMetadata, StepAttention
+from engine.attention.interface import AttentionMetadata, StepAttention
 from engine.attention.kv_cache import KVCache
+from engine.attention.layer import AttentionLayer
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import Tile, paged_attention_reference, plan_tiles
 
@@ -13,7 +14,7 @@ from kernels.paged_attention import Tile, paged_attention_reference, plan_tiles
 class TorchAttention:
     """Plain torch, on any device."""
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return _TorchStep(layout, cache)
 
 

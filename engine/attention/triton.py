@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionLayer, AttentionMetadata, DecodeMetadata, RotaryAttention, StepAttention
+from engine.attention.interface import AttentionMetadata, DecodeMetadata, RotaryAttention, StepAttention
 from engine.attention.kv_cache import KVCache
+from engine.attention.layer import AttentionLayer
 from engine.device.transfer import to_device
 from engine.errors import ModelError
 from kernels.device import device_of
@@ -67,11 +68,11 @@ class TritonAttention:
         self._prefill_plans: dict[int, list[PrefillPlan]] = {}
         self._query_starts: dict[int, Tensor] = {}
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         """See `AttentionBackend`."""
         return _TritonStep(self, _on_device(layout, self._device), cache)
 
-    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
+    def prepare_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
         """See `CapturableAttention`."""
         num_sequences = len(layout.lengths)
         if num_sequences not in self._query_starts:

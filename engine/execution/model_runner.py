@@ -113,7 +113,7 @@ class ModelRunner:
             model_config,
             config,
             device=device,
-            finisher=lambda model: LinearReplacer(model, config, device, threads).exchange,
+            on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).exchange,
         )
         return cls(
             model, config, eos_token_ids=eos_token_ids(directory, model_config, model.vocab_size), threads=threads
@@ -152,7 +152,7 @@ class ModelRunner:
         def forward() -> Tensor:
             inputs, layout = prepare_inputs(batch.entries, self.cache.block_size, self.device)
             inputs = replace(inputs, token_ids=self._state.tokens(inputs.token_ids))
-            logits: Tensor = self.model(inputs, self.backend.begin(layout, self.cache))
+            logits: Tensor = self.model(inputs, self.backend.prepare(layout, self.cache))
             return logits
 
         with self._tidying():
@@ -176,9 +176,9 @@ class ModelRunner:
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> Tensor:
         backend = self.backend
         if isinstance(backend, CapturableAttention):
-            step = backend.begin_decode(layout, self.cache)
+            step = backend.prepare_decode(layout, self.cache)
         else:
-            step = backend.begin(layout.on_host(), self.cache)
+            step = backend.prepare(layout.on_host(), self.cache)
         logits: Tensor = self.model(inputs, step)
         return logits
 
@@ -187,7 +187,7 @@ class ModelRunner:
         if self._is_deterministic:
             return self._run_in_passes(batch, cache)
         inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
-        logits: Tensor = self.model(inputs, self.backend.begin(layout, cache))
+        logits: Tensor = self.model(inputs, self.backend.prepare(layout, cache))
         return logits.float()
 
     def _run_in_passes(self, batch: Batch, cache: KVCache) -> Tensor:
@@ -198,7 +198,7 @@ class ModelRunner:
         with self._threads.one():
             for tile in split_into_passes(batch.entries):
                 inputs, layout = prepare_inputs([piece.entry for piece in tile], cache.block_size, self.device)
-                logits = self.model(pad_pass(inputs), self.backend.begin(layout, cache))
+                logits = self.model(pad_pass(inputs), self.backend.prepare(layout, cache))
                 row = 0
                 for piece in tile:
                     count, first = piece.entry.num_logits, firsts[piece.place] + piece.first_logit

@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import math
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +15,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.linears.quantized import QuantizedLinear
 from engine.linears.replace import linear_places
-from engine.loading.buffer_pool import BufferPool
 from engine.loading.hub import weight_files
+from engine.loading.meta_init import ModelFiller, empty_model
 from engine.loading.progress import LoadProgress
-from engine.models.decoder import Decoder, NativeDecoder, Target, Weights
+from engine.models.decoder import Decoder, Target, Weights
 from engine.models.generic import GenericDecoder
-from engine.models.registry import NATIVE
 from engine.quantization import QuantizedLayers, quantization_of
 from kernels.quantized_matmul import QuantizedWeight, joined, multiplies_packed
 
@@ -48,12 +46,12 @@ def load_model(
     config: EngineConfig,
     *,
     device: torch.device,
-    finisher: Callable[[Decoder], Callable[[nn.Module], None]] = lambda model: lambda module: None,
+    on_module_loaded: Callable[[Decoder], Callable[[nn.Module], None]] = lambda model: lambda module: None,
 ) -> Decoder:
     """The model in `directory`, configured by transformers, with its weights or random ones. Raises `ModelError`.
 
-    `finisher(model)` is called with each module of a native model as soon as its own weights are complete. It may
-    exchange the module, so that no more than one module's weights are in memory twice.
+    `on_module_loaded(model)` makes the function that is called with each module of a native model once that module's
+    own weights are complete. It may exchange the module, so that at most one module's weights are in memory twice.
     """
     files = [] if config.random_weights else weight_files(directory)
     dtype = choose_dtype(config, model_config)
@@ -75,105 +73,12 @@ def load_model(
             for (name, parameter), seed in zip(model.named_parameters(), itertools.count(config.seed)):
                 _randomize(parameter, name, seed=seed)
         return model
-    filling = ModelFiller(native, dtype=dtype, device=device, finished=finisher(native))
+    filling = ModelFiller(native, dtype=dtype, device=device, on_module_loaded=on_module_loaded(native))
     if config.random_weights:
         randomize_weights(filling, seed=config.seed)
     else:
         load_weights(filling, files, None if form is None else QuantizedLayers(files, form))
     return native
-
-
-def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
-    """A native model for transformers' configuration, without memory for its weights: they are on the meta device.
-
-    None where there is no native implementation, or none that does all that the configuration asks for.
-    """
-    build = NATIVE.get(config.model_type)
-    if build is None:
-        return None
-    try:
-        with torch.device("meta"), _NoInitialValues():
-            model = build(config)
-    except UnsupportedModel as reason:
-        logger.info("transformers' own code runs this %s: %s", config.model_type, reason)
-        return None
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    return model.requires_grad_(False).eval()
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Without the initial values that modules give their parameters when they are made.
-
-    On the meta device they would be nothing, after importing torch's compiler: two seconds.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-class ModelFiller:
-    """A native model on its way from the meta device to having its weights.
-
-    A parameter gets memory when its first number comes. A module whose last number came is handed to `finished`.
-    """
-
-    def __init__(
-        self,
-        model: NativeDecoder,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        finished: Callable[[nn.Module], None] = lambda module: None,
-    ) -> None:
-        self.model, self.dtype, self.device = model, dtype, device
-        self._finished = finished
-        self._staging = BufferPool()
-        self._owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                self._owners[parameter].append((module, name))
-        # What a part belongs to is known by its storage.
-        self._parameters = {_storage(parameter): parameter for parameter in self._owners}
-        self._real: dict[nn.Parameter, nn.Parameter] = {}
-        self._missing = {parameter: parameter.numel() for parameter in self._owners}
-        self._incomplete = Counter(module for owners in self._owners.values() for module, _ in owners)
-
-    @contextmanager
-    def part(self, meta: Tensor) -> Iterator[Tensor]:
-        """Memory for a parameter of the model, or for a part of one; filled once what is inside ends."""
-        parameter = self._parameters[_storage(meta)]
-        if parameter not in self._real:
-            self._real[parameter] = self._materialize(parameter)
-        yield self._real[parameter].detach().as_strided(meta.shape, meta.stride(), meta.storage_offset())
-        self._missing[parameter] -= meta.numel()
-        if self._missing[parameter] == 0:
-            self._complete(parameter)
-
-    def _materialize(self, parameter: nn.Parameter) -> nn.Parameter:
-        if self.device.type == "cpu":
-            memory = self._staging.empty(parameter.shape, self.dtype)
-        else:
-            memory = torch.empty(parameter.shape, dtype=self.dtype, device=self.device)
-        real = nn.Parameter(memory, requires_grad=False)
-        for module, name in self._owners[parameter]:
-            setattr(module, name, real)
-        return real
-
-    def _complete(self, parameter: nn.Parameter) -> None:
-        """Forget it, with what may be exchanged now: nothing but the model is to keep weights."""
-        del self._real[parameter]
-        complete = []
-        for module, _ in self._owners.pop(parameter):
-            self._incomplete[module] -= 1
-            if self._incomplete[module] == 0:
-                del self._incomplete[module]
-                complete.append(module)
-        for module in complete:
-            self._finished(module)
 
 
 def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: QuantizedLayers | None = None) -> None:
@@ -314,10 +219,6 @@ def _randomize(parameter: Tensor, name: str, *, seed: int) -> None:
         parameter.normal_(0.0, _STD, generator=torch.Generator(parameter.device).manual_seed(seed))
         if parameter.dim() == 1 and name.endswith(".weight"):
             parameter.add_(1.0)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:

@@ -60,7 +60,7 @@ class Activated(nn.Module):
         layer: nn.Module = self.linear
         if isinstance(layer, ActivatingLinear) and self._activation in layer.activations:
             return cast(Tensor, layer(hidden, self._activation))
-        return cast(Tensor, FUNCTIONS[self._activation](layer(hidden)))
+        return FUNCTIONS[self._activation](layer(hidden))
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -25,6 +25,7 @@ def program(*, is_dry: bool) -> None:
     """One launch of each kernel, with lengths that fill no tile and no block."""
     from kernels.kv_write import write_kv
     from kernels.sampling import argmax, sample
+    from kernels.sampling_fallback import Filters
 
     device = torch.device("cpu" if is_dry else "cuda")
     dtype, heads = (torch.float32, TINY) if is_dry else (torch.bfloat16, QWEN3)
@@ -48,7 +49,7 @@ def program(*, is_dry: bool) -> None:
         whole = torch.arange(1, rows + 1, device=device)
         sample(
             logits, reals["temperature"], whole + 20, reals["top_p"], reals["min_p"] * 0.01, whole, whole, whole,
-            filtered=filtered,
+            filters=Filters(top_k=64 if filtered else 0, top_p=filtered, min_p=filtered),
         )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -21,6 +21,7 @@ from kernels.kv_write import write_kv
 from kernels.quantized_matmul import quantized_matmul, quantized_weight
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.sampling import argmax, sample
+from kernels.sampling_fallback import Filters
 
 LARGEST = {"int4": 16, "int8": 256, "e4m3": 120}
 
@@ -68,7 +69,7 @@ class Bench:
         ):
             work = partial(
                 sample, logits, ones, whole * 0 + top_k, ones * top_p, ones * 0, whole, whole, whole,
-                filtered=name != "temperature",
+                filters=Filters(top_k=top_k if top_k < vocabulary else 0, top_p=top_p < 1.0, min_p=False),
             )  # fmt: skip
             self.timed(f"{name}, {rows}", [work], logits.nbytes)
 

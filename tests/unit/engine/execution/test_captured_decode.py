@@ -35,12 +35,12 @@ class StaticAttention:
     """Plain torch whose decodes read all of a block table, and mask what lies beyond the length."""
 
     def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
-        return TorchAttention().begin(layout, cache)
+        return TorchAttention().prepare(layout, cache)
 
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
         """There is nothing that outlives a step."""
 
-    def begin_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
+    def prepare_decode(self, layout: DecodeMetadata, cache: KVCache) -> StepAttention:
         size = cache.block_size
         offsets = torch.arange(layout.block_tables.shape[1] * size)
         slots = layout.block_tables.long().repeat_interleave(size, dim=1) * size + offsets % size

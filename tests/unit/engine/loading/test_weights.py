@@ -423,7 +423,9 @@ def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) 
         assert module not in handed
         handed[module] = {name: value.clone() for name, value in module.named_parameters(recurse=False)}
 
-    load_weights(ModelFiller(model, dtype=torch.float32, device=CPU, finished=finished), weight_files(directory))
+    load_weights(
+        ModelFiller(model, dtype=torch.float32, device=CPU, on_module_loaded=finished), weight_files(directory)
+    )
     own = {module: dict(module.named_parameters(recurse=False)) for module in model.modules()}
     assert handed.keys() == {module for module, parameters in own.items() if parameters}
     for module, values in handed.items():
@@ -440,7 +442,7 @@ def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
             gone.append(weakref.ref(module.weight))
             del module.weight
 
-    filling = ModelFiller(model, dtype=torch.float32, device=CPU, finished=finished)
+    filling = ModelFiller(model, dtype=torch.float32, device=CPU, on_module_loaded=finished)
     load_weights(filling, weight_files(directory))
     assert len(gone) > 4
     assert not any(weight() is not None for weight in gone)

@@ -1,0 +1,26 @@
+"""The shape of one layer's attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """What attention one layer of a model needs."""
+
+    index: int
+    """Its place in the KV cache."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    """Of queries and keys."""
+
+    value_dim: int
+    scale: float
+    sliding_window: int | None = None
+    """A token sees itself and the `sliding_window - 1` before it."""
+
+    soft_cap: float | None = None
+    """Scores x become `soft_cap * tanh(x / soft_cap)`."""
