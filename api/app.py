@@ -17,8 +17,9 @@ from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
 from api.native import jobs
 from api.notifier import Notifier
-from api.openai import batches, files, uploads
+from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
+from api.openai.live_hub import LiveHub
 from api.routes import health, models
 from api.schemas import ErrorAnswer
 from api.upload_locks import UploadLocks
@@ -60,11 +61,13 @@ def create_app(settings: Settings) -> FastAPI:
             Batcher(in_transaction(reading.get_jobs)),
             asyncio.Event(),
         )
+        hub = app.state.live = LiveHub(services)
         batch_runner = BatchRunner(services, seconds=settings.poll_interval)
         try:
             yield
         finally:
             await batch_runner.close()
+            await hub.close()
             await upload_locks.close()
             await notifier.close()
             await database.dispose()
@@ -79,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.add_middleware(RequestMiddleware)
-    routers = (jobs.router, batches.router, files.router, uploads.router, models.router, health.router)
+    routers = (jobs.router, live.router, batches.router, files.router, uploads.router, models.router, health.router)
     for router in routers:
         app.include_router(router)
     interface.install(app, jobs.SCHEMAS)

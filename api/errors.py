@@ -100,7 +100,9 @@ class Problem:
             return "authentication_error"
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
-    def response(self) -> Response:
+    @property
+    def content(self) -> bytes:
+        """The error as JSON."""
         body: dict[str, object] = {
             "message": self.message,
             "type": self.type,
@@ -110,8 +112,10 @@ class Problem:
         if self.line is not None:
             body["line"] = self.line
         # A message may quote what was sent. Python escapes what UTF-8 cannot hold in the form that JSON has for it.
-        content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        return Response(content, self.status, dict(self.headers), media_type="application/json")
+        return json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+    def response(self) -> Response:
+        return Response(self.content, self.status, dict(self.headers), media_type="application/json")
 
 
 def problem(error: Exception) -> Problem | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
-from engine.outputs import Completion, EngineStats, RequestOutput
+from engine.outputs import Completion, CompletionProgress, EngineStats, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.structured_outputs import StructuredOutputs
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "CompletionProgress",
     "Engine",
     "EngineConfig",
     "EngineStats",

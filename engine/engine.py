@@ -17,7 +17,7 @@ from engine.loop.generate import Prompt, generate
 from engine.loop.request_tracker import RequestTracker
 from engine.loop.settling import Settler
 from engine.loop.step_loop import StepLoop
-from engine.outputs import EngineStats, RequestOutput
+from engine.outputs import CompletionProgress, EngineStats, RequestOutput
 from engine.sampling.sampler import Sampler
 from engine.sampling.state import SamplingState
 from engine.sampling.token_counts import TokenCounts
@@ -181,6 +181,10 @@ class Engine:
             stop_tokens_banned_until_min=sorted(stop_tokens),
             counts=TokenCounts(request.prompt_token_ids) if params.penalized else None,
         )
+
+    def progress(self, request_id: str) -> list[CompletionProgress]:
+        """What each completion of an unfinished request has generated; empty where it is finished or unknown."""
+        return self._tracker.progress(request_id)
 
     def abort(self, request_id: str) -> None:
         """End a request now, wherever it is; the next `step` returns what it had. Unknown ids are ignored."""

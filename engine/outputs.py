@@ -42,6 +42,18 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionProgress:
+    """One of an unfinished request's completions, between two steps."""
+
+    token_ids: Sequence[int]
+    """The tokens that are known by now. A token that may end the output is among them."""
+
+    logprobs: Sequence[TokenLogprobs]
+    completion: Completion | None
+    """The whole, where it has ended before others of its request."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """A finished request. With `n` of 1 the shortcuts say all; `completions` holds all `n`, in order."""
 

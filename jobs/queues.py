@@ -22,6 +22,16 @@ def model_queue(model: str) -> str:
     return f"generate.{model}"
 
 
+def live_channel(process: str) -> str:
+    """The Redis channel on which an API process hears of its live requests' tokens."""
+    return f"live.{process}"
+
+
+def cancel_channel(model: str) -> str:
+    """The Redis channel on which the workers of a model hear of live requests whose callers hung up."""
+    return f"live.cancel.{model}"
+
+
 class BrokerNotConfigured(RuntimeError):
     """PAGEMILL_REDIS_URL is not set."""
 

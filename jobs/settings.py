@@ -74,6 +74,9 @@ class Settings(BaseSettings):
         description="Highest `priority` that a job may have; it orders a tenant's own jobs.",
     )
     max_wait: float = Field(default=60.0, gt=0, description="Longest `?wait=` of a long poll.")
+    max_live_requests: int = Field(
+        default=1000, ge=1, description="Live requests of an API process that wait for their answers at once."
+    )
 
     # Files
     files_url: str | None = Field(

@@ -134,6 +134,7 @@ jobs = Table(
     Column("state", Text, nullable=False),
     Column("model", ForeignKey("models.name"), nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("is_live", Boolean, nullable=False, server_default=text("false")),  # a caller waits: claimed before all else
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("webhook_endpoint_id", ForeignKey("webhook_endpoints.id")),
     Column("webhook_events", ARRAY(Text)),  # NULL: every event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -17,11 +17,16 @@ from jobs.requests import validate
 Document = TypeVar("Document", bound=BaseModel)
 
 
-async def read_document(services: Services, request: Request, schema: type[Document]) -> Document:
-    """The body as a `schema`. An empty one is an empty object. Raises `InvalidInput` that names the field."""
+async def read_object(services: Services, request: Request) -> dict[str, Any]:
+    """The body as a JSON object. An empty one is an empty object. Raises `InvalidInput`."""
     settings = services.settings
     raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
     document = await asyncio.to_thread(strict_json.parse, raw or b"{}", max_depth=settings.max_json_depth)
     if not isinstance(document, dict):
         raise InvalidInput("a JSON object is expected here")
-    return validate(schema, document)
+    return document
+
+
+async def read_document(services: Services, request: Request, schema: type[Document]) -> Document:
+    """The body as a `schema`. Raises `InvalidInput` that names the field."""
+    return validate(schema, await read_object(services, request))

@@ -6,7 +6,7 @@ from collections import Counter
 
 from engine.errors import GrammarError
 from engine.loop.detokenizer import Detokenizer
-from engine.outputs import FinishReason, RequestOutput
+from engine.outputs import CompletionProgress, FinishReason, RequestOutput
 from engine.scheduling.grammar_queue import GrammarQueue
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Request, Sequence
@@ -87,6 +87,11 @@ class RequestTracker:
         request = self._unfinished.get(request_id)
         if request is not None:
             self._end(request, "abort")
+
+    def progress(self, request_id: str) -> list[CompletionProgress]:
+        """What each completion of an unfinished request has generated; empty where it is finished or unknown."""
+        request = self._unfinished.get(request_id)
+        return [] if request is None else request.progress()
 
     def take_outputs(self) -> list[RequestOutput]:
         """The outputs of the requests that finished since the last call."""

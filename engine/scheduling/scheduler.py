@@ -78,6 +78,8 @@ class Scheduler:
         step = ScheduledStep()
         while len(self.running) > self.max_batch_slots:  # there were more, until memory was short
             self.preempt(self.running[-1], step)
+        while self._must_yield():
+            self.preempt(self.running[-1])
         decodes = sum(sequence.num_tokens_to_run == 1 for sequence in self.running)
         budget = _Budget(
             min(self.memory_backoff.tokens, self.prefill_budget.tokens + decodes),
@@ -89,6 +91,17 @@ class Scheduler:
             self._admit(step, budget)
         self._choose_decode_steps(step)
         return step
+
+    def _must_yield(self) -> bool:
+        """Whether the last running sequence stands in the way of a waiting one of higher priority."""
+        if not len(self.waiting) or not self.running:
+            return False
+        first, last = self.waiting.peek(), self.running[-1]
+        if first.priority <= last.priority:
+            return False
+        if len(self.running) >= self.max_batch_slots:
+            return True
+        return not AdmissionForecast(self.running, self.blocks, self.lengths).admit(first, self._cached_prefix(first))
 
     def _continue(self, step: ScheduledStep, budget: _Budget) -> None:
         place = 0
@@ -181,7 +194,7 @@ class Scheduler:
             max(0, self.blocks.blocks_for(s.num_computed_tokens + min(s.num_tokens_to_run, most)) - len(s.table.blocks))
             for s in self.running
         )
-        return len(self.running) <= self.max_batch_slots and missing <= self.blocks.num_free
+        return len(self.running) <= self.max_batch_slots and missing <= self.blocks.num_free and not self._must_yield()
 
     def preempt(self, sequence: Sequence, step: ScheduledStep | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""

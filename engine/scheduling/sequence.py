@@ -6,7 +6,7 @@ from collections.abc import Sequence as Sequence_
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from engine.outputs import Completion, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
+from engine.outputs import Completion, CompletionProgress, ErrorCode, FinishReason, RequestOutput, TokenLogprobs
 from engine.sampling.state import SamplingState, decodes_on_device
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_manager import BlockTable
@@ -149,6 +149,10 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]
 
+    @property
+    def priority(self) -> int:
+        return -self.key[0]
+
     def completion(self) -> Completion:
         assert self.finish_reason is not None
         return Completion(
@@ -199,6 +203,17 @@ class Request:
     @property
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self.sequences)
+
+    def progress(self) -> list[CompletionProgress]:
+        """What each sequence has generated so far."""
+        return [
+            CompletionProgress(
+                sequence.output_token_ids(),
+                tuple(sequence.logprobs),
+                sequence.completion() if sequence.finished else None,
+            )
+            for sequence in self.sequences
+        ]
 
     def output(self) -> RequestOutput:
         """The outcome of a finished request."""

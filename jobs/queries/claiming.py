@@ -30,6 +30,7 @@ class ClaimedRequest:
     holder: UUID
     tenant_id: UUID
     body: bytes
+    is_live: bool = False
 
     @property
     def name(self) -> str:
@@ -63,6 +64,7 @@ class Candidate:
     job_id: UUID
     tenant_id: UUID
     waiting: int
+    is_live: bool = False
 
 
 def claim(
@@ -74,9 +76,11 @@ def claim(
     is_idle: bool,
     solo_after_deaths: int,
     max_bytes: int | None = None,
+    live_limit: int = 0,
 ) -> Claim:
-    """Take up to `limit` requests of a model. Raises `LeaseLost` if the worker's lease is over.
+    """Take up to `limit` requests of a model, or `live_limit` of those whose callers wait, where that is more.
 
+    Live requests come first, and count towards `limit`. Raises `LeaseLost` if the worker's lease is over.
     The claim ends with the body that reaches `max_bytes`. A request that was running when `solo_after_deaths` workers
     died is taken alone, by an idle worker.
     """
@@ -100,7 +104,11 @@ def claim(
         if alone:
             return Claim(alone, is_solo=True)
     candidates, running, weights = _candidates(connection, model, solo_after_deaths)
-    places = share(limit, candidates, running, weights)
+    live = [candidate for candidate in candidates if candidate.is_live]
+    places = share(max(limit, live_limit), live, running, weights) if live else {}
+    left = limit - sum(places.values())
+    if left > 0:
+        places |= share(left, [candidate for candidate in candidates if not candidate.is_live], running, weights)
     taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
     return Claim(taken, is_cut=is_cut)
@@ -197,10 +205,12 @@ def _candidates(
     # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0014).
     jobs = connection.execute(
         text("""
-            SELECT ranked.id, ranked.tenant_id, ranked.open, t.weight
+            SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, t.weight
             FROM (
-                SELECT j.id, j.tenant_id, j.priority, j.total - j.last_seq AS open,
-                       row_number() OVER (PARTITION BY j.tenant_id ORDER BY j.priority DESC, j.id) AS place
+                SELECT j.id, j.tenant_id, j.priority, j.is_live, j.total - j.last_seq AS open,
+                       row_number() OVER (
+                           PARTITION BY j.tenant_id, j.is_live ORDER BY j.priority DESC, j.id
+                       ) AS place
                 FROM jobs j
                 WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
                   AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
@@ -231,7 +241,7 @@ def _candidates(
     for row in rows:
         running_by_tenant[row.tenant_id] += row.requests
     candidates = [
-        Candidate(job.id, job.tenant_id, waiting)
+        Candidate(job.id, job.tenant_id, waiting, job.is_live)
         for job in jobs
         if (waiting := job.open - running_by_job.get(job.id, 0)) > 0
     ]
@@ -303,7 +313,7 @@ def _take(
                 WHERE r.ctid = m.row AND (CAST(:max_bytes AS bigint) IS NULL OR m.start < :max_bytes)
                 RETURNING r.job_id, r.line, r.epoch, r.prefix, m.turn, m.body
             )
-            SELECT t.job_id, t.line, t.epoch, j.tenant_id, t.body
+            SELECT t.job_id, t.line, t.epoch, j.tenant_id, t.body, j.is_live
             FROM taken t JOIN jobs j ON j.id = t.job_id
             ORDER BY t.turn, t.prefix, t.line
         """),
@@ -318,5 +328,6 @@ def _take(
         execution_options=BINARY_RESULTS,
     )
     return tuple(
-        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, body) for job_id, line, epoch, tenant_id, body in rows
+        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, body, is_live)
+        for job_id, line, epoch, tenant_id, body, is_live in rows
     )

@@ -121,7 +121,7 @@ def list_jobs(
                    prompt_tokens, cached_tokens, completion_tokens,
                    created_at, in_progress_at, expires_at, cancelling_at, ended_at
             FROM jobs
-            WHERE tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL
+            WHERE tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL AND NOT is_live
               AND (CAST(:after AS uuid) IS NULL OR id < :after)
               AND (CAST(:states AS text[]) IS NULL OR state = ANY(CAST(:states AS text[])))
             ORDER BY id DESC

@@ -46,7 +46,9 @@ def upload_lock(job_id: UUID) -> int:
     return int.from_bytes(job_id.bytes[8:], "big", signed=True)
 
 
-def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: UUID | None = None) -> UUID:
+def open_job(
+    connection: Connection, tenant_id: UUID, head: JobOptions, job_id: UUID | None = None, *, is_live: bool = False
+) -> UUID:
     """Insert a job in `validating`, invisible until it is published. `job_id`: an id that was reserved before."""
     job_id = job_id or new_id()
     window = None if head.completion_window is None else window_seconds(head.completion_window)
@@ -54,9 +56,9 @@ def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: 
     connection.execute(
         text("""
             INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, webhook_endpoint_id, webhook_events,
-                              completion_window)
+                              completion_window, is_live)
             VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :endpoint_id,
-                    CAST(:events AS text[]), :completion_window)
+                    CAST(:events AS text[]), :completion_window, :is_live)
         """),
         {
             "id": job_id,
@@ -67,6 +69,7 @@ def open_job(connection: Connection, tenant_id: UUID, head: JobOptions, job_id: 
             "endpoint_id": None if head.webhook is None else _endpoint(connection, tenant_id, head.webhook),
             "events": None if head.webhook is None else head.webhook.events,
             "completion_window": window,
+            "is_live": is_live,
         },
     )
     return job_id

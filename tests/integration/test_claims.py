@@ -30,6 +30,9 @@ class Consumer:
     def free_capacity(self) -> int:
         return self.places - len(self.requests)
 
+    def live_capacity(self) -> int:
+        return 0
+
     def held(self) -> Sequence[ClaimedRequest]:
         return list(self.requests)
 

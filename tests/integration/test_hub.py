@@ -123,7 +123,7 @@ def hub() -> Iterator[Hub]:
 
 def resolve(model: str, endpoint: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`resolve_model` in a fresh process, since the hub's client reads its settings when it is imported."""
-    program = "import sys; from engine.hub import resolve_model; print(resolve_model(sys.argv[1]))"
+    program = "import sys; from engine.loading.hub import resolve_model; print(resolve_model(sys.argv[1]))"
     return subprocess.run(
         [sys.executable, "-c", program, model],
         cwd=REPOSITORY,

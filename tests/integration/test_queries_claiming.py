@@ -10,8 +10,12 @@ from uuid import UUID
 import pytest
 
 from jobs.errors import LeaseLost
+from jobs.ids import new_id
+from jobs.queries import live, settling
 from jobs.queries.claiming import ClaimedRequest, claim, claims_of, release
+from jobs.queries.live import LiveState
 from jobs.queries.tenants import TenantWeight, list_weights, set_weight
+from jobs.requests import StagedLine
 from tests.support.rows import MODEL, Rows
 
 
@@ -209,3 +213,38 @@ def _held(rows: Rows, worker_id: UUID) -> list[ClaimedRequest]:
         id=worker_id,
     )
     return [ClaimedRequest(**row._mapping, holder=worker_id, body=b"") for row in held]
+
+
+class TestLiveRequests:
+    def submit(self, rows: Rows, lines: int = 1) -> UUID:
+        job_id = new_id()
+        staged = [StagedLine(line, f"live-{line}", 0, b"{}") for line in range(1, lines + 1)]
+        with rows.database.begin() as connection:
+            live.submit(connection, rows.tenant("caller").id, "demo", staged, job_id)
+        return job_id
+
+    def take(self, rows: Rows, limit: int, live_limit: int) -> list[tuple[UUID, bool]]:
+        worker_id = rows.worker()
+        with rows.database.begin() as connection:
+            taken = claim(
+                connection, worker_id, "demo", limit=limit, live_limit=live_limit, is_idle=True, solo_after_deaths=2
+            )
+        return [(request.job_id, request.is_live) for request in taken.requests]
+
+    def test_live_request_is_claimed_before_a_batch_of_highest_priority(self, rows: Rows) -> None:
+        batch, job_id = rows.job(5, priority=100), self.submit(rows)
+        assert self.take(rows, 3, 10) == [(job_id, True), (batch, False), (batch, False)]
+
+    def test_live_request_is_claimed_where_there_is_no_room_for_batches(self, rows: Rows) -> None:
+        rows.job(5)
+        job_id = self.submit(rows, 4)
+        assert self.take(rows, 0, 3) == [(job_id, True)] * 3
+
+    def test_live_job_whose_worker_died_says_so(self, rows: Rows) -> None:
+        job_id, worker_id = self.submit(rows), rows.worker()
+        with rows.database.begin() as connection:
+            assert live.states(connection, [job_id, new_id()]) == {job_id: LiveState(False, False)}
+            claim(connection, worker_id, "demo", limit=1, is_idle=True, solo_after_deaths=2)
+            assert live.states(connection, [job_id])[job_id] == LiveState(False, False)
+            settling.release_dead_worker(connection, worker_id, max_deaths=3)
+            assert live.states(connection, [job_id])[job_id] == LiveState(False, True)

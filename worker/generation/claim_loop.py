@@ -30,6 +30,9 @@ class Consumer(Protocol):
     def free_capacity(self) -> int:
         """How many more requests the engine wants queued now."""
 
+    def live_capacity(self) -> int:
+        """How many more requests may be queued whose callers wait."""
+
     def held(self) -> Sequence[ClaimedRequest]:
         """The requests that are in the engine or on their way to it."""
 
@@ -140,12 +143,12 @@ class ClaimLoop:
         if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
             return 0
         self._runs_solo = False
-        capacity = min(
-            self._consumer.free_capacity(), self._settings.claim_limit, MOST_UNWRITTEN - len(self._unwritten())
-        )
-        if capacity <= 0:
+        writable = MOST_UNWRITTEN - len(self._unwritten())
+        capacity = min(self._consumer.free_capacity(), self._settings.claim_limit, writable)
+        live_capacity = min(self._consumer.live_capacity(), self._settings.claim_limit, writable)
+        if capacity <= 0 and live_capacity <= 0:
             return 0
-        claimed = self._take(worker_id, capacity, is_idle)
+        claimed = self._take(worker_id, max(0, capacity), max(0, live_capacity), is_idle)
         self._found_all = len(claimed.requests) < capacity and not claimed.is_cut
         if not claimed.requests:
             return 0
@@ -157,13 +160,14 @@ class ClaimLoop:
         self._consumer.submit(claimed.requests)
         return len(claimed.requests)
 
-    def _take(self, worker_id: UUID, capacity: int, is_idle: bool) -> Claim:
+    def _take(self, worker_id: UUID, capacity: int, live_capacity: int, is_idle: bool) -> Claim:
         with self._database.begin() as connection:
             return claim(
                 connection,
                 worker_id,
                 self._model,
                 limit=capacity,
+                live_limit=live_capacity,
                 max_bytes=self._settings.claim_bytes,
                 is_idle=is_idle,
                 solo_after_deaths=self._settings.solo_after_deaths,

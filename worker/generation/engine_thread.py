@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
+from uuid import UUID
 
 from engine import Completion, Engine, RequestOutput
 from engine.errors import EngineError, InvalidParams, RequestFailed, RequestRejected
@@ -22,13 +24,15 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
 from jobs.requests import ModelLimits
 from worker.generation import responses
+from worker.generation.live import LiveAnswers
 from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
 
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0  # seconds for the step that is under way
-
+MOST_LIVE = 256  # live requests that are queued beyond what the engine has room for
+LIVE_PRIORITY = 1
 
 LoadEngine = Callable[[], Engine]
 
@@ -58,8 +62,18 @@ class EngineCallbacks:
 class EngineThread:
     """Loads an engine and steps it until it is closed or breaks."""
 
-    def __init__(self, load: LoadEngine, callbacks: EngineCallbacks, *, model: str, share_prefixes: bool) -> None:
+    def __init__(
+        self,
+        load: LoadEngine,
+        callbacks: EngineCallbacks,
+        *,
+        model: str,
+        share_prefixes: bool,
+        live: LiveAnswers | None = None,
+    ) -> None:
+        """`live` is told of the progress of requests whose callers wait."""
         self._load = load
+        self._live = live
         self._callbacks = callbacks
         self._model = model
         self._share_prefixes = share_prefixes
@@ -87,6 +101,15 @@ class EngineThread:
         with self._changed:
             return max(0, self._capacity - len(self._inbox))
 
+    def live_capacity(self) -> int:
+        """How many more live requests may be queued, whatever the engine has room for: the rest yields to them."""
+        with self._changed:
+            return MOST_LIVE - sum(prepared.request.is_live for prepared in self._held.values())
+
+    def abort_job(self, job_id: UUID) -> None:
+        """Drop the requests of a job: its caller hung up."""
+        self.abort([request for request in self.held() if request.job_id == job_id])
+
     def held(self) -> list[ClaimedRequest]:
         """The requests that are in the engine or on their way to it."""
         with self._changed:
@@ -95,6 +118,8 @@ class EngineThread:
     def submit(self, requests: Sequence[ClaimedRequest]) -> None:
         """Turn requests into tokens, on the caller's thread, and queue them. Those that cannot be are refused."""
         assert self._preparer is not None
+        if self._live is not None:
+            self._live.open(requests)
         preparation = self._preparer.prepare(requests)
         for outcome in preparation.refused:
             self._callbacks.on_outcome(outcome)
@@ -106,6 +131,8 @@ class EngineThread:
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
         """Drop requests without an outcome: this worker's claims of them are over."""
         names = {request.name for request in requests}
+        if self._live is not None:
+            self._live.forget(requests)
         with self._changed:
             self._inbox = [prepared for prepared in self._inbox if prepared.request.name not in names]
             self._aborts.extend(name for name in names if self._held.pop(name, None) is not None)
@@ -184,6 +211,7 @@ class EngineThread:
                     request.name,
                     prepared.token_ids,
                     prepared.params,
+                    priority=LIVE_PRIORITY if request.is_live else 0,
                     cache_salt="" if self._share_prefixes else request.tenant_id.hex,
                 )
             except (RequestRejected, InvalidParams) as error:
@@ -201,6 +229,7 @@ class EngineThread:
             outputs = engine.step()
         finally:
             self._step_began = None
+        self._stream(engine)
         for output in outputs:
             with self._changed:
                 prepared = self._held.get(output.request_id)
@@ -208,6 +237,29 @@ class EngineThread:
                 self._settle(output.request_id, self._outcome(prepared, output))
         if outputs and not self._held:
             self._callbacks.on_idle()
+
+    def _stream(self, engine: Engine) -> None:
+        """Hand on what streaming requests have generated."""
+        if self._live is None or engine.tokenizer is None:
+            return
+        with self._changed:
+            live = [prepared for prepared in self._held.values() if prepared.request.is_live]
+        for prepared in live:
+            params = prepared.params
+            # An echoed prompt is decoded as one with its answer, so both come when it is whole.
+            if params.echo or not self._live.is_streaming(prepared.request.token):
+                continue
+            progress = engine.progress(prepared.request.name)
+            if progress:
+                self._live.progress(
+                    prepared.request.token,
+                    progress,
+                    decode=partial(engine.tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
+                    tokens=engine.tokenizer,
+                    stop=params.stop,
+                    is_chat=prepared.is_chat,
+                    wants_logprobs=params.logprobs is not None,
+                )
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         # To the writer first: a worker that looks idle has nothing left to hand over.

@@ -104,7 +104,7 @@ class PromptPreparer:
         return [tokens.get(place, neither) for place in range(len(bodies))]
 
     def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
-        options = {name: value for name, value in body.items() if name not in ("prompt", "messages")}
+        options = {name: value for name, value in body.items() if name not in ("prompt", "messages", "live")}
         context = self._model.max_model_len
         max_tokens = options.get("max_tokens", 1)
         if prompt_tokens + max_tokens > context:

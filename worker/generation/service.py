@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief, connect
 from jobs.queries import workers
-from jobs.queries.settling import ClaimToken, release_dead_worker
+from jobs.queries.settling import ClaimToken, Outcome, release_dead_worker
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
@@ -30,6 +30,7 @@ from worker.generation.claim_loop import ClaimLoop
 from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, EngineThread, LoadEngine
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
+from worker.generation.live import LiveAnswers
 from worker.generation.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -57,17 +58,19 @@ class GenerationService:
             on_crash=self._on_crash,
             on_all_written=lambda: self._claims.notify(),
         )
+        self._live = LiveAnswers(settings, model=model, on_cancel=lambda job_id: self._engine.abort_job(job_id))
         self._engine = EngineThread(
             load,
             EngineCallbacks(
                 on_loaded=self._on_loaded,
-                on_outcome=self._writer.put,
+                on_outcome=self._on_outcome,
                 on_capacity=self._on_capacity,
                 on_idle=self._writer.flush_soon,
                 on_fatal=self._on_fatal,
             ),
             model=model,
             share_prefixes=settings.share_prefixes,
+            live=self._live,
         )
         self._claims = ClaimLoop(
             self._database,
@@ -102,6 +105,7 @@ class GenerationService:
         """Begin to load the model, and return at once: Celery only stops what has started in full."""
         self._started = True
         self._writer.start()
+        self._live.start()
         self._engine.start()
         self._watchdog.start()
 
@@ -126,6 +130,7 @@ class GenerationService:
                 logger.info("%d requests did not finish in time; they go back", len(self._engine.held()))
             self._engine.close()
             self._writer.close(WRITE_TIMEOUT)
+            self._live.close()
             self._heartbeat.close()
             self._sign_off()
             self._stopped.set()
@@ -146,6 +151,11 @@ class GenerationService:
         logger.info("%s is loaded: context %d, vocabulary %d", model.name, model.max_model_len, model.vocab_size)
         self._heartbeat.start(model)
         self._claims.start()
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        # To the writer first: what its caller has seen is then on its way to Postgres.
+        self._writer.put(outcome)
+        self._live.finish(outcome)
 
     def _on_capacity(self) -> None:
         self._claims.claim_again_if_more()

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from api import errors as api_errors
 from api.native import jobs
-from api.openai import batches, files, uploads
+from api.openai import batches, files, live, uploads
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
 from jobs.requests import JobOptions, Params
@@ -29,7 +29,15 @@ def _kinds(kind: type[PagemillError]) -> Iterator[type[PagemillError]]:
 def test_page_names_every_route() -> None:
     routes = [
         route
-        for router in (jobs.router, batches.router, files.router, uploads.router, models.router, health.router)
+        for router in (
+            jobs.router,
+            batches.router,
+            files.router,
+            live.router,
+            uploads.router,
+            models.router,
+            health.router,
+        )
         for route in router.routes
     ]
     for route in routes:

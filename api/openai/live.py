@@ -1,0 +1,218 @@
+"""`/v1/chat/completions` and `/v1/completions`: answered by the workers that run batches, before all batches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from starlette.background import BackgroundTask
+from starlette.responses import Response, StreamingResponse
+
+from api.deps import Caller, InjectedServices, Services
+from api.openai.documents import read_object
+from api.openai.live_hub import LiveAnswer, LiveHub, Message
+from api.openai.requests import Endpoint, translate
+from api.openai.streams import AnswerRefused, StreamShape, add_usage, require_success, stream
+from jobs.errors import InvalidInput, ModelNotFound
+from jobs.queries import submission
+from jobs.queries.tenants import Tenant
+from jobs.requests import ModelLimits, Params, StagedLine, parse_request
+
+router = APIRouter(prefix="/v1", tags=["live"])
+
+MAX_PROMPTS = 256  # of one legacy completion
+FIRST_WAIT = 5.0  # seconds that a stream's headers wait for its first message; clients give up after 600
+_SCHEMA: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+    "responses": {
+        "200": {
+            "description": "OpenAI's completion object, or server-sent events.",
+            "content": {"application/json": {}},
+        }
+    },
+}
+SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def _hub(request: Request) -> LiveHub:
+    found = request.app.state.live
+    assert isinstance(found, LiveHub)
+    return found
+
+
+Hub = Annotated[LiveHub, Depends(_hub)]
+
+
+@router.post("/chat/completions", openapi_extra=_SCHEMA)
+async def chat_completions(request: Request, caller: Caller, services: InjectedServices, hub: Hub) -> Response:
+    """Answer a conversation; with `stream` as server-sent events."""
+    return await _answer(request, caller, services, hub, "/v1/chat/completions")
+
+
+@router.post("/completions", openapi_extra=_SCHEMA)
+async def completions(request: Request, caller: Caller, services: InjectedServices, hub: Hub) -> Response:
+    """Complete one prompt or several; with `stream` as server-sent events."""
+    return await _answer(request, caller, services, hub, "/v1/completions")
+
+
+async def _answer(request: Request, caller: Tenant, services: Services, hub: LiveHub, endpoint: Endpoint) -> Response:
+    body = await read_object(services, request)
+    model = await _model(services, body)
+    streams, options = _stream_options(body)
+    lines = await asyncio.to_thread(_lines, body, endpoint, model)
+    created = int(time.time())
+    async with AsyncExitStack() as stack:
+        answer = await stack.enter_async_context(hub.answering(caller.id, model.name, lines, streams=streams))
+        shape = StreamShape(
+            id=f"{'chatcmpl' if endpoint.startswith('/v1/chat') else 'cmpl'}-{answer.job_id.hex}",
+            model=model.name,
+            created=created,
+            fingerprint=_fingerprint(model),
+            is_chat=endpoint == "/v1/chat/completions",
+            n=body.get("n") or 1,
+            num_lines=len(lines),
+            wants_usage=bool(options.get("include_usage")),
+            wants_running_usage=bool(options.get("continuous_usage_stats")),
+        )
+        if not streams:
+            return await _whole(request, answer, shape)
+        return await _streamed(answer, shape, stack.pop_all())
+
+
+async def _model(services: Services, body: dict[str, Any]) -> ModelLimits:
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidInput("the name of a model is needed", param="model")
+    found = None if "\x00" in name else await services.transaction(submission.find_model, name)
+    if found is None:
+        raise ModelNotFound(name[:256])
+    return found
+
+
+def _stream_options(body: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    streams, options = body.get("stream"), body.get("stream_options")
+    if streams not in (None, True, False):
+        raise InvalidInput("true or false is expected", param="stream")
+    if options is None:
+        return bool(streams), {}
+    if not streams:
+        raise InvalidInput("needs stream: true", param="stream_options")
+    known = {"include_usage", "continuous_usage_stats", "include_obfuscation"}
+    if not isinstance(options, dict) or not options.keys() <= known:
+        raise InvalidInput("an object with include_usage is expected", param="stream_options")
+    return True, options
+
+
+def _lines(body: dict[str, Any], endpoint: Endpoint, model: ModelLimits) -> list[StagedLine]:
+    prompts = body.get("prompt") if endpoint == "/v1/completions" else None
+    bodies: Sequence[dict[str, Any]] = [body]
+    # Several prompts are several lines: strings, or lists of token ids.
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
+        if len(prompts) > MAX_PROMPTS:
+            raise InvalidInput(f"at most {MAX_PROMPTS} prompts are possible; send a batch", param="prompt")
+        bodies = [{**body, "prompt": prompt} for prompt in prompts]
+    return [parse_request(translate(one, endpoint), number, Params(), model) for number, one in enumerate(bodies, 1)]
+
+
+def _fingerprint(model: ModelLimits) -> str:
+    """Changes where the model does."""
+    known = f"{model.name} {model.max_model_len} {model.vocab_size}".encode()
+    return f"fp_{hashlib.blake2b(known, digest_size=5).hexdigest()}"
+
+
+async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Response:
+    """All choices of all lines in one answer. A caller that hangs up ends it."""
+    bodies: dict[int, dict[str, Any]] = {}
+
+    async def collect() -> None:
+        async for message in answer.messages():
+            require_success(message)
+            if "answer" in message:
+                bodies[message["line"]] = message["answer"]["response"]["body"]
+
+    collecting = asyncio.ensure_future(collect())
+    leaving = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait([collecting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=499)  # it reaches nobody
+        await collecting
+    except AnswerRefused as refused:
+        return _json(refused.body, refused.status)
+    finally:
+        for task in (collecting, leaving):
+            task.cancel()
+        await asyncio.gather(collecting, leaving, return_exceptions=True)
+    choices: list[dict[str, Any]] = []
+    usage: dict[str, Any] = {}
+    for line in sorted(bodies):
+        choices += [{**choice, "index": len(choices) + place} for place, choice in enumerate(bodies[line]["choices"])]
+        add_usage(usage, bodies[line]["usage"])
+    return _json(
+        {
+            "id": shape.id,
+            "object": "chat.completion" if shape.is_chat else "text_completion",
+            "created": shape.created,
+            "model": shape.model,
+            "system_fingerprint": shape.fingerprint,
+            "service_tier": "default",
+            "choices": choices,
+            "usage": usage,
+        },
+        200,
+    )
+
+
+async def _hung_up(request: Request) -> None:
+    # The body has been read: the next message is the disconnect.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _streamed(answer: LiveAnswer, shape: StreamShape, stack: AsyncExitStack) -> Response:
+    """A stream whose headers wait a moment for the first message, so that what a worker refuses has its status."""
+    messages = answer.messages()
+    first = asyncio.ensure_future(anext(messages))
+    try:
+        await asyncio.wait([first], timeout=FIRST_WAIT)
+        if first.done():
+            require_success(first.result())
+    except AnswerRefused as refused:
+        await stack.aclose()
+        return _json(refused.body, refused.status)
+    except BaseException:
+        first.cancel()
+        await stack.aclose()
+        raise
+
+    async def all_messages() -> AsyncIterator[Message]:
+        yield await first
+        async for message in messages:
+            yield message
+
+    return StreamingResponse(
+        _closing(stream(all_messages(), shape), stack),
+        media_type="text/event-stream",
+        headers=SSE_HEADERS,
+        background=BackgroundTask(stack.aclose),
+    )
+
+
+async def _closing(events: AsyncIterator[bytes], stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    """End the answer with its stream, also where the caller hangs up in the middle."""
+    try:
+        async for event in events:
+            if event:
+                yield event
+    finally:
+        await asyncio.shield(stack.aclose())
+
+
+def _json(body: dict[str, Any], status: int) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

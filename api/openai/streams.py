@@ -1,0 +1,160 @@
+"""Server-sent events of a live answer, as OpenAI's clients read them.
+
+data: {chunk with the role}      one a choice, chat only
+data: {chunk with text} …
+data: {chunk with finish_reason}
+data: {chunk with usage, no choices}      where `stream_options.include_usage` asks for it
+data: [DONE]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from api.errors import problem, unexpected
+from api.openai.live_hub import Message
+
+KEEP_ALIVE = 15.0  # seconds without an event; proxies cut silent connections
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class StreamShape:
+    """What all chunks of a stream have in common. `n` choices a line."""
+
+    id: str
+    model: str
+    created: int
+    fingerprint: str
+    is_chat: bool
+    n: int
+    num_lines: int
+    wants_usage: bool
+    wants_running_usage: bool
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        """One event."""
+        document: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk" if self.is_chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+        if self.wants_usage or self.wants_running_usage:
+            document["usage"] = usage
+        return b"data: " + orjson.dumps(document) + b"\n\n"
+
+    def opening(self) -> bytes:
+        """The role of each choice, in their order; nothing in a legacy completion."""
+        if not self.is_chat:
+            return b""
+        return b"".join(
+            self.chunk([_choice(index, {"delta": {"role": "assistant", "content": ""}})])
+            for index in range(self.n * self.num_lines)
+        )
+
+    def events(self, message: Message) -> bytes:
+        """What a message brings."""
+        first = (message["line"] - 1) * self.n
+        events = b"".join(self._delta(first, delta) for delta in message.get("deltas", ()))
+        answer = message.get("answer")
+        if answer is not None:
+            body = answer["response"]["body"]
+            add_usage(self.usage, body["usage"])
+            if "deltas" not in message:
+                # Nothing was streamed of it: all comes at once.
+                for choice in body["choices"]:
+                    text = choice["message"]["content"] if self.is_chat else choice["text"]
+                    events += self._delta(first, {**choice, "text": text})
+        return events
+
+    def _delta(self, first: int, delta: dict[str, Any]) -> bytes:
+        index, text = first + delta["index"], delta["text"]
+        reason, logprobs = delta.get("finish_reason"), delta.get("logprobs")
+        said = {"delta": {"content": text}} if self.is_chat else {"text": text}
+        if not self.is_chat:
+            return self.chunk([_choice(index, said, reason, logprobs)])
+        events = self.chunk([_choice(index, said, None, logprobs)]) if text or logprobs else b""
+        return events + (self.chunk([_choice(index, {"delta": {}}, reason)]) if reason is not None else b"")
+
+
+def _choice(
+    index: int, said: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
+
+
+def add_usage(total: dict[str, Any], usage: dict[str, Any]) -> None:
+    """Add the counts of one line to those of all."""
+    for name, value in usage.items():
+        if isinstance(value, dict):
+            add_usage(total.setdefault(name, {}), value)
+        else:
+            total[name] = total.get(name, 0) + value
+
+
+class AnswerRefused(Exception):
+    """A line's answer is an error: its status and its body."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(status)
+        self.status, self.body = status, body
+
+
+def require_success(message: Message) -> None:
+    """Raise `AnswerRefused` where a message ends its line with an error."""
+    answer = message.get("answer")
+    if answer is not None and answer["response"]["status_code"] != 200:
+        raise AnswerRefused(answer["response"]["status_code"], answer["response"]["body"])
+
+
+async def stream(messages: AsyncIterator[Message], shape: StreamShape) -> AsyncIterator[bytes]:
+    """All events of a stream. An error after the first is an event of its own, and ends it."""
+    yield shape.opening()
+    try:
+        async for message in with_pauses(messages):
+            if message is None:
+                yield b": keep-alive\n\n"
+                continue
+            require_success(message)
+            if events := shape.events(message):
+                yield events
+        if shape.wants_usage:
+            yield shape.chunk([], shape.usage)
+    except AnswerRefused as refused:
+        yield b"data: " + orjson.dumps(refused.body) + b"\n\n"
+    except Exception as error:  # noqa: BLE001 - the headers are gone: the stream itself says it
+        yield b"data: " + (problem(error) or unexpected()).content + b"\n\n"
+    yield DONE
+
+
+async def with_pauses(messages: AsyncIterator[Message]) -> AsyncIterator[Message | None]:
+    """Messages, and None after each `KEEP_ALIVE` seconds without one."""
+    coming: asyncio.Future[Message] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(messages))
+            done, _ = await asyncio.wait([coming], timeout=KEEP_ALIVE)
+            if not done:
+                yield None
+                continue
+            try:
+                message = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield message
+    finally:
+        if coming is not None:
+            coming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                await coming

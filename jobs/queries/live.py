@@ -1,0 +1,56 @@
+"""Live requests: jobs of one caller who waits for the answer. They are claimed before all others of their model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.queries import submission
+from jobs.requests import JobOptions, StagedLine
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """What Postgres knows of a live job. `has_lost_worker`: a worker died, or gave a line back, while it ran one."""
+
+    has_ended: bool
+    has_lost_worker: bool
+
+
+def submit(connection: Connection, tenant_id: UUID, model: str, lines: Sequence[StagedLine], job_id: UUID) -> None:
+    """Store and publish a live job in this transaction."""
+    submission.open_job(connection, tenant_id, JobOptions(model=model), job_id, is_live=True)
+    submission.stage_lines(connection, job_id, lines)
+    submission.publish(connection, job_id)
+
+
+def has_live_worker(connection: Connection, model: str) -> bool:
+    """Whether some worker holds a lease and serves the model."""
+    # By the index of workers that have not ended.
+    found: bool = connection.execute(
+        text("""
+            SELECT EXISTS (SELECT 1 FROM workers
+                           WHERE model = :model AND ended_at IS NULL AND lease_expires_at > clock_timestamp())
+        """),
+        {"model": model},
+    ).scalar_one()
+    return found
+
+
+def states(connection: Connection, job_ids: Collection[UUID]) -> dict[UUID, LiveState]:
+    """The states of live jobs; one that is gone is not among them."""
+    # A line that is claimed for the second time was held by a worker that is lost.
+    rows = connection.execute(
+        text("""
+            SELECT j.id, j.ended_at IS NOT NULL AS has_ended,
+                   EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND (r.deaths > 0 OR r.epoch > 1)
+                                                       OR r.job_id = j.id AND r.epoch > 0 AND r.state = 'pending')
+                       AS has_lost_worker
+            FROM jobs j WHERE j.id = ANY(CAST(:job_ids AS uuid[])) AND j.deleted_at IS NULL
+        """),
+        {"job_ids": list(job_ids)},
+    )
+    return {row.id: LiveState(row.has_ended, row.has_lost_worker) for row in rows}

@@ -1,0 +1,283 @@
+"""The official OpenAI clients, unmodified, against the whole service with the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from sqlalchemy import create_engine, text
+
+from cli.models import DEMO
+from cli.stack import RunningStack, running_stack
+from demo.tasks import mixed_holdout
+from jobs.database import sqlalchemy_url
+from jobs.settings import Settings
+from tests.support.processes import PATIENCE, await_condition
+
+GREEDY = {"model": DEMO, "temperature": 0, "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("stack") / "data",
+        port=0,
+        lease=4,
+        fence_after=3,
+        heartbeat_interval=1,
+        sweep_interval=1,
+    )
+    with running_stack(settings, [DEMO]) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.base_url}/v1", api_key=stack.api_key, max_retries=0, timeout=PATIENCE) as made:
+        yield made
+
+
+def rows(stack: RunningStack, statement: str) -> list[tuple[object, ...]]:
+    database = create_engine(sqlalchemy_url(stack.database_url))
+    with database.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(statement))]
+    database.dispose()
+    return found
+
+
+class TestLive:
+    def test_answers_are_exact_whole_and_streamed(self, client: openai.OpenAI) -> None:
+        for task in mixed_holdout(6, seed=3):
+            whole = client.completions.create(prompt=task.prompt, **GREEDY)  # type: ignore[call-overload]
+            assert (whole.choices[0].text, whole.choices[0].finish_reason) == (task.answer, "stop")
+            chunks = list(
+                client.completions.create(  # type: ignore[call-overload]
+                    prompt=task.prompt, stream=True, stream_options={"include_usage": True}, **GREEDY
+                )
+            )
+            assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == task.answer
+            assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+            assert chunks[-1].usage == whole.usage
+            assert chunks[-1].choices == []
+
+    def test_chat_speaks_both_ways(self, client: openai.OpenAI) -> None:
+        asked = {"messages": [{"role": "user", "content": "17 + 58 ="}], **GREEDY}
+        whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
+        with client.chat.completions.stream(**asked) as stream:  # type: ignore[arg-type]
+            final = stream.get_final_completion()
+        assert final.choices[0].message.content == whole.choices[0].message.content
+        assert final.choices[0].message.role == "assistant"
+        assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+
+    def test_choices_of_several_prompts_are_numbered_through(self, client: openai.OpenAI) -> None:
+        prompts = ["17 + 58 =", "reverse stone ="]
+        made = client.completions.create(prompt=prompts, n=2, **GREEDY)  # type: ignore[call-overload]
+        assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+        assert [choice.text for choice in made.choices] == ["75", "75", "enots", "enots"]
+        assert made.usage.prompt_tokens == sum(
+            client.completions.create(prompt=prompt, **GREEDY).usage.prompt_tokens  # type: ignore[call-overload]
+            for prompt in prompts
+        )
+        chunks = list(client.completions.create(prompt=prompts, n=2, stream=True, **GREEDY))  # type: ignore[call-overload]
+        texts = [
+            "".join(chunk.choices[0].text for chunk in chunks if chunk.choices[0].index == index) for index in range(4)
+        ]
+        assert texts == ["75", "75", "enots", "enots"]
+
+    def test_echoed_ids_have_log_probabilities_as_lm_eval_reads_them(self, client: openai.OpenAI) -> None:
+        made = client.completions.create(
+            model=DEMO, prompt=[[5, 6, 7, 8]], max_tokens=1, temperature=0, logprobs=1, echo=True, seed=1234
+        )
+        logprobs = made.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
+        assert logprobs.top_logprobs is not None
+        assert len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 5
+        assert logprobs.token_logprobs[0] is None
+        assert None not in logprobs.token_logprobs[1:]
+        assert logprobs.token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
+
+    def test_streamed_log_probabilities_are_those_of_the_whole(self, client: openai.OpenAI) -> None:
+        asked = {"prompt": "reverse stone =", "logprobs": 2, **GREEDY}
+        whole = client.completions.create(**asked).choices[0].logprobs  # type: ignore[call-overload]
+        chunks = client.completions.create(stream=True, **asked)  # type: ignore[call-overload]
+        streamed = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+        assert [token for piece in streamed for token in piece.tokens] == whole.tokens
+        assert [value for piece in streamed for value in piece.token_logprobs] == whole.token_logprobs
+
+    def test_stop_string_is_never_shown(self, client: openai.OpenAI) -> None:
+        chunks = client.completions.create(prompt="reverse stone =", stop="ots", stream=True, **GREEDY)  # type: ignore[call-overload]
+        assert "".join(chunk.choices[0].text for chunk in chunks) == "en"
+
+    def test_schema_holds_by_parse(self, client: openai.OpenAI) -> None:
+        schema = {
+            "type": "object",
+            "properties": {"size": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["size"],
+            "additionalProperties": False,
+        }
+        made = client.chat.completions.create(
+            model=DEMO,
+            messages=[{"role": "user", "content": "1 + 1 ="}],
+            max_tokens=40,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "size", "schema": {"x-guidance": {"whitespace_flexible": False}, **schema}},
+            },
+        )
+        assert 0 <= json.loads(made.choices[0].message.content or "")["size"] <= 9
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "param"),
+        [
+            ({"model": "nothing"}, openai.NotFoundError, "model"),
+            ({"temperature": 11}, openai.BadRequestError, "temperature"),
+            ({"n": 1000}, openai.BadRequestError, "n"),
+            ({"suffix": "x"}, openai.BadRequestError, "suffix"),
+            ({"prompt": []}, openai.BadRequestError, "prompt"),
+            ({"extra_body": {"nonsense": 1}}, openai.BadRequestError, "nonsense"),
+            ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options"),
+        ],
+    )
+    @pytest.mark.parametrize("streams", [False, True])
+    def test_wrong_request_is_refused_before_any_event(
+        self,
+        client: openai.OpenAI,
+        changes: dict[str, object],
+        error: type[openai.APIStatusError],
+        param: str,
+        streams: bool,
+    ) -> None:
+        if streams and "stream_options" in changes:
+            pytest.skip("right with a stream")
+        with pytest.raises(error) as caught:
+            client.completions.create(**{"prompt": "1 + 1 =", "stream": streams, **GREEDY, **changes})  # type: ignore[call-overload]
+        assert caught.value.param == param
+
+    def test_prompt_that_proves_too_long_keeps_its_status_in_a_stream(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(prompt="1 + " * 2000, stream=True, **GREEDY)  # type: ignore[call-overload]
+        assert caught.value.code == "context_length_exceeded"
+
+    def test_image_part_is_a_clear_400(self, client: openai.OpenAI) -> None:
+        part = {"type": "image_url", "image_url": {"url": "data:,"}}
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(messages=[{"role": "user", "content": [part]}], **GREEDY)  # type: ignore[call-overload]
+        assert (caught.value.code, caught.value.param) == ("unsupported_content", "messages[0].content[0].type")
+
+    def test_caller_that_hangs_up_frees_the_engine(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        stream = client.completions.create(
+            model=DEMO, prompt="1 + 1 =", max_tokens=100, stream=True, extra_body={"ignore_eos": True}, n=64
+        )
+        next(iter(stream))
+        stream.close()
+        await_condition(
+            lambda: rows(stack, "SELECT count(*) FROM requests WHERE state IN ('running', 'pending')") == [(0,)],
+            "end of the request whose caller hung up",
+        )
+
+    def test_live_requests_do_not_show_among_jobs(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        client.completions.create(prompt="1 + 1 =", **GREEDY)  # type: ignore[call-overload]
+        with httpx.Client(headers={"authorization": f"Bearer {stack.api_key}"}, trust_env=False) as http:
+            assert all(
+                job["metadata"] or job["request_counts"]["total"] > 1
+                for job in http.get(f"{stack.base_url}/v1/jobs").json()["data"]
+            )
+
+
+class TestBatches:
+    def test_file_becomes_a_batch_and_its_output(self, client: openai.OpenAI) -> None:
+        tasks = list(mixed_holdout(60, seed=5))
+        lines = [
+            {
+                "custom_id": f"task-{number}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {"prompt": task.prompt, **GREEDY},
+            }
+            for number, task in enumerate(tasks)
+        ]
+        lines[7]["body"] = {"prompt": "1 + " * 2000, **GREEDY}
+        content = "\n".join(map(json.dumps, lines)).encode()
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"kind": "test"}
+        )
+        await_condition(
+            lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "expired", "cancelled"),
+            "end of the batch",
+        )
+        done = client.batches.retrieve(batch.id)
+        assert done.status == "completed"
+        answers = {}
+        for line in client.files.content(done.output_file_id or "").text.splitlines():
+            document = json.loads(line)
+            answers[document["custom_id"]] = document["response"]["body"]["choices"][0]["text"]
+        expected = {f"task-{number}": task.answer for number, task in enumerate(tasks) if number != 7}
+        assert answers == expected
+        (error,) = client.files.content(done.error_file_id or "").text.splitlines()
+        assert json.loads(error)["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="there is no Node here")
+def test_node_client_goes_the_same_way(stack: RunningStack, tmp_path: Path) -> None:
+    install = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--silent", "openai@6.49.0"], cwd=tmp_path, capture_output=True
+    )
+    if install.returncode != 0:
+        pytest.skip("npm cannot install the openai package here")
+    script = Path(__file__).parent / "openai_client.mjs"
+    shutil.copy(script, tmp_path / "client.mjs")
+    done = subprocess.run(
+        ["node", "client.mjs", f"{stack.base_url}/v1", stack.api_key],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "models": ["demo"],
+        "text": "75",
+        "streamed": "enots",
+        "status": "completed",
+        "answers": {"a": "75", "b": "enots"},
+    }
+
+
+def test_worker_that_dies_answers_with_a_retryable_error(stack: RunningStack, client: openai.OpenAI) -> None:
+    """Never with half an answer that looks whole."""
+    ((pid,),) = rows(stack, "SELECT pid FROM workers WHERE ended_at IS NULL")
+    caught: list[BaseException] = []
+    begun = threading.Event()
+
+    def read() -> None:
+        try:
+            for _ in client.completions.create(
+                model=DEMO, prompt="1 + 1 =", max_tokens=100, n=64, stream=True, extra_body={"ignore_eos": True}
+            ):
+                begun.set()
+        except openai.APIError as error:
+            caught.append(error)
+
+    reader = threading.Thread(target=read)
+    os.kill(int(str(pid)), signal.SIGSTOP)
+    reader.start()
+    await_condition(
+        lambda: rows(stack, "SELECT count(*) FROM requests WHERE state = 'pending'") == [(1,)], "the request"
+    )
+    os.kill(int(str(pid)), signal.SIGCONT)
+    assert begun.wait(PATIENCE)
+    os.kill(int(str(pid)), signal.SIGKILL)
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    assert "Send the request again" in str(caught[0])
