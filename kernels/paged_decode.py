@@ -35,10 +35,11 @@ from kernels.triton_compat import tl, triton
 
 # Sequences that the planning program looks at at a time.
 _PLAN_BLOCK = 1024
-# Programs that the work is cut into, for each multiprocessor: enough that none waits long for the last.
-_PROGRAMS_PER_SM = 4
-# No split has fewer tiles: writing and joining a partial result costs about as much as reading a tile.
-_MIN_TILES = 2
+# Items that the work is cut into, for each multiprocessor, on which three to seven programs fit at a time: several
+# waves, so that the last one, which is seldom full, is a small part of the time.
+_PROGRAMS_PER_SM = 16
+# No split has fewer tiles: partial results, a tile's worth of work each, stay a small part of the reading.
+_MIN_TILES = 4
 # Splits that a joining program reads at a time, and programs beyond which it takes several heads.
 _JOIN_BLOCK = 16
 _JOIN_PROGRAMS = 4096
@@ -317,12 +318,15 @@ def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: D
     if device.backend == "hip":
         # 64 KiB of shared memory, and no asynchronous copies to fill deeper pipelines.
         return DecodeTiles(tile=32 if row_bytes > 512 else 64, num_warps=4, num_stages=2 if row_bytes <= 1024 else 1)
+    # Five stages are two tiles of keys and values: the block number is a load of its own before them, and Triton
+    # divides the stages between the two. With fewer there is one tile, and loading and multiplying take turns.
     if row_bytes <= 256:
-        return DecodeTiles(tile=64, num_warps=4, num_stages=4)
+        return DecodeTiles(tile=64, num_warps=4, num_stages=5)
+    has_room = device.shared_memory > 128 * 1024
     if row_bytes <= 512:
-        return DecodeTiles(tile=64, num_warps=4, num_stages=3)
+        return DecodeTiles(tile=64, num_warps=4, num_stages=5 if has_room else 3)
     if row_bytes <= 1024:
-        return DecodeTiles(tile=32, num_warps=4, num_stages=3)
+        return DecodeTiles(tile=32, num_warps=4, num_stages=5 if has_room else 3)
     return DecodeTiles(tile=16, num_warps=4, num_stages=2)
 
 

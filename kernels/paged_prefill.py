@@ -353,9 +353,11 @@ def prefill_tiles(group: int, head_dim: int, value_dim: int, dtype: torch.dtype,
             return PrefillTiles(rows=max(64, least), tile=32, num_warps=4, num_stages=1)
         return PrefillTiles(rows=max(128, least), tile=32, num_warps=8, num_stages=2)
     if dims > 64:
-        stages = 3 if int(device.arch) >= 90 and device.shared_memory > 200 * 1024 else 2
+        stages = 5 if int(device.arch) >= 90 and device.shared_memory > 200 * 1024 else 2
         return PrefillTiles(rows=max(128, least), tile=64, num_warps=8, num_stages=stages)
-    return PrefillTiles(rows=max(128, least), tile=64, num_warps=4, num_stages=3)
+    return PrefillTiles(
+        rows=max(128, least), tile=64, num_warps=4, num_stages=5 if device.shared_memory > 128 * 1024 else 3
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Compiles launches for GPUs that are not here; run as `python -m tests.unit.kernels.ahead_of_time [--all] [NAME ...]`.
+"""Compiles launches for GPUs that are absent: `python -m tests.unit.kernels.ahead_of_time [--all|--models] [NAME …]`.
 
 The launches are those that wrappers build (see `kernels/launch.py`), made with tensors that have no memory. Arguments
 are specialized as Triton's launcher would: pointers and strides that 16 divides are said to be so.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from triton.compiler import ASTSource
 
 from kernels.device import Device
 from kernels.launch import Launch
-from tests.unit.kernels.variants import Variant, all_variants, ordinary_variants
+from tests.unit.kernels.variants import Variant, all_variants, model_variants, ordinary_variants
 
 DEVICES = {
     "sm_80": Device("cuda", 80, num_sms=108),
@@ -50,6 +53,9 @@ class Compiled:
 
     binary_size: int
     seconds: float
+    resources: dict[str, int]
+    """For NVIDIA: registers a thread, bytes of stack (spills) and of shared memory a program, and how many tiles the
+    least deep of its pipelined loads has in shared memory. Empty where there is no cuobjdump."""
 
 
 def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
@@ -87,12 +93,39 @@ def compile_launch(variant: Variant) -> Compiled:
         options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
     binary = compiled.asm["cubin" if device.backend == "cuda" else "hsaco"]
-    return Compiled(compiled.metadata.shared, len(binary), time.monotonic() - started)
+    resources = resources_of(compiled) if device.backend == "cuda" else {}
+    return Compiled(compiled.metadata.shared, len(binary), time.monotonic() - started, resources)
+
+
+def resources_of(compiled: Any) -> dict[str, int]:
+    """What Triton's own cuobjdump says of a binary, and the depth of its pipelines."""
+    try:
+        cuobjdump = triton.knobs.nvidia.cuobjdump.path
+    except RuntimeError:
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [cuobjdump, "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    assert found is not None, told
+    depths = [int(depth) for depth in re.findall(r"local_alloc : \(\) -> !ttg.memdesc<(\d+)x", compiled.asm["ttgir"])]
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "shared": compiled.metadata.shared,
+        "buffers": min(depths, default=0),
+    }
 
 
 def main() -> int:
     assert os.environ.get("TRITON_INTERPRET", "0") == "0"
-    make_variants = all_variants if "--all" in sys.argv else ordinary_variants
+    make_variants = ordinary_variants
+    if "--all" in sys.argv:
+        make_variants = all_variants
+    elif "--models" in sys.argv:
+        make_variants = model_variants
     only = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     failed = 0
 
@@ -108,6 +141,7 @@ def main() -> int:
             report: dict[str, Any] = {"kernel": variant.name, "device": variant.device}
             if isinstance(result, Compiled):
                 report |= {"shared": result.shared, "bytes": result.binary_size, "seconds": round(result.seconds, 2)}
+                report["resources"] = result.resources
                 report["fits"] = result.shared <= DEVICES[variant.device].shared_memory and result.binary_size > 0
             else:
                 report |= {"error": f"{type(result).__name__}: {result}", "fits": False}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,27 @@ def test_kernels_compile_for_nvidia_and_amd(tmp_path: Path) -> None:
     reports = compile_in_another_process(tmp_path)
     assert {report["device"] for report in reports} == {"sm_80", "sm_90", "gfx942"}
     assert len({report["kernel"] for report in reports}) >= 20
+
+
+@pytest.mark.timeout(600)
+def test_attention_of_the_benchmarks_models_takes_the_resources_that_are_on_record(tmp_path: Path) -> None:
+    """Registers, stack (spills), shared memory and tiles in flight, beside `resources_sm_90.json`.
+
+    After an intended change, `resources` from `python -m tests.unit.kernels.ahead_of_time --models` go into the file.
+    """
+    recorded = json.loads(Path(__file__).with_name("resources_sm_90.json").read_text())
+    if version("triton") != recorded["triton"]:
+        pytest.skip(f"the record was made with triton {recorded['triton']}")
+    found = {str(report["kernel"]): report["resources"] for report in compile_in_another_process(tmp_path, "--models")}
+    if not all(found.values()):
+        pytest.skip("Triton has no cuobjdump here")
+    assert found == recorded["kernels"]
+
+
+def test_no_recorded_attention_kernel_spills_or_waits_for_its_only_tile() -> None:
+    recorded = json.loads(Path(__file__).with_name("resources_sm_90.json").read_text())["kernels"]
+    assert {name for name, resources in recorded.items() if resources["stack"] > 0} == set()
+    assert {name for name, resources in recorded.items() if resources["buffers"] < 2} == set()
 
 
 @pytest.mark.slow

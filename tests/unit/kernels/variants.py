@@ -83,6 +83,14 @@ SHAPES = (
     Heads(4, 1, 256, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 
+MODEL_HEADS = {
+    "Qwen3-0.6B, blocks of 16": Heads(16, 8),
+    "Qwen3-0.6B, blocks of 64": Heads(16, 8, block_size=64),
+    "Llama-3.1-8B, blocks of 64": Heads(block_size=64),
+    "gpt2-large, blocks of 64": Heads(20, 20, 64, 64, block_size=64),
+    "Llama-3.1-8B, blocks of 64, float8": Heads(block_size=64, kv_dtype=torch.float8_e4m3fn),
+}
+
 
 def scales(heads: Heads) -> dict[str, Tensor | None]:
     if heads.kv_dtype is not torch.float8_e4m3fn:
@@ -358,6 +366,14 @@ def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
         for place, (name, make) in enumerate(_launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED)):
             if names[place % len(names)] == device_name:
                 yield Variant(name, device_name, make)
+
+
+def model_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
+    """Attention of the benchmarks' models on Hopper, with the engine's blocks on a CPU (16) and larger ones (64)."""
+    device = devices["sm_90"]
+    for name, heads in MODEL_HEADS.items():
+        yield Variant(f"decode {name}", "sm_90", partial(decode, heads, device, 0))
+        yield Variant(f"prefill {name}", "sm_90", partial(prefill, heads, device))
 
 
 def _launches(
