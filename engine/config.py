@@ -61,7 +61,7 @@ class EngineConfig:
 
     deterministic: bool = False
     """Compute each request as if it ran alone: the same bits in any batch, order and chunks, from cached prefixes and
-    after preemption. On the CPU only; decision 0013 says how."""
+    after preemption. On the CPU only; decision 0009 says how."""
 
     random_weights: bool = False
     """Make up the weights from the seed instead of loading them: for benchmarks and tests."""

@@ -37,7 +37,7 @@ class OneDNNLinear(nn.Module):
     def is_best(linear: nn.Linear) -> bool:
         """Whether oneDNN beats the kernels in C++: with vectors of 512 bits, and with instructions for the type.
 
-        Decision 0009 has what was measured.
+        Decision 0005 has what was measured.
         """
         if not OneDNNLinear.takes(linear):
             return False

@@ -177,7 +177,7 @@ def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
     """Make claimed requests pending again, without counting a death. Returns how many of the claims still stood."""
     force_index_scans(connection)
     lock_jobs(connection, {claim.job_id for claim in claims})
-    # The fence of `settle`, by the row's place (docs/decisions/0014): a row claimed anew since then does not match.
+    # The fence of `settle`, by the row's place (docs/decisions/0010): a row claimed anew since then does not match.
     return connection.execute(
         text("""
             UPDATE requests r SET state = 'pending', worker_id = NULL
@@ -202,7 +202,7 @@ def _candidates(
 ) -> tuple[list[Candidate], Mapping[UUID, int], Mapping[UUID, int]]:
     """The jobs to choose from, by priority and age, and of each tenant its running requests and its weight."""
     # The first claimable jobs of each tenant. Open requests are read from the job's row, because counting pending ones
-    # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0014).
+    # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0010).
     jobs = connection.execute(
         text("""
             SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, t.weight
@@ -281,7 +281,7 @@ def _take(
     if not places:
         return ()
     # Lock rows in prefix order, so that prompts which begin alike meet in one engine, skipping rows that another claim
-    # holds; read each body by its whole key (decision 0014 on `BETWEEN … LIMIT 1`); update those that begin before
+    # holds; read each body by its whole key (decision 0010 on `BETWEEN … LIMIT 1`); update those that begin before
     # `max_bytes` where they were locked.
     rows = connection.execute(
         text("""

@@ -1,4 +1,4 @@
-"""Plans that do not depend on statistics (docs/decisions/0014)."""
+"""Plans that do not depend on statistics (docs/decisions/0010)."""
 
 from __future__ import annotations
 

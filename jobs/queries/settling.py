@@ -60,7 +60,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
         return Settled(0, ())
     force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.token.job_id for outcome in outcomes})
-    # Fence the requests by their rows' places (decision 0014), insert the results of those that passed, and advance
+    # Fence the requests by their rows' places (decision 0010), insert the results of those that passed, and advance
     # seq and counters, in one statement so that nothing comes between.
     written: int = connection.execute(
         text("""

@@ -177,7 +177,7 @@ def _refuse_duplicates(connection: Connection, job_id: UUID, lines: Sequence[Sta
     """Raise `DuplicateCustomId` for the first line whose custom_id an earlier line has."""
     force_index_scans(connection)
     # Which of the group's ids are stored already: one look into the unique index for each, because only that index
-    # gives the order (decision 0014).
+    # gives the order (decision 0010).
     taken = set(
         connection.execute(
             text("""
