@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidPrompt, ModelError
+from engine.tokenization.length_bound import LengthBound
 from engine.tokenization.token_bytes import PieceReader, UnreadableDecoder, piece_reader
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ class Tokenizer:
             return self.encode(text, add_special_tokens=add_special_tokens)
         except InvalidPrompt as error:
             return error
+
+    def least_tokens(self, text: str) -> int:
+        """Tokens that a text has at least, without special tokens, found without tokenizing it; 0 if not known."""
+        return 0 if self._length_bound is None else self._length_bound.least_tokens(text)
+
+    @cached_property
+    def _length_bound(self) -> LengthBound | None:
+        backend = getattr(self.hf_tokenizer, "backend_tokenizer", None)
+        return None if backend is None else LengthBound(backend)
 
     def render_chat(self, messages: Sequence[Message], **template_options: Any) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant's turn.

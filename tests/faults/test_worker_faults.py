@@ -120,3 +120,17 @@ def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
     assert "the claims thread crashed" in log
     assert "secret" not in log
     check(pipeline.database_url)
+
+
+def test_tokenizer_that_hangs_ends_its_process_and_charges_its_line_alone(pipeline: Pipeline) -> None:
+    job_id = pipeline.submit(prompts(3))
+    # The only text beside token ids, and so the only one in work.
+    hanging = b'{"prompt": "hang", "max_tokens": 4}'
+    pipeline.query("UPDATE bodies SET body = :body WHERE line = 2 RETURNING 1", body=hanging)
+    with pipeline.worker(PAGEMILL_WATCHDOG="1.5", FAKE_HANGING_TOKENIZER="1") as process:
+        assert process.wait(timeout=PATIENCE) == 1
+    assert pipeline.states(job_id) == {"pending": 3}
+    rows = pipeline.query("SELECT line, deaths FROM requests ORDER BY line")
+    assert [tuple(row) for row in rows] == [(1, 0), (2, 1), (3, 0)]
+    assert "the claims thread made no progress" in (pipeline.directory / "worker.log").read_text()
+    check(pipeline.database_url)

@@ -36,8 +36,9 @@ class Consumer:
     def held(self) -> Sequence[ClaimedRequest]:
         return list(self.requests)
 
-    def submit(self, requests: Sequence[ClaimedRequest]) -> None:
+    def submit(self, requests: Sequence[ClaimedRequest]) -> Sequence[ClaimedRequest]:
         self.requests.extend(requests)
+        return ()
 
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
         self.requests = [request for request in self.requests if request not in requests]

@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -53,7 +54,25 @@ class Runner(FakeRunner):
 
 def load() -> Engine:
     step_seconds = float(os.environ.get("FAKE_STEP_SECONDS", "0"))
-    return Engine(Runner(step_seconds), None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
+    engine = Engine(Runner(step_seconds), None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
+    if "FAKE_HANGING_TOKENIZER" in os.environ:
+        engine.tokenizer = HangingTokenizer()  # type: ignore[assignment]
+    return engine
+
+
+class HangingTokenizer:
+    """A byte a token, but for the text "hang", at which it stands still without running any Python."""
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if "hang" in texts:
+            time.sleep(3600)
+        return [[byte % 40 for byte in text.encode()] for text in texts]
+
+    def render_chat(self, messages: object) -> str:
+        return "hang"
+
+    def least_tokens(self, text: str) -> int:
+        return 0
 
 
 def break_submit(message: str) -> None:
@@ -62,7 +81,7 @@ def break_submit(message: str) -> None:
     def submit(self: EngineThread, requests: object) -> None:
         raise KeyError(message)
 
-    EngineThread.submit = submit  # type: ignore[method-assign]
+    EngineThread.submit = submit  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

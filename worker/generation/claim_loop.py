@@ -36,8 +36,8 @@ class Consumer(Protocol):
     def held(self) -> Sequence[ClaimedRequest]:
         """The requests that are in the engine or on their way to it."""
 
-    def submit(self, requests: Sequence[ClaimedRequest]) -> None:
-        """Turn requests into tokens and queue them."""
+    def submit(self, requests: Sequence[ClaimedRequest]) -> Sequence[ClaimedRequest]:
+        """Turn requests into tokens and queue them. Returns those that were not taken."""
 
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
         """Drop requests without an outcome: this worker's claims of them are over."""
@@ -70,10 +70,10 @@ class ClaimLoop:
         self._is_closing = False
         self._runs_solo = False
         self._found_all = False
-        self._thread = VitalThread("claims", self._run, on_crash)
+        self.thread = VitalThread("claims", self._run, on_crash)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def notify(self) -> None:
         """Claim now: there may be new work."""
@@ -92,20 +92,23 @@ class ClaimLoop:
         """Stop, and wait: a claim that is under way is given back, or has reached the engine."""
         self.stop()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=self._settings.lease)
+        if self.thread.is_alive():
+            self.thread.join(timeout=self._settings.lease)
 
     def _run(self) -> None:
         while not self._is_closing:
             self._wake.clear()
+            self.thread.note_progress()
             try:
                 self._reconcile_claims()
+                self.thread.note_progress()
                 took = self._claim()
             except LeaseLost:
                 took = 0  # the heartbeat finds out too, and starts anew
             except SQLAlchemyError as error:
                 logger.warning("no claim: %s", brief(error))
                 took = 0
+            self.thread.note_waiting()
             if took == 0:
                 self._wake.wait(self._settings.poll_interval)
 
@@ -157,7 +160,10 @@ class ClaimLoop:
                 release(connection, [request.token for request in claimed.requests])
             return 0
         self._runs_solo = claimed.is_solo
-        self._consumer.submit(claimed.requests)
+        postponed = self._consumer.submit(claimed.requests)
+        if postponed:
+            with self._database.begin() as connection:
+                release(connection, [request.token for request in postponed])
         return len(claimed.requests)
 
     def _take(self, worker_id: UUID, capacity: int, live_capacity: int, is_idle: bool) -> Claim:

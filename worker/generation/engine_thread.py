@@ -51,6 +51,8 @@ class EngineCallbacks:
     """The model is loaded."""
     on_outcome: Callable[[Outcome], None]
     """A request ended; on the submitting thread where it was refused."""
+    on_preparing: Callable[[], None]
+    """On the submitting thread: a piece of rendering or tokenization begins."""
     on_capacity: Callable[[], None]
     """Requests finished and the engine wants more."""
     on_idle: Callable[[], None]
@@ -115,18 +117,24 @@ class EngineThread:
         with self._changed:
             return [prepared.request for prepared in self._held.values()]
 
-    def submit(self, requests: Sequence[ClaimedRequest]) -> None:
-        """Turn requests into tokens, on the caller's thread, and queue them. Those that cannot be are refused."""
+    def submit(self, requests: Sequence[ClaimedRequest]) -> Sequence[ClaimedRequest]:
+        """Turn requests into tokens, on the caller's thread, and queue them. Those that cannot be are refused.
+
+        Returns those that were not taken and may be claimed again later.
+        """
         assert self._preparer is not None
         if self._live is not None:
             self._live.open(requests)
         preparation = self._preparer.prepare(requests)
+        if self._live is not None and preparation.postponed:
+            self._live.forget(preparation.postponed)
         for outcome in preparation.refused:
             self._callbacks.on_outcome(outcome)
         with self._changed:
             self._held.update({item.request.name: item for item in preparation.prepared})
             self._inbox.extend(preparation.prepared)
             self._changed.notify_all()
+        return preparation.postponed
 
     def abort(self, requests: Sequence[ClaimedRequest]) -> None:
         """Drop requests without an outcome: this worker's claims of them are over."""
@@ -158,6 +166,10 @@ class EngineThread:
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
+    def in_preparation(self) -> list[ClaimToken]:
+        """The requests that are being rendered or tokenized now: if that hangs, one of these is to blame."""
+        return [] if self._preparer is None else [request.token for request in self._preparer.in_work]
+
     def suspects(self) -> list[ClaimToken]:
         """The requests that the engine computes now: if it breaks, one of these is to blame."""
         engine = self._engine
@@ -176,7 +188,7 @@ class EngineThread:
             engine = self._engine = self._load()
             engine.on_compiled = self._wake
             model = ModelLimits(self._model, engine.max_model_len, engine.vocab_size)
-            self._preparer = PromptPreparer(model, engine.tokenizer)
+            self._preparer = PromptPreparer(model, engine.tokenizer, on_progress=self._callbacks.on_preparing)
             self._publish_capacity(engine)
             self._callbacks.on_loaded(model)
             while self._wait_for_work(engine):

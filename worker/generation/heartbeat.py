@@ -51,12 +51,12 @@ class Heartbeat:
         self._on_change = on_change
         self._on_crash = on_crash
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.thread: VitalThread | None = None
 
     def start(self, model: ModelLimits) -> None:
         """Register as a worker of `model`, as soon as Postgres answers, and keep the lease from then on."""
-        self._thread = VitalThread("heartbeat", lambda: self._run(model), self._on_crash)
-        self._thread.start()
+        self.thread = VitalThread("heartbeat", lambda: self._run(model), self._on_crash)
+        self.thread.start()
 
     def stop_beating(self) -> None:
         """Send no more heartbeats. The lease runs out by itself, unless the worker's row is ended."""
@@ -65,12 +65,14 @@ class Heartbeat:
     def close(self) -> None:
         """Stop, and wait for a heartbeat that is under way."""
         self.stop_beating()
-        if self._thread is not None:
-            self._thread.join(timeout=self._settings.lease)
+        if self.thread is not None:
+            self.thread.join(timeout=self._settings.lease)
 
     def _run(self, model: ModelLimits) -> None:
+        assert self.thread is not None
         while not self._closing.is_set():
             began = time.monotonic()
+            self.thread.note_progress()
             try:
                 self._beat(model, began)
             except LeaseLost:
@@ -79,6 +81,7 @@ class Heartbeat:
                 continue
             except SQLAlchemyError as error:
                 logger.warning("no heartbeat: %s", brief(error))
+            self.thread.note_waiting()
             self._closing.wait(max(0.0, self._settings.heartbeat_interval - (time.monotonic() - began)))
 
     def _beat(self, model: ModelLimits, began: float) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import UUID
 
 import orjson
 
@@ -19,18 +20,28 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker.generation import responses
+from worker.generation.time_limit import TimeLimitExceeded, time_limit
 
 logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 Tokens = list[int] | InvalidPrompt
 
+TEMPLATE_LIMIT = 5.0  # seconds for the chat template of one line
+LARGE_TEXT = 64 * 1024  # characters; larger texts are tokenized one at a time, which bounds memory and names the guilty
+
 
 class PromptTokenizer(Protocol):
-    """The part of `engine.tokenization` that prompts need. A bad item's place in a result holds its error."""
+    """The part of `engine.tokenization` that prompts need."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]: ...
-    def encode_chat_batch(self, conversations: Sequence[Sequence[Message]]) -> list[Tokens]: ...
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokens]:
+        """Tokens of each text; a bad one's place holds its error."""
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """Raises `InvalidPrompt`."""
+
+    def least_tokens(self, text: str) -> int:
+        """A cheap lower bound."""
 
 
 class ContextExceeded(Exception):
@@ -49,30 +60,47 @@ class PreparedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What a group of claimed requests came to; each is in exactly one of the two."""
+    """What a group of claimed requests came to; each is in exactly one of the three."""
 
-    prepared: list[PreparedRequest]
-    refused: list[Outcome]
+    prepared: list[PreparedRequest] = field(default_factory=list)
+    refused: list[Outcome] = field(default_factory=list)
+    postponed: list[ClaimedRequest] = field(default_factory=list)
+    """To be claimed again later: others of their job took too long."""
 
 
 class PromptPreparer:
-    """Turns claimed requests into tokens and parameters for one model. `tokenizer` is None where it has none."""
+    """Turns claimed requests into tokens and parameters for one model. `tokenizer` is None where it has none.
 
-    def __init__(self, model: ModelLimits, tokenizer: PromptTokenizer | None) -> None:
+    `on_progress` is called before each piece of work that may hang.
+    """
+
+    def __init__(
+        self,
+        model: ModelLimits,
+        tokenizer: PromptTokenizer | None,
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._on_progress = on_progress
+        self.in_work: tuple[ClaimedRequest, ...] = ()
+        """The requests that are rendered or tokenized now: if that hangs, one of these is to blame."""
 
     def prepare(self, requests: Sequence[ClaimedRequest]) -> Preparation:
         """Never raises for one request's sake: what cannot be prepared is refused, in the order of `requests`."""
         bodies = [_parsed(request.body) for request in requests]
-        result = Preparation([], [])
-        for request, body, token_ids in zip(requests, bodies, self._tokens(bodies), strict=True):
+        result = Preparation()
+        for request, body, token_ids in zip(requests, bodies, self._tokens(requests, bodies), strict=True):
             if "refused" in body:
                 # The API refused it when the rest of its batch was valid.
                 result.refused.append(responses.refused(request, **body["refused"]))
                 continue
+            if token_ids is None:
+                result.postponed.append(request)
+                continue
             try:
-                if isinstance(token_ids, InvalidPrompt):
+                if isinstance(token_ids, Exception):
                     raise token_ids
                 params = self._params(request, body, len(token_ids))
             except (InvalidPrompt, InvalidParams) as error:
@@ -88,20 +116,82 @@ class PromptPreparer:
                 result.prepared.append(PreparedRequest(request, token_ids, params, is_chat="messages" in body))
         return result
 
-    def _tokens(self, bodies: Sequence[dict[str, Any]]) -> list[Tokens]:
-        tokens: dict[int, Tokens] = {
-            place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), list)
-        }
-        prompts = {place: body["prompt"] for place, body in enumerate(bodies) if isinstance(body.get("prompt"), str)}
-        chats = {place: body["messages"] for place, body in enumerate(bodies) if "messages" in body}
-        if self._tokenizer is None:
-            refusal = InvalidPrompt(f"{self._model.name} has no tokenizer: send token ids as the prompt")
-            tokens |= dict.fromkeys([*prompts, *chats], refusal)
-        else:
-            tokens |= zip(prompts, self._tokenizer.encode_batch(list(prompts.values())), strict=True)
-            tokens |= zip(chats, self._tokenizer.encode_chat_batch(list(chats.values())), strict=True)
+    def _tokens(
+        self, requests: Sequence[ClaimedRequest], bodies: Sequence[dict[str, Any]]
+    ) -> list[Tokens | ContextExceeded | None]:
+        """By request: its tokens, why it has none, or None where it is postponed."""
         neither = InvalidPrompt("the stored line holds neither a prompt nor messages that this worker understands")
-        return [tokens.get(place, neither) for place in range(len(bodies))]
+        tokens: list[Tokens | ContextExceeded | None] = [neither] * len(bodies)
+        prompts: dict[int, str] = {}
+        chats: dict[int, Sequence[Message]] = {}
+        for place, body in enumerate(bodies):
+            if isinstance(body.get("prompt"), list):
+                tokens[place] = body["prompt"]
+            elif self._tokenizer is None and (isinstance(body.get("prompt"), str) or "messages" in body):
+                tokens[place] = InvalidPrompt(f"{self._model.name} has no tokenizer: send token ids as the prompt")
+            elif isinstance(body.get("prompt"), str):
+                prompts[place] = body["prompt"]
+            elif "messages" in body:
+                chats[place] = body["messages"]
+        if self._tokenizer is None:
+            return tokens
+        rendered: dict[int, str] = {}
+        slow_jobs: set[UUID] = set()
+        for place, messages in chats.items():
+            request = requests[place]
+            if request.job_id in slow_jobs:
+                # One line a claim, so that a template that hangs for all of a job holds up other jobs only so long.
+                tokens[place] = None
+                continue
+            try:
+                rendered[place] = self._render(self._tokenizer, request, messages)
+            except InvalidPrompt as error:
+                tokens[place] = error
+            except TimeLimitExceeded:
+                slow_jobs.add(request.job_id)
+                tokens[place] = InvalidPrompt(f"the chat template took more than {TEMPLATE_LIMIT:g} s")
+        for texts, add_special_tokens in ((prompts, True), (rendered, False)):
+            self._encode(self._tokenizer, requests, texts, tokens, add_special_tokens=add_special_tokens)
+        self.in_work = ()
+        return tokens
+
+    def _render(self, tokenizer: PromptTokenizer, request: ClaimedRequest, messages: Sequence[Message]) -> str:
+        self._begin(request)
+        with time_limit(TEMPLATE_LIMIT):
+            return tokenizer.render_chat(messages)
+
+    def _encode(
+        self,
+        tokenizer: PromptTokenizer,
+        requests: Sequence[ClaimedRequest],
+        texts: Mapping[int, str],
+        tokens: list[Tokens | ContextExceeded | None],
+        *,
+        add_special_tokens: bool,
+    ) -> None:
+        small: list[int] = []
+        groups: list[list[int]] = [small]
+        for place, text in texts.items():
+            if len(text) <= LARGE_TEXT:
+                small.append(place)
+                continue
+            self._begin(requests[place])
+            context = self._model.max_model_len
+            if len(text) > context and (least := tokenizer.least_tokens(text)) > context:
+                tokens[place] = ContextExceeded(
+                    f"at least {least} prompt tokens exceed the context of {context} tokens"
+                )
+            else:
+                groups.append([place])
+        for group in groups:
+            self._begin(*(requests[place] for place in group))
+            encoded = tokenizer.encode_batch([texts[place] for place in group], add_special_tokens=add_special_tokens)
+            for place, token_ids in zip(group, encoded, strict=True):
+                tokens[place] = token_ids
+
+    def _begin(self, *requests: ClaimedRequest) -> None:
+        self.in_work = requests
+        self._on_progress()
 
     def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
         options = {name: value for name, value in body.items() if name not in ("prompt", "messages", "live")}

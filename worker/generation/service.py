@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
 from celery import bootsteps
 from celery.worker import state as celery_state
@@ -31,6 +31,7 @@ from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, Engi
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.live import LiveAnswers
+from worker.generation.vital_thread import VitalThread
 from worker.generation.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class GenerationService:
             EngineCallbacks(
                 on_loaded=self._on_loaded,
                 on_outcome=self._on_outcome,
+                on_preparing=lambda: self._claims.thread.note_progress(),
                 on_capacity=self._on_capacity,
                 on_idle=self._writer.flush_soon,
                 on_fatal=self._on_fatal,
@@ -192,6 +194,13 @@ class GenerationService:
         except SQLAlchemyError as error:
             logger.warning("could not free what is held, the lease will run out instead: %s", brief(error))
 
+    def _vital_threads(self) -> Iterator[tuple[VitalThread, Callable[[], Collection[ClaimToken]]]]:
+        """The threads without which nothing gets done, and the requests to blame where one of them hangs."""
+        yield self._claims.thread, self._engine.in_preparation
+        yield self._writer.thread, list
+        if self._heartbeat.thread is not None:
+            yield self._heartbeat.thread, list
+
     def _watch(self) -> None:
         # Liveness means progress: a heartbeat proves nothing about an engine that hangs in a driver call.
         limit = self._settings.watchdog
@@ -200,6 +209,11 @@ class GenerationService:
                 logger.critical("the engine made no step for %.0f s; this process ends", limit)
                 self._give_up(self._engine.suspects())
                 os._exit(EXIT_BROKEN)
+            for thread, suspects in self._vital_threads():
+                if thread.stalled_for() > limit:
+                    logger.critical("the %s thread made no progress for %.0f s; this process ends", thread.name, limit)
+                    self._give_up(suspects())
+                    os._exit(EXIT_BROKEN)
             if self._broken_at is not None and time.monotonic() - self._broken_at > limit:
                 logger.critical("this process did not end within %.0f s of breaking, and ends now", limit)
                 os._exit(EXIT_BROKEN)

@@ -49,10 +49,10 @@ class Writer:
         self._closing = threading.Event()
         self._flush_now = threading.Event()
         self._in_flight: list[Outcome] = []
-        self._thread = VitalThread("writer", self._run, on_crash)
+        self.thread = VitalThread("writer", self._run, on_crash)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def put(self, outcome: Outcome) -> None:
         """Hand over an outcome. Never blocks on the database."""
@@ -80,11 +80,12 @@ class Writer:
         self._flush_now.set()
         with self._arrived:
             self._arrived.notify_all()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
 
     def _run(self) -> None:
         while True:
+            self.thread.note_waiting()
             with self._arrived:
                 self._arrived.wait_for(lambda: self._outcomes or self._closing.is_set())
                 if not self._outcomes:
@@ -113,6 +114,7 @@ class Writer:
 
     def _write(self, group: list[Outcome]) -> None:
         while True:
+            self.thread.note_progress()
             # Without a good lease nothing is written. A worker that lost it for good finds the fence closed afterwards.
             if self._lease.is_good:
                 try:

@@ -37,6 +37,7 @@ def test_engine_thread_fails_one_request_alone_when_adding_it_raises() -> None:
     callbacks = EngineCallbacks(
         on_loaded=lambda model: loaded.set(),
         on_outcome=lambda outcome: outcomes.update({outcome.token.line: outcome}),
+        on_preparing=lambda: None,
         on_capacity=lambda: None,
         on_idle=idle.set,
         on_fatal=lambda error, *, is_understood: broken.append(error),

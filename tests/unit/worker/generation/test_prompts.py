@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import orjson
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import InvalidPrompt
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
-from worker.generation.prompts import Message, Preparation, PromptPreparer, Tokens
+from worker.generation import prompts
+from worker.generation.prompts import LARGE_TEXT, Message, Preparation, PromptPreparer, Tokens
 
 MODEL = ModelLimits("m", max_model_len=1000, vocab_size=256)
 
@@ -19,16 +22,24 @@ MODEL = ModelLimits("m", max_model_len=1000, vocab_size=256)
 class Letters:
     """A token a letter; "!" is a letter that it does not know."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+    def __init__(self, template: str = "{% for message in messages %}{{ message.content }}{% endfor %}") -> None:
+        self._template = ImmutableSandboxedEnvironment().from_string(template)
+        self.batches: list[list[str]] = []
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokens]:
+        self.batches.append(list(texts))
         return [InvalidPrompt("no token for !") if "!" in text else list(text.encode()) for text in texts]
 
-    def encode_chat_batch(self, conversations: Sequence[Sequence[Message]]) -> list[Tokens]:
-        return self.encode_batch(["".join(message["content"] for message in messages) for messages in conversations])
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        return self._template.render(messages=messages)
+
+    def least_tokens(self, text: str) -> int:
+        return len(text)
 
 
-def claimed(line: int, body: object) -> ClaimedRequest:
+def claimed(line: int, body: object, job: int = 1) -> ClaimedRequest:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), raw)
+    return ClaimedRequest(UUID(int=job), line, 1, UUID(int=2), UUID(int=3), raw)
 
 
 def prepare(*bodies: object, tokenizer: Letters | None = None) -> Preparation:
@@ -105,3 +116,53 @@ def test_parameters_become_the_engines_own() -> None:
     params = result.prepared[0].params
     assert (params.n, params.logit_bias, params.echo, params.max_tokens) == (3, {5: -100}, True, 0)
     assert (params.logprobs, params.prompt_logprobs) == (2, 2)
+
+
+HANGING = """{% for message in messages %}{% if message.content == "hang" %}
+{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}
+{% endif %}{{ message.content }}{% endfor %}"""
+
+
+def chat(content: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def test_template_that_takes_too_long_costs_its_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "TEMPLATE_LIMIT", 0.3)
+    preparer = PromptPreparer(MODEL, Letters(HANGING))
+    requests = [
+        claimed(1, chat("a")),
+        claimed(2, chat("hang")),
+        claimed(3, chat("hang")),
+        claimed(4, {"prompt": "b"}),
+        claimed(5, chat("c"), job=2),
+    ]
+    result = preparer.prepare(requests)
+    assert [outcome.token.line for outcome in result.refused] == [2]
+    assert error(result.refused[0])["message"] == "the chat template took more than 0.3 s"
+    # Its job's other conversations come again, one limit a claim; other jobs and forms go on.
+    assert [request.line for request in result.postponed] == [3]
+    assert [item.request.line for item in result.prepared] == [1, 4, 5]
+
+
+def test_text_beyond_the_context_is_refused_without_tokenization() -> None:
+    tokenizer = Letters()
+    result = prepare({"prompt": "a" * (LARGE_TEXT + 1)}, {"prompt": "b"}, chat("c" * (4 << 20)), tokenizer=tokenizer)
+    assert [item.request.line for item in result.prepared] == [2]
+    assert {error(outcome)["code"] for outcome in result.refused} == {"context_length_exceeded"}
+    assert "at least 65537 prompt tokens exceed the context" in error(result.refused[0])["message"]
+    assert {text for batch in tokenizer.batches for text in batch} == {"b"}
+
+
+def test_large_texts_are_tokenized_one_at_a_time_and_named_before() -> None:
+    tokenizer = Letters()
+    large = "a" * (LARGE_TEXT + 1)
+    named: list[tuple[int, ...]] = []
+    model = ModelLimits("m", max_model_len=1 << 20, vocab_size=256)
+    preparer = PromptPreparer(
+        model, tokenizer, on_progress=lambda: named.append(tuple(request.line for request in preparer.in_work))
+    )
+    preparer.prepare([claimed(line, {"prompt": text}) for line, text in enumerate(["b", large, "c", large], 1)])
+    assert tokenizer.batches[:3] == [["b", "c"], [large], [large]]
+    assert {(1, 3), (2,), (4,)} <= set(named)
+    assert preparer.in_work == ()
