@@ -64,7 +64,7 @@ def power_of_two(exponent):
 
 
 def quantize_reference(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of what `kv_write` stores: `[..., D]` as float8_e4m3fn, and the scales' exponents, `[...]` uint8."""
+    """What `kv_write` stores, in torch: `[..., D]` as float8_e4m3fn, and the scales' exponents, `[...]` uint8."""
     numbers = numbers.float()
     largest = numbers.abs().amax(dim=-1).view(torch.int32)
     exponents = (((largest + _BEYOND) >> 23) - 8).clamp(min=1)

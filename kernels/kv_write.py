@@ -127,7 +127,7 @@ def write_kv(
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> None:
-    """Put token t's key and value at slot `slots[t]`; see `write_kv_reference`, its twin."""
+    """Put token t's key and value at slot `slots[t]`; arguments as for `write_kv_reference`."""
     write_launch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales).run()
 
 
@@ -148,7 +148,7 @@ def rotate_and_write_kv(
     """Turn query `[T, H, D]` and key, write key and value; returns the turned query, contiguous.
 
     `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
-    turned key never passes through memory. See `rotate_and_write_kv_reference`, its twin.
+    turned key never passes through memory.
     """
     turned = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     write_launch(

@@ -333,6 +333,6 @@ def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
 
 
 def quantized_matmul_reference(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """The twin of `quantized_matmul`."""
+    """As `quantized_matmul`, in float32 after dequantizing the weight."""
     product = x.float() @ weight.dequantized(x.dtype).float().t()
     return (product if bias is None else product + bias.float()).to(x.dtype)

@@ -2,7 +2,7 @@
 
 With a gate, the first half of these outputs gates the second: out = activation(first) * second.
 
-The twin is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_reference`.
+The reference is `torch.nn.functional.linear`; for int8 weights it is `quantized_linear_reference`.
 """
 
 from __future__ import annotations

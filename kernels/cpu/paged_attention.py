@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache in C++ (`source/paged_attention.cpp`); the twin is `paged_attention_reference`."""
+"""Attention over the paged KV cache in C++ (`source/paged_attention.cpp`); see `paged_attention_reference`."""
 
 from __future__ import annotations
 

@@ -101,9 +101,9 @@ def test_int8_is_its_twin(shape: tuple[int, int], dtype: torch.dtype, library: L
         hidden[0] = 0
         packed = pack_weight(weight, library.width, int8=True)
         found = linear(library, hidden, packed, pad_bias(bias, library.width))
-        twin = quantized_linear_reference(hidden, *quantize_rows(weight), bias)
+        reference = quantized_linear_reference(hidden, *quantize_rows(weight), bias)
         # A number halfway between two may go to either side in one of many terms.
-        torch.testing.assert_close(found.float(), twin.float(), atol=3e-2, rtol=2e-2)
+        torch.testing.assert_close(found.float(), reference.float(), atol=3e-2, rtol=2e-2)
         exact = F.linear(hidden.double(), weight.double(), bias.double())
         assert (found.double() - exact).norm() < 0.05 * exact.norm()
 

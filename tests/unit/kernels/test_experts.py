@@ -1,4 +1,4 @@
-"""Routing and the grouped products of a mixture of experts against their twins."""
+"""Routing and the grouped products of a mixture of experts against their references."""
 
 from __future__ import annotations
 

@@ -59,11 +59,11 @@ def test_large_keys_lose_no_more_than_rounding(new: int, device: torch.device) -
     )
     assert float(key.float().norm(dim=-1).min()) > 500
     exact, saturated = (step_of(keys, value, new, float8=False) for keys in (key, key.clamp(-LARGEST, LARGEST)))
-    twin = paged_decode_reference if new == 1 else paged_prefill_reference
+    reference = paged_decode_reference if new == 1 else paged_prefill_reference
     outs = []
     for step in (exact, saturated):
         outs.append(step.poisoned_out())
-        twin(
+        reference(
             step.query,
             step.key_cache,
             step.value_cache,

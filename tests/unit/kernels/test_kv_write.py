@@ -1,4 +1,4 @@
-"""Cache writes, plain and turned, against their twins."""
+"""Cache writes, plain and turned, against their references."""
 
 from __future__ import annotations
 
@@ -125,8 +125,10 @@ def test_turned_writes(interleaved: bool, float8: bool, device: torch.device) ->
     found, expected = (caches(24, 24, dtype, device, float8=float8) for _ in range(2))
     mine, its = (scales(device, float8=float8) for _ in range(2))
     turned = rotate_and_write_kv(query, key, value, cos, sin, *found, slots, interleaved=interleaved, **mine)
-    twin = rotate_and_write_kv_reference(query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its)
-    torch.testing.assert_close(turned, twin)
+    reference = rotate_and_write_kv_reference(
+        query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its
+    )
+    torch.testing.assert_close(turned, reference)
     if float8:
         # The interpreter and a GPU's fused products may round a turned key to its neighbour in bfloat16, and then here.
         same([found[1], mine["value_scales"]], [expected[1], its["value_scales"]])

@@ -129,7 +129,7 @@ def attend_in_cpp(library: Library) -> Attend:
     scope="module",
 )
 def attend(request: pytest.FixtureRequest) -> Attend:
-    """Each implementation: the twin in torch, and the C++ kernel in its variants."""
+    """Each implementation: the reference in torch, and the C++ kernel in its variants."""
     return attend_in_torch if request.param == "torch" else attend_in_cpp(cpu_library(request.param))
 
 

@@ -1,4 +1,4 @@
-"""Decode attention against its twin."""
+"""Decode attention against its reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of prompts and chunks against its twin."""
+"""Attention of prompts and chunks against its reference."""
 
 from __future__ import annotations
 

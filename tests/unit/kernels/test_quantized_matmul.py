@@ -1,4 +1,4 @@
-"""The product with quantized weights against its twin, and the packed form against the numbers that went in."""
+"""The product with quantized weights against its reference, and the packed form against the numbers that went in."""
 
 from __future__ import annotations
 

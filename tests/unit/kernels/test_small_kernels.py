@@ -1,4 +1,4 @@
-"""Norms, activations, log-probabilities and penalties against their twins."""
+"""Norms, activations, log-probabilities and penalties against their references."""
 
 from __future__ import annotations
 
