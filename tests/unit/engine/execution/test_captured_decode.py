@@ -34,7 +34,7 @@ from tests.parity.tiny_models import NATIVE
 class StaticAttention:
     """Plain torch whose decodes read all of a block table, and mask what lies beyond the length."""
 
-    def begin(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
+    def prepare(self, layout: AttentionMetadata, cache: KVCache) -> StepAttention:
         return TorchAttention().prepare(layout, cache)
 
     def reserve(self, layers: Sequence[AttentionLayer], *, kv_dtype: torch.dtype, max_sequences: int) -> None:
