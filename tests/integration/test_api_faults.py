@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager
 import httpx
 import pytest
 import redis
+import sqlalchemy
 
+from api.long_poll import INTERVAL
 from jobs.keys import new_key
 from jobs.settings import Settings
 from tests.support.api_server import Api, anonymous, error_of, running_api, served
@@ -174,10 +176,13 @@ class TestRedis:
 
 
 class TestPostgres:
-    def test_burst_of_long_polls_is_answered_through_a_pool_of_two(self, settings: Settings, api_rows: Rows) -> None:
+    def test_burst_of_long_polls_takes_few_transactions(self, settings: Settings, api_rows: Rows) -> None:
         job_id = api_rows.job(1)
         with running_api(settings.model_copy(update={"database_pool_size": 2})) as api:
             path, key = f"/v1/jobs/job_{job_id.hex}?wait=60", api.client.headers["authorization"]
+            checkouts: list[object] = []
+            pool = api.server._app.state.services.database.sync_engine.pool
+            sqlalchemy.event.listen(pool, "checkout", lambda *connection: checkouts.append(connection))
 
             async def burst() -> list[int]:
                 limits = httpx.Limits(max_connections=None)
@@ -190,7 +195,11 @@ class TestPostgres:
                     await asyncio.to_thread(api_rows.finish, job_id)
                     return [(await poll).status_code for poll in polls]
 
+            began = time.monotonic()
             assert asyncio.run(burst()) == [200] * 200
+            # Three for each poll would be 600. The watch makes one look in each interval.
+            looks = (time.monotonic() - began) / INTERVAL
+            assert len(checkouts) < 300 + looks
 
     def test_routes_answer_503_while_postgres_is_away(self, settings: Settings, api_rows: Rows) -> None:
         assert settings.database_url is not None
