@@ -1,4 +1,4 @@
-"""submit, watch and results, as somebody types them, against a service in trouble."""
+"""submit, watch and results, as typed at a terminal, against a service in trouble."""
 
 from __future__ import annotations
 
