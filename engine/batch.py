@@ -89,8 +89,9 @@ class MultiStepBatch:
     num_steps: int
 
 
-NO_TOKEN, NOT_FINITE, NONE_ALLOWED = -1, -2, -3
-"""In place of a token: the sequence had ended; its logits were no finite numbers; its parameters allow no token."""
+NO_TOKEN, NOT_FINITE, NONE_ALLOWED, TOO_LARGE = -1, -2, -3, -4
+"""In place of a token: the sequence had ended; its logits were no finite numbers; its parameters allow no token; its
+temperature makes the logits overflow."""
 
 
 class PendingTokens(Protocol):

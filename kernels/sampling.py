@@ -27,7 +27,14 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.launch import Launch
-from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, Filters, argmax_fallback, sample_fallback
+from kernels.sampling_fallback import (
+    NONE_ALLOWED,
+    NOT_FINITE,
+    TOO_LARGE,
+    Filters,
+    argmax_fallback,
+    sample_fallback,
+)
 from kernels.triton_compat import tl, triton
 
 MAX_CANDIDATES = 1024
@@ -235,6 +242,7 @@ def _sample_kernel(
     CAPACITY: tl.constexpr,
     NOT_FINITE: tl.constexpr,
     NONE_ALLOWED: tl.constexpr,
+    TOO_LARGE: tl.constexpr,
 ):
     number = tl.program_id(0)
     row = logits + number.to(tl.int64) * logits_stride
@@ -259,34 +267,37 @@ def _sample_kernel(
         temperature = tl.load(temperatures + number).to(tl.float32)
         if temperature != 0.0:
             highest = highest / temperature
-            draw = uniform(tl.load(seeds + number), tl.load(positions + number), tl.load(indices + number))
-            filters = token < 0
-            if FILTERED:
-                top_k = tl.minimum(tl.load(top_ks + number), vocab_size).to(tl.int32)
-                top_p = tl.load(top_ps + number).to(tl.float32)
-                min_p = tl.load(min_ps + number).to(tl.float32)
-                filters = (top_k < vocab_size) | (top_p < 1.0) | (min_p > 0.0)
-                if filters:
-                    token = _draw_filtered(
-                        row,
-                        vocab_size,
-                        temperature,
-                        highest,
-                        best / temperature,
-                        draw,
-                        top_k,
-                        top_p,
-                        min_p,
-                        candidate_ids + number.to(tl.int64) * CAPACITY,
-                        candidate_values + number.to(tl.int64) * CAPACITY,
-                        FEWEST,
-                        MOST_K,
-                        BLOCK,
-                        CAPACITY,
-                    )
-            if not filters:
-                least = (token * 0).to(tl.uint32)
-                token = _draw_from_row(row, vocab_size, temperature, highest, least, draw, BLOCK)
+            if tl.abs(highest) == float("inf"):
+                token = token * 0 + TOO_LARGE
+            else:
+                draw = uniform(tl.load(seeds + number), tl.load(positions + number), tl.load(indices + number))
+                filters = token < 0
+                if FILTERED:
+                    top_k = tl.minimum(tl.load(top_ks + number), vocab_size).to(tl.int32)
+                    top_p = tl.load(top_ps + number).to(tl.float32)
+                    min_p = tl.load(min_ps + number).to(tl.float32)
+                    filters = (top_k < vocab_size) | (top_p < 1.0) | (min_p > 0.0)
+                    if filters:
+                        token = _draw_filtered(
+                            row,
+                            vocab_size,
+                            temperature,
+                            highest,
+                            best / temperature,
+                            draw,
+                            top_k,
+                            top_p,
+                            min_p,
+                            candidate_ids + number.to(tl.int64) * CAPACITY,
+                            candidate_values + number.to(tl.int64) * CAPACITY,
+                            FEWEST,
+                            MOST_K,
+                            BLOCK,
+                            CAPACITY,
+                        )
+                if not filters:
+                    least = (token * 0).to(tl.uint32)
+                    token = _draw_from_row(row, vocab_size, temperature, highest, least, draw, BLOCK)
     tl.store(tokens + number, token)
 
 
@@ -307,8 +318,8 @@ def sample(
 
     All else is `[rows]` on the same device: temperature (0: greedy), top_p and min_p floats; top_k, seeds (64 bits),
     positions and indices integers. k = vocab_size, p = 1 and min_p = 0 filter nothing; `filters` says which of them
-    any row uses. Where no token can be chosen stands `NOT_FINITE` or `NONE_ALLOWED`. Logits may be overwritten.
-    `is_static` reads no result on the host, and does more work for it where there is no kernel.
+    any row uses. Where no token can be chosen stands `NOT_FINITE`, `NONE_ALLOWED` or `TOO_LARGE`. Logits may
+    be overwritten. `is_static` reads no result on the host, and does more work for it where there is no kernel.
     """
     if not dispatch.use_triton(logits):
         return sample_fallback(
@@ -381,6 +392,7 @@ def sample_launch(
             "CAPACITY": MAX_CANDIDATES,
             "NOT_FINITE": NOT_FINITE,
             "NONE_ALLOWED": NONE_ALLOWED,
+            "TOO_LARGE": TOO_LARGE,
         },
         num_warps=4 if target.backend == "hip" else 8,
         num_stages=1,

@@ -23,6 +23,9 @@ NOT_FINITE = -2
 NONE_ALLOWED = -3
 """In the place of a token: all logits are -inf."""
 
+TOO_LARGE = -4
+"""In the place of a token: the largest logit divided by the temperature is no finite number."""
+
 _NEG_INF = float("-inf")
 
 # How many of the best tokens are looked at, one step after the other: enough for nearly every nucleus and usual k.
@@ -93,9 +96,12 @@ def sample_fallback(
     logits = logits.float()
     tokens = argmax_fallback(logits, is_static=is_static)
     is_random = temperature != 0
+    divisor = torch.where(is_random, temperature, 1.0)
+    highest = logits.gather(1, tokens.clamp(min=0)[:, None])[:, 0]
+    tokens = torch.where((tokens >= 0) & ~torch.isfinite(highest / divisor), TOO_LARGE, tokens)
     parameters = (temperature, top_k, top_p, min_p, seeds, positions, indices)
     if is_static:
-        parameters = (torch.where(is_random, temperature, 1.0), *parameters[1:])
+        parameters = (divisor, *parameters[1:])
     elif not bool(is_random.all()):
         rows = is_random.nonzero().squeeze(-1)
         if len(rows):

@@ -11,20 +11,20 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import NONE_ALLOWED, NOT_FINITE, Runner
+from engine.batch import NONE_ALLOWED, NOT_FINITE, TOO_LARGE, Runner
 from engine.errors import RequestFailed
 from engine.loop.fault_isolation import IsolatedStep, filled_blocks
 from engine.loop.in_flight import InFlightStep
 from engine.loop.request_tracker import RequestTracker
 from engine.loop.step_result import StepResult
-from engine.sampling.sampler import NO_NUMBERS, NO_TOKEN_ALLOWED
+from engine.sampling.sampler import LOGITS_TOO_LARGE, NO_NUMBERS, NO_TOKEN_ALLOWED
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step import ScheduledSequence
 from engine.scheduling.stop_conditions import Stop, token_stop
 
 # The codes of `PendingTokens.wait` that fail a request, as messages for its owner.
-_FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED}
+_FAILURES = {NOT_FINITE: NO_NUMBERS, NONE_ALLOWED: NO_TOKEN_ALLOWED, TOO_LARGE: LOGITS_TOO_LARGE}
 
 
 class Settler:

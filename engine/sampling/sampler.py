@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.grammar.matcher import MaskFiller
 
 NO_NUMBERS = "the model's logits are not finite numbers"
-TOO_LARGE = "logit_bias, penalties or the temperature make the logits too large"
+LOGITS_TOO_LARGE = "logit_bias, penalties or the temperature make the logits too large"
 NO_TOKEN_ALLOWED = "no token is allowed here by the request's parameters"
 
 _NEG_INF = float("-inf")
@@ -88,7 +88,8 @@ class Sampler:
             allowed = logits.amax(dim=-1) > _NEG_INF
         # Of what is drawn from: a bias, a penalty or the temperature may have made a sound row infinite.
         temperature = torch.where(settings.temperature == 0, 1.0, settings.temperature)
-        usable = logits.amax(dim=-1) / temperature < torch.inf  # False for NaN, too
+        highest = logits.amax(dim=-1)
+        usable = torch.isfinite(highest / temperature) | (highest == _NEG_INF)
         tokens = self._sample_tokens(logits, states, settings)
 
         # One copy to the host.
@@ -97,7 +98,7 @@ class Sampler:
             if not are_sound[row]:
                 errors.setdefault(row, RequestFailed(NO_NUMBERS))
             elif not are_usable[row]:
-                errors.setdefault(row, RequestFailed(TOO_LARGE))
+                errors.setdefault(row, RequestFailed(LOGITS_TOO_LARGE))
             elif not are_allowed[row] and row not in ended:
                 errors.setdefault(row, RequestFailed(NO_TOKEN_ALLOWED))
 

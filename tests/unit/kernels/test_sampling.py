@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels import sampling
 from kernels.philox import uniform
 from kernels.sampling import argmax, sample
-from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, Filters
+from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, TOO_LARGE, Filters
 from tests.unit.kernels.references import sample_reference
 
 VOCAB = 5003
@@ -118,6 +118,13 @@ def test_tokens_that_tie_with_the_last_kept_are_kept(device: torch.device) -> No
     assert sample(logits, **given, filters=ALL_FILTERS).tolist() == [40]
 
 
+def test_top_p_excludes_tokens_after_those_that_hold_exactly_p(device: torch.device) -> None:
+    logits = torch.full((8, 100), float("-inf"), device=device)
+    logits[:, [70, 10, 40]] = torch.tensor([0.5, 0.25, 0.25], device=device).log()
+    assert set(sample(logits, **parameters(8, device, top_p=0.5, top_k=100), filters=ALL_FILTERS).tolist()) == {70}
+    assert set(sample(logits, **parameters(8, device, top_p=0.51, top_k=100), filters=ALL_FILTERS).tolist()) > {70}
+
+
 def test_rows_without_a_choice(device: torch.device) -> None:
     logits = torch.randn(4, 300, device=device)
     logits[0, 7] = float("nan")
@@ -126,6 +133,22 @@ def test_rows_without_a_choice(device: torch.device) -> None:
     expected = [NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
     assert sample(logits, **parameters(4, device, top_p=0.9), filters=ALL_FILTERS).tolist()[:3] == expected
     assert argmax(logits).tolist() == [*expected, int(logits[3].argmax())]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("filters", [{}, {"top_k": 20, "top_p": 0.9, "min_p": 0.1}], ids=["all tokens", "filtered"])
+def test_sample_says_too_large_when_the_temperature_makes_logits_overflow(
+    filters: dict[str, float], device: torch.device
+) -> None:
+    logits = torch.zeros(4, 300, device=device)
+    logits[0, 7] = 1e35
+    logits[1] = -1e35
+    given = parameters(4, device, temperature=2e-5, **filters)
+    given["temperature"][2] = 0.0
+    logits[2, 9] = 1e35
+    found = sample(logits, **given, filters=ALL_FILTERS).tolist()
+    assert found[:3] == [TOO_LARGE, TOO_LARGE, 9]
+    assert found[3] >= 0
 
 
 def test_greedy_takes_the_first_of_equals(device: torch.device) -> None:

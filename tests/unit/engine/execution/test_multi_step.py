@@ -10,12 +10,21 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch, PendingTokens, in_flight_token
+from engine.batch import (
+    NO_TOKEN,
+    NONE_ALLOWED,
+    NOT_FINITE,
+    TOO_LARGE,
+    DecodeEntry,
+    MultiStepBatch,
+    PendingTokens,
+    in_flight_token,
+)
 from engine.device.cuda_graphs import batch_size
 from engine.errors import EngineFailed
 from engine.execution.decode_state import NUM_COLUMNS, DecodeState
 from engine.execution.multi_step import SamplingMode, sample_tokens
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import LOGITS_TOO_LARGE, Sampler
 from engine.sampling.state import MAX_STOP_TOKENS, SamplingState
 from engine.tokenization.tokenizer import Tokenizer
 from kernels import dispatch
@@ -347,6 +356,35 @@ def test_choices_are_those_of_the_sampler() -> None:
         for is_static in (False, True):
             chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static)
             assert chosen.tolist() == expected
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_temperature_that_overflows_fails_its_request_alone(steps: int) -> None:
+    """With the same words by one step at a time, on the host, and by several, on the device."""
+    runner = FakeRunner(eos_token_ids=frozenset(), supports_overlap=steps > 1)
+    runner._table *= 1e34
+    engine = make(runner, decode_steps=steps)
+    engine.add("cold", [3], SamplingParams(temperature=2e-5, max_tokens=30, min_tokens=30))
+    engine.add("greedy", [4], LONG)
+    cold, greedy = finish(engine)
+    assert bool(runner.multi_step_batches) == (steps > 1)
+    assert (cold.error, cold.token_ids) == (LOGITS_TOO_LARGE, [])
+    assert greedy.token_ids == runner.greedy([4], 30, ignore_eos=True)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_choices_say_too_large_as_the_sampler_does(is_static: bool) -> None:
+    params = SamplingParams(temperature=2e-5, min_tokens=40, stop_token_ids=[0, 5, 9], max_tokens=50)
+    states, entries, state = states_and_rows([params] * 4)
+    logits = torch.zeros(4, 700)
+    logits[0, 7] = 1e35
+    logits[1] = -1e35
+    logits[2, 5] = 1e35  # banned: it is not drawn from
+    errors = [str(one.error) for one in Sampler(700).sample(logits.clone(), states)]
+    assert errors == [LOGITS_TOO_LARGE, LOGITS_TOO_LARGE, "None", "None"]
+    chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static).tolist()
+    assert chosen[:2] == [TOO_LARGE, TOO_LARGE]
+    assert min(chosen[2:]) >= 0
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -102,6 +102,18 @@ class TestFiltersAgreeWithTransformers:
             alone = filtered(logits[row : row + 1], top_k[row] % VOCAB, top_p[row], min_p[row])
             assert torch.equal(together[row : row + 1], alone)
 
+    @pytest.mark.parametrize("vocab", [3, 300])
+    def test_top_p_excludes_tokens_after_those_that_hold_exactly_p(self, vocab: int) -> None:
+        """As transformers does; a draw beyond p would find them."""
+        logits = torch.full((1, vocab), -math.inf)
+        logits[0, :3] = torch.tensor([0.5, 0.25, 0.25]).log()
+        assert filtered(logits, top_p=0.5).isfinite().nonzero().tolist() == [[0, 0]]
+        assert torch.equal(filtered(logits, top_p=0.5), hf.TopPLogitsWarper(0.5)(NO_IDS, logits))
+        assert filtered(logits, top_p=0.500001).isfinite().sum() == 3
+        states = [state(SamplingParams(seed=seed, top_p=0.5)) for seed in range(20)]
+        sampled = Sampler(vocab).sample(logits.expand(20, vocab).clone(), states)
+        assert {row.token_id for row in sampled} == {0}
+
     def test_tokens_that_tie_are_kept_together(self) -> None:
         logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
         assert filtered(logits, top_k=2).isfinite().tolist() == [[True, True, True, False]]
@@ -204,10 +216,11 @@ class TestUnsoundRows:
         assert [first.token_id, third.token_id] == [expected[0], expected[2]]
         assert str(second.error) == "the model's logits are not finite numbers"
 
-    @pytest.mark.parametrize("scale", [1e35, 3e38])
-    def test_temperature_that_overflows_is_an_error_of_its_row_alone(self, scale: float) -> None:
+    @pytest.mark.parametrize("logit", [1e35, 3e38, -1e35])
+    def test_temperature_that_overflows_is_an_error_of_its_row_alone(self, logit: float) -> None:
         logits = torch.zeros(2, VOCAB)
-        logits[0, 7] = scale
+        logits[0] = min(logit, 0.0)
+        logits[0, 7] = logit
         states = [state(SamplingParams(temperature=2e-5)), state(SamplingParams(temperature=2e-5))]
         large, sound = Sampler(VOCAB).sample(logits, states)
         assert "too large" in str(large.error)
