@@ -235,6 +235,28 @@ class TestEnds:
         (output,) = engine.generate(["the fox"], params)
         assert output.text == whole[: first + len(stop)]
 
+    @pytest.mark.parametrize("decode_steps", [1, 8])
+    @pytest.mark.parametrize("stop", ["<unk>", "unk", "x<unk>"])
+    def test_stop_string_of_a_special_token_ends_the_output(self, stop: str, decode_steps: int) -> None:
+        """The text leaves the token out; it is no end of sequence."""
+        engine, runner, tokenizer = speaking(decode_steps=decode_steps)
+        (x,), (special,) = (tokenizer.encode(text, add_special_tokens=False) for text in ("x", "<unk>"))
+        assert special not in runner.eos_token_ids
+        prompt = tokenizer.encode("fox")
+        says = [*[x] * 5, special, *[x] * 20]
+        logits_after = FakeRunner.logits_after
+
+        def scripted(history: Sequence[int]) -> torch.Tensor:
+            token = says[min(len(history) - len(prompt), 25)]
+            return logits_after(runner, history).index_fill(0, torch.tensor(token), 1e3)
+
+        runner.logits_after = scripted  # type: ignore[method-assign]
+        params = SamplingParams(temperature=0, max_tokens=20, stop=[stop])
+        (output,) = engine.generate([prompt], params)
+        assert output.token_ids == [*[x] * 5, special]
+        assert (output.finish_reason, output.stop_reason) == ("stop", stop)
+        assert output.text == "x" * (4 if stop.startswith("x") else 5)
+
     def test_a_stop_token_is_not_in_the_text(self) -> None:
         engine, runner, tokenizer = speaking()
         tokens = runner.greedy(tokenizer.encode("fox"), 30, ignore_eos=True)

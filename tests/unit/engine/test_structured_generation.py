@@ -190,6 +190,7 @@ class TestEnds:
         output = one(engine, replace(params(regex="(ab)*", max_tokens=41), ignore_eos=True))
         assert output.finish_reason == "length"
         assert output.text.startswith("abab")
+        assert EOS not in output.token_ids
 
     @pytest.mark.parametrize("regex", ["[xy]{3}", "(?s:.)x?é?"])
     def test_without_any_end_of_sequence(self, regex: str) -> None:

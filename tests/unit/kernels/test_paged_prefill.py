@@ -68,6 +68,12 @@ def test_prompts_and_chunks_of_all_lengths(device: torch.device) -> None:
     check(make_step([2, 40, 21, 0, 17, 16], [2, 9, 1, 0, 17, 8], device=device, **SMALL))
 
 
+def test_chunks_begin_at_every_place_around_the_end_of_a_tile(device: torch.device) -> None:
+    """Tiles of 16, 32 and 64 positions end at 63. A tile is read without masks only where the first row sees all."""
+    starts = [61, 62, 63, 64]
+    check(make_step([start + 4 for start in starts], [4] * len(starts), device=device, **SMALL))
+
+
 def test_decodes_alone_are_left_alone(device: torch.device) -> None:
     step = make_step([3, 0, 9], [1, 1, 1], device=device, **SMALL)
     assert prefill(step).isnan().all()

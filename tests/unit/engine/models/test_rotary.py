@@ -28,7 +28,7 @@ def inputs(length: int) -> TokenInputs:
     return TokenInputs(positions, positions, torch.full_like(positions, length))
 
 
-@pytest.mark.parametrize("length", [30, 64, 150])
+@pytest.mark.parametrize("length", [30, 40, 41, 64, 150])  # 40: the original context of yarn and longrope
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_queries_turn_as_in_transformers(kind: str, length: int) -> None:
     rope = {"rope_theta": 500.0, **KINDS[kind]}
@@ -62,6 +62,19 @@ def test_each_sequence_turns_by_its_own_length(kind: str) -> None:
     ):
         torch.testing.assert_close(mixed, torch.cat(alone))
     assert not torch.equal(rotary(short, torch.float32)[0], rotary(long, torch.float32)[0][:20])
+
+
+def test_longrope_turns_by_long_factors_only_past_the_original_context() -> None:
+    rope = {"rope_theta": 500.0, **ROPE_KINDS["longrope"]}
+    original = rope["original_max_position_embeddings"]
+    rotary = Rotary(rope, 80, MAX_POSITIONS)
+    lengths = [rotary.rope_length(5, num_tokens) for num_tokens in (6, original, original + 1, original + 9)]
+    assert lengths == [0, 0, original + 1, original + 1]
+    short, at_the_end, past_it = (
+        inverse_frequencies(rope, 80, MAX_POSITIONS, length)[0] for length in (None, original, original + 1)
+    )
+    assert torch.equal(at_the_end, short)
+    assert torch.equal(past_it, short / 2)
 
 
 def _fields(inputs: TokenInputs) -> tuple[torch.Tensor, ...]:

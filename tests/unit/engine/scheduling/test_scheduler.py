@@ -106,7 +106,11 @@ def test_the_last_in_order_gives_way_and_comes_back_from_the_cache() -> None:
         made.check()
     assert [output.request_id for output in outputs] == ["first", "last"]
     assert {"first"} in ran
-    assert made.stats().preemptions >= 1
+    stats = made.stats()
+    assert stats.preemptions >= 1
+    # Tokens of a prompt count when it is first read, and not when it is read again.
+    assert (stats.prompt_tokens, stats.cached_prompt_tokens) == (8 + 8, 0)
+    assert [output.cached_tokens for output in outputs] == [0, 0]
     runner = made.runner
     assert isinstance(runner, FakeRunner)
     for output, token in zip(outputs, (1, 2), strict=True):
