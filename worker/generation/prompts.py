@@ -28,6 +28,7 @@ Message = Mapping[str, Any]
 Tokens = list[int] | InvalidPrompt
 
 TEMPLATE_LIMIT = 5.0  # seconds for the chat template of one line
+BEYOND = 4  # times the context
 LARGE_TEXT = 64 * 1024  # characters; larger texts are tokenized one at a time, which bounds memory and names the guilty
 
 
@@ -181,6 +182,8 @@ class PromptPreparer:
                 tokens[place] = ContextExceeded(
                     f"at least {least} prompt tokens exceed the context of {context} tokens"
                 )
+            elif _begins_beyond(text, context, tokenizer, add_special_tokens=add_special_tokens):
+                tokens[place] = ContextExceeded(f"the prompt is far longer than the context of {context} tokens")
             else:
                 groups.append([place])
         for group in groups:
@@ -211,6 +214,23 @@ class PromptPreparer:
         return SamplingParams(
             **options, structured_outputs=None if structure is None else StructuredOutputs(**structure)
         )
+
+
+def _begins_beyond(text: str, context: int, tokenizer: PromptTokenizer, *, add_special_tokens: bool) -> bool:
+    """Whether a beginning of the text has `BEYOND` times as many tokens as the context alone.
+
+    For tokenizers without a bound. More of a text changes the tokens of what stands before only near the cut, because
+    they are made word by word or by merging neighbours.
+    """
+    size = max(LARGE_TEXT, context)
+    while size < len(text):
+        (beginning,) = tokenizer.encode_batch([text[:size]], add_special_tokens=add_special_tokens)
+        if isinstance(beginning, InvalidPrompt):
+            return False
+        if len(beginning) > BEYOND * context:
+            return True
+        size *= 4
+    return False
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -166,3 +166,15 @@ def test_large_texts_are_tokenized_one_at_a_time_and_named_before() -> None:
     assert tokenizer.batches[:3] == [["b", "c"], [large], [large]]
     assert {(1, 3), (2,), (4,)} <= set(named)
     assert preparer.in_work == ()
+
+
+def test_text_far_beyond_the_context_is_refused_by_its_beginning_when_no_bound_is_known() -> None:
+    class Boundless(Letters):
+        def least_tokens(self, text: str) -> int:
+            return 0
+
+    tokenizer = Boundless()
+    result = prepare({"prompt": "a" * 4_000_000}, {"prompt": "b"}, tokenizer=tokenizer)
+    assert [item.request.line for item in result.prepared] == [2]
+    assert error(result.refused[0])["code"] == "context_length_exceeded"
+    assert max(len(text) for batch in tokenizer.batches for text in batch) == LARGE_TEXT
