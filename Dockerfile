@@ -25,7 +25,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ \
 FROM base AS runtime
 # What is written goes to the data directory: the pepper, and the worker's downloads from the model hub.
 RUN useradd --uid 10001 --create-home --home-dir /home/pagemill pagemill \
-    && install -d -o pagemill -g pagemill -m 0700 /data
+    && install -d -o pagemill -g pagemill -m 0700 /data /files
 ENV PAGEMILL_DATA_DIR=/data \
     PAGEMILL_HOST=0.0.0.0 \
     HF_HOME=/data/huggingface

@@ -75,7 +75,15 @@ def test_nobody_runs_as_root() -> None:
 
 
 def test_migrate_and_api_share_the_pepper() -> None:
-    assert SERVICES["migrate"]["volumes"] == SERVICES["api"]["volumes"] == ["secrets:/data"]
+    assert SERVICES["migrate"]["volumes"] == ["secrets:/data"]
+    assert "secrets:/data" in SERVICES["api"]["volumes"]
+
+
+def test_api_and_courier_share_the_files() -> None:
+    for name in ("api", "courier"):
+        assert "files:/files" in SERVICES[name]["volumes"]
+        assert SERVICES[name]["environment"]["PAGEMILL_FILES_URL"] == "file:///files"
+    assert "install -d -o pagemill -g pagemill -m 0700 /data /files" in DOCKERFILE
 
 
 def test_services_wait_for_what_they_need() -> None:
