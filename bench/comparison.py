@@ -86,14 +86,14 @@ class Comparison:
         self._cache = cache
         self._threads = threads
         self._limit = limit
-        self._seats: dict[str, tuple[ContenderProcess, float]] = {}
+        self._processes: dict[str, tuple[ContenderProcess, float]] = {}
 
     def __enter__(self) -> Comparison:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for seat, _ in self._seats.values():
-            seat.close()
+        for process, _ in self._processes.values():
+            process.close()
 
     def prepare(self) -> None:
         """Install and convert what is missing; who cannot be prepared is out."""
@@ -117,8 +117,8 @@ class Comparison:
         except (ContenderFailed, NotInstallable) as error:
             entry.failure = str(error)
             print(f"  {entry.name}: {error}", file=sys.stderr)
-            if entry.name in self._seats:
-                self._seats.pop(entry.name)[0].close()
+            if entry.name in self._processes:
+                self._processes.pop(entry.name)[0].close()
 
     def _converted(self, entry: Entry, model: Path) -> Path:
         return converted(entry.contender, model, entry.precision, self._cache, self._threads)
@@ -126,9 +126,9 @@ class Comparison:
     def _turn(self, entry: Entry, number: int) -> None:
         requests = self.workload.requests(number)
         measured = _sample(requests, entry.contender.sample)
-        seat, load_seconds = self._seated(entry)
+        process, load_seconds = self._started(entry)
         before = CpuTime.now(os.getpid())
-        answer = seat.ask({"generate": [asdict(request) for request in measured]}, self._limit)
+        answer = process.ask({"generate": [asdict(request) for request in measured]}, self._limit)
         others = CpuTime.now(os.getpid()).others_since(before)
         _check(measured, answer["outputs"])
         tokens, all_tokens = (sum(request.max_tokens for request in some) for some in (measured, requests))
@@ -138,7 +138,7 @@ class Comparison:
             len(measured),
             all_tokens,
             load_seconds,
-            seat.peak_memory(),
+            process.peak_memory(),
             others,
         )
         entry.turns.append(turn)
@@ -146,15 +146,15 @@ class Comparison:
         print(f"  {entry.name}: {all_tokens / turn.seconds:,.0f} tokens/s, {answer['seconds']:.1f} s", file=sys.stderr)
         self._unseat(entry)
 
-    def _seated(self, entry: Entry) -> tuple[ContenderProcess, float]:
-        if entry.name in self._seats:
-            self._seats[entry.name][0].resume()
-            return self._seats[entry.name]
+    def _started(self, entry: Entry) -> tuple[ContenderProcess, float]:
+        if entry.name in self._processes:
+            self._processes[entry.name][0].resume()
+            return self._processes[entry.name]
         requests = self.workload.requests(0)
         model = self._converted(entry, model_directory(self.workload.model, self._cache))
         log = self._cache / "logs" / f"{self.workload.name}-{entry.name.replace(' ', '-')}.log"
-        seat = ContenderProcess(entry.contender, self._cache, log, self._threads)
-        self._seats[entry.name] = seat, 0.0
+        process = ContenderProcess(entry.contender, self._cache, log, self._threads)
+        self._processes[entry.name] = process, 0.0
         setup = Setup(
             model=model,
             precision=entry.precision,
@@ -164,22 +164,22 @@ class Comparison:
             num_requests=len(requests),
         )
         began = time.perf_counter()
-        started = seat.ask({"start": asdict(setup) | {"model": str(setup.model)}}, START_TIMEOUT)
+        started = process.ask({"start": asdict(setup) | {"model": str(setup.model)}}, START_TIMEOUT)
         load_seconds = time.perf_counter() - began
         entry.versions = started["versions"]
         warm_up = _sample(self.workload.warm_up(WARM_UP_TOKENS), entry.contender.sample)
-        seat.ask({"generate": [asdict(request) for request in warm_up]}, self._limit)
-        self._seats[entry.name] = seat, load_seconds
-        return self._seats[entry.name]
+        process.ask({"generate": [asdict(request) for request in warm_up]}, self._limit)
+        self._processes[entry.name] = process, load_seconds
+        return self._processes[entry.name]
 
     def _unseat(self, entry: Entry) -> None:
         """Make place for the next."""
-        seat, _ = self._seats[entry.name]
+        process, _ = self._processes[entry.name]
         if entry.contender.may_be_stopped:
-            seat.pause()
+            process.pause()
             if available_memory() >= ENOUGH_MEMORY:
                 return
-        self._seats.pop(entry.name)[0].close()
+        self._processes.pop(entry.name)[0].close()
 
 
 def measured_ceilings(workload: Workload, precisions: Sequence[str]) -> dict[str, Any]:

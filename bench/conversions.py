@@ -22,10 +22,10 @@ def converted(contender: Contender, model: Path, precision: str, cache: Path, th
         shutil.rmtree(draft, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         converter = replace(contender, environment=contender.conversion.environment)
-        seat = ContenderProcess(converter, cache, cache / "logs" / f"convert-{target.name}.log", threads)
+        process = ContenderProcess(converter, cache, cache / "logs" / f"convert-{target.name}.log", threads)
         try:
-            seat.ask({"convert": {"source": str(model), "target": str(draft), "precision": precision}}, TIMEOUT)
+            process.ask({"convert": {"source": str(model), "target": str(draft), "precision": precision}}, TIMEOUT)
         finally:
-            seat.close()
+            process.close()
         draft.rename(target)  # at once, so that what is there is whole
     return target

@@ -78,8 +78,8 @@ def _prompts(engine: Engine, case: StepSizeCase) -> dict[str, Any]:
     chosen = []
     turns = _turns(case)
     for _ in range(ROUNDS):
-        for name, step_size in contenders.items():
-            engine.scheduler.prefill_budget = step_size
+        for name, tuner in contenders.items():
+            engine.scheduler.prefill_budget = tuner
             prompts = next(turns)
             seconds = _seconds(engine, prompts, case.new_tokens)
             rates[name].append(sum(len(prompt) + case.new_tokens for prompt in prompts) / seconds)

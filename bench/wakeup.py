@@ -1,4 +1,4 @@
-"""How long does a job wait for an idle worker, with the bell and by polling alone? `python -m bench.wakeup`
+"""How long does a job wait for an idle worker, with notifications and by polling alone? `python -m bench.wakeup`
 
 Runs the whole service twice, as `pagemill up` does: with its Redis, and with a Redis URL that refuses connections. Each
 job is one prompt, handed in over HTTP at a random moment of the worker's poll. The wait is from publishing to the
@@ -84,8 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pagemill-wakeup-") as directory, _unanswered_url() as unanswered:
         found = {}
-        for name, redis_url in (("with the bell", None), ("by polling alone", unanswered)):
-            # Only what is measured wakes the worker: the courier's own bell is put off.
+        for name, redis_url in (("with notifications", None), ("by polling alone", unanswered)):
+            # Only what is measured wakes the worker: the courier's own notifications are put off.
             settings = Settings(
                 data_dir=Path(directory) / name.replace(" ", "-"), port=0, redis_url=redis_url, sweep_interval=3600
             )

@@ -26,7 +26,7 @@ def in_flight_token(batch_slot: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchEntry:
-    """One sequence's share of a step.
+    """One sequence's part of a step.
 
     The tokens in `token_ids` stand at positions `start .. start + len(token_ids)`; everything before `start` is already
     in the KV cache. A token that only the device knows is named by its row there (`in_flight_token`).
@@ -67,12 +67,12 @@ class DecodeEntry:
     """Unique to this stay in the batch: another number means that the slot went to another sequence."""
 
     token_id: int | None
-    """Its last token, which stands at `position` and is not in the KV cache yet. None: it is the one that an earlier
-    burst, unread yet, leaves in the row, which is right as it is; the sequence may also have ended there."""
+    """Its last token, which stands at `position` and is not in the KV cache yet. None: it is the
+    token that an earlier, unread multi-step batch leaves in the row, or the sequence ended in that batch."""
 
     position: int
     max_tokens: int
-    """How many it may still generate, in this burst and after it."""
+    """How many it may still generate, in this multi-step batch and after it."""
 
     block_table: Sequence_[int]
     """Covers every position that the steps write to. While the sequence keeps its slot, blocks are only appended."""
@@ -144,17 +144,17 @@ class Runner(Protocol):
         overwrite it, and neither side keeps the other's arguments beyond the step.
         """
 
-    def decode(self, burst: MultiStepBatch) -> PendingTokens:
+    def decode(self, batch: MultiStepBatch) -> PendingTokens:
         """Run several decode steps, sampling on the device: the tokens that `run` and `Sampler` would give one by one.
 
         It may return before the steps have run; all work that is started later runs after them. When it raises, nothing
         but the keys and values at the entries' own new positions may have changed.
         """
 
-    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
-        """Run a batch, and draw a token on the device for each of its entries with logits, of which each has one row.
+    def run_and_sample(self, batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
+        """Run a batch, and sample a token on the device for each of its entries with logits, of which each has one row.
 
-        The burst's entries are these, in order, and go one step: their last tokens are the batch's. They are left as a
-        burst leaves them: another may go on from there. Otherwise as `decode`. Only here may a batch have tokens that
-        the device alone knows.
+        `multi_step` holds those entries in order, with one step; their last tokens are the batch's. Their rows are left
+        as `decode` leaves them, so that another multi-step batch can continue from there. Otherwise as `decode`. Only
+        here may a batch have in-flight tokens, which only the device knows.
         """

@@ -35,7 +35,7 @@ class EngineConfig:
 
     max_num_batched_tokens: int = 2048
     """Most tokens in one step, prompt chunks and decodes together. On a CPU steps have fewer where measuring shows that
-    more are slower or take too long (`step_size.py`), unless they are `deterministic`."""
+    more are slower or take too long (`prefill_budget.py`), unless they are `deterministic`."""
 
     decode_steps: int | None = None
     """Most tokens that a sequence decodes at once, without the host looking on. None: as many as pay; 1: never more."""

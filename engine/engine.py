@@ -89,7 +89,7 @@ class Engine:
             self.scheduler,
             self.sampler,
             Settler(runner, self.scheduler, self._tracker),
-            overlaps=runner.supports_overlap and not config.deterministic,
+            supports_overlap=runner.supports_overlap and not config.deterministic,
         )
         self._arrivals = itertools.count()
         self._generate_calls = itertools.count()

@@ -1,4 +1,4 @@
-"""Writing new keys and values into the paged KV cache, turned by their positions on the way where the model says so.
+"""Writing new keys and values into the paged KV cache, rotated by their positions on the way where the model says so.
 
 Shapes: T new tokens, KH key-value heads, N blocks of B positions. The cache of one layer is one tensor for keys and one
 for values, each `[N, B, KH, D]`; slot `block * B + offset` is one position in it.
@@ -34,7 +34,7 @@ def _write_kernel(
     slots,
     key_scales,
     value_scales,
-    turned,
+    rotated,
     query_stride,
     query_head_stride,
     key_stride,
@@ -73,7 +73,7 @@ def _write_kernel(
             INTERLEAVED,
         )
         tl.store(
-            turned + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
+            rotated + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
             q,
             mask=(head < NUM_HEADS)[:, None] & (dim < HEAD_DIM)[None, :],
         )
@@ -145,12 +145,12 @@ def rotate_and_write_kv(
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> Tensor:
-    """Turn query `[T, H, D]` and key, write key and value; returns the turned query, contiguous.
+    """Turn query `[T, H, D]` and key, write key and value; returns the rotated query, contiguous.
 
     `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
-    turned key never passes through memory.
+    rotated key never passes through memory.
     """
-    turned = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     write_launch(
         key,
         value,
@@ -158,14 +158,14 @@ def rotate_and_write_kv(
         value_cache,
         slots,
         query=query,
-        turned=turned,
+        rotated=rotated,
         cos=cos,
         sin=sin,
         interleaved=interleaved,
         key_scales=key_scales,
         value_scales=value_scales,
     ).run()
-    return turned
+    return rotated
 
 
 def write_launch(
@@ -176,7 +176,7 @@ def write_launch(
     slots: Tensor,
     *,
     query: Tensor | None = None,
-    turned: Tensor | None = None,
+    rotated: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
@@ -204,7 +204,7 @@ def write_launch(
             "slots": slots,
             "key_scales": key_scales,
             "value_scales": value_scales,
-            "turned": turned,
+            "rotated": rotated,
             "query_stride": 0 if query is None else query.stride(0),
             "query_head_stride": 0 if query is None else query.stride(1),
             "key_stride": key.stride(0),

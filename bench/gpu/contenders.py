@@ -1,4 +1,4 @@
-"""Those that run a case. Each is loaded in a process of its own, and imports what it is only there."""
+"""The contenders of a GPU case. Each is loaded, and its library imported, in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bench.workload import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What a contender is told when it starts."""
+class CaseSetup:
+    """What a contender is told when it starts on a GPU case; `bench.contender.Setup` is that of the CPU comparison."""
 
     model: Path
     """A directory with a configuration and a tokenizer, without weights."""
@@ -32,7 +32,7 @@ class Loaded(Protocol):
 
 
 class Pagemill:
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: CaseSetup) -> None:
         from engine import Engine, EngineConfig
 
         self.engine = Engine.from_pretrained(
@@ -64,7 +64,7 @@ class Pagemill:
 
 
 class _Transformers:
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: CaseSetup) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,7 +121,7 @@ class Continuous(_Transformers):
         return [counts[name] for name in names]
 
 
-CONTENDERS: dict[str, Callable[[Setup], Loaded]] = {
+CONTENDERS: dict[str, Callable[[CaseSetup], Loaded]] = {
     "pagemill": Pagemill,
     "transformers-continuous": Continuous,
     "transformers-sequential": Sequential,

@@ -32,36 +32,36 @@ TORCH_PRODUCT = "torch product"
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Cost:
     """FLOPs and bytes."""
 
     flops: float = 0
     bytes: float = 0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
-    def __sub__(self, other: Work) -> Work:
+    def __sub__(self, other: Cost) -> Cost:
         return self + other * -1
 
-    def __mul__(self, count: float) -> Work:
-        return Work(self.flops * count, self.bytes * count)
+    def __mul__(self, count: float) -> Cost:
+        return Cost(self.flops * count, self.bytes * count)
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCost:
     """Of one kernel in a forward pass, all its launches together."""
 
-    step: Work
-    token: Work
-    logits: Work
+    step: Cost
+    token: Cost
+    logits: Cost
     """For each row of logits."""
 
-    def of(self, steps: int, tokens: int, logits: int) -> Work:
+    def of(self, steps: int, tokens: int, logits: int) -> Cost:
         return self.step * steps + self.token * tokens + self.logits * logits
 
 
-def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, KernelCost]:
+def measure_costs(runner: ModelRunner, num_tokens: int) -> Mapping[str, KernelCost]:
     """By kernel, as they are with about `num_tokens` tokens in a step; runs that many, three times.
 
     Each tensor that a kernel is given counts once, of the KV cache the rows of the step's tokens: a kernel that works
@@ -79,7 +79,7 @@ def demands(runner: ModelRunner, num_tokens: int) -> Mapping[str, KernelCost]:
     return found
 
 
-def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultdict[str, Work]:
+def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultdict[str, Cost]:
     """What one forward pass asks of each kernel."""
     observer = _Observer(runner, num_tokens)
     with observer.looking_on():
@@ -97,7 +97,7 @@ class _Observer:
     """Looks at what a model's linear layers and kernels are given."""
 
     def __init__(self, runner: ModelRunner, num_tokens: int) -> None:
-        self.work: defaultdict[str, Work] = defaultdict(Work)
+        self.work: defaultdict[str, Cost] = defaultdict(Cost)
         self._model = runner.model
         self._num_tokens = num_tokens
         self._slots = (runner.cache.num_blocks + 1) * runner.cache.block_size
@@ -116,7 +116,7 @@ class _Observer:
 
         with contextlib.ExitStack() as stack:
             for module in linears(self._model):
-                stack.enter_context(exchanged(module, "forward", self._linear(module)))
+                stack.enter_context(patched(module, "forward", self._linear(module)))
             stack.callback(setattr, Launch, "run", run)
             Launch.run = observed  # type: ignore[method-assign, assignment]
             yield
@@ -131,7 +131,7 @@ class _Observer:
             total += argument.nbytes // self._slots * self._num_tokens if place in self._cache else argument.nbytes
             if place in self._weights:
                 self._multiplied.append(name)
-        self.work[name] += Work(bytes=total)
+        self.work[name] += Cost(bytes=total)
 
     def _linear(self, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
@@ -145,10 +145,10 @@ class _Observer:
             result: Tensor = forward(hidden)
             flops = 2 * inputs * outputs * (hidden.numel() // inputs)
             if self._multiplied:  # by a kernel of ours, whose bytes were counted
-                self.work[self._multiplied[-1]] += Work(flops)
+                self.work[self._multiplied[-1]] += Cost(flops)
             else:
                 weights = sum(tensor.nbytes for tensor in tensors)
-                self.work[TORCH_PRODUCT] += Work(flops, weights + hidden.nbytes + result.nbytes)
+                self.work[TORCH_PRODUCT] += Cost(flops, weights + hidden.nbytes + result.nbytes)
             self._weights = set()
             return result
 
@@ -161,7 +161,7 @@ def linears(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def exchanged(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+def patched(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
     """Let an object have another method for a while, and then again what it had, its own or its class'."""
     own = {key: value for key, value in vars(owner).items() if key == name}
     setattr(owner, name, replacement)
@@ -181,10 +181,10 @@ def _place(tensor: Tensor) -> int:
 
 def attention_work(
     layer: AttentionLayer, looks: int, seen: int, num_tokens: int, *, dtype: torch.dtype, kv_dtype: torch.dtype
-) -> Work:
+) -> Cost:
     """Of one layer: its tokens look at `looks` positions together, for which `seen` keys and values are read once."""
     width = layer.head_dim + layer.value_dim
-    return Work(
+    return Cost(
         2 * layer.num_heads * width * looks,
         position_bytes(layer, kv_dtype) * seen + layer.num_heads * width * dtype.itemsize * num_tokens,
     )
@@ -229,11 +229,11 @@ class Mixture:
         num_experts, hidden, inner = mlp.down.shape
         return cls(num_experts, mlp.per_token, hidden, inner, mlp.down.dtype.itemsize)
 
-    def routing(self, num_tokens: int) -> Work:
+    def routing(self, num_tokens: int) -> Cost:
         """Logits of all experts are read; choices and their weights are written, read again and put in order."""
-        return Work(bytes=(self.num_experts * self.itemsize + 16 * self.per_token) * num_tokens)
+        return Cost(bytes=(self.num_experts * self.itemsize + 16 * self.per_token) * num_tokens)
 
-    def products(self, tokens: Sequence[int] | npt.NDArray[np.int64]) -> Work:
+    def products(self, tokens: Sequence[int] | npt.NDArray[np.int64]) -> Cost:
         """Of steps with so many tokens each: what is multiplied by the experts that tokens choose, and those alone.
 
         How many different experts a step's tokens choose together is known on the device only. As many have to be read
@@ -246,7 +246,7 @@ class Mixture:
         chosen = float((self.num_experts * (1 - (1 - self.per_token / self.num_experts) ** tokens)).sum())
         # Rows are read once; each choice's products are written, and those in the middle read.
         activations = (self.hidden + self.per_token * (2 * self.inner + self.hidden)) * total
-        return Work(2 * weights * self.per_token * total, self.itemsize * (weights * chosen + activations))
+        return Cost(2 * weights * self.per_token * total, self.itemsize * (weights * chosen + activations))
 
 
 def mixtures_by_rows(runner: ModelRunner) -> tuple[Counter[Mixture], Counter[Mixture]]:
@@ -267,7 +267,7 @@ def mixtures_by_rows(runner: ModelRunner) -> tuple[Counter[Mixture], Counter[Mix
 
     with contextlib.ExitStack() as stack:
         for mlp in mixtures(runner.model):
-            stack.enter_context(exchanged(mlp, "forward", noting(mlp)))
+            stack.enter_context(patched(mlp, "forward", noting(mlp)))
         _run(runner, 2, 1)
     all_rows, logit_rows = (Counter(Mixture.of(mlp) for mlp, seen in rows.items() if seen == n) for n in (2, 1))
     return all_rows, logit_rows

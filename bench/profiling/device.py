@@ -1,7 +1,7 @@
 """What a GPU did while an engine was profiled: the time of its kernels, and how much their shapes asked for.
 
 Times are those of the kernels themselves, by torch's profiler, in CUDA graphs as well as outside of them. What was
-asked for is counted from the batches and bursts that the engine ran (`demand.py`); rows that were only padding ask
+asked for is counted from the batches that the engine ran, multi-step ones included (`cost_model.py`); padding rows ask
 for nothing.
 """
 
@@ -20,11 +20,11 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.cost_model import (
     TORCH_PRODUCT,
+    Cost,
     KernelCost,
     Mixture,
-    Work,
     attention_work,
-    demands,
+    measure_costs,
     mixtures_by_rows,
     positions_seen,
 )
@@ -92,9 +92,9 @@ class RooflineMeter:
         """Runs a few tokens through the model."""
         self._runner = runner
         sizes = [size for size in _SIZES if size < runner.max_model_len] or [1]
-        self._demands: Mapping[int, Mapping[str, KernelCost]] = {size: demands(runner, size) for size in sizes}
+        self._demands: Mapping[int, Mapping[str, KernelCost]] = {size: measure_costs(runner, size) for size in sizes}
         self._counted = {size: _Counted() for size in sizes}
-        self._looked: defaultdict[str, Work] = defaultdict(Work)
+        self._looked: defaultdict[str, Cost] = defaultdict(Cost)
         """What attention, experts and sampling were asked for."""
         self._layers = Counter(replace(layer, index=0) for layer in runner.model.attention_layers)
         self._mixtures, self._last_mixtures = mixtures_by_rows(runner)
@@ -108,25 +108,25 @@ class RooflineMeter:
         self._route(self._mixtures, np.array([batch.num_tokens]))
         self._route(self._last_mixtures, np.array([num_logits]))
         dtype = self._runner.dtype if draws else torch.float32
-        self._looked[SAMPLING] += Work(bytes=num_logits * self._runner.vocab_size * dtype.itemsize)
+        self._looked[SAMPLING] += Cost(bytes=num_logits * self._runner.vocab_size * dtype.itemsize)
         alone = lengths == 1
         self._look(DECODES, starts[alone], lengths[alone])
         self._look(PROMPTS, starts[~alone], lengths[~alone])
 
-    def decoded(self, burst: MultiStepBatch, drawn: npt.NDArray[np.int64]) -> None:
-        """Count a burst, now that its tokens `[entries, num_steps]` are there."""
+    def decoded(self, batch: MultiStepBatch, drawn: npt.NDArray[np.int64]) -> None:
+        """Count a multi-step batch, now that its tokens `[entries, num_steps]` are there."""
         is_drawn = drawn != NO_TOKEN
         steps = is_drawn.sum(axis=1)
         num_tokens = int(steps.sum())
-        self._count(len(burst.entries), burst.num_steps, num_tokens, num_tokens)
+        self._count(len(batch.entries), batch.num_steps, num_tokens, num_tokens)
         self._route(self._mixtures + self._last_mixtures, is_drawn.sum(axis=0))
-        self._looked[SAMPLING] += Work(bytes=num_tokens * self._runner.vocab_size * self._runner.dtype.itemsize)
+        self._looked[SAMPLING] += Cost(bytes=num_tokens * self._runner.vocab_size * self._runner.dtype.itemsize)
         # As many tokens one after the other, each of which reads all that is before it anew.
-        self._look(DECODES, np.array([entry.position for entry in burst.entries]), steps, is_read_anew=True)
+        self._look(DECODES, np.array([entry.position for entry in batch.entries]), steps, is_read_anew=True)
 
-    def watched(self, burst: MultiStepBatch, decoding: PendingTokens) -> PendingTokens:
+    def watched(self, batch: MultiStepBatch, decoding: PendingTokens) -> PendingTokens:
         """The decoding, counted when it is read."""
-        return _Watched(self, burst, decoding)
+        return _Watched(self, batch, decoding)
 
     def kernels(self, events: Iterable[FunctionEvent]) -> dict[str, Kernel]:
         """The device's events by kernel, the longest first, beside what was asked for."""
@@ -175,8 +175,8 @@ class RooflineMeter:
             work = attention_work(layer, looks, read, int(lengths.sum()), dtype=dtype, kv_dtype=kv_dtype)
             self._looked[kernel] += work * count
 
-    def _asked(self) -> defaultdict[str, Work]:
-        asked = defaultdict(Work, self._looked)
+    def _asked(self) -> defaultdict[str, Cost]:
+        asked = defaultdict(Cost, self._looked)
         for size, counted in self._counted.items():
             for kernel, demand in self._demands[size].items():
                 family = _FAMILIES.get(kernel, _title(kernel))
@@ -188,12 +188,12 @@ class RooflineMeter:
 @dataclass(frozen=True, slots=True)
 class _Watched:
     meter: RooflineMeter
-    burst: MultiStepBatch
+    batch: MultiStepBatch
     decoding: PendingTokens
 
     def wait(self) -> npt.NDArray[np.int64]:
         drawn = self.decoding.wait()
-        self.meter.decoded(self.burst, drawn)
+        self.meter.decoded(self.batch, drawn)
         return drawn
 
 

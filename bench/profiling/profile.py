@@ -5,7 +5,7 @@ with profiled(engine) as profile:
 profile.parts[LINEARS].seconds, .flops, .bytes
 """
 
-# Inside the block the methods below are exchanged for ones that switch a stopwatch to their part and back, so that each
+# Inside the block the methods below are patched for ones that switch a stopwatch to their part and back, so that each
 # second of the host counts once, for the innermost part:
 #
 
@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from bench.profiling.cost_model import attention_work, exchanged, linears, mixtures, positions_seen
+from bench.profiling.cost_model import attention_work, linears, mixtures, patched, positions_seen
 from bench.profiling.device import Kernel, RooflineMeter, busy_seconds
 from bench.profiling.peaks import DevicePeaks, measure_limits
 from engine.attention import AttentionLayer, AttentionMetadata, RotaryAttention, StepAttention
@@ -154,20 +154,20 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
         (engine.sampler, "sample", SAMPLING),
         (engine.sampler, "score", SAMPLING),
     ):
-        stack.enter_context(exchanged(owner, method, watch.timed(part, getattr(owner, method))))
+        stack.enter_context(patched(owner, method, watch.timed(part, getattr(owner, method))))
     if engine.tokenizer is not None:
-        stack.enter_context(exchanged(engine.tokenizer, "decode", watch.timed(TEXT, engine.tokenizer.decode)))
+        stack.enter_context(patched(engine.tokenizer, "decode", watch.timed(TEXT, engine.tokenizer.decode)))
 
 
 def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
     """On a CPU, where all of a call's work is done when the call returns."""
-    stack.enter_context(exchanged(engine.scheduler.decode_steps, "num_steps_for", lambda *args, **options: (1, [])))
-    stack.enter_context(exchanged(runner, "run", watch.timed(MODEL, runner.run)))
-    stack.enter_context(exchanged(runner.backend, "prepare", _prepare(watch, runner)))
+    stack.enter_context(patched(engine.scheduler.decode_steps, "num_steps_for", lambda *args, **options: (1, [])))
+    stack.enter_context(patched(runner, "run", watch.timed(MODEL, runner.run)))
+    stack.enter_context(patched(runner.backend, "prepare", _prepare(watch, runner)))
     for module in linears(runner.model):
-        stack.enter_context(exchanged(module, "forward", _linear(watch, module, runner.dtype)))
+        stack.enter_context(patched(module, "forward", _linear(watch, module, runner.dtype)))
     for mlp in mixtures(runner.model):
-        stack.enter_context(exchanged(mlp, "product", _expert_product(watch, mlp.product)))
+        stack.enter_context(patched(mlp, "product", _expert_product(watch, mlp.product)))
 
 
 @contextlib.contextmanager
@@ -193,9 +193,9 @@ def _device_watched(runner: ModelRunner, watch: _Stopwatch, profile: Profile) ->
 
     torch.cuda.synchronize(runner.device)
     with (
-        exchanged(runner, "run", run_counted),
-        exchanged(runner, "run_and_sample", run_and_sample_counted),
-        exchanged(runner, "decode", decode_counted),
+        patched(runner, "run", run_counted),
+        patched(runner, "run_and_sample", run_and_sample_counted),
+        patched(runner, "decode", decode_counted),
         torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,
     ):
         yield

@@ -154,7 +154,7 @@ class _TritonStep(RotaryAttention):
     ) -> Tensor:
         keys, values = self._cache.layers[layer.index]
         query, key, value = (_rows(heads) for heads in (query, key, value))
-        turned = rotate_and_write_kv(
+        rotated = rotate_and_write_kv(
             query,
             key,
             value,
@@ -166,10 +166,10 @@ class _TritonStep(RotaryAttention):
             interleaved=interleaved,
             **self._cache.scales_of(layer),
         )
-        return self._attend(layer, turned, None)
+        return self._attend(layer, rotated, None)
 
     def _attend(self, layer: AttentionLayer, query: Tensor, sinks: Tensor | None) -> Tensor:
-        """With queries `[T, H, D]`, turned where they have to be, over a cache that has the step's keys and values."""
+        """With queries `[T, H, D]`, rotated where they have to be, over a cache that has the step's keys and values."""
         layout = self._layout
         keys, values = self._cache.layers[layer.index]
         scales = self._cache.scales_of(layer)

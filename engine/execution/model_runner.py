@@ -141,12 +141,12 @@ class ModelRunner:
         with self._tidying():
             return self._run(batch, self.cache)
 
-    def decode(self, burst: MultiStepBatch) -> PendingTokens:
+    def decode(self, batch: MultiStepBatch) -> PendingTokens:
         """See `Runner.decode`."""
         with self._tidying():
-            return self._decoder.decode(burst)
+            return self._decoder.decode(batch)
 
-    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+    def run_and_sample(self, batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
         """See `Runner.run_and_sample`."""
 
         def forward() -> Tensor:
@@ -156,7 +156,7 @@ class ModelRunner:
             return logits
 
         with self._tidying():
-            return self._decoder.sample(burst, forward)
+            return self._decoder.sample(multi_step, forward)
 
     @contextmanager
     def _tidying(self) -> Iterator[None]:

@@ -36,13 +36,13 @@ _NEG_INF = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class SamplingMode:
-    """How a burst's rows choose their tokens, known on the host: part of what a graph is made for."""
+    """How a batch's rows choose their tokens, known on the host: part of the key of a graph."""
 
     random: bool
-    """Whether any row draws."""
+    """Whether any row samples at random."""
 
     bans_stop_tokens: bool
-    """Whether any row is kept from stopping at first."""
+    """Whether any row has not reached its `min_tokens`."""
 
     filters: Filters
 
@@ -60,7 +60,7 @@ class SamplingMode:
 
 
 class MultiStepDecoder:
-    """Runs bursts over one model, one cache and one state."""
+    """Runs multi-step batches over one model, one cache and one state."""
 
     def __init__(
         self,
@@ -84,23 +84,23 @@ class MultiStepDecoder:
         self._buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
-    def decode(self, burst: MultiStepBatch) -> AsyncTokens:
+    def decode(self, batch: MultiStepBatch) -> AsyncTokens:
         """See `Runner.decode`."""
-        entries = burst.entries
+        entries = batch.entries
         width = max(len(entry.block_table) for entry in entries)
         mode = SamplingMode.of(entries, self._state.vocab_size)
         try:
             run = self._run_static if self._is_static else self._run_leaving
-            tokens = run(burst, width, mode)
+            tokens = run(batch, width, mode)
         except Exception:
             self._state.invalidate([entry.batch_slot for entry in entries])
             raise
         return AsyncTokens(tokens, self._state.device)
 
     @torch.inference_mode()
-    def sample(self, burst: MultiStepBatch, forward: Callable[[], Tensor]) -> AsyncTokens:
+    def sample(self, batch: MultiStepBatch, forward: Callable[[], Tensor]) -> AsyncTokens:
         """Sample a token for each entry from its row of the logits of `forward`; see `Runner.run_and_sample`."""
-        entries = burst.entries
+        entries = batch.entries
         try:
             rows = self._state.update(entries, len(entries), 1)
             logits = forward()
@@ -119,10 +119,10 @@ class MultiStepDecoder:
         host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=self._state.device.type == "cuda")
         return host.copy_(tokens, non_blocking=True)
 
-    def _run_leaving(self, burst: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
+    def _run_leaving(self, batch: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
-        num_steps = burst.num_steps
-        rows = self._state.update(burst.entries, len(burst.entries), num_steps)
+        num_steps = batch.num_steps
+        rows = self._state.update(batch.entries, len(batch.entries), num_steps)
         tokens = torch.full((len(rows), num_steps), NO_TOKEN, dtype=torch.int64)
         places = torch.arange(len(rows))
         tables = self._state.table.index_select(0, rows)[:, :width]
@@ -135,9 +135,9 @@ class MultiStepDecoder:
                     break
         return tokens
 
-    def _run_static(self, burst: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
+    def _run_static(self, batch: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
         """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
-        entries, num_steps = burst.entries, burst.num_steps
+        entries, num_steps = batch.entries, batch.num_steps
         padded = batch_size(len(entries))
         # The next power of two, so that a graph serves until the tables have doubled.
         width = min(1 << (width - 1).bit_length(), self._state.table.shape[1])
@@ -239,7 +239,7 @@ def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:
 
 
 class AsyncTokens:
-    """Tokens of a burst on their way to the host; implements `PendingTokens`."""
+    """Tokens of a multi-step batch on their way to the host; implements `PendingTokens`."""
 
     def __init__(self, tokens: Tensor, device: torch.device) -> None:
         self._tokens = tokens

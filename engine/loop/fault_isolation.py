@@ -2,7 +2,7 @@
 
 A step changes nothing but the KV cache until it is settled, and writing the same keys and values twice is harmless. So
 a step that raises is run again in halves, down to the single request that raises alone. Where only memory was short,
-that is no request's fault as long as its share can be made smaller.
+that is no request's fault as long as its part of the step can be made smaller.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_isolating_faults(
     Parts run in the step's order: an entry that fills shared blocks runs before those that read them. `unfilled` are
     blocks that no step fills any more. `EngineFailed` passes through.
     """
-    outcome: IsolatedStep[Result] = IsolatedStep()
+    result: IsolatedStep[Result] = IsolatedStep()
     unfilled = set(unfilled)
     parts = [list(scheduled)] if scheduled else []
     while parts:
@@ -58,12 +58,12 @@ def run_isolating_faults(
             if not unfilled or unfilled.isdisjoint(item.sequence.table.blocks):
                 part.append(item)
             else:
-                outcome.depends_on_failed.append(item)
+                result.depends_on_failed.append(item)
                 unfilled.update(filled_blocks(item, block_size))
         if not part:
             continue
         try:
-            outcome.results.extend(run(part))
+            result.results.extend(run(part))
         except EngineFailed:
             raise
         except Exception as error:  # noqa: BLE001 - any error of a model or a kernel
@@ -73,19 +73,19 @@ def run_isolating_faults(
             continue
         if isinstance(failure, torch.OutOfMemoryError):
             num_tokens = sum(item.end - item.start for item in part)
-            outcome.too_many = min(num_tokens, outcome.too_many or num_tokens)
+            result.too_many = min(num_tokens, result.too_many or num_tokens)
             if len(part) == 1 and num_tokens > 1:
-                outcome.retry_smaller.append(part[0])
+                result.retry_smaller.append(part[0])
                 unfilled.update(filled_blocks(part[0], block_size))
                 continue
         if len(part) == 1:
-            outcome.failed.append((part[0], failure))
+            result.failed.append((part[0], failure))
             unfilled.update(filled_blocks(part[0], block_size))
         else:
             parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-    return outcome
+    return result
 
 
 def filled_blocks(item: ScheduledSequence, block_size: int) -> list[int]:
-    """The blocks that a share writes to."""
+    """The blocks that a scheduled item writes to."""
     return item.sequence.table.blocks[item.start // block_size :]

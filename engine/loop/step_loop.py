@@ -35,14 +35,14 @@ class StepLoop:
     """Steps the scheduler, the runner and the sampler; `settler` takes in what comes of it."""
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, sampler: Sampler, settler: Settler, *, overlaps: bool
+        self, runner: Runner, scheduler: Scheduler, sampler: Sampler, settler: Settler, *, supports_overlap: bool
     ) -> None:
         self.throughput = Throughput()
         self._runner = runner
         self._scheduler = scheduler
         self._sampler = sampler
         self._settler = settler
-        self._overlaps = overlaps
+        self._supports_overlap = supports_overlap
         self._in_flight: InFlightStep | None = None
         self._last_step_end = 0.0
         """When the last started step had run, by `time.perf_counter`."""
@@ -50,7 +50,7 @@ class StepLoop:
     def step(self) -> None:
         """Make one step; raises `EngineFailed` when the runner is broken for all requests."""
         with self.throughput.measure() as measured:
-            if self._overlaps:
+            if self._supports_overlap:
                 self._step_overlapped()
             else:
                 self._step_immediate()

@@ -48,7 +48,7 @@ def sample_step(sampler: Sampler, items: Sequence[ScheduledSequence], logits: to
 
 
 def _score_prompt(sampler: Sampler, item: ScheduledSequence, logits: torch.Tensor) -> list[TokenLogprobs]:
-    """Log-probabilities of the prompt tokens that follow the share's last `num_logits` tokens."""
+    """Log-probabilities of the prompt tokens that follow the item's last `num_logits` tokens."""
     sequence = item.sequence
     start = item.end - item.num_logits
     targets = sequence.token_ids[start + 1 : min(item.end + 1, sequence.num_prompt)]

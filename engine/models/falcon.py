@@ -83,8 +83,8 @@ class _Layer(nn.Module):
     def _attend(self, normed: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
         kv_heads, dim = self.attention.num_kv_heads, self.attention.head_dim
         qkv = self.qkv(normed).view(len(normed), kv_heads, -1, dim)
-        turning = (qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2])
-        return rotate_and_attend(attention, self.attention, turning, qkv[:, :, -1], cos, sin).flatten(1)
+        unrotated = (qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2])
+        return rotate_and_attend(attention, self.attention, unrotated, qkv[:, :, -1], cos, sin).flatten(1)
 
     def add_weights(self, weights: Weights, name: str) -> None:
         weights.add_linear(f"{name}.{'ln_attn' if self._has_two_norms else 'input_layernorm'}", self.norm_1)

@@ -58,9 +58,9 @@ class _Layer(nn.Module):
         heads = self.attention.num_heads
         normed = self.norm(hidden)
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
-        turning = (qkv[:, : 2 * heads],)
+        unrotated = (qkv[:, : 2 * heads],)
         attended = rotate_and_attend(
-            attention, self.attention, turning, qkv[:, 2 * heads :], cos, sin, interleaved=True
+            attention, self.attention, unrotated, qkv[:, 2 * heads :], cos, sin, interleaved=True
         )
         if self._is_last:
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))

@@ -110,12 +110,12 @@ class _Layer(nn.Module):
     ) -> Tensor:
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
         qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
-        turning: tuple[Tensor] | tuple[Tensor, Tensor]
+        unrotated: tuple[Tensor] | tuple[Tensor, Tensor]
         if self.query_norm is None or self.key_norm is None:
-            turning = (qkv[:, : heads + kv_heads],)
+            unrotated = (qkv[:, : heads + kv_heads],)
         else:
-            turning = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
-        attended = rotate_and_attend(attention, self.attention, turning, qkv[:, heads + kv_heads :], cos, sin)
+            unrotated = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
+        attended = rotate_and_attend(attention, self.attention, unrotated, qkv[:, heads + kv_heads :], cos, sin)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))

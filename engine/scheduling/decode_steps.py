@@ -2,7 +2,7 @@
 
 More steps divide the host's cost by k, but a sequence that ends leaves its slot empty until all k have run, and waiting
 requests wait as long. So k is the largest power of two at which most of the batch has k tokens left, waiting requests
-wait no longer than a small share of a typical output, the steps stay short, sequences that the host samples get a fair
+wait no longer than a small fraction of a mean output, the steps stay short, sequences that the host samples get a fair
 share of the steps, and the blocks are free: no sequence is preempted for it.
 """
 
@@ -20,17 +20,17 @@ _MOST = 16
 """The most steps unless the configuration says otherwise."""
 
 _LONGEST = 0.25
-"""Seconds that a burst may take, by the last one's pace."""
+"""Longest multi-step batch, in seconds, estimated from the previous one."""
 
 _FILLED = 0.9
-"""Share of a burst's steps that must be able to bring a token."""
+"""Least fraction of a multi-step batch's sequence steps that must be able to produce a token."""
 
 _WAITED = 1 / 8
-"""Share of a typical output that a burst may take while requests wait."""
+"""Longest multi-step batch while requests wait, as a fraction of the mean output length."""
 
 
 class DecodeStepPolicy:
-    """Chooses k, and for whom."""
+    """Chooses k, and the sequences that run k steps."""
 
     def __init__(self, most: int | None, rope_length: Callable[[int, int], int]) -> None:
         """`most` is `EngineConfig.decode_steps`; what was asked for is not cut short for the time it takes.

@@ -75,7 +75,7 @@ class Sequence:
         self.num_prompt = len(request.prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_in_flight_tokens = 0
-        """Tokens that started steps draw. It may turn out that it ended before the last of them."""
+        """Tokens that started steps sample. It may turn out that it ended before the last of them."""
         self.num_shared = 0
         """Blocks that it took from the prefix cache when it was last admitted."""
         self.num_started = 0

@@ -10,11 +10,11 @@ from engine.scheduling.sequence import Sequence, Status
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """A sequence's share of a step: its tokens `start .. end`."""
+    """A sequence's part of a step: its tokens `start .. end`."""
 
     sequence: Sequence
     admission_id: int
-    """The sequence's stay in the batch that it is a share of."""
+    """The sequence's stay in the batch that this is a part of."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class ScheduledSequence:
 
     @property
     def needs_host(self) -> bool:
-        """Whether more comes of it than a token that the device can draw."""
+        """Whether more comes of it than a token that the device can sample."""
         return self.scores_prompt or (self.samples and not self.sequence.decodes_on_device)
 
     @property
@@ -67,7 +67,7 @@ class ScheduledSequence:
         )
 
     def decode_entry(self) -> DecodeEntry:
-        """The same for a burst, or for a draw after its last token; only of a share that samples."""
+        """The entry for a multi-step batch, or for sampling after the last token. Only of an item that samples."""
         sequence = self.sequence
         return DecodeEntry(
             batch_slot=sequence.batch_slot,

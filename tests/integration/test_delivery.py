@@ -29,7 +29,7 @@ from tests.support.receivers import (
     receiver,
 )
 from worker.courier.addresses import AddressPolicy
-from worker.courier.delivery import Answer, attempt, retry_after
+from worker.courier.delivery import WebhookResponse, attempt, retry_after
 
 LOCAL = AddressPolicy(allow_private=True)
 
@@ -60,14 +60,14 @@ def due(url: str, **changes: object) -> DueDelivery:
 
 def send(
     delivery: DueDelivery, policy: AddressPolicy = LOCAL, *, timeout: float = 60, tls: ssl.SSLContext | None = None
-) -> Answer:
+) -> WebhookResponse:
     return attempt(delivery, policy, timeout=timeout, tls=tls or httpcore.default_ssl_context())
 
 
 def test_delivered_and_verified() -> None:
     with receiver() as server:
         delivery = due(server.url + "?token=t")
-        assert send(delivery) == Answer(204)
+        assert send(delivery) == WebhookResponse(204)
         (request,) = server.received
     event = Webhook(delivery.webhook_secret).verify(request.body, request.headers)
     assert event == {
@@ -111,13 +111,13 @@ def test_the_timestamp_is_utc_wherever_postgres_is() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_is_success(status: int) -> None:
     with receiver((status, {})) as server:
-        assert send(due(server.url)) == Answer(status)
+        assert send(due(server.url)) == WebhookResponse(status)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 def test_other_answers_are_failures_that_may_mend(status: int) -> None:
     with receiver((status, {})) as server:
-        assert send(due(server.url)) == Answer(status, f"the receiver answered {status}")
+        assert send(due(server.url)) == WebhookResponse(status, f"the receiver answered {status}")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -158,9 +158,9 @@ def test_status_decides_when_the_headers_cannot_be_parsed(header: bytes, interim
         return lambda state, connection: connection.sendall(head)  # type: ignore[attr-defined]
 
     with raw_receiver(reply(b"200 OK")) as server:
-        assert send(due(server.url)) == Answer(200)
+        assert send(due(server.url)) == WebhookResponse(200)
     with raw_receiver(reply(b"503 Busy")) as server:
-        assert send(due(server.url)) == Answer(503, "the receiver answered 503", retry_after=120)
+        assert send(due(server.url)) == WebhookResponse(503, "the receiver answered 503", retry_after=120)
 
 
 def test_retry_after_means_nothing_elsewhere() -> None:
@@ -200,20 +200,20 @@ def test_the_deadline_cuts_whoever_does_not_answer(hang: Callable[..., None]) ->
         began = time.monotonic()
         answer = send(due(server.url), timeout=0.5)
         took = time.monotonic() - began
-    assert answer == Answer(error="no complete answer within 0.5 s")
+    assert answer == WebhookResponse(error="no complete answer within 0.5 s")
     assert took > 0.4  # and not for ever: that is how long it would hang
 
 
 def test_a_body_that_drips_is_cut_and_the_status_stands() -> None:
     with raw_receiver(dripping_body) as server:
         began = time.monotonic()
-        assert send(due(server.url), timeout=2) == Answer(200)
+        assert send(due(server.url), timeout=2) == WebhookResponse(200)
         assert time.monotonic() - began > 1.9  # and not for the hours that its body would drip
 
 
 def test_a_body_of_ten_gigabytes_is_capped() -> None:
     with raw_receiver(endless_body) as server:
-        assert send(due(server.url), timeout=60) == Answer(200)
+        assert send(due(server.url), timeout=60) == WebhookResponse(200)
         # What the two sockets' buffers hold was sent, not read.
         assert server.sent < 50_000_000
 
@@ -221,7 +221,7 @@ def test_a_body_of_ten_gigabytes_is_capped() -> None:
 def test_the_deadline_covers_the_tls_handshake() -> None:
     with raw_receiver(black_hole) as server:
         answer = send(due(server.url.replace("http:", "https:")), timeout=0.5)
-    assert answer == Answer(error="no complete answer within 0.5 s")
+    assert answer == WebhookResponse(error="no complete answer within 0.5 s")
 
 
 def test_tls_asks_for_the_host_by_its_name_not_by_its_address() -> None:
@@ -241,7 +241,7 @@ def test_the_deadline_covers_name_resolution() -> None:
 
     answer = send(due("http://slow.example"), AddressPolicy(allow_private=True, resolver=slow), timeout=0.2)
     asked_long_enough.set()
-    assert answer == Answer(error="no answer from the name servers for slow.example")
+    assert answer == WebhookResponse(error="no answer from the name servers for slow.example")
 
 
 @pytest.mark.parametrize("trouble", [garbage, hang_up])
@@ -264,7 +264,7 @@ def test_nobody_listens() -> None:
 def test_a_private_address_in_the_url_is_final() -> None:
     with receiver() as server:
         answer = send(due(server.url), AddressPolicy())
-    assert answer == Answer(error="webhooks may not reach 127.0.0.1: loopback address", is_final=True)
+    assert answer == WebhookResponse(error="webhooks may not reach 127.0.0.1: loopback address", is_final=True)
     assert server.received == []
 
 
@@ -274,7 +274,7 @@ def test_a_name_that_leads_inside_is_refused_each_time() -> None:
         answers = ["93.184.215.14", "127.0.0.1"]
         policy = AddressPolicy(resolver=lambda host, port: answers)
         answer = send(due(f"http://rebound.example:{port}"), policy)
-    assert answer == Answer(error="webhooks may not reach rebound.example (127.0.0.1): loopback address")
+    assert answer == WebhookResponse(error="webhooks may not reach rebound.example (127.0.0.1): loopback address")
     assert server.received == []
 
 
@@ -288,7 +288,7 @@ def test_the_name_is_resolved_once_and_the_connection_goes_there() -> None:
 
     with receiver() as server:
         url = server.url.replace("127.0.0.1", "rebinding.example")
-        assert send(due(url), AddressPolicy(allow_private=True, resolver=rebinding)) == Answer(204)
+        assert send(due(url), AddressPolicy(allow_private=True, resolver=rebinding)) == WebhookResponse(204)
     assert questions == ["rebinding.example"]
     assert server.received[0].headers["host"].startswith("rebinding.example:")
 
@@ -297,7 +297,7 @@ def test_an_address_that_is_dead_leaves_time_for_the_next() -> None:
     with receiver() as server:
         url = server.url.replace("127.0.0.1", "two.example")
         policy = AddressPolicy(allow_private=True, resolver=lambda host, port: ["127.0.0.2", "127.0.0.1"])
-        assert send(due(url), policy) == Answer(204)
+        assert send(due(url), policy) == WebhookResponse(204)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as proxy, receiver() as server:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
-        assert send(due(server.url)) == Answer(204)
+        assert send(due(server.url)) == WebhookResponse(204)
     assert proxy.received == []
 
 

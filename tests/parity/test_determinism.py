@@ -75,7 +75,7 @@ class Company:
     order: Sequence[int]
     block_size: int
     budget: int
-    seats: int
+    max_num_seqs: int
     prefix_caching: bool
     is_tight: bool
     is_preempted: bool
@@ -88,7 +88,7 @@ def companies(threads: Sequence[int]) -> st.SearchStrategy[Company]:
         order=st.permutations(range(6)).map(lambda order: order[: 2 + order[0] % 5]),
         block_size=st.sampled_from([1, 16, 64]),
         budget=st.integers(1, 512) | st.sampled_from([8, 33]),
-        seats=st.integers(2, 16),
+        max_num_seqs=st.integers(2, 16),
         prefix_caching=st.booleans(),
         is_tight=st.booleans(),
         is_preempted=st.booleans(),
@@ -146,7 +146,7 @@ def run_together(it: Saved, numbers: Numbers, company: Company) -> list[list[Bit
         numbers,
         block_size=company.block_size,
         max_num_batched_tokens=company.budget,
-        max_num_seqs=company.seats,
+        max_num_seqs=company.max_num_seqs,
         enable_prefix_caching=company.prefix_caching,
         num_kv_blocks=-(-most // company.block_size) + 1,
     )
@@ -181,7 +181,7 @@ CROWDED = Company(
     order=(3, 0, 5, 1, 4, 2),
     block_size=4,
     budget=33,
-    seats=5,
+    max_num_seqs=5,
     prefix_caching=True,
     is_tight=True,
     is_preempted=True,

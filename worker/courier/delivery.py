@@ -34,7 +34,7 @@ LONGEST_RETRY_AFTER = 86400.0  # seconds; a receiver may ask for a day's rest, n
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WebhookResponse:
     """What an attempt came to. Delivered where `error` is None."""
 
     status: int | None = None  # None: there was no answer
@@ -44,7 +44,7 @@ class Answer:
     retry_after: float | None = None  # seconds, where the receiver asked to be left alone for a while
 
 
-def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls: ssl.SSLContext) -> Answer:
+def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls: ssl.SSLContext) -> WebhookResponse:
     """POST the event; returns within about `timeout` seconds. Network faults are answers, not exceptions.
 
     An address that may not be reached is final where the URL spells it out. Where a name led to it, DNS may have
@@ -54,22 +54,24 @@ def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls
     try:
         url = httpx.URL(delivery.url)
     except httpx.InvalidURL as error:
-        return Answer(error=f"the URL is not valid: {error}", is_final=True)
+        return WebhookResponse(error=f"the URL is not valid: {error}", is_final=True)
     host = url.raw_host.decode("ascii")
     port = url.port if url.port is not None else {"http": 80, "https": 443}.get(url.scheme, 0)
     if not host or not 0 < port < 65536:
-        return Answer(error="the URL is not valid: it needs http or https, a host and a possible port", is_final=True)
+        return WebhookResponse(
+            error="the URL is not valid: it needs http or https, a host and a possible port", is_final=True
+        )
     try:
         addresses = policy.addresses(host, port, timeout=deadline.remaining())
         return _post(delivery, url, _PinnedBackend(addresses, deadline), tls)
     except AddressRefused as error:
-        return Answer(error=str(error), is_final=_is_address(host))
+        return WebhookResponse(error=str(error), is_final=_is_address(host))
     except ResolutionFailed as error:
-        return Answer(error=str(error))
+        return WebhookResponse(error=str(error))
     except httpcore.TimeoutException:
-        return Answer(error=f"no complete answer within {timeout:g} s")
+        return WebhookResponse(error=f"no complete answer within {timeout:g} s")
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-        return Answer(error=f"{type(error).__name__}: {error}")
+        return WebhookResponse(error=f"{type(error).__name__}: {error}")
 
 
 def payload(delivery: DueDelivery) -> bytes:
@@ -126,7 +128,7 @@ def retry_after(value: bytes | None, now: datetime) -> float | None:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-def _post(delivery: DueDelivery, url: httpx.URL, backend: _PinnedBackend, tls: ssl.SSLContext) -> Answer:
+def _post(delivery: DueDelivery, url: httpx.URL, backend: _PinnedBackend, tls: ssl.SSLContext) -> WebhookResponse:
     body = payload(delivery)
     headers = {
         "host": url.netloc.decode("ascii"),
@@ -176,15 +178,15 @@ def status_of(head: bytes) -> int | None:
     return None
 
 
-def _judge(status: int, wait: bytes | None, now: datetime) -> Answer:
+def _judge(status: int, wait: bytes | None, now: datetime) -> WebhookResponse:
     if 200 <= status < 300:
-        return Answer(status)
+        return WebhookResponse(status)
     if status == 410:
-        return Answer(status, "the receiver is gone (410)", is_final=True, is_gone=True)
+        return WebhookResponse(status, "the receiver is gone (410)", is_final=True, is_gone=True)
     if 300 <= status < 400:
-        return Answer(status, f"the receiver answered {status}; redirects are not followed")
+        return WebhookResponse(status, f"the receiver answered {status}; redirects are not followed")
     asked = retry_after(wait, now) if status in (429, 503) else None
-    return Answer(status, f"the receiver answered {status}", retry_after=asked)
+    return WebhookResponse(status, f"the receiver answered {status}", retry_after=asked)
 
 
 def _read_some(response: httpcore.Response) -> None:

@@ -20,7 +20,7 @@ from jobs.queries import webhooks
 from jobs.queries.webhooks import DueDelivery
 from jobs.settings import Settings
 from worker.courier.addresses import AddressPolicy
-from worker.courier.delivery import Answer, attempt
+from worker.courier.delivery import WebhookResponse, attempt
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Dispatcher:
                 answer = attempt(delivery, self._policy, timeout=self._settings.webhook_timeout, tls=self._tls)
             except Exception:
                 logger.exception("event %s: the attempt itself failed", _name(delivery))
-                answer = Answer(error="internal error of the courier")
+                answer = WebhookResponse(error="internal error of the courier")
             self._record(delivery, answer, record_until)
         finally:
             with self._lock:
@@ -92,7 +92,7 @@ class Dispatcher:
                 self._lock.notify_all()
             self._on_free()
 
-    def _record(self, delivery: DueDelivery, answer: Answer, until: float) -> None:
+    def _record(self, delivery: DueDelivery, answer: WebhookResponse, until: float) -> None:
         while True:
             try:
                 with self._database.begin() as connection:
@@ -105,7 +105,7 @@ class Dispatcher:
                 logger.warning("event %s: its outcome is not written yet: %s", _name(delivery), brief(error))
             time.sleep(RECORD_AGAIN)
 
-    def _write(self, connection: Connection, delivery: DueDelivery, answer: Answer) -> None:
+    def _write(self, connection: Connection, delivery: DueDelivery, answer: WebhookResponse) -> None:
         name, number = _name(delivery), delivery.attempt
         if answer.error is None:
             assert answer.status is not None
@@ -130,7 +130,7 @@ class Dispatcher:
             logger.info("event %s: attempt %d failed, next in %.0f s: %s", name, number, delay, answer.error)
 
 
-def next_delay(schedule: Sequence[float], attempt: int, answer: Answer, *, spread: float) -> float | None:
+def next_delay(schedule: Sequence[float], attempt: int, answer: WebhookResponse, *, spread: float) -> float | None:
     """Seconds until the attempt after number `attempt`, or None where that was the last.
 
     `spread` (-0.2 … 0.2) is this attempt's jitter. A receiver that asked for more time gets it.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu.cases import Case, case
-from bench.gpu.contenders import CONTENDERS, SAMPLE, Loaded, Pagemill, Setup
+from bench.gpu.contenders import CONTENDERS, SAMPLE, CaseSetup, Loaded, Pagemill
 from bench.gpu.reporting import StepOptions, attempt, report, step_options
 from bench.models import save_config
 from bench.workload import Request
@@ -29,7 +29,7 @@ PROFILED_TOKENS = 48
 def measure(one: Case, name: str, directory: Path, options: StepOptions) -> None:
     every = one.round(-1)
     share = SAMPLE.get(name, len(every))
-    setup = Setup(
+    setup = CaseSetup(
         model=directory,
         device="cpu" if options.is_dry else "cuda",
         dtype="float32" if options.is_dry else "bfloat16",

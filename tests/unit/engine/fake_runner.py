@@ -1,8 +1,8 @@
 """A model that is a function of the token history, over a KV cache that is really paged.
 
 Each slot of the cache holds the token that was written there. A history is read back through the block table, so that
-a wrong table, a block reused too early or a wrongly shared prefix changes what comes out. Bursts go through the
-engine's own state and decode loop; only the model and its cache are made up.
+a wrong table, a block reused too early or a wrongly shared prefix changes what comes out. Multi-step batches go through
+the engine's own state and decode loop; only the model and its cache are made up.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ class FakeRunner:
             rows += [self.logits_after(history[: p + 1])[None] for p in range(end - entry.num_logits, end)]
         return torch.cat(rows)
 
-    def decode(self, burst: MultiStepBatch) -> PendingTokens:
-        self.multi_step_batches.append(burst)
-        return self._decoder.decode(burst)
+    def decode(self, batch: MultiStepBatch) -> PendingTokens:
+        self.multi_step_batches.append(batch)
+        return self._decoder.decode(batch)
 
-    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+    def run_and_sample(self, batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
         def known(entry: BatchEntry) -> BatchEntry:
             return replace(entry, token_ids=self._state.tokens(torch.tensor(entry.token_ids)).tolist())
 
-        return self._decoder.sample(burst, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
+        return self._decoder.sample(multi_step, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
 
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> torch.Tensor:
         self._need_memory(len(layout.slots))

@@ -1,4 +1,4 @@
-"""Where the bell is."""
+"""Settings decide which broker carries notifications."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from bench.profiling.cost_model import TORCH_PRODUCT, Mixture, Work, attention_work, demands, exchanged
+from bench.profiling.cost_model import TORCH_PRODUCT, Cost, Mixture, attention_work, measure_costs, patched
 from bench.profiling.device import (
     COPIES,
     DECODES,
@@ -76,8 +76,8 @@ def metered(made: Engine) -> RooflineMeter:
         return run(batch)
 
     with (
-        exchanged(runner, "run", run_counted),
-        exchanged(runner, "decode", lambda burst: meter.watched(burst, decode(burst))),
+        patched(runner, "run", run_counted),
+        patched(runner, "decode", lambda batch: meter.watched(batch, decode(batch))),
     ):
         outputs = made.generate(PROMPTS_IN, PARAMS)
     assert [len(output.token_ids) for output in outputs] == [9, 12, 11]
@@ -150,7 +150,7 @@ def test_a_mixture_s_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pyte
     assert isinstance(runner, ModelRunner)
     meter = RooflineMeter(runner)
     monkeypatch.setattr("kernels.expert_mlp.dispatch", SimpleNamespace(use_triton=lambda tensor: True))
-    ours = {name for name in demands(runner, 2) if name != TORCH_PRODUCT}
+    ours = {name for name in measure_costs(runner, 2) if name != TORCH_PRODUCT}
     found = meter.kernels([event(name, 0, 1) for name in ours])
     assert set(found) == {EXPERTS, ROUTING, EXPERT_SUMS}
 
@@ -176,14 +176,14 @@ def test_logits_that_the_device_draws_from_are_read_as_they_are(tmp_path: Path) 
 def test_a_kernel_of_ours_moves_what_it_is_given(tmp_path: Path) -> None:
     runner = engine(tmp_path, attention="triton").runner
     assert isinstance(runner, ModelRunner)
-    demand = demands(runner, 3)["_write_kernel"]
+    demand = measure_costs(runner, 3)["_write_kernel"]
     layers = runner.model.attention_layers
     row = sum(layer.num_kv_heads * (layer.head_dim + layer.value_dim) * 4 for layer in layers)
     turned = sum(layer.num_heads * layer.head_dim * 4 for layer in layers)
     angles = sum(layer.head_dim * 4 for layer in layers)  # half a head of cosines, and of sines
     # Keys and values are read and written, queries turned in the same launch; each layer reads a slot a token.
     assert demand.token.bytes == 2 * row + 2 * turned + angles + 8 * len(layers)
-    assert demand.logits == Work()
+    assert demand.logits == Cost()
     assert demand.of(2, 5, 0).bytes == 2 * demand.step.bytes + 5 * demand.token.bytes
 
 
@@ -194,7 +194,7 @@ def test_looking_leaves_cache_and_model_as_they_were(tmp_path: Path) -> None:
     assert isinstance(runner, ModelRunner)
     before = [[part[:-1].clone() for part in layer] for layer in runner.cache.layers]
     attributes = [set(vars(module)) for module in runner.model.modules()]
-    assert demands(runner, 5)[TORCH_PRODUCT].token.flops > 0
+    assert measure_costs(runner, 5)[TORCH_PRODUCT].token.flops > 0
     assert [set(vars(module)) for module in runner.model.modules()] == attributes
     for layer, old in zip(runner.cache.layers, before, strict=True):
         for part, its in zip(layer, old, strict=True):
@@ -208,7 +208,7 @@ def test_decodes_read_their_context_once_a_step(tmp_path: Path) -> None:
     looks = sum(range(101, 109))
     work = attention_work(layer, looks, looks, 8, dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn)
     # A scale for each key and each value is a byte more.
-    assert work == Work(2 * 8 * 32 * looks, 2 * (32 + 2) * looks + 8 * 32 * 2 * 8)
+    assert work == Cost(2 * 8 * 32 * looks, 2 * (32 + 2) * looks + 8 * 32 * 2 * 8)
 
 
 def test_events_go_where_their_kernel_belongs(tmp_path: Path) -> None:

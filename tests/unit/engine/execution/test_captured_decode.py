@@ -1,7 +1,7 @@
 """Decode steps as a graph would hold them: recorded once, and repeated without Python looking on.
 
-There is no GPU here, so a recorder stands for the graph. It notes the tensor operations of a burst, and fails where the
-work looks at a value, as capturing would; the recording is then run again and again over the same tensors.
+There is no GPU here, so a recorder stands for the graph. It notes a multi-step batch's tensor operations, and fails
+where the work looks at a value, as capturing would; the recording is then run again and again over the same tensors.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def engine(directory: Path, *, decode_steps: int) -> Engine:
 
 
 def recording(made: Engine) -> Recorded:
-    """Give the engine what it would have on a GPU: static attention, and bursts that are recorded."""
+    """Give the engine what it would have on a GPU: static attention, and multi-step batches that are recorded."""
     runner = made.runner
     assert isinstance(runner, ModelRunner)
     runner.backend = StaticAttention()

@@ -80,9 +80,9 @@ def said(prompt: Sequence[int], first: int, last: int) -> str:
     return tokenizer.decode(runner.greedy(prompt, last, ignore_eos=True)[first:])
 
 
-def is_in_flight(burst: MultiStepBatch) -> bool:
+def is_in_flight(batch: MultiStepBatch) -> bool:
     """Whether it goes on from tokens that the host has not read yet."""
-    return all(entry.token_id is None for entry in burst.entries)
+    return all(entry.token_id is None for entry in batch.entries)
 
 
 PROMPTS = [[5, 6, 7, 8, 9, 10 + n] for n in range(28)]
@@ -110,15 +110,15 @@ def test_outputs_are_those_of_single_steps(
     """Tokens, reasons, texts, log-probabilities; and afterwards the same blocks are cached."""
     single, engine, runner = run(1, PROMPTS, VARIETY)
     assert runner.multi_step_batches == []
-    several, other, bursting = run(STEPS, PROMPTS, VARIETY, is_static=is_static, supports_overlap=supports_overlap)
+    several, other, multi = run(STEPS, PROMPTS, VARIETY, is_static=is_static, supports_overlap=supports_overlap)
     assert several == single
-    assert {burst.num_steps for burst in bursting.multi_step_batches} >= {2, 4}
-    assert caplog.text == ""  # no burst failed
+    assert {batch.num_steps for batch in multi.multi_step_batches} >= {2, 4}
+    assert caplog.text == ""  # no multi-step batch failed
     assert single[8].stop_reason is not None
     assert "stop" in {output.finish_reason for output in single[6:8]}
     assert other.scheduler.blocks.num_cached == engine.scheduler.blocks.num_cached
     assert other.stats().computed_tokens == engine.stats().computed_tokens
-    assert len(bursting.batches) + len(bursting.multi_step_batches) < len(runner.batches)
+    assert len(multi.batches) + len(multi.multi_step_batches) < len(runner.batches)
     for prompt, output in zip(PROMPTS, single, strict=True):
         # What was hashed is found again: the output's full blocks, and not a token more.
         whole = [*prompt, *output.token_ids]
@@ -134,7 +134,7 @@ def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
     stop = said(prompt, 4, 6)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=stop)
     (output,), engine, runner = run(STEPS, [prompt], [params], supports_overlap=supports_overlap)
-    # The draw after the prompt is unseen when the first of two bursts starts.
+    # The token sampled after the prompt is in flight when the first of two multi-step batches starts.
     expected = [True, True] if supports_overlap else [False]
     assert [is_in_flight(batch) for batch in runner.multi_step_batches] == expected
     assert 1 + runner.multi_step_batches[0].num_steps > len(output.token_ids)
@@ -144,10 +144,10 @@ def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
 
 
 class TestOverlap:
-    """The next burst starts before the last one's tokens are looked at."""
+    """The next multi-step batch starts before the last one's tokens are looked at."""
 
     def flying(self, *lengths: int, num_blocks: int = 300) -> tuple[Engine, FakeRunner]:
-        """After the step that reads the prompts and the one that starts a burst."""
+        """After the step that reads the prompts and the one that starts a multi-step batch."""
         runner = FakeRunner(num_blocks=num_blocks, eos_token_ids=frozenset(), supports_overlap=True, is_static=True)
         engine = make(runner)
         for number, length in enumerate(lengths):
@@ -162,7 +162,7 @@ class TestOverlap:
         for output, (number, length) in zip(finish(engine), enumerate(lengths), strict=True):
             assert output.token_ids == runner.greedy([number + 1], length, ignore_eos=True)
 
-    def test_the_host_is_a_burst_behind(self) -> None:
+    def test_host_reads_one_multi_step_batch_behind_the_device(self) -> None:
         engine, runner = self.flying(60, 60)
         assert engine.stats().output_tokens == 2
         engine.step()
@@ -170,13 +170,13 @@ class TestOverlap:
         assert is_in_flight(runner.multi_step_batches[1])
         assert engine.stats().output_tokens == 2 + 2 * STEPS
         self.assert_right(engine, runner, 60, 60)
-        # Only the last tokens, too few for a burst of any use, are decoded one by one.
+        # Only the last tokens, too few for a multi-step batch, are decoded one by one.
         assert len(runner.batches) <= 1 + 3
 
-    def test_who_ends_in_a_burst_is_not_in_the_next(self) -> None:
+    def test_sequence_that_ends_in_a_multi_step_batch_is_not_in_the_next(self) -> None:
         engine, runner = self.flying(*[60] * 9, 4)
         assert [output.request_id for output in engine.step()] == ["r9"]
-        assert [len(burst.entries) for burst in runner.multi_step_batches] == [10, 9]
+        assert [len(batch.entries) for batch in runner.multi_step_batches] == [10, 9]
         self.assert_right(engine, runner, *[60] * 9)
 
     def test_who_can_get_a_seat_gets_it_first(self) -> None:
@@ -200,7 +200,7 @@ class TestOverlap:
             assert outputs[number].token_ids == runner.greedy([number + 1], 60, ignore_eos=True)
 
     def test_blocks_of_who_left_are_written_by_the_next_owner_last(self) -> None:
-        """A cache with room for one: the second gets the blocks that the first's unseen burst went on to write."""
+        """A cache with room for one: the second gets the blocks that the first's unread batch still writes."""
         engine, runner = self.flying(60, num_blocks=26)
         engine.step()
         engine.abort("r0")
@@ -218,11 +218,11 @@ class TestOverlap:
         (output,) = finish(engine)
         assert output.token_ids == runner.greedy([2], 30, ignore_eos=True)
 
-    def test_a_burst_that_cannot_go_on_is_done_one_by_one(self) -> None:
+    def test_multi_step_falls_back_to_single_steps_when_memory_runs_out(self) -> None:
         engine, runner = self.flying(60, 60)
         decode = runner.decode
 
-        def short_of_memory(burst: MultiStepBatch) -> PendingTokens:
+        def short_of_memory(batch: MultiStepBatch) -> PendingTokens:
             runner.decode = decode  # type: ignore[method-assign]
             raise torch.OutOfMemoryError("fake memory is full")
 
@@ -280,7 +280,7 @@ class TestGroups:
 
 
 class TestFailures:
-    def test_a_burst_that_raises_is_done_one_by_one(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_multi_step_falls_back_to_single_steps_when_it_raises(self, caplog: pytest.LogCaptureFixture) -> None:
         runner = FakeRunner()
         good = runner.greedy([3], 30, ignore_eos=True)
         bad = runner.greedy([4], 30, ignore_eos=True)
@@ -300,10 +300,10 @@ class TestFailures:
             def wait(self) -> np.ndarray:
                 raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        def at_once(burst: MultiStepBatch) -> PendingTokens:
+        def at_once(batch: MultiStepBatch) -> PendingTokens:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        for decode in (at_once, lambda burst: Lost()):
+        for decode in (at_once, lambda batch: Lost()):
             engine = make(FakeRunner())
             engine.runner.decode = decode  # type: ignore[method-assign,assignment]
             engine.add("r", [1], LONG)

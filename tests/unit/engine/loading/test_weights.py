@@ -449,13 +449,13 @@ def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
 
 
 def test_staged_memory_is_used_again_when_nobody_uses_it() -> None:
-    staging, shape = BufferPool(), torch.Size([600, 1000])
-    first = staging.empty(shape, torch.float32)
-    second = staging.empty(shape, torch.float32)
+    pool, shape = BufferPool(), torch.Size([600, 1000])
+    first = pool.empty(shape, torch.float32)
+    second = pool.empty(shape, torch.float32)
     assert first.data_ptr() != second.data_ptr()
     address, view = first.data_ptr(), first[3:]
     del first
-    assert staging.empty(shape, torch.float32).data_ptr() not in (address, second.data_ptr())
+    assert pool.empty(shape, torch.float32).data_ptr() not in (address, second.data_ptr())
     del view
-    assert staging.empty(torch.Size([1200, 500]), torch.float32).data_ptr() == address
-    assert staging.empty(torch.Size([600, 999]), torch.float32).data_ptr() != address
+    assert pool.empty(torch.Size([1200, 500]), torch.float32).data_ptr() == address
+    assert pool.empty(torch.Size([600, 999]), torch.float32).data_ptr() != address

@@ -45,13 +45,13 @@ class Watched(FakeRunner):
         self.num_alone += not self._is_drawing
         return super().run(batch)
 
-    def decode(self, burst: MultiStepBatch) -> PendingTokens:
-        return self._started(super().decode(burst))
+    def decode(self, batch: MultiStepBatch) -> PendingTokens:
+        return self._started(super().decode(batch))
 
-    def run_and_sample(self, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+    def run_and_sample(self, batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
         self._is_drawing = True
         try:
-            decoding = super().run_and_sample(batch, burst)
+            decoding = super().run_and_sample(batch, multi_step)
         finally:
             self._is_drawing = False
         self.mixed.append(batch)
@@ -232,7 +232,7 @@ class TestStarts:
         engine = self.flying(runner)
         engine.add("new", [5], SamplingParams(max_tokens=3))
 
-        def lost(batch: Batch, burst: MultiStepBatch) -> PendingTokens:
+        def lost(batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
         runner.run_and_sample = lost  # type: ignore[method-assign]
@@ -284,9 +284,9 @@ def overlapping(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, MultiStepB
     started: list[tuple[Batch, MultiStepBatch]] = []
     run_and_sample = ModelRunner.run_and_sample
 
-    def noted(self: ModelRunner, batch: Batch, burst: MultiStepBatch) -> PendingTokens:
-        started.append((batch, burst))
-        return run_and_sample(self, batch, burst)
+    def noted(self: ModelRunner, batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
+        started.append((batch, multi_step))
+        return run_and_sample(self, batch, multi_step)
 
     monkeypatch.setattr(ModelRunner, "supports_overlap", property(lambda self: True))
     monkeypatch.setattr(ModelRunner, "run_and_sample", noted)

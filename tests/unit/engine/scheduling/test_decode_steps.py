@@ -1,4 +1,4 @@
-"""How many steps at once, for whom."""
+"""`DecodeStepPolicy`: how many decode steps run at once, and for which sequences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def second_step(made: Engine) -> ScheduledStep:
 
 
 @pytest.mark.parametrize(("decode_steps", "expected"), [(1, 1), (2, 2), (5, 4), (16, 16), (100, 64)])
-def test_the_largest_power_of_two_that_the_configuration_allows(decode_steps: int, expected: int) -> None:
+def test_num_steps_is_the_largest_power_of_two_that_the_configuration_allows(decode_steps: int, expected: int) -> None:
     made = engine(decode_steps=decode_steps)
     add(made, *[200] * 4)
     step = second_step(made)
@@ -41,20 +41,20 @@ def test_the_largest_power_of_two_that_the_configuration_allows(decode_steps: in
 
 
 @pytest.mark.parametrize(("lengths", "expected"), [([9] * 4, 8), ([8] * 4, 4), ([9, 9, 9, 5], 4), ([2] * 4, 1)])
-def test_no_further_than_the_outputs_go(lengths: list[int], expected: int) -> None:
-    """One token of each comes from the first step; a tenth of a burst may bring nothing."""
+def test_num_steps_is_limited_by_the_tokens_left(lengths: list[int], expected: int) -> None:
+    """One token of each comes from the first step; a tenth of a multi-step batch may produce no token."""
     made = engine()
     add(made, *lengths)
     assert second_step(made).num_steps == expected
 
 
-def test_a_few_that_end_early_do_not_hold_up_the_rest() -> None:
+def test_num_steps_stays_large_when_few_sequences_end_early() -> None:
     made = engine()
     add(made, *[200] * 15, 3)
     assert second_step(made).num_steps == 16
 
 
-def test_requests_that_wait_for_a_seat_make_bursts_short_where_outputs_are() -> None:
+def test_num_steps_is_small_when_requests_wait_and_outputs_are_short() -> None:
     made = engine(seqs=4)
     add(made, *[200] * 4)
     add(made, 200, first=4)
@@ -66,7 +66,7 @@ def test_requests_that_wait_for_a_seat_make_bursts_short_where_outputs_are() -> 
     assert made.scheduler.schedule().num_steps == 1
 
 
-def test_only_free_blocks_are_taken_ahead() -> None:
+def test_num_steps_is_limited_by_the_free_blocks() -> None:
     """Two sequences in nine blocks of four: after their first, three and a half are left to each."""
     made = engine(runner=FakeRunner(num_blocks=9, block_size=4, eos_token_ids=frozenset()))
     made.scheduler.lengths._prior_output = 1
@@ -77,7 +77,7 @@ def test_only_free_blocks_are_taken_ahead() -> None:
     assert [len(item.sequence.table.blocks) for item in step.multi_step] == [3, 3]
 
 
-def test_unasked_a_burst_is_kept_short() -> None:
+def test_num_steps_is_limited_by_time_when_not_configured() -> None:
     lengths = {}
     for most in (None, 16):
         made = engine(decode_steps=most)
@@ -88,18 +88,18 @@ def test_unasked_a_burst_is_kept_short() -> None:
     assert lengths == {None: 4, 16: 16}
 
 
-def test_a_step_that_reads_prompts_says_nothing_about_decoding() -> None:
+def test_prefill_steps_are_not_counted_in_the_decode_pace() -> None:
     made = engine(decode_steps=None)
     add(made, *[200] * 4)
     made.step()
-    lookahead = made.scheduler.decode_steps
-    lookahead.record(0.01, 1)
-    lookahead.record(9.0, 1, only_decodes=False)
+    policy = made.scheduler.decode_steps
+    policy.record(0.01, 1)
+    policy.record(9.0, 1, only_decodes=False)
     assert made.scheduler.schedule().num_steps == 16
 
 
-def test_whose_positions_would_change_their_scale_waits_for_it_alone() -> None:
-    """The first passes the length at which it would be computed anew; the burst goes on without it until then."""
+def test_sequence_leaves_multi_step_when_its_rope_scale_would_change() -> None:
+    """The first passes the length at which it is computed anew; the multi-step batch runs without it until then."""
 
     class Growing(FakeRunner):
         def rope_length(self, num_prompt: int, num_tokens: int) -> int:
@@ -112,8 +112,8 @@ def test_whose_positions_would_change_their_scale_waits_for_it_alone() -> None:
     outputs = made.generate(prompts, params)
     assert [output.token_ids for output in outputs] == [runner.greedy(p, 40, ignore_eos=True) for p in prompts]
     assert made.stats().preemptions == 1
-    assert {len(burst.entries) for burst in runner.multi_step_batches} >= {5, 6}
+    assert {len(batch.entries) for batch in runner.multi_step_batches} >= {5, 6}
 
 
-def test_one_step_is_never_looked_ahead() -> None:
+def test_num_steps_is_one_when_configured_so() -> None:
     assert DecodeStepPolicy(1, lambda *_: 0).num_steps_for([], None, None, num_waiting=0) == (1, [])  # type: ignore[arg-type]

@@ -215,16 +215,16 @@ def load(model: Path, *, deterministic: bool = False) -> tuple[Engine, list[int]
     return engine, ran
 
 
-def pretend(step_size: PrefillBudgetTuner, cost: Cost) -> list[float]:
+def pretend(tuner: PrefillBudgetTuner, cost: Cost) -> list[float]:
     """Let the steps of an engine take what they are said to; the list fills up with what they did take."""
     took: list[float] = []
-    record = step_size.record
+    record = tuner.record
 
     def made_up(tokens: int, num_decodes: int, seconds: float) -> None:
         took.append(seconds)
         record(tokens, num_decodes, cost(tokens))
 
-    step_size.record = made_up  # type: ignore[method-assign]
+    tuner.record = made_up  # type: ignore[method-assign]
     return took
 
 

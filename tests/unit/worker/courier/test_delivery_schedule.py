@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from jobs.settings import Settings
-from worker.courier.delivery import Answer
+from worker.courier.delivery import WebhookResponse
 from worker.courier.dispatcher import JITTER, next_delay
 
 SCHEDULE = (0, 5, 300)
-FAILED = Answer(500, "failed")
+FAILED = WebhookResponse(500, "failed")
 
 
 def test_the_schedule_of_standard_webhooks() -> None:
@@ -31,6 +31,6 @@ def test_jitter_goes_either_way() -> None:
 
 
 def test_a_receiver_may_ask_for_more_time_but_not_for_less() -> None:
-    assert next_delay(SCHEDULE, 1, Answer(429, "busy", retry_after=60), spread=0) == 60
-    assert next_delay(SCHEDULE, 2, Answer(429, "busy", retry_after=60), spread=0) == 300
-    assert next_delay(SCHEDULE, 3, Answer(429, "busy", retry_after=60), spread=0) is None
+    assert next_delay(SCHEDULE, 1, WebhookResponse(429, "busy", retry_after=60), spread=0) == 60
+    assert next_delay(SCHEDULE, 2, WebhookResponse(429, "busy", retry_after=60), spread=0) == 300
+    assert next_delay(SCHEDULE, 3, WebhookResponse(429, "busy", retry_after=60), spread=0) is None
