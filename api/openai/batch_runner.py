@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 HOLD = 60.0  # seconds; renewed with each group
 RETRY = 10.0  # seconds until what failed is tried again
+AT_ONCE = 4  # batches, so that a small one does not wait for a large one
 PAGE_ROWS = 500  # results read at a time
 FAILURES = (SQLAlchemyError, psycopg.Error, *STORE_ERRORS, PagemillError)
 
@@ -44,26 +46,30 @@ class HoldLost(Exception):
 
 
 class BatchRunner:
-    """Validates and finalizes batches, one at a time. `seconds` between two looks into Postgres."""
+    """Validates and finalizes batches, several side by side. `seconds` between two looks into Postgres."""
 
     def __init__(self, services: Services, *, seconds: float) -> None:
         self._services = services
         self._seconds = seconds
         self._holder = new_id()
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._working: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._run(), name="batches")
 
     async def close(self) -> None:
         """Stop. What is held is free again when its hold is over."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        tasks = [self._task, *self._working]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
         is_failing = False
         while True:
             try:
-                while await self._next():
-                    is_failing = False
+                while await self._begin_next():
+                    pass
+                is_failing = False
             except (SQLAlchemyError, psycopg.Error) as error:
                 if not is_failing:
                     logger.warning("batches wait for the database: %s", type(error).__name__)
@@ -73,11 +79,27 @@ class BatchRunner:
                     await self._services.batches_wait.wait()
             self._services.batches_wait.clear()
 
-    async def _next(self) -> bool:
-        """Do one batch's work. False where there is none."""
-        batch = await self._services.transaction(batches.take, self._holder, seconds=HOLD)
+    async def _begin_next(self) -> bool:
+        """Begin one batch's work when there is a place for it. False where there is no batch."""
+        await self._places.acquire()
+        try:
+            batch = await self._services.transaction(batches.take, self._holder, seconds=HOLD)
+        except BaseException:
+            self._places.release()
+            raise
         if batch is None:
+            self._places.release()
             return False
+        working = asyncio.create_task(self._work(batch), name=public_id(BATCH_PREFIX, batch.id))
+        self._working.add(working)
+        working.add_done_callback(self._end)
+        return True
+
+    def _end(self, working: asyncio.Task[None]) -> None:
+        self._working.discard(working)
+        self._places.release()
+
+    async def _work(self, batch: Batch) -> None:
         name = public_id(BATCH_PREFIX, batch.id)
         try:
             if batch.job_id is None:
@@ -89,11 +111,11 @@ class BatchRunner:
         except FAILURES as error:
             logger.warning("%s is tried again in %g s: %s", name, RETRY, type(error).__name__)
             await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
-        except Exception:
-            # A fault of ours must end neither this task nor the batches behind this one.
-            logger.exception("%s is tried again in %g s", name, RETRY)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the batches behind this one
+            # Frames and kind, not the message: it can quote prompts.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s is tried again in %g s: %s\n%s", name, RETRY, type(error).__name__, frames)
             await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
-        return True
 
     # From a file to a job
 
