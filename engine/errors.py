@@ -1,22 +1,21 @@
-"""What can go wrong in the engine.
+"""Errors that the engine raises on purpose; `message` is written for the author of the request or of the settings."""
 
-    EngineError
-    ├── InvalidConfig      (ValueError)  settings of an engine that cannot be honoured
-    ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
-    ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
-    ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
-    ├── RequestFailed                    one request that cannot go on, or be queued: NaN logits, no token allowed
-    │   └── GrammarError                 a schema, regex or grammar that is wrong, or costs too much
-    ├── ModelError                       a model that cannot be served
-    │   ├── ModelNotFound                nothing at that path or hub id
-    │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason
-    │   └── InvalidWeights               missing, unknown or misshapen weights
-    └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
-
-The first reaches the maker of an `EngineConfig`, the next three the caller of `Engine.add`; the fifth does too where
-queueing went wrong, and becomes the `error` of one `RequestOutput` after that; the rest end loading or the process.
-`message` is written for the person whose request or settings it was.
-"""
+# EngineError
+# ├── InvalidConfig      (ValueError)  settings of an engine that cannot be honoured
+# ├── InvalidParams      (ValueError)  sampling parameters that contradict themselves or their ranges
+# ├── InvalidPrompt      (ValueError)  a text or a conversation that does not become tokens
+# ├── RequestRejected    (ValueError)  a well-formed request that can never run here: too long, unknown tokens
+# ├── RequestFailed                    one request that cannot go on, or be queued: NaN logits, no token allowed
+# │   └── GrammarError                 a schema, regex or grammar that is wrong, or costs too much
+# ├── ModelError                       a model that cannot be served
+# │   ├── ModelNotFound                nothing at that path or hub id
+# │   ├── UnsupportedModel             an architecture or option that the engine refuses, with the reason
+# │   └── InvalidWeights               missing, unknown or misshapen weights
+# └── EngineFailed                     the runner is broken; no later step can succeed, the process should end
+#
+# InvalidConfig reaches the maker of an `EngineConfig`; InvalidParams, InvalidPrompt and RequestRejected reach the
+# caller of `Engine.add`. RequestFailed does too where queueing went wrong, and is the `error` of one `RequestOutput`
+# after that. ModelError ends loading, EngineFailed the process.
 
 from __future__ import annotations
 

@@ -14,8 +14,6 @@ import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -24,8 +22,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs import patterns, strict_json
-from jobs.errors import InvalidInput, InvalidJson
+from jobs import patterns
+from jobs.errors import InvalidInput
+from jobs.strict_model import StrictModel, at_most
+from jobs.structured_outputs import ResponseFormat, StructuredOutputs
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,13 +36,10 @@ MAX_MODEL_NAME = 256
 MAX_URL_BYTES = 2048
 PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
 DEFAULT_MAX_TOKENS = 256
-MAX_STRUCTURE_BYTES = 131_072  # of a schema, a regex, a grammar, or all choices together; the engine's own limit
-MAX_CHOICES = 4096
 MAX_EVENTS = 16  # of a webhook
 MAX_METADATA = 16  # pairs
 MAX_CHOICES_OF_A_PROMPT = 128
 MAX_BIASED_TOKENS = 300  # as many as OpenAI takes
-_MAX_SCHEMA_DEPTH = 64
 _NAME_SHOWN = 100  # characters of an unknown field's name
 _PATH_SHOWN = 300  # characters of a field's path
 
@@ -50,66 +47,6 @@ _PATH_SHOWN = 300  # characters of a field's path
 CustomId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CUSTOM_ID, pattern=patterns.PRINTABLE)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-def _at_most(limit: int) -> BeforeValidator:
-    """Bound the pairs of a dict before pydantic looks at them, because it would complain of each."""
-
-    def check(value: object) -> object:
-        if isinstance(value, dict) and len(value) > limit:
-            raise ValueError(f"{len(value)} pairs; at most {limit} are allowed")
-        return value
-
-    return BeforeValidator(check)
-
-
-class FewComplaints(BaseModel):
-    """Validation whose cost does not grow with the number of unknown fields: pydantic would complain of each.
-
-    Lists do the same by `fail_fast`: they end at their first wrong item.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_one_unknown_field(cls, document: object) -> object:
-        if not isinstance(document, dict) or len(document) <= len(cls.model_fields):
-            return document
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next(name for name in document if name not in known)
-        return {unknown: document[unknown]} | {name: document[name] for name in known & document.keys()}
-
-
-class _Strict(FewComplaints):
-    """Unknown fields are refused by name, and "5" is not 5."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _schema(value: object) -> object:
-    """Parse a JSON schema into an object that can be stored; only the worker can tell whether it can be compiled."""
-    if isinstance(value, str):
-        if len(value) > MAX_STRUCTURE_BYTES:
-            raise ValueError(f"the schema has {len(value)} characters; at most {MAX_STRUCTURE_BYTES} are allowed")
-        try:
-            value = strict_json.parse(value.encode("utf-8", "surrogatepass"), max_depth=_MAX_SCHEMA_DEPTH)
-        except InvalidJson as error:
-            raise ValueError(error.message) from None
-    if not isinstance(value, dict):
-        raise ValueError("a JSON schema is expected here: an object, or the text of one")
-    try:
-        size = len(orjson.dumps(value))
-    except TypeError as error:  # a whole number beyond 64 bits
-        raise ValueError(f"the schema cannot be stored: {error}") from None
-    if size > MAX_STRUCTURE_BYTES:
-        raise ValueError(f"the schema has {size} bytes; at most {MAX_STRUCTURE_BYTES} are allowed")
-    return value
-
-
-def _no_larger(value: str | list[str]) -> str | list[str]:
-    size = sum(len(text.encode()) for text in ([value] if isinstance(value, str) else value))
-    if size > MAX_STRUCTURE_BYTES:
-        raise ValueError(f"{size} bytes; at most {MAX_STRUCTURE_BYTES} are allowed")
-    return value
 
 
 def _no_longer(url: str) -> str:
@@ -124,66 +61,12 @@ LogitBias = Annotated[
         Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")],
         Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
     ],
-    _at_most(MAX_BIASED_TOKENS),
+    at_most(MAX_BIASED_TOKENS),
 ]
 """Added to the logits of the named tokens; JSON has token ids as strings."""
 
 
-Schema = Annotated[dict[str, Any], BeforeValidator(_schema)]
-Structure = Annotated[str, AfterValidator(_no_larger)]
-
-
-class StructuredOutputs(_Strict):
-    """The form that an output must have: exactly one of these. Names are vLLM's."""
-
-    json_: Schema | None = Field(default=None, alias="json")
-    json_object: Literal[True] | None = None
-    regex: Structure | None = None
-    choice: (
-        Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True), AfterValidator(_no_larger)]
-        | None
-    ) = None
-    grammar: Structure | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> StructuredOutputs:
-        if (
-            sum(value is not None for value in (self.json_, self.json_object, self.regex, self.choice, self.grammar))
-            != 1
-        ):
-            raise ValueError("exactly one of 'json', 'json_object', 'regex', 'choice' and 'grammar' is needed")
-        return self
-
-
-class JsonSchema(_Strict):
-    """OpenAI's wrapping of a schema. The output always keeps to it, `strict` or not."""
-
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    description: Annotated[str, StringConstraints(max_length=4096)] | None = None
-    schema_: Schema = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(_Strict):
-    """The form that an output must have, as OpenAI spells it."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _schema_where_it_belongs(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' is needed with the type 'json_schema', and with no other")
-        return self
-
-    def structured_outputs(self) -> StructuredOutputs | None:
-        """The equivalent `structured_outputs`; None for plain text."""
-        if self.json_schema is not None:
-            return StructuredOutputs(json=self.json_schema.schema_)
-        return StructuredOutputs(json_object=True) if self.type == "json_object" else None
-
-
-class Params(_Strict):
+class Params(StrictModel):
     """Sampling parameters; what is left out is the job's, then the default."""
 
     max_tokens: int | None = Field(default=None, ge=0, le=1_000_000, description="0: only with `echo`")
@@ -208,7 +91,7 @@ class Params(_Strict):
     structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
-    def _at_least_not_above_at_most(self) -> Params:
+    def _at_least_not_aboveat_most(self) -> Params:
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
         return self
@@ -232,7 +115,7 @@ class Params(_Strict):
         return fields
 
 
-class Message(_Strict):
+class Message(StrictModel):
     """One turn of a conversation, for the model's chat template."""
 
     role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -260,7 +143,7 @@ class PromptLine(Params):
         return self
 
 
-class Webhook(_Strict):
+class Webhook(StrictModel):
     """The receiver that is called at the job's end."""
 
     url: Annotated[str, StringConstraints(pattern=patterns.HTTP_URL), AfterValidator(_no_longer)]
@@ -290,7 +173,7 @@ Metadata = Annotated[
         Annotated[str, StringConstraints(max_length=512, pattern=patterns.WITHOUT_NUL)],
     ],
     Field(max_length=MAX_METADATA),
-    _at_most(MAX_METADATA),
+    at_most(MAX_METADATA),
 ]
 
 _WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -310,13 +193,13 @@ def window_text(seconds: int) -> str:
     return f"{hours}h" if hours < 10_000 else f"{hours // 24}d"
 
 
-class JobOptions(_Strict):
+class JobOptions(StrictModel):
     """A job without its prompts. NDJSON submissions carry it in the query."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_NAME, pattern=patterns.WITHOUT_NUL)]
     params: Params = Params()
     priority: int = Field(default=0, ge=-100, le=100)
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default={})
     webhook: Webhook | None = None
     completion_window: Window | None = None
 

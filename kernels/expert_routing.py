@@ -6,7 +6,7 @@
 product takes pairs in blocks of ROWS that share an expert:
 
     place        0 .. ROWS-1 | ROWS .. | ...            a block's last places may be empty
-    expert            0      |    0    |    2    | 5 ..      an expert that nobody chose has no block
+    expert            0      |    0    |    2    | 5 ..      an expert that no token chose has no block
     pairs        in the order of tokens, so that the same input gives the same arrangement
 
 Two launches, and nothing is read on the host. The first chooses, and counts what each chunk of tokens gives to each

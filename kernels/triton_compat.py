@@ -1,7 +1,7 @@
 """Triton and its language; without Triton, just enough of it to import this package.
 
 Each kernel stands in one file with its fallback in plain torch, which runs on machines that Triton is not built for
-(macOS, for one). There kernels are functions that nobody launches: `kernels/device.py` refuses every device.
+(macOS, for one). There kernels are functions that are never launched: `kernels/device.py` refuses every device.
 """
 
 from __future__ import annotations

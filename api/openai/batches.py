@@ -16,8 +16,9 @@ from jobs.ids import BATCH_PREFIX, parse_id
 from jobs.queries import batches, settling
 from jobs.queries.batches import Batch, OnError
 from jobs.queries.tenants import Tenant
-from jobs.requests import FewComplaints, Metadata, Window, window_seconds
+from jobs.requests import Metadata, Window, window_seconds
 from jobs.states import JobState
+from jobs.strict_model import FewComplaints
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

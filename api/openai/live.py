@@ -141,7 +141,7 @@ async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Re
     try:
         await asyncio.wait([collecting, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not collecting.done():
-            return Response(status_code=499)  # it reaches nobody
+            return Response(status_code=499)  # the caller has disconnected
         await collecting
     except AnswerRefused as refused:
         return _json(refused.body, refused.status)

@@ -25,7 +25,7 @@ from jobs.ids import PART_PREFIX, UPLOAD_PREFIX, parse_id, public_id
 from jobs.queries import files
 from jobs.queries.files import Part, StoredFile, Upload
 from jobs.queries.tenants import Tenant
-from jobs.requests import FewComplaints
+from jobs.strict_model import FewComplaints
 
 router = APIRouter(prefix="/v1/uploads", tags=["files"])
 

@@ -4,11 +4,12 @@
 
 Keys and values are read in tiles that begin at absolute positions, so that neither chunks nor cached prefixes nor the
 size of a block move their bounds, and tiles are added up from the first to the last by an online softmax (Milakov &
-Gimelshein, arXiv 1805.02867). Queries come in pieces of 8 rows of one sequence, filled up where there are fewer: a
-decode is a piece with one row, and goes through the very products that a prompt's rows go through. All is float32.
-
-A tile in which a row may look at nothing leaves its sums as they are: it multiplies by one and adds zero.
+Gimelshein, arXiv 1805.02867).
 """
+
+# Queries come in pieces of 8 rows of one sequence, filled up where there are fewer: a decode is a piece with one row,
+# and goes through the very products that a prompt's rows go through. All is float32. A tile in which a row may look
+# at nothing leaves its sums as they are: it multiplies by one and adds zero.
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class DecodeMetadata:
     """`[S]` int64: where each token stands. A row that is only padding stands at 0."""
 
     lengths: Tensor
-    """`[S]` int32: how many tokens each attends to, itself among them; 0 for padding, whose result nobody reads."""
+    """`[S]` int32: how many tokens each attends to, itself among them; 0 for padding, whose result is not read."""
 
     block_tables: Tensor
     """`[S, blocks]` int32, padded with zeros."""

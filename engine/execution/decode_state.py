@@ -1,15 +1,15 @@
-"""What a device knows of the running sequences, so that it can decode without being told.
+"""The running sequences' state on the device, from which it decodes several steps without the host.
 
     batch slot  0     1     2     …     padding      one row a sequence, its own for its whole stay in the batch
     rows        token, position, tokens left, …      [batch slots + 1, columns] int64
     table       7 3 9 0 0 …                          [batch slots + 1, blocks] int32
 
-The host sends what changed: whole rows of sequences that are new here or went on elsewhere since, and blocks that
-were appended. All of it travels as one vector. What a decode step changes, the device changes itself; the host reckons
-with rows as they are when all that was started has run. An ended sequence never reuses its row.
-
-Real numbers are kept as the bits of a float64 among the integers, so that a row is one vector too.
+The host sends what changed as one vector: rows of sequences that are new or ran elsewhere since, and appended blocks.
 """
+
+# A decode step updates its rows on the device. The host tracks the state each row will have after all started steps
+# have run. A sequence that ends in one of those steps never reuses its row: the next owner's row is sent in full.
+# Real numbers are kept as the bits of a float64 among the integers, so that a row is one vector too.
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
 """Several decode steps in one launch: each token is sampled on the device and is the next step's input there.
 
-    rows ── gather ── token, position, slot ── model ── logits ── draw ── stop? ── scatter ─┐
+    rows ── gather ── token, position, slot ── model ── logits ── sample ─ stop? ── scatter ─┐
       ▲                                                                                     │
       └───────────────────────────── k times, no host read ────────────────────────────────┘
 
-A row that has ended goes on as padding: it writes its key and value into the padding block, and no token
-comes of it. All shapes follow from the batch size, the number of steps and the widest block table, so that a CUDA graph
-can hold it. On the CPU, where looking costs nothing, rows leave the batch as they end instead.
+An ended row goes on as padding and writes into the padding block. All shapes follow from the batch size, the number of
+steps and the widest block table, as CUDA graphs need it. On the CPU rows leave the batch as they end.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
 
 
 def grammar_text(wanted: StructuredOutputs) -> str:
-    """What llguidance reads. Nothing is compiled yet, so that this is quick whatever the request holds."""
+    """The text that llguidance reads. Quick for any request, because nothing is compiled yet."""
     source = wanted.source
     if wanted.kind in ("json", "json_object"):
         schema = {"x-guidance": _WHITESPACE, **readable_schema(json.loads(source))}

@@ -62,7 +62,7 @@ class TrialProcess:
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
-            with contextlib.suppress(OSError):  # what was not written yet concerns nobody
+            with contextlib.suppress(OSError):  # what was not written yet is not needed
                 stream.close()
 
     def _started(self, vocabulary: Vocabulary) -> subprocess.Popen[bytes]:

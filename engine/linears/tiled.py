@@ -1,4 +1,4 @@
-"""Linear layers in tiles of a fixed number of rows: each row comes out the same, whatever the others are."""
+"""Linear layers in tiles of a fixed number of rows: a row's result does not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPERT_ROWS = 8
 
 
 class TiledLinear(nn.Module):
-    """Whatever computes a linear layer, itself or what has taken it over, given a fixed number of rows a time."""
+    """Runs a linear layer, or the layer that replaced it, on a fixed number of rows at a time."""
 
     def __init__(self, compute: nn.Module, layer: nn.Linear, threads: Threads) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ Buffer = npt.NDArray[np.uint8]
 
 
 class BufferPool:
-    """Hands out memory on the CPU. What a tensor of it still uses is nobody else's."""
+    """Hands out memory on the CPU. A buffer that a tensor still uses is never handed out again."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, list[tuple[Buffer, weakref.ref[Buffer]]]] = defaultdict(list)
@@ -34,7 +34,7 @@ class BufferPool:
         buffers = self._buffers[size]
         place = next((place for place, (_, lease) in enumerate(buffers) if lease() is None), len(buffers))
         buffer = buffers.pop(place)[0] if place < len(buffers) else np.empty(size, np.uint8)
-        # Tensors keep the view alive that they were made of, and nobody else does.
+        # Only the tensors made of the view keep it alive.
         lease = buffer.view()
         buffers.append((buffer, weakref.ref(lease)))
         return torch.from_numpy(lease).view(dtype).view(shape)

@@ -199,7 +199,7 @@ def randomize_weights(filling: ModelFiller, *, seed: int) -> None:
 
     The same seed gives the same weights on the same kind of device.
     """
-    # What is filled may be exchanged meanwhile.
+    # Filling a parameter may replace its module.
     for (name, parameter), its_seed in zip(list(filling.model.named_parameters()), itertools.count(seed)):
         with filling.part(parameter) as part:
             _randomize(part, name, seed=its_seed)
@@ -224,7 +224,7 @@ def _randomize(parameter: Tensor, name: str, *, seed: int) -> None:
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
     """All tensors, one after another; each must be let go of before the next but one is asked for.
 
-    Large ones come first: what is converted or packed meanwhile is in memory twice, and then little else is there.
+    Large ones come first: what is being converted or packed is in memory twice, and at first little else is there.
     """
     places: deque[tuple[Path, str]] = deque()
     path = files[0]

@@ -27,7 +27,7 @@ class TokenInputs:
     """`[R]`: which tokens' logits are wanted, in order; None for all."""
 
     def select(self, hidden: Tensor) -> Tensor:
-        """The rows of `[T, ...]` whose logits are wanted: nobody looks at others once the last layer has attended."""
+        """The rows of `[T, ...]` whose logits are wanted; other rows are not needed after the last attention."""
         return hidden if self.logit_rows is None else hidden.index_select(0, self.logit_rows)
 
 

@@ -2,13 +2,12 @@
 
 Models that follow transformers' attention interface call a function by name for `softmax(q k) v`. Ours is registered
 under a name of this instance's own, and the model is fed the flat tokens of all sequences as one row `[1, T]` with
-explicit positions and without transformers' cache. Everything but attention works token by token, so nothing else
-notices.
-
-That is an assumption about code which nobody here has read. So it is not believed but tried: at load, `verify` runs two
-short sequences, mixed and in pieces, through the engine's attention, and compares the logits with those of the model's
-own eager attention on each sequence by itself. What differs is refused.
+explicit positions and without transformers' cache. Everything but attention works token by token.
 """
+
+# That is an assumption about each model's code, so loading tests it: `verify` runs two short sequences, mixed and in
+# pieces, through the engine's attention, and compares the logits with those of the model's own eager attention on each
+# sequence by itself. A model whose logits differ is refused.
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
 """Rotary position embeddings (Su et al., arXiv 2104.09864) and the ways to stretch them over longer contexts.
 
-The pair of dimensions (i, i + rot/2) of a head turns by the angle `position * inverse_frequency[i]`. The kinds differ
-in the frequencies, and some scale the result by an attention factor:
-
-    default    base^(-2i/rot)
-    linear     all slower by `factor`                                    (position interpolation, arXiv 2306.15595)
-    dynamic    a base that grows with the sequence's length              (NTK-aware scaling)
-    yarn       slow dimensions as linear, fast ones as default, a ramp between   (arXiv 2309.00071)
-    llama3     the same idea with the wavelength as measure              (Llama 3.1)
-    longrope   one factor a dimension, from a short or a long list by the sequence's length   (arXiv 2402.13753)
+The pair of dimensions (i, i + rot/2) of a head turns by the angle `position * inverse_frequency[i]`.
 """
+
+# The kinds differ in the frequencies, and some scale the result by an attention factor:
+#
+#     default    base^(-2i/rot)
+#     linear     all slower by `factor`                                    (position interpolation, arXiv 2306.15595)
+#     dynamic    a base that grows with the sequence's length              (NTK-aware scaling)
+#     yarn       slow dimensions as linear, fast ones as default, a ramp between   (arXiv 2309.00071)
+#     llama3     the same idea with the wavelength as measure              (Llama 3.1)
+#     longrope   one factor a dimension, from a short or a long list by the sequence's length   (arXiv 2402.13753)
 
 from __future__ import annotations
 

@@ -5,13 +5,12 @@
     GPTQ    [in / P, out]                   [groups, out / P]             [groups, out]       P = 32 / bits
 
     w[o, i] = (q - zero) * scale            group: i // group_size, or with GPTQ g_idx[i]
-
-AWQ's eight outputs of an int32 stand in the order 0, 2, 4, 6, 1, 3, 5, 7. GPTQ's files hold zero - 1 in their first
-version (`gptq`), so that 15 means 16, and zero itself in the second (`gptq_v2`). With `desc_act`, g_idx scatters the
-groups over the inputs.
-
 As AutoAWQ (`WQLinear_GEMM`), AutoGPTQ (`QuantLinear`) and GPTQModel write them.
 """
+
+# AWQ's eight outputs of an int32 stand in the order 0, 2, 4, 6, 1, 3, 5, 7. GPTQ's files hold zero - 1 in their first
+# version (`gptq`), so that 15 means 16, and zero itself in the second (`gptq_v2`). With `desc_act`, g_idx scatters the
+# groups over the inputs.
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Who holds which block of the KV cache, and which blocks can be shared.
+"""Which sequences hold which blocks of the KV cache, and which blocks can be shared.
 
-    blocks      0      1      2      3      4      5            physical blocks of `block_size` positions
-    references  2      1      0      0      1      0            how many block tables name the block
-    content     A·     A·B    A·C    -      -      D·           "A·B": indexed as the prefix A, B; "-": not indexed
-                              |      |             |
-    free list          front [3, 2, 5] back                     no references; the front is reused first (LRU)
-
-A prefix is a chain of nodes, one a full block. The index maps (parent node, the block's tokens) to a node, and a node's
-number is never used twice; the first block's parent is the salt. Python's dict compares keys by equality, so a hash
-collision can slow a lookup but never show one request another's text.
+blocks      0      1      2      3      4      5            physical blocks of `block_size` positions
+references  2      1      0      0      1      0            how many block tables name the block
+content     A·     A·B    A·C    -      -      D·           "A·B": indexed as the prefix A, B; "-": not indexed
+                          |      |             |
+free list          front [3, 2, 5] back                     no references; the front is reused first (LRU)
 """
+
+# A prefix is a chain of nodes, one a full block. The index maps (parent node, the block's tokens) to a node, and a
+# node's number is never used twice; the first block's parent is the salt. Python's dict compares keys by equality, so
+# a hash collision can slow a lookup but never show one request another's text.
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@
                ▲                  │
                └─────preempt──────┘
 
-Each step first continues what runs, in order of service: one token where a sequence decodes, a chunk where its prompt
-is still being read. When blocks run out, the last in order gives its blocks up and is computed again later, mostly from
-the prefix cache. What is left of the token budget goes to waiting sequences, as far as the forecast lets them in.
 A step costs O(running), however many wait.
 """
+
+# Each step first continues what runs, in order of service: one token where a sequence decodes, a chunk where its
+# prompt is still being read. When blocks run out, the last in order gives its blocks up and is computed again later,
+# mostly from the prefix cache. What is left of the token budget goes to waiting sequences, as far as the forecast
+# lets them in.
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _cache_directory() -> Path:
     for candidate in _cache_candidates():
         try:
             candidate.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Code is loaded from here: nobody else may put it there.
+            # Code is loaded from here, so no other user may write to it.
             state = candidate.lstat()
             if state.st_uid == os.geteuid() and not state.st_mode & 0o022:
                 with tempfile.TemporaryFile(dir=candidate):

@@ -20,7 +20,7 @@ NO_CEILINGS = {"precisions": {}}
 
 @pytest.mark.timeout(900)  # it starts three processes that load torch
 def test_contenders_take_turns_and_make_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a busy machine anybody may be slow, and little memory free.
+    # On a busy machine any contender may be slow, and little memory free.
     monkeypatch.setattr(comparing, "HOPELESS", float("inf"))
     monkeypatch.setattr(comparing, "ENOUGH_MEMORY", 0.0)
     # In this environment instead of their own.

@@ -62,9 +62,9 @@ def test_a_database_without_tables_is_no_obstacle(settings: Settings, empty_data
 
 
 def test_servers_that_do_not_answer(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        at = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unanswered:
+        unanswered.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{unanswered.getsockname()[1]}"
         settings = Settings(
             data_dir=tmp_path, database_url=f"postgresql://user:secret@{at}/name", redis_url=f"redis://:secret@{at}/0"
         )
@@ -75,18 +75,18 @@ def test_servers_that_do_not_answer(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", 0))
-        somebody.listen()
-        port = somebody.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         found = _find(Settings(data_dir=tmp_path, port=port), "API")
         assert (found.verdict, str(port) in found.detail) == (Verdict.BAD, True)
 
 
 def test_an_up_that_was_killed_is_not_running(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        Running(f"http://127.0.0.1:{nobody.getsockname()[1]}", "", "").write(tmp_path)
+    with socket.socket() as unanswered:
+        unanswered.bind(("127.0.0.1", 0))
+        Running(f"http://127.0.0.1:{unanswered.getsockname()[1]}", "", "").write(tmp_path)
         assert "nothing runs" in _find(Settings(data_dir=tmp_path, port=_free_port()), "API").detail
 
 

@@ -134,7 +134,7 @@ def _add(host: Host) -> None:
 
 @pytest.fixture(params=["", pytest.param(WITHOUT_NAMESPACES, marks=needs_root)], ids=["plain", "without-namespaces"])
 def prefix(request: pytest.FixtureRequest) -> Sequence[str]:
-    """As whoever runs the tests; and, as root, where user namespaces are forbidden."""
+    """As the user that runs the tests; and, as root, where user namespaces are forbidden."""
     return tuple(request.param)
 
 
@@ -156,7 +156,7 @@ def data_dir(tmp_path: Path, cluster: Path) -> Path:
 
 @pytest.fixture
 def awkward(tmp_path: Path) -> Path:
-    """A data directory with a space and a quote in its name, under a directory that nobody else may enter."""
+    """A data directory with a space and a quote in its name, under a directory that no other user may enter."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     return home / "it's a %20 directory"
@@ -201,7 +201,7 @@ def test_kill_9_of_everything(start_host: StartHost, awkward_used: Path, prefix:
     host = start_host(awkward_used, prefix=prefix)
     _add(host)
     processes = host.processes()
-    for kill_or_stop in (psutil.Process.suspend, psutil.Process.kill):  # suspended first: nobody gets to tidy up
+    for kill_or_stop in (psutil.Process.suspend, psutil.Process.kill):  # suspended first, so that no process tidies up
         for process in processes:
             with suppress(psutil.NoSuchProcess):  # a session that was about to end
                 kill_or_stop(process)
@@ -209,7 +209,7 @@ def test_kill_9_of_everything(start_host: StartHost, awkward_used: Path, prefix:
     pid_file = awkward_used / "postgres" / "cluster" / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
     assert lines[0] == str(host.pids["postgres"])
-    # After a reboot, or in the next container, that pid may belong to anybody: here to the test itself.
+    # After a reboot, or in the next container, that pid may be any process: here the test itself.
     pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
     again = start_host(awkward_used, prefix=prefix)

@@ -24,10 +24,10 @@ def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
 
 def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    first = store_key(settings, database_url, "a key of my own, long enough", tenant="somebody new")
+    first = store_key(settings, database_url, "a key of my own, long enough", tenant="a new tenant")
     assert first.is_new
     assert first.webhook_secret is not None
-    again = store_key(settings, database_url, "a key of my own, long enough", tenant="somebody new")
+    again = store_key(settings, database_url, "a key of my own, long enough", tenant="a new tenant")
     assert (again.is_new, again.webhook_secret) == (False, None)
 
 

@@ -1,4 +1,4 @@
-"""What must be true of the rows at any moment, whatever happened. Called after every test that does damage."""
+"""What must be true of the rows at any moment. Called after every test that does damage."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Pipeline:
             )
 
     def submit(self, prompts: Sequence[Sequence[int]], **params: Any) -> UUID:
-        """A published job; nobody is told of it."""
+        """A published job, without a notification."""
         model = ModelLimits(MODEL, MAX_MODEL_LEN, VOCAB_SIZE)
         defaults = Params(**{"max_tokens": 20, "temperature": 0, **params})
         lines = [

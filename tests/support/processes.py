@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-# Seconds. Nobody waits so long where all is well: it tells "slow" from "never" on a machine that others load.
+# Seconds. No test that passes waits so long: it tells "slow" from "never" on a machine that others load.
 PATIENCE = 90.0
 
 

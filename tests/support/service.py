@@ -94,7 +94,7 @@ class Service(Pipeline):
     def await_completion(
         self, client: httpx.Client, job_id: UUID, prompts: Sequence[Sequence[int]], *, timeout: float = PATIENCE
     ) -> None:
-        """Wait for a job's end, and hold what came of it against the oracle and an engine that nobody disturbed."""
+        """Wait for a job's end, and hold what came of it against the oracle and an undisturbed engine."""
         path = f"/v1/jobs/job_{job_id.hex}"
 
         def is_at_its_end() -> bool:

@@ -1,6 +1,6 @@
 """A wall clock that is wrong, for one process: a library that the dynamic linker puts before libc's clock.
 
-Only the real-time clock is shifted: nobody can set the monotonic one.
+Only the real-time clock is shifted: the monotonic one cannot be set.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class EngineThread:
             return max(0, self._capacity - len(self._inbox))
 
     def live_capacity(self) -> int:
-        """How many more live requests may be queued, whatever the engine has room for: the rest yields to them."""
+        """How many more live requests may be queued, even into a full engine: other requests yield to them."""
         with self._changed:
             return MOST_LIVE - sum(prepared.request.is_live for prepared in self._held.values())
 

@@ -13,7 +13,7 @@ import pytest
 from cli.client import Client, ServiceError, ServiceUnavailable, Submission
 from tests.unit.cli.scripted_service import UNAVAILABLE, Reply, ScriptedService, job
 
-KEY = "pm_a-secret-of-somebody"
+KEY = "pm_a-secret-of-a-tenant"
 
 
 def result(seq: int) -> bytes:

@@ -1,6 +1,6 @@
-"""Schemas, regular expressions and grammars that mean no good, and some that nobody meant but somebody will send.
+"""Hostile schemas, regular expressions and grammars, and innocent ones that are as costly.
 
-Each is refused, or harmless; what matters is that nobody else notices.
+Each is refused, or harmless; what matters is that no other request notices.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from engine import structured_outputs
 from jobs.errors import InvalidInput
 from jobs.requests import (
-    MAX_CHOICES,
-    MAX_STRUCTURE_BYTES,
     MAX_URL_BYTES,
     PREFIX_BYTES,
     JobOptions,
@@ -26,6 +24,7 @@ from jobs.requests import (
     window_seconds,
     window_text,
 )
+from jobs.structured_outputs import MAX_CHOICES, MAX_STRUCTURE_BYTES
 
 MODEL = ModelLimits("demo", max_model_len=100, vocab_size=50)
 

@@ -11,7 +11,7 @@ from kernels.cpu.library import CpuKernelsUnavailable, Library, build, library, 
 
 @functools.cache
 def cpu_library(name: str) -> Library:
-    """ "native"; "generic", without any instruction by name; "wide", with vectors of 16, whatever the machine's width.
+    """ "native"; "generic", without any instruction by name; "wide", with vectors of 16 on any machine.
 
     Skips where there is no compiler.
     """

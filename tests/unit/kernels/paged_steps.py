@@ -47,7 +47,7 @@ def make_step(
     generator = torch.Generator().manual_seed(seed)
     widths = [-(-length // block_size) for length in lengths]
     order = torch.randperm(sum(widths) + 2, generator=generator).tolist()
-    # Far outside of the cache: whoever follows it reads foreign memory.
+    # Far outside of the cache: a kernel that follows it reads foreign memory.
     tables = torch.full((len(lengths), max(widths, default=0) + 2), 2**24, dtype=torch.int32)
     caches = [
         torch.full((len(order), block_size, kv_heads, dim), float("nan"), dtype=dtype)

@@ -157,7 +157,7 @@ def test_mixtures_with_other_gates(activation: str, device: torch.device) -> Non
 
 
 def test_all_tokens_in_one_expert(device: torch.device) -> None:
-    """Several blocks of one expert, and experts whose weights nobody may touch."""
+    """Several blocks of one expert, and experts whose weights must not be read."""
     x, logits, gate_up, down = mixture(70, 6, 40, 24, torch.float32, device)
     logits[:, 4] = 50.0
     logits[:, 1] = 40.0

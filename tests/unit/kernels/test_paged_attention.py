@@ -52,7 +52,7 @@ def make_step(
     widths = [-(-length // block_size) for length in lengths]
     order = torch.randperm(sum(widths) + 3).tolist()
     block_tables = np.zeros((len(starts), max(widths)), np.int64)
-    # What nobody wrote must never matter.
+    # Positions that were never written must not matter.
     caches = [
         torch.full((len(order), block_size, kv_heads, dim), float("nan"), dtype=dtype)
         for dim in (head_dim, value_dim or head_dim)
