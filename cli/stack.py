@@ -140,7 +140,7 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
     ]
     for number, model in enumerate(model_names, start=1):
         source = models.resolve(model)
-        location = str(Path(source.location).absolute()) if Path(source.location).is_dir() else source.location
+        location = str(Path(source.location).absolute()) if Path(source.location).exists() else source.location
         children.append(
             child(
                 "worker" if number == 1 else f"worker-{number}",

@@ -97,14 +97,14 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig | None = None) -> Engine:
-        """Load a model and its tokenizer from a directory or a hub id; raises `ModelError`."""
+        """Load a model and its tokenizer from a directory, a GGUF file or a hub id; raises `ModelError`."""
         from engine.execution.model_runner import ModelRunner
         from engine.loading.hub import resolve_model
-        from engine.tokenization.tokenizer import Tokenizer
+        from engine.loading.tokenizer import load_tokenizer
 
         config = config or EngineConfig()
-        directory = resolve_model(path_or_id)
-        runner, tokenizer = ModelRunner.from_pretrained(directory, config), Tokenizer.from_pretrained(directory)
+        path = resolve_model(path_or_id)
+        runner, tokenizer = ModelRunner.from_pretrained(path, config), load_tokenizer(path)
         # A GPU's largest step was tried before its memory was given away; with `deterministic` a step is a number of
         # equal passes, and its result must not depend on a clock.
         is_tuned = runner.device.type == "cpu" and not config.deterministic

@@ -21,6 +21,8 @@ def up(model_names: Sequence[str], *, data_dir: Path | None, host: str | None, p
 
     options = {"data_dir": data_dir, "host": host, "port": port}
     settings = Settings().model_copy(update={key: value for key, value in options.items() if value is not None})
+    for name in model_names or [settings.model or models.DEMO]:
+        models.resolve(name)  # what must be fetched is, before anything starts
     return run(settings, list(model_names))
 
 
@@ -41,7 +43,10 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
         settings = settings.model_copy(update={"device": device})
     name = model or settings.model
     if name is None:
-        err.print("Name a model with --model: demo, a directory, or the id of a model on the hub.", style="red")
+        err.print(
+            "Name a model with --model: demo, smollm2, a directory, a GGUF file, or the id of a model on the hub.",
+            style="red",
+        )
         return 2
     logs.configure(settings.log_level)
 

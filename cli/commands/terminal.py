@@ -16,13 +16,14 @@ from cli.client import ServiceError
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
 from cli.first_key import UnusableKey
+from cli.packaged_models import PackagedModelError
 from jobs.database import DatabaseNotConfigured, UnsupportedDatabase, brief
 from jobs.queues import BrokerNotConfigured
 
 P = ParamSpec("P")
 
 # What `pip install .` leaves out: the API and the courier do without.
-WORKER_PACKAGES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"})
+WORKER_PACKAGES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "jinja2"})
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,6 +44,7 @@ def reports_errors(command: Callable[P, int]) -> Callable[P, int]:
             DataDirError,
             EmbeddedServiceError,
             UnusableKey,
+            PackagedModelError,
         ) as error:
             err.print(str(error), style="red", markup=False)
         except SQLAlchemyError as error:

@@ -104,20 +104,18 @@ class ModelRunner:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
-        """Load from a directory or a hub id; raises `ModelError`."""
-        directory = resolve_model(path_or_id)
-        model_config = load_config(directory)
+        """Load from a directory, a GGUF file or a hub id; raises `ModelError`."""
+        path = resolve_model(path_or_id)
+        model_config = load_config(path)
         device, threads = _device(config), Threads()
         model = load_model(
-            directory,
+            path,
             model_config,
             config,
             device=device,
             on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).exchange,
         )
-        return cls(
-            model, config, eos_token_ids=eos_token_ids(directory, model_config, model.vocab_size), threads=threads
-        )
+        return cls(model, config, eos_token_ids=eos_token_ids(path, model_config, model.vocab_size), threads=threads)
 
     @property
     def num_blocks(self) -> int:

@@ -1,13 +1,15 @@
-"""A model's files: in a directory, or from the Hugging Face hub.
+"""A model's files: in a directory, in one GGUF file, or from the Hugging Face hub.
 
-Only safetensors are ever loaded (pickled checkpoints can run code), and no Python from a model's repository runs.
+Only safetensors and GGUF are ever loaded (pickled checkpoints can run code), and no Python from a model's repository
+runs.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,18 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["*/*", "consolidated*"]
 
 
+_GGUF = ".gguf"
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a name is that of a GGUF file, by its ending."""
+    return str(path).lower().endswith(_GGUF)
+
+
 def resolve_model(path_or_id: str | Path) -> Path:
-    """The directory that holds the model's files, downloaded into the hub's cache where it is no directory yet.
+    """The directory that holds the model's files, or its GGUF file.
+
+    `org/name` and `org/name:file.gguf` are downloaded into the hub's cache, unless there is such a directory or file.
 
     Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`. Raises `ModelNotFound`.
     """
@@ -37,7 +49,14 @@ def resolve_model(path_or_id: str | Path) -> Path:
         return directory
     name = str(path_or_id)
     if directory.exists():
-        raise ModelNotFound(f"{name} is a file: give the directory that holds config.json and the weights")
+        if is_gguf(directory):
+            return directory
+        raise ModelNotFound(f"{name} is a file: give the directory that holds config.json and the weights, or a GGUF")
+    repository, colon, file = name.partition(":")
+    if colon and is_gguf(file) and not Path(repository).is_absolute() and not repository.startswith((".", "~")):
+        return _download_file(repository, file)
+    if is_gguf(name):
+        raise ModelNotFound(f"there is no file {name}")
     if directory.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelNotFound(f"there is no directory {name}")
     return _download(name)
@@ -45,7 +64,26 @@ def resolve_model(path_or_id: str | Path) -> Path:
 
 def _download(model_id: str) -> Path:
     from huggingface_hub import snapshot_download
+
+    with _hub_errors(model_id):
+        directory = Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    if not (directory / "config.json").is_file():
+        raise ModelNotFound(f"{model_id} on the hub holds no config.json")
+    return directory
+
+
+def _download_file(model_id: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(model_id, file):
+        return Path(hf_hub_download(model_id, file))
+
+
+@contextmanager
+def _hub_errors(model_id: str, file: str | None = None) -> Iterator[None]:
+    """Turn what goes wrong with a download into `ModelNotFound`."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -53,8 +91,9 @@ def _download(model_id: str) -> Path:
         RepositoryNotFoundError,
     )
 
+    name = model_id if file is None else f"{model_id}:{file}"
     try:
-        directory = Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        yield
     except HFValidationError as error:
         raise ModelNotFound(f"{model_id!r} is neither a directory nor the id of a model on the hub") from error
     except GatedRepoError as error:
@@ -63,13 +102,12 @@ def _download(model_id: str) -> Path:
         raise ModelNotFound(f"the hub has no model {model_id}, or it is private: set HF_TOKEN") from error
     except LocalEntryNotFoundError as error:
         raise ModelNotFound(
-            f"{model_id} is not a directory, is not in the hub's cache, and the hub cannot be reached"
+            f"{name} is no local path, is not in the hub's cache, and the hub cannot be reached"
         ) from error
+    except EntryNotFoundError as error:
+        raise ModelNotFound(f"{model_id} on the hub holds no {file}") from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelNotFound(f"downloading {model_id} from the hub failed: {error}") from error
-    if not (directory / "config.json").is_file():
-        raise ModelNotFound(f"{model_id} on the hub holds no config.json")
-    return directory
+        raise ModelNotFound(f"downloading {name} from the hub failed: {error}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -129,28 +167,33 @@ def _json(path: Path) -> dict[str, Any]:
     return document
 
 
-def load_config(directory: Path) -> Any:
-    """transformers' configuration of the model. Raises `UnsupportedModel`."""
+def load_config(path: Path) -> Any:
+    """transformers' configuration of the model in a directory or a GGUF file. Raises `ModelError`."""
+    if is_gguf(path):
+        from engine.loading.gguf.config import model_config
+        from engine.loading.gguf.file import GGUFFile
+
+        return model_config(GGUFFile(path))
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise UnsupportedModel(f"the configuration in {directory} cannot be read: {error}") from error
+        raise UnsupportedModel(f"the configuration in {path} cannot be read: {error}") from error
     return config
 
 
-def eos_token_ids(directory: Path, config: Any, vocab_size: int) -> frozenset[int]:
+def eos_token_ids(path: Path, config: Any, vocab_size: int) -> frozenset[int]:
     """Return the tokens that end a completion: of generation_config.json, or else of config.json or its text part.
 
     What is no token of the vocabulary is left out with a warning, as it can never be generated.
     """
-    ids = _json(directory / "generation_config.json").get("eos_token_id")
+    ids = _json(path / "generation_config.json").get("eos_token_id")
     for source in (config, config.get_text_config()):
         if ids is None:
             ids = getattr(source, "eos_token_id", None)
     given = ids if isinstance(ids, list | tuple) else [] if ids is None else [ids]
     known = frozenset(token for token in given if type(token) is int and 0 <= token < vocab_size)
     if len(known) < len(set(map(repr, given))):
-        logger.warning("eos_token_id of %s names what is no token of the %d: %s", directory, vocab_size, given)
+        logger.warning("eos_token_id of %s names what is no token of the %d: %s", path, vocab_size, given)
     return known

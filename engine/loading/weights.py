@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.linears.quantized import QuantizedLinear
 from engine.linears.replace import linear_places
-from engine.loading.hub import weight_files
+from engine.loading.hub import is_gguf, weight_files
 from engine.loading.meta_init import ModelFiller, empty_model
 from engine.loading.progress import LoadProgress
 from engine.models.decoder import Decoder, Target, Weights
@@ -41,19 +41,23 @@ _STD = 0.02
 
 
 def load_model(
-    directory: Path,
+    path: Path,
     model_config: Any,
     config: EngineConfig,
     *,
     device: torch.device,
     on_module_loaded: Callable[[Decoder], Callable[[nn.Module], None]] = lambda model: lambda module: None,
 ) -> Decoder:
-    """The model in `directory`, configured by transformers, with its weights or random ones. Raises `ModelError`.
+    """The model in a directory or a GGUF file, configured by transformers, with its weights or random ones.
+
+    Raises `ModelError`.
 
     `on_module_loaded(model)` makes the function that is called with each module of a native model once that module's
     own weights are complete. It may exchange the module, so that at most one module's weights are in memory twice.
     """
-    files = [] if config.random_weights else weight_files(directory)
+    if is_gguf(path) and not config.random_weights:
+        return _load_gguf_model(path, model_config, config, device, on_module_loaded)
+    files = [] if config.random_weights else weight_files(path)
     dtype = choose_dtype(config, model_config)
     form = quantization_of(model_config) if files else None
     native = empty_model(model_config, device=device)
@@ -68,7 +72,7 @@ def load_model(
             "code, for which only plain floating-point weights are loaded"
         )
     if native is None:
-        model = GenericDecoder.load(model_config, directory if files else None, dtype=dtype, device=device)
+        model = GenericDecoder.load(model_config, path if files else None, dtype=dtype, device=device)
         if config.random_weights:
             for (name, parameter), seed in zip(model.named_parameters(), itertools.count(config.seed)):
                 _randomize(parameter, name, seed=seed)
@@ -78,6 +82,25 @@ def load_model(
         randomize_weights(filling, seed=config.seed)
     else:
         load_weights(filling, files, None if form is None else QuantizedLayers(files, form))
+    return native
+
+
+def _load_gguf_model(
+    path: Path,
+    model_config: Any,
+    config: EngineConfig,
+    device: torch.device,
+    on_module_loaded: Callable[[Decoder], Callable[[nn.Module], None]],
+) -> Decoder:
+    from engine.loading.gguf.file import GGUFFile
+    from engine.loading.gguf.tensors import load_gguf
+
+    native = empty_model(model_config, device=device)
+    if native is None:
+        raise UnsupportedModel(f"{path.name} is a {model_config.model_type} that the models here do not cover")
+    dtype = choose_dtype(config, model_config)
+    filling = ModelFiller(native, dtype=dtype, device=device, on_module_loaded=on_module_loaded(native))
+    load_gguf(filling, GGUFFile(path), model_config)
     return native
 
 
