@@ -1,8 +1,8 @@
-"""Compiles grammars beside the steps, once for all who ask for the same one.
+"""Compile grammars beside the steps, once for all requests with the same one.
 
     request ──▶ cached? ──▶ queue ──▶ worker thread: trial in its process ──▶ compile here, without the GIL ──▶ Future
 
-Compiling twice is the price of a process that may die of it; a grammar that passed the trial costs no more here.
+Each grammar is compiled twice, because the trial's process may die of it; one that passed costs no more here.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from engine.structured_outputs import StructuredOutputs
 
 Compiled = Future[Grammar]
 
-# What a kept outcome counts for at least, in bytes.
+# Bytes that a kept outcome counts for at least.
 _LEAST_BYTES = 1 << 16
 
 
 class GrammarCompiler:
-    """The grammars of one vocabulary. Its threads and processes start with the first request, and end with it."""
+    """Compiled grammars of one vocabulary. Threads and processes start with the first request and end with `close`."""
 
     def __init__(self, read_vocabulary: Callable[[], Vocabulary], limits: GrammarLimits | None = None) -> None:
-        """`read_vocabulary` may take long, and is called on a worker thread; it raises `UnreadableVocabulary`."""
+        """`read_vocabulary` is called once, on a worker thread, and may raise `UnreadableVocabulary`."""
         self._workshop = _Workshop(read_vocabulary, limits or GrammarLimits())
         self._end = weakref.finalize(self, self._workshop.close)
 
     def request(self, wanted: StructuredOutputs) -> Compiled:
-        """A grammar to be, or one that is there already; its exception is a `GrammarError`. Never waits."""
+        """Return a grammar's future, the same for equal requests; it fails with `GrammarError`. Never waits."""
         return self._workshop.request(wanted)
 
     @property
@@ -51,19 +51,19 @@ class GrammarCompiler:
         return self._workshop.cache.num_bytes
 
     def close(self) -> None:
-        """End the threads and their processes. What is not compiled by now never will be."""
+        """End the threads and their processes. Pending futures fail."""
         self._end()
 
 
 class _Workshop:
-    """What the worker threads share; apart from `GrammarCompiler`, so that they do not keep it alive."""
+    """State that the worker threads share, apart so that they do not keep `GrammarCompiler` alive."""
 
     def __init__(self, read_vocabulary: Callable[[], Vocabulary], limits: GrammarLimits) -> None:
         self._read_vocabulary = read_vocabulary
         self._vocabulary: Vocabulary | UnreadableVocabulary | None = None
         self._reading = threading.Lock()
         self._limits = limits
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # guards the cache and the pending futures
         self.cache = _Cache(limits.cached, limits.cached_bytes)
         self._pending: dict[StructuredOutputs, Compiled] = {}
         self._queue: SimpleQueue[tuple[StructuredOutputs, Compiled] | None] = SimpleQueue()
@@ -96,7 +96,7 @@ class _Workshop:
                 outcome: Grammar | GrammarError = self._compile(wanted, trial)
             except GrammarError as error:
                 outcome = error
-            except Exception as error:  # noqa: BLE001 - a fault of ours must not leave the request waiting for ever
+            except Exception as error:  # noqa: BLE001 - the request would wait for ever
                 outcome, keep = GrammarError(f"the grammar could not be compiled: {grammar_message(str(error))}"), False
             with self._lock:
                 self._pending.pop(wanted, None)
@@ -147,7 +147,7 @@ _NAMES = {
 
 
 class _Cache:
-    """The grammars and refusals that were asked for last, bounded in number and bytes."""
+    """Grammars and refusals, the least recently used dropped first; bounded in number and bytes."""
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries

@@ -1,8 +1,7 @@
-"""A caller's JSON schema in the words that llguidance reads alike.
+"""Rewrite JSON schemas into equal ones that llguidance reads.
 
-Two things are rewritten: a `format` that llguidance does not know is dropped, since it is an annotation; and
-`patternProperties` that a few names alone match become `properties`, since llguidance would offer such a name after
-all of them are taken, and find no way on.
+A `format` that llguidance does not know is dropped, because it is an annotation. `patternProperties` that only a few
+names match become `properties`, because llguidance offers such a name even when all are taken, and finds no way on.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _NAMED_SCHEMAS = frozenset(
 
 def readable_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema, rewritten where llguidance would refuse it or run into a dead end."""
-    # A reference may lead through the names that would be rewritten.
+    # A reference may point into `properties` or `patternProperties`, which must then stay.
     is_fixed = any("roperties/" in reference for reference in _references(schema))
     rewritten: dict[str, Any] = _rewritten(schema, spells_names=not is_fixed)
     return rewritten
@@ -99,7 +98,7 @@ def finite_language(pattern: str, limit: int) -> frozenset[str] | None:
 
 
 class _Unlisted(Exception):
-    """More strings than wanted, or a construct that is not spelled out here."""
+    """Raised for more strings than the limit, and for constructs that are not spelled out here."""
 
 
 _SRE = re._constants  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a grammar may cost."""
+"""Limits on what a grammar may cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ParserLimits:
 
     step_max_items: int = 20_000
     max_lexer_states: int = 20_000
-    """Of one grammar, over all who share it; 1 to 2 kB each."""
+    """Of one grammar, over all completions that use it; 1 to 2 kB each."""
 
     max_grammar_size: int = 100_000
     verbose_errors: bool = False
@@ -31,7 +31,7 @@ class ParserLimits:
 
 @dataclass(frozen=True, slots=True)
 class GrammarLimits:
-    """Beyond these, a grammar is refused."""
+    """Limits of compilation and trial: a grammar beyond them is refused."""
 
     seconds: float = 2.0
     """Processor time to compile and to try it."""
@@ -43,22 +43,22 @@ class GrammarLimits:
     """Processor time for the slowest of them."""
 
     walk: int = 32
-    """Tokens that the trial draws."""
+    """Tokens that the trial draws at most."""
 
     memory: int = 1 << 30
-    """Bytes beyond those that the trial process began with."""
+    """Bytes that a trial process may add to those it started with."""
 
     patience: float = 60.0
-    """Seconds by the clock until a trial that does not answer is given up."""
+    """Wall-clock seconds after which a trial without an answer is ended."""
 
     workers: int = 2
-    """Grammars that are compiled at a time, each with a trial process."""
+    """Grammars compiled at a time, each with a trial process."""
 
     cached: int = 128
-    """Grammars kept for requests to come."""
+    """Grammars kept for later requests."""
 
     cached_bytes: int = 256 << 20
-    """What those may take in memory, as the trial measured it."""
+    """Bytes of memory that the kept ones may take, as the trial measured them."""
 
     parser: ParserLimits = field(default_factory=ParserLimits)
 

@@ -1,4 +1,4 @@
-"""A compiled grammar, and where in it one completion stands."""
+"""Compiled grammars, the position of a completion in one, and masks of the tokens that may come next."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.grammar.vocabulary import Vocabulary, Words
 
 _SHOWN = 300  # characters of the library's message
 
-# What follows is the parser's state, a backtrace, or the grammar with the lines that we added.
+# Where the parser's state, a backtrace or the grammar with its added lines begins in a message.
 _STATE = re.compile(r"<non-verbose/>|<backtrace>|<state>|\n *[0-9]+ \| ")
 
 
 def grammar_message(message: str) -> str:
-    """The library's message in one short line, without the parser's state or a backtrace."""
+    """Return the library's message as one short line, without the parser's state or a backtrace."""
     text = _STATE.split(message, maxsplit=1)[0]
     if text.strip() == "NoExtensionBias":
         return "no text in the model's tokens satisfies it"
@@ -28,23 +28,23 @@ def grammar_message(message: str) -> str:
 
 
 class Grammar:
-    """Compiled. Its completions share the automaton, which grows while they use it."""
+    """A compiled grammar. Its completions share the automaton, which grows while they use it."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, num_bytes: int) -> None:
         self.vocabulary = vocabulary
         self.num_bytes = num_bytes
-        """What compiling it took in memory."""
+        """Bytes of memory that compilation took."""
         self.is_broken = False
-        """Whether a completion ran into a limit of the automaton, which all share: it is not used for new ones."""
+        """Whether a completion hit a limit of the shared automaton; new requests then get a new one."""
         self._matcher = matcher
 
     def start(self) -> Matcher:
-        """The state of a completion that has no tokens yet."""
+        """Return the matcher of a completion without tokens."""
         return Matcher(self._matcher.deep_copy(), self)
 
 
 class Matcher:
-    """Where one completion stands. It moves on with each accepted token, and stays where it is over preemptions."""
+    """The position of one completion. It advances with each accepted token and survives preemptions."""
 
     __slots__ = ("_matcher", "grammar")
 
@@ -53,7 +53,7 @@ class Matcher:
         self.grammar = grammar
 
     def accept(self, token_id: int) -> None:
-        """Move on past a token that was chosen; raises `RequestFailed`. The end of sequence is no part of a grammar."""
+        """Advance past a chosen token, unless it is an end of sequence; raises `RequestFailed`."""
         if token_id in self.grammar.vocabulary.eos_token_ids and not self._matcher.validate_tokens([token_id]):
             return
         if not self._matcher.consume_token(token_id):
@@ -61,7 +61,7 @@ class Matcher:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing can follow any more."""
+        """Whether no token can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def failure(self) -> RequestFailed:
@@ -78,7 +78,7 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """What may come next in several completions."""
+    """The tokens that may come next in several completions."""
 
     words: Words
     """int32 `[completions, words]`; bit `t % 32` of word `t // 32` allows token t."""
@@ -91,13 +91,16 @@ class Masks:
 
 
 class MaskFiller:
-    """Asks all of a step's grammars at once, on as many threads as the machine has cores."""
+    """Computes the masks of a step, on as many threads as the machine has cores."""
 
     def __init__(self) -> None:
         self._executor: LLExecutor | None = None
 
     def fill(self, matchers: Sequence[Matcher], ignore_eos: Sequence[bool]) -> Masks:
-        """Changes no state. The end of sequence is allowed where the output may end, unless it is to be ignored."""
+        """Compute masks, without changing a matcher.
+
+        End-of-sequence tokens are allowed where the output may end, unless `ignore_eos` says otherwise for the place.
+        """
         if self._executor is None:
             self._executor = LLExecutor()
         vocabulary = matchers[0].grammar.vocabulary

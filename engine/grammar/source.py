@@ -1,4 +1,4 @@
-"""From what a request asks for to the text that llguidance compiles."""
+"""Translate a request's structured output into the text that llguidance compiles."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from llguidance import regex_to_lark
 from engine.grammar.json_schema import readable_schema
 from engine.structured_outputs import StructuredOutputs
 
-# Tokens are not forced: the model chooses how to spell what the grammar demands, as it would without one. The last word
-# counts, so that a caller's own options do not undo ours; and the lines of an error are the caller's.
+# `no_forcing` leaves the model to choose the tokens that spell what the grammar demands. The options stand last, to
+# override a caller's own and to leave line numbers in errors those of the caller's text.
 _TAIL = '\n%llguidance {"no_forcing": true, "allow_invalid_utf8": false}\n'
 
-# Between JSON's marks. A model may indent, but cannot go on with blanks for ever. A schema's own options replace it.
+# Blanks between JSON's tokens: enough to indent by, and bounded, so that an output ends. A schema's options replace it.
 _WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
 
 
 def grammar_text(wanted: StructuredOutputs) -> str:
-    """The text that llguidance reads. Quick for any request, because nothing is compiled yet."""
+    """Return the text for llguidance; raises ValueError. Quick for every request, because nothing is compiled."""
     source = wanted.source
     if wanted.kind in ("json", "json_object"):
         schema = {"x-guidance": _WHITESPACE, **readable_schema(json.loads(source))}
@@ -33,5 +33,5 @@ def grammar_text(wanted: StructuredOutputs) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of Lark's, whose lexer takes no DEL as it is."""
+    """Quote a string for Lark, whose lexer refuses an unescaped DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

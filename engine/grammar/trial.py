@@ -1,9 +1,9 @@
-"""A process that compiles grammars of strangers and walks a few tokens through them, before anyone else dares to.
+"""Compile untrusted grammars in a process of its own, and walk a few tokens through them.
 
-Run as a script, with frames of 4 bytes of length (big-endian) and JSON on stdin and stdout. The first frame brings the
-vocabulary and the limits and is answered `true`; each further one is a grammar, and is answered with what it costs or
-why it is refused. A grammar that costs too much ends the process: the kernel kills it at its share of processor time,
-and memory beyond its own cannot be had. It imports nothing of ours: it starts quickly, and knows nothing worth knowing.
+Run as a script; a frame on stdin and stdout is 4 bytes of length (big-endian) and JSON. The first one holds vocabulary
+and limits, and is answered `true`; each later one is a grammar, and is answered with its cost or why it is refused. A
+grammar that costs too much ends the process: the kernel kills it at its limit of processor time, and allocations beyond
+its limit of memory fail. The script imports nothing of this project, so that it starts quickly and holds no secrets.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
 
-_SOON = 1.0  # seconds of processor time that the walk may take in all
+_MAX_WALK = 1.0  # seconds of processor time
 
 
 def read_frame(stream: IO[bytes]) -> Any:
-    """The next document; EOFError at the end."""
+    """Return the next document; raises EOFError at the end."""
     header = stream.read(4)
     if len(header) < 4:
         raise EOFError
@@ -40,7 +40,7 @@ def write_frame(stream: IO[bytes], document: Any) -> None:
 
 
 class _Tokens(TokenizerWrapper):
-    """What llguidance asks of a tokenizer."""
+    """The attributes of a tokenizer that llguidance reads."""
 
     def __init__(self, tokens: list[bytes]) -> None:
         self.is_tokenizer_wrapper = True
@@ -54,20 +54,20 @@ class _Tokens(TokenizerWrapper):
 
 
 def try_grammar(tokenizer: LLTokenizer, grammar: str, limits: dict[str, Any]) -> dict[str, Any]:
-    """Compile, then let a random model speak: `{"error"}`, or `{"bytes"}` that it took in memory."""
+    """Compile, then draw random tokens; return `{"error": ...}`, or `{"bytes": ...}` of memory that it took."""
     before = _resident()
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**limits["parser"]))
     if matcher.is_error():
         return {"error": matcher.get_error()}
     draw = random.Random(0)
     spent: list[float] = []
-    while len(spent) < limits["walk"] and sum(spent) < _SOON:
+    while len(spent) < limits["walk"] and sum(spent) < _MAX_WALK:
         began = time.process_time()
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         spent.append(time.process_time() - began)
         if matcher.is_error():
             if matcher.stop_reason() in ("NoExtensionBias", "NoExtension") and len(spent) > 1:
-                break  # a dead end on one way does not speak against the others
+                break  # other tokens may lead past this dead end
             return {"error": matcher.get_error()}
         tokens = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         tokens = tokens[tokens < tokenizer.vocab_size - 1]
@@ -90,7 +90,7 @@ def _resident() -> int:
 
 def main() -> None:
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    # The kernel's way to end a process: no handler of ours has to run.
+    # The default action: the kernel ends the process, and no Python handler has to run.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     hello = read_frame(stdin)
     limits = hello["limits"]

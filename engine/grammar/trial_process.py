@@ -1,4 +1,4 @@
-"""The other end of `trial.py`."""
+"""Start `trial.py` as a process, ask it for verdicts, and end it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from engine.grammar.vocabulary import Vocabulary
 
 _SCRIPT = Path(__file__).with_name("trial.py")
 
-# A stranger's grammar finds no password in there.
+# Variables that the process gets: none that holds a secret.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 
 
 class TrialFailed(Exception):
-    """The process was ended, by its limits or by ours, or could not be started."""
+    """The process reached a limit, did not answer in time, or did not start; the message says which."""
 
 
 class TrialProcess:
-    """Starts when it is first needed, and anew after a grammar has killed it. One thread uses it."""
+    """A trial process, started by the first `judge` and again by the one after it died. One thread calls `judge`."""
 
     def __init__(self, limits: GrammarLimits) -> None:
         self._limits = limits
         self.patience = limits.patience
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()  # of the process's start and end
+        self._lock = threading.Lock()  # guards the process's start and end
         self._is_closed = False
 
     @property
@@ -41,7 +41,7 @@ class TrialProcess:
         return None if self._process is None else self._process.pid
 
     def judge(self, grammar: str, vocabulary: Vocabulary) -> dict[str, Any]:
-        """`{"error"}` or `{"bytes"}`, see `trial.try_grammar`. The vocabulary never changes. Raises `TrialFailed`."""
+        """Return the verdict of `trial.try_grammar`; raises `TrialFailed`. The vocabulary must always be the same."""
         try:
             verdict: dict[str, Any] = self._ask(self._started(vocabulary), grammar)
         except (OSError, EOFError, ValueError) as error:
@@ -49,7 +49,7 @@ class TrialProcess:
         return verdict
 
     def close(self) -> None:
-        """End the process, for good. May be called from another thread, whose trial then fails."""
+        """End the process for good. Safe from any thread: a `judge` that is under way raises `TrialFailed`."""
         self._is_closed = True
         self._end()
 
@@ -62,7 +62,7 @@ class TrialProcess:
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
-            with contextlib.suppress(OSError):  # what was not written yet is not needed
+            with contextlib.suppress(OSError):  # flushing to an ended process fails
                 stream.close()
 
     def _started(self, vocabulary: Vocabulary) -> subprocess.Popen[bytes]:
@@ -72,13 +72,13 @@ class TrialProcess:
             if self._is_closed:
                 raise OSError("it is closed")
             process = self._process = subprocess.Popen(
-                # -P: the script's folder is no place to import from.
+                # -P: imports must not find the script's neighbours.
                 [sys.executable, "-P", str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                start_new_session=True,  # a terminal's Ctrl-C is not meant for it
+                start_new_session=True,  # so that a terminal's Ctrl-C does not reach it
             )
         tokens = [token.decode("latin-1") for token in vocabulary.wire_tokens()]
         self._ask(process, {"tokens": tokens, "limits": self._limits.for_trial()})
@@ -105,6 +105,6 @@ class TrialProcess:
         self._end()
         if code == -signal.SIGPROF:
             return f"it takes more than {self._limits.seconds:g} s of processor time"
-        if code == -signal.SIGABRT:  # how an allocation that fails ends a process of Rust's
+        if code == -signal.SIGABRT:  # Rust aborts when an allocation fails
             return f"it takes more than {self._limits.memory >> 20} MiB of memory"
         return f"it broke its process ({signal.Signals(-code).name if code < 0 else f'status {code}'})"

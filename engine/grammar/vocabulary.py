@@ -1,4 +1,4 @@
-"""A model's vocabulary as llguidance takes it: tokens as bytes, special tokens by name."""
+"""The vocabulary of a model as llguidance reads it: tokens as bytes, special tokens by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAMPLES = ('{"name": "Ada", "tags": [1, 2.5, true, null]}', "a b  c", "x = y\n"
 
 
 class UnreadableVocabulary(Exception):
-    """A tokenizer whose tokens cannot be told as bytes; the message says why."""
+    """The bytes of a tokenizer's tokens are unknown; the message says why."""
 
 
 class Vocabulary:
@@ -55,7 +55,7 @@ class Vocabulary:
         self.special = frozenset(token for token in special if 0 <= token < vocab_size) | self.eos_token_ids
         self._special_names = special_names or {}
         for token, name in enumerate(self.tokens):
-            # A byte that no text holds, alone: llguidance would take it for the mark of a special token.
+            # llguidance would take a first byte 0xFF for the mark of a special token.
             if token not in self.special and (name.startswith(_SPECIAL) or len(name) > _MAX_TOKEN_BYTES):
                 self.tokens[token] = b""
         self.end_id = vocab_size
@@ -93,11 +93,11 @@ class Vocabulary:
 
     @cached_property
     def for_llguidance(self) -> LLTokenizer:
-        """The trie of all tokens; costs about a second for 128,000."""
+        """The trie of all tokens; takes about a second for 128,000."""
         return LLTokenizer(_Wrapped(self.wire_tokens(), self.end_id))
 
     def wire_tokens(self) -> list[bytes]:
-        """Tokens as llguidance takes them, special ones marked, the end last."""
+        """Return tokens as llguidance reads them: special ones marked, `end_id` last."""
         wire = [
             _SPECIAL + self._special_names.get(token, text) if token in self.special else text
             for token, text in enumerate(self.tokens)
@@ -105,7 +105,7 @@ class Vocabulary:
         return [*(name if len(name) <= _MAX_TOKEN_BYTES else b"" for name in wire), b""]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The very text that the grammar saw: tokenizers trim and tidy theirs. Incomplete UTF-8 becomes U+FFFD."""
+        """Return the text that the grammar saw, which tokenizers trim and tidy. Incomplete UTF-8 becomes U+FFFD."""
         skipped = self.special if skip_special_tokens else frozenset()
         return b"".join(self.tokens[token] for token in token_ids if token not in skipped).decode(errors="replace")
 
@@ -115,7 +115,10 @@ class Vocabulary:
         return np.packbits(bits, bitorder="little").view(np.int32)
 
     def _compare(self, backend: Any) -> None:
-        """See on samples that our bytes are what the tokenizer says; one leading space is its to trim."""
+        """Compare bytes with what the tokenizer decodes, on samples; it may trim one leading space.
+
+        Raises `UnreadableVocabulary`.
+        """
         compared = 0
         for sample in _SAMPLES:
             encoding = backend.encode(sample, add_special_tokens=False)
@@ -133,7 +136,7 @@ class Vocabulary:
 
 
 class _Wrapped(TokenizerWrapper):
-    """What llguidance asks of a tokenizer. It never tokenises: our grammars force no tokens."""
+    """The attributes of a tokenizer that llguidance reads. Never called, because no grammar here forces tokens."""
 
     def __init__(self, tokens: list[bytes], end_id: int) -> None:
         self.is_tokenizer_wrapper = True

@@ -1,4 +1,4 @@
-"""A lower bound of a text's tokens that costs a look at its bytes, and no tokenization.
+"""A lower bound on the number of a text's tokens, from its bytes alone.
 
 A token of n bytes covers n bytes of the text, and each of them lies in no token longer than the longest that contains
 that byte. Hence a text has at least the sum, over its bytes b, of 1 / (longest token with b) tokens.
@@ -25,20 +25,20 @@ _ROUNDING = 1e-6
 
 
 class LengthBound:
-    """Of one tokenizer of the `tokenizers` library. Knows nothing where a byte may be lost on the way to a token."""
+    """The bound of one tokenizer of the `tokenizers` library; 0 where bytes may be lost on the way to tokens."""
 
     def __init__(self, backend: Any) -> None:
         self._normalizer = backend.normalizer
         self._share = _shares(backend)
 
     def least_tokens(self, text: str) -> int:
-        """Tokens that `text` has at least, without special tokens; 0 where that is not known."""
+        """Return the tokens that `text` has at least, without special tokens; 0 where unknown."""
         if self._share is None:
             return 0
         raw = _bound(text, self._share)
         if self._normalizer is None or raw == 0:
             return raw
-        # A normalizer may shorten a text, and what it makes of it is what is covered by tokens.
+        # Tokens cover the normalized text, which may be shorter.
         return _bound(self._normalizer.normalize_str(text), self._share)
 
 
@@ -48,7 +48,7 @@ def _bound(text: str, share: Shares) -> int:
 
 
 def _shares(backend: Any) -> Shares | None:
-    """By byte, 1 / the longest token that contains it; None where not every byte is covered by some token's own."""
+    """Return 1 / the length of the longest token with each byte; None where a byte may be covered by no token."""
     state = json.loads(backend.to_str())
     model = state["model"]
     steps = list(_flat(state["pre_tokenizer"]))
@@ -62,7 +62,7 @@ def _shares(backend: Any) -> Shares | None:
         return None
     tokens = [to_bytes(piece.replace(_SPACE_MARK, " ")) for piece in vocabulary]
     if len({token for token in tokens if len(token) == 1}) < 256 and not _falls_back(model):
-        return None  # what no token covers is dropped, or covered by one <unk> for any number of bytes
+        return None  # other bytes are dropped, or one <unk> covers any number of them
     added = backend.get_added_tokens_decoder().values()
     tokens += [info.content.encode() for info in added]
     if backend.normalizer is not None:
@@ -73,7 +73,7 @@ def _shares(backend: Any) -> Shares | None:
             longest[byte] = max(longest[byte], len(token))
     share = 1 / longest
     if any(info.lstrip or info.rstrip for info in added):
-        # Such a token also takes all white space beside it, of Unicode too.
+        # Such a token also covers all white space beside it, Unicode's too.
         share[[*b" \t\n\r\v\f", *range(0x1C, 0x20), *range(0x80, 0x100)]] = 0
     return share
 

@@ -1,4 +1,4 @@
-"""Where a stop string ends an output, also when it lies across tokens or inside one."""
+"""Find where a stop string ends an output, also across tokens or inside one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
-# A character of UTF-8 has at most four bytes, and a token at least one of them: what is still open after that is no
-# character on its way, and is taken as it stands.
+# Tokens that may lie in one character of UTF-8: it has at most four bytes. Text that is incomplete after so many tokens
+# is taken as it stands.
 _MAX_OPEN_TOKENS = 4
 
 
 class StopScanner:
     """Watches one output for its stop strings.
 
-    `feed` is cheap: it decodes a few tokens and looks at the text's end. `cut` is exact: it looks at the whole text as
-    the tokenizer decodes it, and has the last word.
+    `feed` is cheap: it decodes the last few tokens and searches the end of the text. `cut` is exact: it searches the
+    whole text as the tokenizer decodes it, and decides.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class StopScanner:
         self._tail = ""
 
     def feed(self, token_id: int) -> bool:
-        """Take in the output's next token; returns whether a stop string may be complete."""
+        """Take in the next token of the output; returns whether a stop string may be complete."""
         is_in_all = self._all is not None and self._all.feed(token_id)
         self._num_tokens += 1
         self._window.append(token_id)
@@ -63,7 +63,7 @@ class StopScanner:
         return is_in_all or (self._num_tokens >= self._min_tokens and any(stop in seen for stop in self._stop))
 
     def cut(self, token_ids: Sequence[int], text: str) -> tuple[str, str] | None:
-        """The text up to its first stop string, and that string; None where there is none.
+        """Return the text up to its first stop string, and that string; None where there is none.
 
         `text` is what `token_ids`, the output, decode to. A stop string that was complete before `min_tokens` does not
         count.
@@ -80,7 +80,7 @@ class StopScanner:
         return text[:start] + (stop if self._include_stop else ""), stop
 
     def _first_in_all(self, token_ids: Sequence[int]) -> tuple[int, str] | None:
-        """Where the text is to be cut for a stop string in the text with special tokens, and that string."""
+        """Return where the text is cut for a stop string in the text with special tokens, and that string."""
         if self._all is None:
             return None
         decode_all = self._all._decode
@@ -95,7 +95,7 @@ class StopScanner:
 
 
 def may_touch(stop: Iterable[str], special_texts: Iterable[str]) -> bool:
-    """Whether a stop string may lie in, around or across a special token."""
+    """Return whether a stop string may lie in, around or across a special token."""
     return any(
         text in string
         or string in text

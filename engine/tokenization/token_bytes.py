@@ -1,6 +1,6 @@
-"""Tokens as bytes: what the decoder of a tokenizer of the `tokenizers` library makes of one piece of its vocabulary.
+"""Tokens as bytes, from the decoder of a tokenizer of the `tokenizers` library.
 
-A token may hold part of a character, so that its text cannot be had by decoding it alone.
+A token may hold part of a character, so that decoding it alone gives no text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class UnreadableDecoder(Exception):
-    """A decoder whose pieces cannot be told as bytes; the message says why."""
+    """A decoder that does not say the bytes of its pieces; the message says why."""
 
 
 def piece_reader(decoder: Any) -> PieceReader:
@@ -57,7 +57,7 @@ def _flat(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _byte_level_table() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
+    """Return the byte of each of GPT-2's 256 printable stand-ins."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
@@ -68,7 +68,7 @@ _BYTE_LEVEL = _byte_level_table()
 
 
 def _read_byte_level(piece: str) -> bytes:
-    """A piece with a character that stands for no byte is text as it is, as in the library."""
+    """Read stand-ins as bytes; a piece with any other character is text as it is, as in the library."""
     if all(char in _BYTE_LEVEL for char in piece):
         return bytes(_BYTE_LEVEL[char] for char in piece)
     return piece.encode()

@@ -1,4 +1,4 @@
-"""Between text and tokens, exactly as the model's own tokenizer does it."""
+"""Turn text into tokens and back, exactly as the model's own tokenizer does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOKENIZER_FILES = (
 
 
 class Tokenizer:
-    """A model's tokenizer and chat template.
+    """The tokenizer and chat template of a model.
 
     The batch methods never raise for one bad item: its place in the result holds the `InvalidPrompt` instead.
     """
@@ -45,7 +45,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> Tokenizer | None:
-        """Load from a model's directory; None where it holds no tokenizer.
+        """Load from the directory of a model; None where it holds no tokenizer.
 
         Raises `ModelError` when there is one that does not load. No code from the directory runs.
         """
@@ -63,7 +63,7 @@ class Tokenizer:
         return self.hf_tokenizer.chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of one text; raises `InvalidPrompt`."""
+        """Return the tokens of one text; raises `InvalidPrompt`."""
         try:
             token_ids: list[int] = self.hf_tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)[
                 "input_ids"
@@ -73,13 +73,13 @@ class Tokenizer:
         return token_ids
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int] | InvalidPrompt]:
-        """Tokens of many texts; a fast tokenizer uses all cores."""
+        """Return the tokens of many texts; a fast tokenizer uses all cores."""
         if not texts:
             return []
         try:
             encoded = self.hf_tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
             return list(encoded["input_ids"])
-        except Exception:  # noqa: BLE001 - one of them is at fault; each says for itself which
+        except Exception:  # noqa: BLE001 - one by one, to find the text at fault
             return [self._encode_or_error(text, add_special_tokens=add_special_tokens) for text in texts]
 
     def _encode_or_error(self, text: str, *, add_special_tokens: bool) -> list[int] | InvalidPrompt:
@@ -98,7 +98,7 @@ class Tokenizer:
         return None if backend is None else LengthBound(backend)
 
     def render_chat(self, messages: Sequence[Message], **template_options: Any) -> str:
-        """The conversation as the model's chat template writes it, ready for the assistant's turn.
+        """Return the conversation as the chat template writes it, ready for the assistant's turn.
 
         `template_options` reach the template (`tools`, `enable_thinking` ...). Raises `InvalidPrompt`.
         """
@@ -114,11 +114,11 @@ class Tokenizer:
         return text
 
     def encode_chat(self, messages: Sequence[Message], **template_options: Any) -> list[int]:
-        """Tokens of one conversation; the template writes its own special tokens. Raises `InvalidPrompt`."""
+        """Return the tokens of one conversation, whose special tokens the template writes. Raises `InvalidPrompt`."""
         return self.encode(self.render_chat(messages, **template_options), add_special_tokens=False)
 
     def encode_chat_batch(self, conversations: Sequence[Sequence[Message]]) -> list[list[int] | InvalidPrompt]:
-        """Tokens of many conversations."""
+        """Return the tokens of many conversations."""
         rendered: list[str] = []
         places: list[int] = []
         results: list[list[int] | InvalidPrompt] = []
@@ -135,21 +135,21 @@ class Tokenizer:
         return results
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """What transformers' `decode` makes of the tokens. Incomplete UTF-8 becomes U+FFFD."""
+        """Return what transformers' `decode` does. Incomplete UTF-8 becomes U+FFFD."""
         text: str = self.hf_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     @cached_property
     def special_texts(self) -> frozenset[str]:
-        """What special tokens are written as, where `decode` does not leave them out."""
+        """The texts of special tokens, as `decode` writes them where it does not leave them out."""
         return frozenset(filter(None, (self.decode([token], skip_special_tokens=False) for token in self._special)))
 
     def is_special(self, token_id: int) -> bool:
-        """Whether `decode` leaves the token out unless told otherwise."""
+        """Return whether `decode` leaves the token out by default."""
         return token_id in self._special
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return what a token adds to a text, as UTF-8 of which a character may be incomplete.
+        """Return what a token adds to a text, as UTF-8 that may begin or end within a character.
 
         A special token's bytes are its name. Ids without a token have none.
         """
