@@ -51,8 +51,9 @@ def check_claims(service: Service) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_two_couriers_and_ten_workers_in_chaos(database_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_jobs_and_webhooks_survive_random_kills_and_freezes(database_url: str, redis_url: str, tmp_path: Path) -> None:
     rng = random.Random(13)
     work = [[1 + line % 40, 5, 7, line % 30] for line in range(LINES)]
     with (

@@ -20,8 +20,11 @@ HOUR = 3600
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("api_is_off_by", [HOUR, -HOUR], ids=["api ahead", "api behind"])
-def test_clocks_that_are_an_hour_wrong(database_url: str, redis_url: str, tmp_path: Path, api_is_off_by: int) -> None:
+def test_service_keeps_time_by_postgres_when_clocks_are_an_hour_off(
+    database_url: str, redis_url: str, tmp_path: Path, api_is_off_by: int
+) -> None:
     library = shifted_clock.build(tmp_path)
     # A lease that a busy machine does not use up, and yet far less than an hour.
     clocks = {"PAGEMILL_LEASE": "20", "PAGEMILL_FENCE_AFTER": "15", "PAGEMILL_HEARTBEAT_INTERVAL": "1"}
@@ -58,7 +61,7 @@ def test_clocks_that_are_an_hour_wrong(database_url: str, redis_url: str, tmp_pa
         check(service.database_url)
 
 
-def test_the_shift_is_real(tmp_path: Path) -> None:
+def test_shifted_clock_shifts_python_s_clocks(tmp_path: Path) -> None:
     shifted = os.environ | shifted_clock.environment(shifted_clock.build(tmp_path), HOUR)
     code = "import time, datetime as d; print(time.time(), d.datetime.now().timestamp())"
     before = time.time()

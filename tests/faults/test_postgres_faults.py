@@ -24,7 +24,7 @@ from tests.support.proxies import proxied
 from tests.support.service import Service, all_jobs, job_id_of
 from tests.support.small_disk import services_on_a_small_disk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 MIB = 1 << 20
 
@@ -50,7 +50,7 @@ def migrated(database_url: str) -> str:
     return database_url
 
 
-def test_kill_9_of_postgres_is_a_pause(redis_url: str, tmp_path: Path) -> None:
+def test_job_is_only_paused_when_postgres_is_killed(redis_url: str, tmp_path: Path) -> None:
     # Clocks as they are by default, and an outage that is longer than the lease.
     clocks = {"PAGEMILL_LEASE": "30", "PAGEMILL_FENCE_AFTER": "20", "PAGEMILL_HEARTBEAT_INTERVAL": "5"}
     down, work = 35.0, prompts(1500)
@@ -87,7 +87,7 @@ def test_kill_9_of_postgres_is_a_pause(redis_url: str, tmp_path: Path) -> None:
         service.await_completion(client, service.accepted(client, prompts(10)), prompts(10))
 
 
-def test_a_black_hole_before_postgres_fences_the_worker(database_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_worker_is_fenced_when_postgres_is_a_black_hole(database_url: str, redis_url: str, tmp_path: Path) -> None:
     work = prompts(400)
     with (
         proxied(database_url) as (proxy, through),
@@ -115,7 +115,7 @@ def test_a_black_hole_before_postgres_fences_the_worker(database_url: str, redis
         check(service.database_url)
 
 
-def test_a_commit_whose_answer_is_lost_is_repeated_to_no_effect(
+def test_commit_is_repeated_without_effect_when_its_answer_is_lost(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     work = prompts(400)
@@ -143,7 +143,7 @@ def test_a_commit_whose_answer_is_lost_is_repeated_to_no_effect(
         check(service.database_url)
 
 
-def test_a_full_disk_refuses_what_it_cannot_hold_and_recovers(tmp_path: Path) -> None:
+def test_service_refuses_writes_and_recovers_when_the_disk_is_full(tmp_path: Path) -> None:
     work = prompts(300)
     bulk = [[1 + line % 40] * 100 for line in range(300)]
     with (

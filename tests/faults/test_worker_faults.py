@@ -28,7 +28,7 @@ def prompts(count: int) -> list[list[int]]:
     return [[1 + line % 40, 5, 7, line % 30] for line in range(count)]
 
 
-def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> None:
+def test_job_loses_and_repeats_nothing_when_workers_are_killed(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(600), logprobs=0)
     rng = random.Random(1)
     for kill_after in sorted(rng.sample(range(50, 400), 2)):
@@ -55,7 +55,7 @@ def test_kill_9_in_the_middle_loses_and_repeats_nothing(pipeline: Pipeline) -> N
     check(pipeline.database_url)
 
 
-def test_a_zombie_writes_nothing(pipeline: Pipeline) -> None:
+def test_worker_writes_nothing_after_its_claims_were_freed(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(300))
     with pipeline.worker(FAKE_STEP_SECONDS="0.1") as zombie:
         pipeline.wait_for_results(job_id, 1)
@@ -73,7 +73,7 @@ def test_a_zombie_writes_nothing(pipeline: Pipeline) -> None:
         check(pipeline.database_url)
 
 
-def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) -> None:
+def test_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) -> None:
     job_id = pipeline.submit([*prompts(30), [1, POISON, 2], *prompts(30)])
     deaths = 0
     while not pipeline.job(job_id).is_terminal:
@@ -91,7 +91,7 @@ def test_a_request_that_kills_its_process_is_given_up_alone(pipeline: Pipeline) 
     check(pipeline.database_url)
 
 
-def test_an_engine_that_breaks_frees_its_requests_and_ends_its_process(pipeline: Pipeline) -> None:
+def test_broken_engine_frees_its_requests_and_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit([*prompts(10), [1, BREAK, 2], *prompts(10)])
     with pipeline.worker() as process:
         assert process.wait(timeout=PATIENCE) == 1
@@ -100,7 +100,7 @@ def test_an_engine_that_breaks_frees_its_requests_and_ends_its_process(pipeline:
     check(pipeline.database_url)
 
 
-def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
+def test_hanging_engine_ends_its_process(pipeline: Pipeline) -> None:
     job_id = pipeline.submit([[1, HANG, 2]])
     with pipeline.worker(PAGEMILL_WATCHDOG="1.5") as process:
         assert process.wait(timeout=PATIENCE) == 1
@@ -109,7 +109,7 @@ def test_an_engine_that_hangs_ends_its_process(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
+def test_crashing_thread_ends_its_process(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_BROKEN_SUBMIT="secret") as process:
         job_id = pipeline.submit(prompts(3))  # now, or it may be gone before the test has seen that it came
         assert process.wait(timeout=PATIENCE) == 1
@@ -122,7 +122,7 @@ def test_a_thread_that_crashes_ends_its_process(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_tokenizer_that_hangs_ends_its_process_and_charges_its_line_alone(pipeline: Pipeline) -> None:
+def test_hanging_tokenizer_ends_its_process_and_charges_its_line_alone(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(3))
     # The only text beside token ids, and so the only one in work.
     hanging = b'{"prompt": "hang", "max_tokens": 4}'

@@ -244,11 +244,12 @@ def _walk(rows: Rows, examples: int, steps: int) -> None:
     )
 
 
-def test_random_walks(rows: Rows) -> None:
+def test_claims_hold_their_invariants_over_random_operations(rows: Rows) -> None:
     _walk(rows, examples=12, steps=30)
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_many_random_walks(rows: Rows) -> None:
+def test_claims_hold_their_invariants_over_many_random_operations(rows: Rows) -> None:
     _walk(rows, examples=80, steps=50)

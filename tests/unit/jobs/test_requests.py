@@ -29,7 +29,7 @@ from jobs.structured_outputs import MAX_CHOICES, MAX_STRUCTURE_BYTES
 MODEL = ModelLimits("demo", max_model_len=100, vocab_size=50)
 
 
-def test_min_tokens_above_what_is_generated_where_nothing_is_said() -> None:
+def test_min_tokens_is_refused_above_the_default_of_max_tokens() -> None:
     model = ModelLimits("large", max_model_len=1000, vocab_size=50)
     for document, defaults in (({"prompt": "a", "min_tokens": 257}, Params()), ("a", Params(min_tokens=257))):
         with pytest.raises(InvalidInput, match="is 256 where it is not given") as refused:
@@ -57,7 +57,7 @@ def complaint(schema: type[Params] | type[JobOptions] | type[PromptLine], docume
     return refused.value
 
 
-def test_a_line_s_own_parameters_win_over_the_job_s() -> None:
+def test_parameters_of_a_line_override_those_of_its_job() -> None:
     defaults = Params(max_tokens=10, temperature=0.5, stop=["x"])
     assert body({"prompt": "a", "max_tokens": 20, "stop": "y"}, defaults) == {
         "prompt": "a",
@@ -70,13 +70,13 @@ def test_a_line_s_own_parameters_win_over_the_job_s() -> None:
     assert body({"prompt": "a", "max_tokens": None}, defaults)["max_tokens"] == 10
 
 
-def test_a_line_without_a_name_is_called_by_its_number() -> None:
+def test_custom_id_is_the_line_number_when_not_given() -> None:
     assert stage("a", line=7).custom_id == "request-7"
     assert stage({"prompt": "a", "custom_id": "mine"}, line=7).custom_id == "mine"
     assert "custom_id" not in body({"prompt": "a", "custom_id": "mine"})
 
 
-def test_prompts_that_begin_alike_have_one_prefix() -> None:
+def test_prefix_is_equal_for_prompts_with_equal_beginnings() -> None:
     beginning = "x" * PREFIX_BYTES
     assert stage(beginning + "a").prefix == stage(beginning + "b").prefix
     assert stage("a").prefix != stage("b").prefix
@@ -108,7 +108,7 @@ def test_min_and_max_tokens_are_compared_after_merging() -> None:
         ({"prompt": [50]}, False),
     ],
 )
-def test_only_what_is_certain_without_a_tokenizer_is_refused(document: dict[str, object], fits: bool) -> None:
+def test_prompt_is_refused_only_by_what_needs_no_tokenizer(document: dict[str, object], fits: bool) -> None:
     if fits:
         stage(document)
     else:
@@ -133,7 +133,7 @@ def test_only_what_is_certain_without_a_tokenizer_is_refused(document: dict[str,
         (None, None),
     ],
 )
-def test_complaints_name_the_field(document: object, param: str | None) -> None:
+def test_complaint_names_its_field(document: object, param: str | None) -> None:
     error = complaint(PromptLine, document)
     assert error.param == param
     assert str(error) == (f"{param}: {error.message}" if param else error.message)
@@ -141,7 +141,7 @@ def test_complaints_name_the_field(document: object, param: str | None) -> None:
     assert str(error).startswith("Line 3: ")
 
 
-def test_numbers_are_numbers_and_in_range() -> None:
+def test_number_is_refused_when_mistyped_or_out_of_range() -> None:
     for name, wrong in {
         "max_tokens": [-1, 1.5, "5", True, 10**400],
         "temperature": [-1, 11, "1", True, 10**400, float("nan"), float("inf")],
@@ -159,7 +159,7 @@ def test_numbers_are_numbers_and_in_range() -> None:
     assert validate(Params, {"temperature": 0, "seed": 2**63 - 1, "top_k": 0}).temperature == 0
 
 
-def test_no_tokens_are_wanted_only_of_a_prompt_that_is_echoed() -> None:
+def test_max_tokens_of_zero_is_allowed_only_with_echo() -> None:
     with pytest.raises(InvalidInput) as refused:
         stage({"prompt": "a", "max_tokens": 0})
     assert refused.value.param == "max_tokens"
@@ -168,7 +168,7 @@ def test_no_tokens_are_wanted_only_of_a_prompt_that_is_echoed() -> None:
         stage({"messages": [{"role": "user", "content": "a"}], "echo": True})
 
 
-def test_biased_token_lies_in_the_vocabulary() -> None:
+def test_logit_bias_is_refused_for_a_token_outside_the_vocabulary() -> None:
     with pytest.raises(InvalidInput) as refused:
         stage({"prompt": "a", "logit_bias": {str(2**31): 1}})
     assert refused.value.param == "logit_bias"
@@ -183,7 +183,7 @@ fields = st.sampled_from([*PromptLine.model_fields, "other"])
 
 
 @given(st.dictionaries(fields, json_values, max_size=4) | json_values)
-def test_any_document_is_staged_or_refused_in_words(document: object) -> None:
+def test_stage_accepts_or_refuses_any_document(document: object) -> None:
     try:
         staged = stage(document, Params(max_tokens=5))
     except InvalidInput:
@@ -193,27 +193,27 @@ def test_any_document_is_staged_or_refused_in_words(document: object) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://example.org/hook?x=1", "http://127.0.0.1:8080", "http://[::1]:80/"])
-def test_webhook_urls(url: str) -> None:
+def test_webhook_url_is_accepted(url: str) -> None:
     assert validate(Webhook, {"url": url}).url == url
 
 
 @pytest.mark.parametrize(
     "url", ["", "x", "ftp://a", "http://", "http:///a", "http://a:99999", "http://[::1", "http://a b", "http://a\0"]
 )
-def test_what_is_no_webhook_url(url: str) -> None:
+def test_webhook_url_is_refused_when_malformed(url: str) -> None:
     with pytest.raises(InvalidInput, match="url"):
         validate(Webhook, {"url": url})
 
 
 @given(number=st.integers(1, 9999), unit=st.sampled_from("mhd"))
-def test_window_comes_back_in_a_form_that_is_accepted(number: int, unit: str) -> None:
+def test_window_text_is_accepted_as_a_window_again(number: int, unit: str) -> None:
     seconds = window_seconds(f"{number}{unit}")
     text = window_text(seconds)
     assert JobOptions(model="m", completion_window=text).completion_window == text
     assert window_seconds(text) == seconds
 
 
-def test_url_of_a_webhook_is_bounded_in_bytes() -> None:
+def test_webhook_url_is_bounded_in_bytes() -> None:
     prefix = "https://receiver.example/"
     longest = prefix + "字" * ((MAX_URL_BYTES - len(prefix)) // 3)
     assert Webhook(url=longest).url == longest
@@ -223,7 +223,7 @@ def test_url_of_a_webhook_is_bounded_in_bytes() -> None:
         assert f"at most {MAX_URL_BYTES} are allowed" in refused.message
 
 
-def test_windows() -> None:
+def test_completion_window_is_a_number_and_a_unit() -> None:
     assert [window_seconds(window) for window in ("30m", "24h", "7d")] == [1800, 86400, 604800]
     for window in ("0h", "-1h", "1", "h", "1w", "1h ", "99999h", "1h\n"):
         assert complaint(JobOptions, {"model": "m", "completion_window": window}).param == "completion_window"
@@ -232,7 +232,7 @@ def test_windows() -> None:
 class TestForm:
     """The form of the output, in OpenAI's words or vLLM's."""
 
-    def test_is_stored_in_one_way(self) -> None:
+    def test_output_form_is_stored_in_one_spelling(self) -> None:
         schema = {"type": "object", "properties": {"a": {"enum": [None, "é"]}}, "default": None}
         openai = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
         for wanted in (
@@ -246,7 +246,7 @@ class TestForm:
             "structured_outputs": {"json_object": True},
         }
 
-    def test_a_line_s_own_wins_over_the_job_s_whatever_words_they_use(self) -> None:
+    def test_output_form_of_a_line_overrides_that_of_its_job_in_any_spelling(self) -> None:
         job = Params.model_validate({"response_format": {"type": "json_object"}})
         assert body("a", job)["structured_outputs"] == {"json_object": True}
         assert body({"prompt": "a", "structured_outputs": {"regex": "b"}}, job)["structured_outputs"] == {"regex": "b"}
@@ -283,12 +283,12 @@ class TestForm:
         ],
         ids=lambda value: str(value)[:60],
     )
-    def test_a_shape_that_is_certainly_wrong_is_named(self, wanted: dict[str, object], param: str | None) -> None:
+    def test_output_form_is_refused_by_field_when_wrong(self, wanted: dict[str, object], param: str | None) -> None:
         refused = complaint(PromptLine, {"prompt": "a", **wanted})
         assert refused.param == param
         assert len(refused.message) < 200
 
-    def test_its_limits_are_the_engine_s(self) -> None:
+    def test_limits_of_output_forms_equal_those_of_the_engine(self) -> None:
         assert (MAX_STRUCTURE_BYTES, MAX_CHOICES) == (
             structured_outputs.MAX_SOURCE_BYTES,
             structured_outputs.MAX_CHOICES,

@@ -31,13 +31,13 @@ documents = st.recursive(
 
 @settings(max_examples=50)
 @given(documents, st.booleans())
-def test_documents_come_back(document: object, is_ascii: bool) -> None:
+def test_parse_returns_the_document(document: object, is_ascii: bool) -> None:
     raw = json.dumps(document, ensure_ascii=is_ascii).encode()
     assert parse(raw, max_depth=100) == document
 
 
 @given(st.binary())
-def test_any_bytes_are_taken_or_refused(raw: bytes) -> None:
+def test_parse_returns_or_refuses_any_bytes(raw: bytes) -> None:
     try:
         document = parse(raw, max_depth=DEPTH)
     except InvalidJson:
@@ -46,7 +46,7 @@ def test_any_bytes_are_taken_or_refused(raw: bytes) -> None:
 
 
 @given(st.text('[]{}":,\\ud8019aeE+-. \n', max_size=40))
-def test_any_text_that_looks_like_json_is_taken_or_refused(text: str) -> None:
+def test_parse_agrees_with_json_on_text_that_looks_like_it(text: str) -> None:
     try:
         document = parse(text.encode(), max_depth=DEPTH)
     except InvalidJson:
@@ -77,11 +77,11 @@ def test_any_text_that_looks_like_json_is_taken_or_refused(text: str) -> None:
         (b'"\\ude00\\ud83d"', "the lone surrogate U+DE00"),
     ],
 )
-def test_refusals_say_what_is_wrong(raw: bytes, what: str) -> None:
+def test_refusal_says_what_is_wrong(raw: bytes, what: str) -> None:
     assert what in refusal(raw)
 
 
-def test_what_is_unusual_but_json() -> None:
+def test_parse_accepts_unusual_json() -> None:
     assert parse(b'"\\ud83d\\ude00"', max_depth=DEPTH) == "\U0001f600"
     assert parse(b'"\\u0000"', max_depth=DEPTH) == "\0"
     assert parse(b'"\\\\ud800"', max_depth=DEPTH) == "\\ud800"
@@ -90,7 +90,7 @@ def test_what_is_unusual_but_json() -> None:
     assert parse(b"1e-400", max_depth=DEPTH) == 0.0
 
 
-def test_depth_is_counted_in_brackets_outside_of_strings() -> None:
+def test_depth_counts_brackets_outside_of_strings() -> None:
     assert parse(b"[" * DEPTH + b"]" * DEPTH, max_depth=DEPTH) is not None
     assert "deeper than 8 levels" in refusal(b"[" * (DEPTH + 1) + b"]" * (DEPTH + 1))
     assert "deeper" in refusal(b'{"a":' * (DEPTH + 1) + b"1" + b"}" * (DEPTH + 1))
@@ -115,7 +115,7 @@ def test_depth_is_counted_in_brackets_outside_of_strings() -> None:
     ],
     ids=["deep", "open", "objects", "open string", "backslashes", "digits", "surrogates"],
 )
-def test_refusing_is_quick(raw: bytes) -> None:
+def test_refusal_takes_linear_time(raw: bytes) -> None:
     # Milliseconds where it is linear; minutes where it is not.
     began = time.thread_time()
     refusal(raw)

@@ -73,7 +73,7 @@ class TestGrammar:
         ],
         ids=str,
     )
-    def test_allows_what_it_says(
+    def test_grammar_accepts_its_language_alone(
         self,
         compiler: GrammarCompiler,
         vocabulary: Vocabulary,
@@ -98,7 +98,9 @@ class TestGrammar:
                 matcher.accept(token)
             assert not follows or not (matcher.is_complete or 1 in allowed(matcher)), text
 
-    def test_the_end_is_allowed_where_it_may_end(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def test_end_of_sequence_is_allowed_only_when_the_grammar_may_end(
+        self, compiler: GrammarCompiler, vocabulary: Vocabulary
+    ) -> None:
         (a,) = spelled(vocabulary, "a")
         matcher = compiled(compiler, regex="a{2,3}").start()
         assert 1 not in allowed(matcher)
@@ -112,20 +114,22 @@ class TestGrammar:
         assert matcher.is_complete
         assert MaskFiller().fill([matcher], [False]).complete == [0]
 
-    def test_no_special_token_and_no_padding_says_text(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def test_masks_exclude_special_tokens_and_padding_from_text(
+        self, compiler: GrammarCompiler, vocabulary: Vocabulary
+    ) -> None:
         within = allowed(compiled(compiler, regex="(?s:.*)").start(), ignore_eos=True)
         assert within == {t for t, text in enumerate(vocabulary.tokens) if text and t not in vocabulary.special} - {
             t for t, text in enumerate(vocabulary.tokens) if text[:1] and text[0] in _NEVER_FIRST
         }
 
-    def test_a_grammar_may_name_special_tokens_but_no_padding(
+    def test_grammar_may_name_special_tokens_but_no_padding(
         self, compiler: GrammarCompiler, vocabulary: Vocabulary
     ) -> None:
         assert allowed(compiled(compiler, grammar='start: <s> "a"').start()) == {0}
         everything = allowed(compiled(compiler, grammar="start: <[*]>").start())
         assert everything == {t for t, text in enumerate(vocabulary.tokens) if text}
 
-    def test_blanks_between_json_s_marks_are_bounded(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def test_blanks_between_json_tokens_are_bounded(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
         (blank,) = spelled(vocabulary, "\n")
         matcher = compiled(compiler, json={"type": "array", "items": {"type": "null"}}).start()
         for token in [*spelled(vocabulary, "["), *[blank] * 64]:
@@ -134,7 +138,7 @@ class TestGrammar:
         with pytest.raises(GrammarError):
             matcher.accept(blank)
 
-    def test_dead_end_is_not_the_caller_s_error(self) -> None:
+    def test_dead_end_is_no_grammar_error(self) -> None:
         """The form wants a byte that no token of this model has."""
         vocabulary = Vocabulary([b"<end>", b"a", b"b"], (), {0}, 3)
         text = grammar_text(StructuredOutputs(grammar='start: "a" "x"'))
@@ -146,7 +150,9 @@ class TestGrammar:
         assert "cannot be finished" in str(error)
         assert not grammar.is_broken
 
-    def test_masks_of_many_are_those_of_each(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def test_masks_of_a_batch_equal_those_of_each_matcher(
+        self, compiler: GrammarCompiler, vocabulary: Vocabulary
+    ) -> None:
         matchers = [compiled(compiler, regex=regex).start() for regex in ("a+", "[ab]+", "a+", "c")]
         matchers[0].accept(*spelled(vocabulary, "a"))
         words = MaskFiller().fill(matchers, [False, True, False, True]).words
@@ -160,7 +166,9 @@ _NEVER_FIRST = {*range(0x80, 0xC2), *range(0xF5, 0x100)}
 
 class TestHostile:
     @pytest.mark.parametrize("name", HOSTILE)
-    def test_is_refused_in_a_sentence_or_costs_little(self, compiler: GrammarCompiler, name: str) -> None:
+    def test_hostile_grammar_is_refused_in_a_sentence_or_costs_little(
+        self, compiler: GrammarCompiler, name: str
+    ) -> None:
         error = compiler.request(HOSTILE[name]).exception(PATIENCE)
         if error is None:
             matcher = compiler.request(HOSTILE[name]).result().start()
@@ -170,30 +178,30 @@ class TestHostile:
             assert 20 < len(str(error)) < 400
             assert "\n" not in str(error)
 
-    def test_there_are_fifty(self) -> None:
+    def test_hostile_grammars_number_at_least_fifty(self) -> None:
         assert len(HOSTILE) >= 50
 
-    def test_a_grammar_beyond_its_time(self, vocabulary: Vocabulary) -> None:
+    def test_grammar_is_refused_when_it_exceeds_processor_time(self, vocabulary: Vocabulary) -> None:
         compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds=0.1, memory=16 << 30, workers=1))
         error = compiler.request(HOSTILE["schema: doubling allOf"]).exception(PATIENCE)
         assert "processor time" in str(error)
         assert compiled(compiler, regex="after it").start() is not None
         compiler.close()
 
-    def test_a_grammar_beyond_its_memory(self, vocabulary: Vocabulary) -> None:
+    def test_grammar_is_refused_when_it_exceeds_memory(self, vocabulary: Vocabulary) -> None:
         compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds=60.0, memory=256 << 20, workers=1))
         error = compiler.request(HOSTILE["schema: doubling allOf"]).exception(PATIENCE)
         assert "MiB of memory" in str(error)
         assert compiled(compiler, regex="after it").start() is not None
         compiler.close()
 
-    def test_tokens_that_take_long_are_refused(self, vocabulary: Vocabulary) -> None:
+    def test_grammar_is_refused_when_its_masks_take_long(self, vocabulary: Vocabulary) -> None:
         compiler = GrammarCompiler(lambda: vocabulary, GrammarLimits(seconds_a_token=-1.0, workers=1))
         error = compiler.request(StructuredOutputs(regex="abc")).exception(PATIENCE)
         assert "ms to check" in str(error)
         compiler.close()
 
-    def test_a_process_that_hangs_is_given_up(self, vocabulary: Vocabulary) -> None:
+    def test_trial_process_is_replaced_when_it_hangs(self, vocabulary: Vocabulary) -> None:
         trial = TrialProcess(GrammarLimits())
         grammar = grammar_text(StructuredOutputs(regex="a"))
         assert "bytes" in trial.judge(grammar, vocabulary)
@@ -225,18 +233,18 @@ def is_alive(pid: int) -> bool:
 
 
 class TestKeeping:
-    def test_the_same_grammar_is_compiled_once(self, compiler: GrammarCompiler) -> None:
+    def test_equal_requests_share_one_compilation(self, compiler: GrammarCompiler) -> None:
         first = compiler.request(StructuredOutputs(regex="once"))
         assert compiler.request(StructuredOutputs(regex="once")) is first
         first.result(PATIENCE)
         assert compiler.request(StructuredOutputs(regex="once")) is first
 
-    def test_a_refusal_is_kept(self, compiler: GrammarCompiler) -> None:
+    def test_refusal_is_cached(self, compiler: GrammarCompiler) -> None:
         first = compiler.request(StructuredOutputs(regex="(["))
         assert first.exception(PATIENCE) is not None
         assert compiler.request(StructuredOutputs(regex="([")) is first
 
-    def test_is_bounded_in_number_and_bytes(self, vocabulary: Vocabulary) -> None:
+    def test_cache_is_bounded_in_number_and_bytes(self, vocabulary: Vocabulary) -> None:
         for limits in (GrammarLimits(cached=3, workers=1), GrammarLimits(cached_bytes=3 << 16, workers=1)):
             compiler = GrammarCompiler(lambda: vocabulary, limits)
             first = compiler.request(StructuredOutputs(regex="0"))
@@ -248,7 +256,7 @@ class TestKeeping:
             assert compiler.request(StructuredOutputs(regex="0")) is not first
             compiler.close()
 
-    def test_one_that_broke_is_compiled_anew(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def test_broken_grammar_is_compiled_anew(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
         wanted = StructuredOutputs(regex="[ab]c")
         grammar = compiler.request(wanted).result(PATIENCE)
         with pytest.raises(GrammarError):
@@ -259,7 +267,7 @@ class TestKeeping:
 
 
 class TestEnds:
-    def test_closing_ends_its_processes(self, vocabulary: Vocabulary) -> None:
+    def test_trial_processes_end_when_the_compiler_is_closed(self, vocabulary: Vocabulary) -> None:
         before = trials()
         compiler = GrammarCompiler(lambda: vocabulary)
         compiler.request(StructuredOutputs(regex="a")).result(PATIENCE)
@@ -267,7 +275,7 @@ class TestEnds:
         compiler.close()
         assert not trials() - before
 
-    def test_so_does_letting_go_of_it(self, vocabulary: Vocabulary) -> None:
+    def test_trial_processes_end_when_the_compiler_is_collected(self, vocabulary: Vocabulary) -> None:
         before = trials()
         compiler = GrammarCompiler(lambda: vocabulary)
         compiler.request(StructuredOutputs(regex="a")).result(PATIENCE)
@@ -275,7 +283,7 @@ class TestEnds:
         del compiler
         assert not trials() - before
 
-    def test_so_does_a_death_without_a_word(self) -> None:
+    def test_trial_processes_end_when_their_owner_is_killed(self) -> None:
         """The processes of an owner that was killed find their input at its end."""
         code = (
             "import os, psutil, sys\n"
@@ -293,7 +301,7 @@ class TestEnds:
         assert pids, killed.stderr
         await_condition(lambda: not any(is_alive(pid) for pid in pids), "their end")
 
-    def test_a_process_of_which_nothing_is_known_knows_nothing(
+    def test_trial_process_gets_no_secrets_from_the_environment(
         self, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PAGEMILL_DATABASE_URL", "postgresql://secret")
@@ -304,7 +312,7 @@ class TestEnds:
         assert "PAGEMILL_DATABASE_URL" not in psutil.Process(pid).environ()
         compiler.close()
 
-    def test_a_tokenizer_that_cannot_be_read_is_each_request_s_error(self) -> None:
+    def test_every_request_fails_when_the_vocabulary_is_unreadable(self) -> None:
         def read() -> Vocabulary:
             raise UnreadableVocabulary("its tokens are poems")
 

@@ -65,7 +65,7 @@ def random_output(schema: dict[str, Any], seed: int) -> object:
     ],
     ids=json.dumps,
 )
-def test_no_output_ends_half_way_when_patterns_match_named_properties(schema: dict[str, Any]) -> None:
+def test_outputs_are_finished_when_patterns_match_named_properties(schema: dict[str, Any]) -> None:
     for seed in range(24):
         random_output(schema, seed)
 
@@ -89,12 +89,12 @@ def test_spelled_out_pattern_keeps_its_schema() -> None:
     ],
     ids=["referred to", "counted", "infinite", "constant"],
 )
-def test_schema_stays_as_it_is_when(schema: dict[str, Any]) -> None:
+def test_schema_is_unchanged_when_not_rewritable(schema: dict[str, Any]) -> None:
     assert readable_schema(schema) == schema
 
 
 @pytest.mark.parametrize("name", ["password", "binary", "byte", "int32", "uri-reference", "regex", "json-pointer"])
-def test_unknown_format_is_an_annotation(name: str) -> None:
+def test_unknown_format_is_ignored(name: str) -> None:
     schema = {"type": "object", "properties": {"format": {"type": "string", "format": name, "minLength": 2}}}
     assert accepts(schema, {"format": "ab"})
     assert not accepts(schema, {"format": "a"})
@@ -118,7 +118,7 @@ def test_known_format_is_enforced(name: str) -> None:
         (r"^\d$", "0123456789a"),
     ],
 )
-def test_finite_language_holds_all_that_match(pattern: str, alphabet: str) -> None:
+def test_finite_language_holds_all_matching_strings(pattern: str, alphabet: str) -> None:
     texts = {"".join(chars) for size in range(4) for chars in product(alphabet, repeat=size)}
     assert finite_language(pattern, 64) == {text for text in texts if re.search(pattern, text)}
 

@@ -28,7 +28,7 @@ def vocabulary(
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_tokens_say_what_the_tokenizer_says(make: MakeTokenizer) -> None:
+def test_token_bytes_join_to_what_the_tokenizer_decodes(make: MakeTokenizer) -> None:
     tokenizer = make()
     read = vocabulary(tokenizer)
     for text in ("the fox", '{"a": [1, 2]}', "a  b", "x\ny"):
@@ -37,7 +37,7 @@ def test_tokens_say_what_the_tokenizer_says(make: MakeTokenizer) -> None:
 
 
 @pytest.mark.parametrize("make", [byte_level, with_byte_fallback])
-def test_every_byte_has_a_token_and_broken_characters_are_shown(make: MakeTokenizer) -> None:
+def test_decode_shows_incomplete_characters_as_replacement(make: MakeTokenizer) -> None:
     read = vocabulary(make())
     single = {token for token in read.tokens if len(token) == 1}
     assert len(single) >= 255  # 0xff stands in no text
@@ -46,14 +46,14 @@ def test_every_byte_has_a_token_and_broken_characters_are_shown(make: MakeTokeni
     assert read.decode(smile[:3], skip_special_tokens=True) == "�"
 
 
-def test_a_leading_space_stays() -> None:
+def test_decode_keeps_a_leading_space() -> None:
     tokenizer = with_byte_fallback()
     token = tokenizer.convert_tokens_to_ids("▁the")
     assert tokenizer.decode([token]) == "the"
     assert vocabulary(tokenizer).decode([token], skip_special_tokens=True) == " the"
 
 
-def test_special_tokens_say_nothing() -> None:
+def test_decode_skips_special_tokens() -> None:
     read = vocabulary(byte_level())
     assert {0, 1, 2} <= read.special
     assert read.decode([0, 1], skip_special_tokens=True) == ""
@@ -108,7 +108,7 @@ def test_token_too_long_for_llguidance_is_left_out() -> None:
     assert read.for_llguidance.vocab_size == 4
 
 
-def test_rows_that_pad_the_model_are_no_tokens() -> None:
+def test_padding_rows_of_the_model_are_no_tokens() -> None:
     tokenizer = byte_level()
     read = vocabulary(tokenizer, padding=45)
     allowed = {t for t in range(read.num_words * 32) if read.real_bits[t // 32] >> (t % 32) & 1}
@@ -116,7 +116,7 @@ def test_rows_that_pad_the_model_are_no_tokens() -> None:
     assert read.end_id == len(tokenizer) + 45
 
 
-def test_a_model_smaller_than_its_tokenizer() -> None:
+def test_vocabulary_is_cut_when_the_model_is_smaller_than_its_tokenizer() -> None:
     tokenizer = byte_level()
     read = Vocabulary.of(tokenizer, len(tokenizer) - 10, {1})
     assert len(read.tokens) == len(tokenizer) - 10
@@ -135,11 +135,11 @@ class TestUnreadable:
         [(None, "no decoder"), (decoders.WordPiece(), "WordPiece"), (decoders.Fuse(), "no word")],
         ids=["none", "word pieces", "words"],
     )
-    def test_says_why(self, decoder: object, reason: str) -> None:
+    def test_unreadable_vocabulary_says_why(self, decoder: object, reason: str) -> None:
         with pytest.raises(UnreadableVocabulary, match=reason):
             vocabulary(self.make(decoder))
 
-    def test_a_decoder_that_writes_something_else(self) -> None:
+    def test_vocabulary_is_unreadable_when_the_decoder_writes_other_text(self) -> None:
         tokenizer = build_tokenizer(100)
         tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip("}", 0, 1)])
         with pytest.raises(UnreadableVocabulary, match="writes"):

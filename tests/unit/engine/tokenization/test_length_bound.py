@@ -72,7 +72,7 @@ def test_bound_grows_with_the_text(tokenizer: Tokenizer) -> None:
     assert LengthBound(tokenizer).least_tokens("a" * 4_000_000) > 100_000
 
 
-def test_nothing_is_known_of_a_tokenizer_that_loses_bytes() -> None:
+def test_bound_is_zero_when_the_tokenizer_loses_bytes() -> None:
     removing, unknowing = (
         byte_level(),
         Tokenizer(models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>", fuse_unk=True)),

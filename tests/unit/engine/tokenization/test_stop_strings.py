@@ -39,49 +39,49 @@ def run(
     return len(token_ids), scanner.cut(token_ids, decode(token_ids))
 
 
-def test_across_tokens() -> None:
+def test_scanner_finds_a_stop_string_across_tokens() -> None:
     tokens = [PIECES.index(piece) for piece in ("a", "ST", "OP", "b")]
     assert run(of_pieces, tokens, ["STOP"]) == (3, ("a", "STOP"))
 
 
-def test_inside_a_token() -> None:
+def test_scanner_finds_a_stop_string_inside_a_token() -> None:
     tokens = [PIECES.index(piece) for piece in ("a", "STOP", "b")]
     assert run(of_pieces, tokens, ["TO"]) == (2, ("aS", "TO"))
 
 
-def test_kept_where_asked_for() -> None:
+def test_cut_keeps_the_stop_string_when_included() -> None:
     tokens = [PIECES.index(piece) for piece in ("a", "STOP", "b")]
     assert run(of_pieces, tokens, ["TO"], include_stop=True) == (2, ("aSTO", "TO"))
 
 
-def test_the_first_in_the_text_wins() -> None:
+def test_cut_is_at_the_first_stop_string_of_the_text() -> None:
     tokens = [PIECES.index(piece) for piece in ("a", "STOP")]
     assert run(of_pieces, tokens, ["OP", "ST"]) == (2, ("a", "ST"))
 
 
-def test_a_character_in_several_tokens() -> None:
+def test_scanner_finds_a_character_spread_over_tokens() -> None:
     tokens = list("x🙂y".encode())
     assert run(of_bytes, tokens, ["🙂"]) == (5, ("x", "🙂"))
 
 
-def test_broken_utf8_before_it_does_not_hide_it() -> None:
+def test_scanner_finds_a_stop_string_after_broken_utf8() -> None:
     tokens = [0xFF, 0xC3, 0xFF, 0xF0, 0x9F, *b"ab"]
     assert run(of_bytes, tokens, ["ab"])[0] == len(tokens)
     assert run(of_bytes, [0xF0] * 40 + [*b"ab"], ["ab"])[0] == 42
 
 
-def test_a_replacement_character_as_stop_string() -> None:
+def test_scanner_finds_a_replacement_character() -> None:
     used, cut = run(of_bytes, [*b"a", 0xFF, *b"b"], ["\N{REPLACEMENT CHARACTER}"])
     assert used <= 3
     assert cut == ("a", "\N{REPLACEMENT CHARACTER}")
 
 
-def test_tokens_without_text_change_nothing() -> None:
+def test_scanner_ignores_tokens_without_text() -> None:
     tokens = [PIECES.index(piece) for piece in ("a", "", "", " a", "")]
     assert run(of_stripped_pieces, tokens, [" "]) == (4, ("a", " "))
 
 
-def test_min_tokens_hides_earlier_ones() -> None:
+def test_scanner_ignores_stop_strings_before_min_tokens() -> None:
     tokens = [PIECES.index(piece) for piece in ("STOP", "a", "STOP", "b")]
     assert run(of_pieces, tokens, ["STOP"], min_tokens=2) == (3, ("STOPa", "STOP"))
     assert run(of_pieces, tokens, ["STOP"], min_tokens=1) == (1, ("", "STOP"))
@@ -126,7 +126,7 @@ def test_may_touch_finds_overlaps_with_special_tokens(stop: str, touches: bool) 
 @pytest.mark.parametrize("decode", [of_bytes, of_pieces, of_stripped_pieces])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_stops_at_the_first_token_that_completes_one(decode: Decode, data: st.DataObject) -> None:
+def test_scanner_stops_at_the_first_token_that_completes_a_stop_string(decode: Decode, data: st.DataObject) -> None:
     """As if the whole text were searched after each token, except that open UTF-8 may come a few tokens later."""
     alphabet = st.sampled_from([0xC3, 0xA9, 0xFF, *b"ab "]) if decode is of_bytes else st.integers(0, len(PIECES) - 1)
     tokens = data.draw(st.lists(alphabet, max_size=30))

@@ -49,12 +49,12 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return made
 
 
-def test_batches_encode_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_encode_batch_equals_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["the fox", "", "Grüße 🙂", "a" * 300]
     assert Tokenizer(tokenizer).encode_batch(texts) == [tokenizer(text)["input_ids"] for text in texts]
 
 
-def test_decodes_as_transformers_does(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_decode_equals_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
     ours = Tokenizer(tokenizer)
     tokens = [*tokenizer("the fox 🙂 naïve")["input_ids"], 1]
     for cut in range(len(tokens) + 1):  # also in the middle of a character
@@ -76,7 +76,7 @@ def test_token_bytes_join_to_the_text(tokenizer: PreTrainedTokenizerFast) -> Non
     assert not read.is_special(tokens[-1])
 
 
-def test_token_bytes_are_the_text_where_the_decoder_is_unknown() -> None:
+def test_token_bytes_are_the_text_when_the_decoder_is_unknown() -> None:
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece(prefix="##")
     token = tokenizer.convert_tokens_to_ids("a")
@@ -92,7 +92,7 @@ def test_fixed_padding_and_truncation_of_a_tokenizer_json_are_off() -> None:
     assert tokenizer.backend_tokenizer.truncation is None
 
 
-def test_one_bad_text_is_its_own_error() -> None:
+def test_encode_batch_fails_one_bad_text_alone() -> None:
     first, second, third = Tokenizer(byte_level()).encode_batch(["fox", "\ud800", "dog"])
     assert isinstance(first, list)
     assert isinstance(second, InvalidPrompt)
@@ -111,26 +111,26 @@ def with_template() -> Tokenizer:
 
 
 class TestChat:
-    def test_renders_and_encodes_as_transformers_does(self) -> None:
+    def test_chat_template_renders_and_encodes_as_in_transformers(self) -> None:
         tokenizer = with_template()
         assert tokenizer.render_chat(MESSAGES) == "<s>user: the fox</s><s>assistant:"
         expected = tokenizer.hf_tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
         assert tokenizer.encode_chat(MESSAGES) == expected
         assert tokenizer.encode_chat_batch([MESSAGES]) == [expected]
 
-    def test_one_bad_conversation_is_its_own_error(self) -> None:
+    def test_encode_chat_batch_fails_one_bad_conversation_alone(self) -> None:
         tokenizer, good = with_template(), MESSAGES
         results = tokenizer.encode_chat_batch([good, [{"role": "robot", "content": "x"}], [], good])
         assert [isinstance(result, InvalidPrompt) for result in results] == [False, True, True, False]
         assert "no robots" in str(results[1])
         assert results[0] == results[3]
 
-    def test_a_model_without_a_template_says_so(self) -> None:
+    def test_render_chat_is_refused_when_the_model_has_no_template(self) -> None:
         with pytest.raises(InvalidPrompt, match="no chat template"):
             Tokenizer(byte_level()).render_chat(MESSAGES)
 
 
-def test_loads_from_a_directory(tmp_path: Path) -> None:
+def test_tokenizer_loads_from_a_directory(tmp_path: Path) -> None:
     assert Tokenizer.from_pretrained(tmp_path) is None
     byte_level().save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
@@ -138,7 +138,7 @@ def test_loads_from_a_directory(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
 
 
-def test_a_tokenizer_that_does_not_load_is_an_error(tmp_path: Path) -> None:
+def test_tokenizer_that_does_not_load_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match="does not load"):
         Tokenizer.from_pretrained(tmp_path)
