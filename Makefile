@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-faults test-all check format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: $(READY)  ## run a real batch from REST to webhook on this machine, then s
 
 test: $(READY)  ## the ordinary tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full disk, wrong clocks (under 15 minutes)
+	$(BIN)/python -m pytest -m faults
 
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/python -m pytest

@@ -144,6 +144,7 @@ def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_worker_that_is_slow_to_end_is_not_taken_for_one_that_hangs(pipeline: Pipeline) -> None:
     """Its last step takes long, and then Postgres does."""
     with pipeline.worker(FAKE_STEP_SECONDS="8", PAGEMILL_DRAIN_DEADLINE="0") as process:
