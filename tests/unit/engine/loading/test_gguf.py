@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("gguf", reason="gguf is not installed: pip install -c constraints.txt -e '.[worker]'")
+
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter
 
