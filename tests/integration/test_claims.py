@@ -1,21 +1,27 @@
-"""The claim loop and the writer over a real Postgres, with an engine that only says what it holds."""
+"""The claim loop, the writer and the heartbeat over a real Postgres, with an engine that only says what it holds."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 
+from jobs.queries import settling
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows, answered
+from worker.generation import heartbeat as heartbeat_module
+from worker.generation import lease as lease_module
 from worker.generation import writer as writer_module
 from worker.generation.claim_loop import MOST_UNWRITTEN, ClaimLoop
+from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.writer import Writer
 
@@ -26,8 +32,12 @@ class Consumer:
 
     places: int = 0
     requests: list[ClaimedRequest] = field(default_factory=list)
+    polls: int = 0
+    on_poll: Callable[[], None] = lambda: None
 
     def free_capacity(self) -> int:
+        self.polls += 1
+        self.on_poll()
         return self.places - len(self.requests)
 
     def live_capacity(self) -> int:
@@ -86,7 +96,7 @@ def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
     consumer = Consumer(10)
     loop = claim_loop(rows, lease_of(worker_id), consumer, unwritten)
     loop.start()
-    time.sleep(0.3)  # several polls, in which nothing should happen
+    await_condition(lambda: consumer.polls >= 4, "three whole polls")
     assert not consumer.requests
     unwritten.pop()
     await_condition(lambda: len(consumer.requests) == 2, "claims of one at a time, as there is place")
@@ -102,6 +112,89 @@ def test_a_suspect_waits_until_everything_is_written(rows: Rows) -> None:
     assert loop._claim() == 0
     unwritten.clear()
     assert loop._claim() == 1
+
+
+def test_requests_of_a_cancelled_job_are_aborted(rows: Rows) -> None:
+    cancelled, kept, worker_id = rows.job(3), rows.job(2), rows.worker()
+    consumer = Consumer(0, list(rows.claim(worker_id).requests))
+    loop = claim_loop(rows, lease_of(worker_id), consumer)
+    with rows.database.begin() as connection:
+        assert settling.cancel_job(connection, rows.tenant().id, cancelled) is not None
+    rows.settle_due()
+    loop._reconcile_claims()
+    assert [request.job_id for request in consumer.requests] == [kept, kept]
+
+
+def test_nothing_joins_a_request_that_runs_alone(rows: Rows) -> None:
+    suspect, worker_id = rows.job(1), rows.worker()
+    rows.execute("UPDATE requests SET deaths = 2")
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease_of(worker_id), consumer)
+    assert loop._claim() == 1
+    others = rows.job(3)
+    assert loop._claim() == 0
+    assert [request.job_id for request in consumer.requests] == [suspect]
+    consumer.requests.clear()
+    assert loop._claim() == 3
+    assert {request.job_id for request in consumer.requests} == {others}
+
+
+def test_what_is_claimed_while_the_worker_stops_goes_back(rows: Rows) -> None:
+    job_id, worker_id = rows.job(3), rows.worker()
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease_of(worker_id), consumer)
+    consumer.on_poll = loop.stop  # after the look at what there is to do, and before the claim
+    loop.start()
+    loop.close()
+    assert [row.epoch for row in rows.query("SELECT epoch FROM requests")] == [1] * 3  # they were claimed
+    assert rows.states(job_id) == ["pending"] * 3
+    assert not consumer.requests
+    rows.check()
+
+
+def test_nothing_is_claimed_without_a_good_lease(rows: Rows) -> None:
+    rows.job(1)
+    lease = Lease(fence_after=60)
+    lease.take(rows.worker(), time.monotonic() - 61)
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease, consumer)
+    assert loop._claim() == 0
+    assert lease.worker_id is not None
+    lease.take(lease.worker_id, time.monotonic())
+    assert loop._claim() == 1
+
+
+def test_a_heartbeat_counts_from_before_it_was_sent(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(heartbeat_module, "time", clock)
+    monkeypatch.setattr(lease_module, "time", clock)
+
+    def stats() -> dict[str, object]:
+        """Asked for within the second heartbeat, which takes five seconds and is the last."""
+        nonlocal now
+        now += 5
+        heartbeat.stop_beating()
+        return {"heartbeat": "second"}
+
+    lease = Lease(fence_after=20)
+    heartbeat = Heartbeat(
+        rows.database,
+        lease,
+        Settings(heartbeat_interval=0.01),
+        device="cpu",
+        stats=stats,
+        on_change=lambda: None,
+        on_crash=on_crash,
+    )
+    heartbeat.start(MODEL)
+    assert heartbeat.thread is not None
+    heartbeat.thread.join(PATIENCE)
+    assert [row.stats for row in rows.query("SELECT stats FROM workers")] == [{"heartbeat": "second"}]
+    now = 119.9
+    assert lease.is_good
+    now = 120.0
+    assert not lease.is_good
 
 
 def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
@@ -122,6 +215,33 @@ def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
     writer.flush_soon()
     assert writer.flush(timeout=PATIENCE)
     assert rows.states(job_id) == ["completed"] * 3
+    assert writer.close(timeout=PATIENCE)
+
+
+def test_results_in_flight_are_unwritten(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "RETRY_AFTER", 0.01)
+    job_id, worker_id = rows.job(2), rows.worker()
+    claimed = rows.claim(worker_id).requests
+    in_flight = threading.Event()
+
+    class WatchedLease(Lease):
+        @property
+        def is_good(self) -> bool:
+            in_flight.set()  # the writer asks once a group is on its way
+            return super().is_good
+
+    lease = WatchedLease(fence_after=60)
+    writer = Writer(rows.database, lease, interval=0.001, on_crash=on_crash)
+    for request in claimed:
+        writer.put(answered(request))
+    writer.start()
+    assert in_flight.wait(PATIENCE)
+    assert writer.unwritten() == {request.token for request in claimed}
+    assert rows.states(job_id) == ["running"] * 2  # without a good lease nothing is written
+    lease.take(worker_id, time.monotonic())
+    assert writer.flush(timeout=PATIENCE)
+    assert writer.unwritten() == set()
+    assert rows.states(job_id) == ["completed"] * 2
     assert writer.close(timeout=PATIENCE)
 
 

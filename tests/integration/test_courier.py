@@ -85,7 +85,9 @@ def courier(tmp_path: Path, database_url: str, redis_url: str, **settings: objec
 
 def test_courier_does_all_periodic_maintenance(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     dying, cut_off, late, waiting = rows.job(2), rows.job(30), rows.job(2, window="1h"), rows.job(2)
-    upload, deleted = rows.job(2, published=False), rows.job(1)
+    upload, deleted, other = rows.job(2, published=False), rows.job(1), rows.job(1)
+    rows.execute("INSERT INTO models (name, max_model_len, vocab_size) VALUES ('later', 128, 100)")
+    rows.execute("UPDATE jobs SET model = 'later' WHERE id = :id", id=other)
     rows.execute("UPDATE jobs SET priority = 1 WHERE id = :id", id=deleted)
     finisher = rows.worker()
     rows.settle(rows.claim(finisher, limit=1).requests)
@@ -104,13 +106,16 @@ def test_courier_does_all_periodic_maintenance(tmp_path: Path, rows: Rows, redis
         await_condition(lambda: rows.job_row(late).state == "expired", "the late job's end")
         await_condition(lambda: rows.states(dying) == ["pending", "pending"], "the dead worker's requests")
         await_condition(
-            lambda: {row.id for row in rows.query("SELECT id FROM jobs")} == {dying, cut_off, late, waiting},
+            lambda: {row.id for row in rows.query("SELECT id FROM jobs")} == {dying, cut_off, late, waiting, other},
             "removal of the upload and of the deleted job",
         )
         # One message lies there, however many turns go by.
         with closing(redis.Redis.from_url(redis_url)) as client:
             await_condition(lambda: client.llen(model_queue(MODEL.name)) == 1, "a notification")
-            time.sleep(0.5)
+            # A turn goes through the models by name, so it has looked at this one's queue when it refills the other's.
+            for _ in range(3):
+                client.delete(model_queue("later"))
+                await_condition(lambda: client.llen(model_queue("later")) == 1, "a turn")
             assert client.llen(model_queue(MODEL.name)) == 1
             (message,) = client.lrange(model_queue(MODEL.name), 0, -1)
             assert DRAIN_TASK.encode() in message

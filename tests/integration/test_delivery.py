@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from uuid import UUID
 
 import httpcore
@@ -28,6 +29,7 @@ from tests.support.receivers import (
     raw_receiver,
     receiver,
 )
+from worker.courier import delivery as delivery_module
 from worker.courier.addresses import AddressPolicy
 from worker.courier.delivery import WebhookResponse, attempt, retry_after
 
@@ -236,12 +238,28 @@ def test_the_deadline_covers_name_resolution() -> None:
     asked_long_enough = threading.Event()
 
     def slow(host: str, port: int) -> list[str]:
-        asked_long_enough.wait()
+        asked_long_enough.wait(10)  # an end that an attempt without a limit would wait for
         return ["127.0.0.1"]
 
     answer = send(due("http://slow.example"), AddressPolicy(allow_private=True, resolver=slow), timeout=0.2)
     asked_long_enough.set()
     assert answer == WebhookResponse(error="no answer from the name servers for slow.example")
+
+
+def test_the_time_of_name_resolution_is_taken_off_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(delivery_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def slow(host: str, port: int) -> list[str]:
+        nonlocal now
+        now += 61
+        return ["127.0.0.1"]
+
+    with receiver() as server:
+        url = server.url.replace("127.0.0.1", "slow.example")
+        answer = send(due(url), AddressPolicy(allow_private=True, resolver=slow), timeout=60)
+    assert answer == WebhookResponse(error="no complete answer within 60 s")
+    assert server.received == []
 
 
 @pytest.mark.parametrize("trouble", [garbage, hang_up])
