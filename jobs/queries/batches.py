@@ -87,17 +87,6 @@ class Batch:
         return self.status in ("failed", "completed", "expired", "cancelled")
 
 
-_SELECT = """
-    SELECT b.id, b.tenant_id, b.endpoint, b.input_file_id, b.completion_window, b.metadata, b.on_error,
-           b.output_seconds, b.model, b.errors, b.job_id, b.output_file_id, b.error_file_id,
-           b.created_at, b.expires_at, b.failed_at, b.cancelling_at, b.finalized_at,
-           j.state, j.total, j.completed, j.failed, j.cancelled, j.expired,
-           j.prompt_tokens, j.cached_tokens, j.completion_tokens,
-           j.in_progress_at, j.cancelling_at AS job_cancelling_at, j.ended_at
-    FROM batches b LEFT JOIN jobs j ON j.id = b.job_id
-"""
-
-
 def _batch(row: Row[Any]) -> Batch:
     columns = dict(row._mapping)
     state = columns.pop("state")
@@ -157,7 +146,16 @@ def get_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch 
     """A batch of this tenant."""
     # By primary key, and its job by the job's.
     row = connection.execute(
-        text(_SELECT + "WHERE b.id = :id AND b.tenant_id = :tenant_id AND j.deleted_at IS NULL"),
+        text("""
+            SELECT b.id, b.tenant_id, b.endpoint, b.input_file_id, b.completion_window, b.metadata, b.on_error,
+                   b.output_seconds, b.model, b.errors, b.job_id, b.output_file_id, b.error_file_id,
+                   b.created_at, b.expires_at, b.failed_at, b.cancelling_at, b.finalized_at,
+                   j.state, j.total, j.completed, j.failed, j.cancelled, j.expired,
+                   j.prompt_tokens, j.cached_tokens, j.completion_tokens,
+                   j.in_progress_at, j.cancelling_at AS job_cancelling_at, j.ended_at
+            FROM batches b LEFT JOIN jobs j ON j.id = b.job_id
+            WHERE b.id = :id AND b.tenant_id = :tenant_id AND j.deleted_at IS NULL
+        """),
         {"id": batch_id, "tenant_id": tenant_id},
     ).one_or_none()
     return None if row is None else _batch(row)
@@ -167,15 +165,19 @@ def list_batches(connection: Connection, tenant_id: UUID, *, after: UUID | None,
     """Batches of this tenant, newest first. `after` is the id of the last batch of the page before."""
     # Ids are ordered by time, so the id is the cursor.
     rows = connection.execute(
-        text(
-            _SELECT
-            + """
-                WHERE b.tenant_id = :tenant_id AND j.deleted_at IS NULL
-                  AND (CAST(:after AS uuid) IS NULL OR b.id < CAST(:after AS uuid))
-                ORDER BY b.id DESC
-                LIMIT :limit
-            """
-        ),
+        text("""
+            SELECT b.id, b.tenant_id, b.endpoint, b.input_file_id, b.completion_window, b.metadata, b.on_error,
+                   b.output_seconds, b.model, b.errors, b.job_id, b.output_file_id, b.error_file_id,
+                   b.created_at, b.expires_at, b.failed_at, b.cancelling_at, b.finalized_at,
+                   j.state, j.total, j.completed, j.failed, j.cancelled, j.expired,
+                   j.prompt_tokens, j.cached_tokens, j.completion_tokens,
+                   j.in_progress_at, j.cancelling_at AS job_cancelling_at, j.ended_at
+            FROM batches b LEFT JOIN jobs j ON j.id = b.job_id
+            WHERE b.tenant_id = :tenant_id AND j.deleted_at IS NULL
+              AND (CAST(:after AS uuid) IS NULL OR b.id < CAST(:after AS uuid))
+            ORDER BY b.id DESC
+            LIMIT :limit
+        """),
         {"tenant_id": tenant_id, "after": after, "limit": limit},
     )
     return [_batch(row) for row in rows]
@@ -229,10 +231,25 @@ def take(connection: Connection, holder: UUID, *, seconds: float) -> Batch | Non
         """),
         {"seconds": seconds, "holder": holder},
     ).scalar()
-    if batch_id is None:
-        return None
-    # As its owner sees it.
-    return _batch(connection.execute(text(_SELECT + "WHERE b.id = :id"), {"id": batch_id}).one())
+    return None if batch_id is None else _of_any_tenant(connection, batch_id)
+
+
+def _of_any_tenant(connection: Connection, batch_id: UUID) -> Batch:
+    # By primary key, and its job by the job's; also one whose job is deleted.
+    row = connection.execute(
+        text("""
+            SELECT b.id, b.tenant_id, b.endpoint, b.input_file_id, b.completion_window, b.metadata, b.on_error,
+                   b.output_seconds, b.model, b.errors, b.job_id, b.output_file_id, b.error_file_id,
+                   b.created_at, b.expires_at, b.failed_at, b.cancelling_at, b.finalized_at,
+                   j.state, j.total, j.completed, j.failed, j.cancelled, j.expired,
+                   j.prompt_tokens, j.cached_tokens, j.completion_tokens,
+                   j.in_progress_at, j.cancelling_at AS job_cancelling_at, j.ended_at
+            FROM batches b LEFT JOIN jobs j ON j.id = b.job_id
+            WHERE b.id = :id
+        """),
+        {"id": batch_id},
+    ).one()
+    return _batch(row)
 
 
 def hold(connection: Connection, holder: UUID, batch_id: UUID, *, seconds: float) -> bool:
@@ -361,10 +378,8 @@ def finalize(
 def of_file(connection: Connection, file_id: UUID) -> Batch | None:
     """The batch whose results a file holds."""
     # By the file's row; files of results alone have a batch.
-    row = connection.execute(
-        text(_SELECT + "WHERE b.id = (SELECT batch_id FROM files WHERE id = :id)"), {"id": file_id}
-    ).one_or_none()
-    return None if row is None else _batch(row)
+    batch_id = connection.execute(text("SELECT batch_id FROM files WHERE id = :id"), {"id": file_id}).scalar()
+    return None if batch_id is None else _of_any_tenant(connection, batch_id)
 
 
 def retire(connection: Connection, *, retention: float) -> int:

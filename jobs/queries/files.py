@@ -69,19 +69,9 @@ class Leaving:
     parts: Sequence[UUID]
 
 
-_FILE = "id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored"
-_VISIBLE = """
-    (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
-    AND (expires_at IS NULL OR expires_at > clock_timestamp())
-"""
-_UPLOAD = (
-    "id, CASE WHEN state = 'pending' AND expires_at <= clock_timestamp() THEN 'expired' ELSE state END AS state, "
-    "purpose, filename, mime_type, bytes, file_seconds, file_id, created_at, expires_at"
-)
-
-
 def reserve_file(connection: Connection, tenant_id: UUID) -> UUID:
     """A row for a file whose content is about to come in."""
+    # Without `stored_at`, so that it is no file yet.
     file_id = new_id()
     connection.execute(
         text("INSERT INTO files (id, tenant_id, purpose, filename) VALUES (:id, :tenant_id, '', '')"),
@@ -97,8 +87,8 @@ def bytes_held(connection: Connection, tenant_id: UUID) -> int:
         text("""
             SELECT (SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant_id = :tenant_id AND deleted_at IS NULL)
                  + (SELECT coalesce(sum(p.bytes), 0)
-                      FROM uploads u JOIN upload_parts p ON p.upload_id = u.id
-                     WHERE u.tenant_id = :tenant_id AND u.state = 'pending')
+                    FROM uploads u JOIN upload_parts p ON p.upload_id = u.id
+                    WHERE u.tenant_id = :tenant_id AND u.state = 'pending')
         """),
         {"tenant_id": tenant_id},
     ).scalar_one()
@@ -124,13 +114,13 @@ def store_file(
     connection.execute(text("SELECT 1 FROM tenants WHERE id = :id FOR NO KEY UPDATE"), {"id": tenant_id})
     if bytes_held(connection, tenant_id) + size > quota:
         raise FileQuotaExceeded(quota)
+    # The guard is the one that collection has, so one of the two wins.
     row = connection.execute(
-        text(f"""
-            UPDATE files
-               SET purpose = :purpose, filename = :filename, bytes = :size, stored_at = clock_timestamp(),
-                   expires_at = created_at + make_interval(secs => :seconds)
-             WHERE id = :id AND tenant_id = :tenant_id AND stored_at IS NULL AND deleted_at IS NULL
-         RETURNING {_FILE}
+        text("""
+            UPDATE files SET purpose = :purpose, filename = :filename, bytes = :size, stored_at = clock_timestamp(),
+                             expires_at = created_at + make_interval(secs => :seconds)
+            WHERE id = :id AND tenant_id = :tenant_id AND stored_at IS NULL AND deleted_at IS NULL
+            RETURNING id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored
         """),
         {
             "id": file_id,
@@ -146,8 +136,15 @@ def store_file(
 
 def get_file(connection: Connection, tenant_id: UUID, file_id: UUID) -> StoredFile | None:
     """A file as its owner sees it."""
+    # Stored, or a batch's results that are read before they are stored; not deleted, and not past its time.
     row = connection.execute(
-        text(f"SELECT {_FILE} FROM files WHERE id = :id AND tenant_id = :tenant_id AND {_VISIBLE}"),
+        text("""
+            SELECT id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored
+            FROM files
+            WHERE id = :id AND tenant_id = :tenant_id
+              AND (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
+              AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        """),
         {"id": file_id, "tenant_id": tenant_id},
     ).one_or_none()
     return None if row is None else StoredFile(**row._mapping)
@@ -163,16 +160,31 @@ def list_files(
     is_ascending: bool,
 ) -> list[StoredFile]:
     """A tenant's files from `after` on, newest first unless `is_ascending`."""
-    # Ids rise with time. The bound that is not given is the least or greatest id.
-    operator, direction = (">", "ASC") if is_ascending else ("<", "DESC")
+    # Ids are ordered by time, so the id is the cursor; two statements, because each direction walks the index its way.
+    oldest_first = text("""
+        SELECT id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored
+        FROM files
+        WHERE tenant_id = :tenant_id
+          AND (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
+          AND (expires_at IS NULL OR expires_at > clock_timestamp())
+          AND (CAST(:after AS uuid) IS NULL OR id > CAST(:after AS uuid))
+          AND (CAST(:purpose AS text) IS NULL OR purpose = CAST(:purpose AS text))
+        ORDER BY id
+        LIMIT :limit
+    """)
+    newest_first = text("""
+        SELECT id, purpose, filename, bytes, created_at, expires_at, stored_at IS NOT NULL AS is_stored
+        FROM files
+        WHERE tenant_id = :tenant_id
+          AND (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
+          AND (expires_at IS NULL OR expires_at > clock_timestamp())
+          AND (CAST(:after AS uuid) IS NULL OR id < CAST(:after AS uuid))
+          AND (CAST(:purpose AS text) IS NULL OR purpose = CAST(:purpose AS text))
+        ORDER BY id DESC
+        LIMIT :limit
+    """)
     rows = connection.execute(
-        text(f"""
-            SELECT {_FILE} FROM files
-             WHERE tenant_id = :tenant_id AND {_VISIBLE}
-               AND (CAST(:after AS uuid) IS NULL OR id {operator} CAST(:after AS uuid))
-               AND (CAST(:purpose AS text) IS NULL OR purpose = CAST(:purpose AS text))
-          ORDER BY id {direction} LIMIT :limit
-        """),
+        oldest_first if is_ascending else newest_first,
         {"tenant_id": tenant_id, "after": after, "purpose": purpose, "limit": limit},
     )
     return [StoredFile(**row._mapping) for row in rows]
@@ -185,29 +197,27 @@ def delete_file(connection: Connection, tenant_id: UUID, file_id: UUID) -> bool:
     """
     # Locked, so that no batch begins to read the file after the look at those that do.
     row = connection.execute(
-        text(f"""
+        text("""
             SELECT stored_at IS NULL AS is_open FROM files
-            WHERE id = :id AND tenant_id = :tenant_id AND {_VISIBLE}
+            WHERE id = :id AND tenant_id = :tenant_id
+              AND (stored_at IS NOT NULL OR batch_id IS NOT NULL) AND deleted_at IS NULL
+              AND (expires_at IS NULL OR expires_at > clock_timestamp())
             FOR UPDATE
         """),
         {"id": file_id, "tenant_id": tenant_id},
     ).one_or_none()
-    if row is not None and (row.is_open or batches.is_reading(connection, file_id)):
+    if row is None:
+        return False
+    if row.is_open or batches.is_reading(connection, file_id):
         raise FileInUse(public_id(FILE_PREFIX, file_id))
-    return (
-        connection.execute(
-            text(f"""
-                UPDATE files SET deleted_at = clock_timestamp()
-                 WHERE id = :id AND tenant_id = :tenant_id AND {_VISIBLE}
-            """),
-            {"id": file_id, "tenant_id": tenant_id},
-        ).rowcount
-        == 1
-    )
+    # The lock holds, so it is still the file that was seen.
+    connection.execute(text("UPDATE files SET deleted_at = clock_timestamp() WHERE id = :id"), {"id": file_id})
+    return True
 
 
 def discard_file(connection: Connection, file_id: UUID) -> None:
     """Give up a reservation; the courier removes what was stored."""
+    # A file that became visible stays.
     connection.execute(
         text("UPDATE files SET deleted_at = clock_timestamp() WHERE id = :id AND stored_at IS NULL"), {"id": file_id}
     )
@@ -225,12 +235,13 @@ def open_upload(
     expiry: float,
 ) -> Upload:
     """An upload that takes parts for `expiry` seconds."""
+    # By Postgres' clock, as everything that expires.
     row = connection.execute(
-        text(f"""
+        text("""
             INSERT INTO uploads (id, tenant_id, purpose, filename, mime_type, bytes, file_seconds, expires_at)
             VALUES (:id, :tenant_id, :purpose, :filename, :mime_type, :size, :file_seconds,
                     clock_timestamp() + make_interval(secs => :expiry))
-         RETURNING {_UPLOAD}
+            RETURNING id, state, purpose, filename, mime_type, bytes, file_seconds, file_id, created_at, expires_at
         """),
         {
             "id": new_id(),
@@ -246,13 +257,17 @@ def open_upload(
     return Upload(**row._mapping)
 
 
-def get_upload(connection: Connection, tenant_id: UUID, upload_id: UUID, *, is_locked: bool = False) -> Upload | None:
-    """An upload as its owner sees it. `is_locked`: it stays as it is until the transaction ends."""
+def get_upload(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Upload | None:
+    """An upload as its owner sees it."""
+    # One that is out of time has expired, although the courier has not said so yet.
     row = connection.execute(
-        text(
-            f"SELECT {_UPLOAD} FROM uploads WHERE id = :id AND tenant_id = :tenant_id"
-            + (" FOR UPDATE" if is_locked else "")
-        ),
+        text("""
+            SELECT id, CASE WHEN state = 'pending' AND expires_at <= clock_timestamp()
+                            THEN 'expired' ELSE state END AS state,
+                   purpose, filename, mime_type, bytes, file_seconds, file_id, created_at, expires_at
+            FROM uploads
+            WHERE id = :id AND tenant_id = :tenant_id
+        """),
         {"id": upload_id, "tenant_id": tenant_id},
     ).one_or_none()
     return None if row is None else Upload(**row._mapping)
@@ -260,6 +275,7 @@ def get_upload(connection: Connection, tenant_id: UUID, upload_id: UUID, *, is_l
 
 def reserve_part(connection: Connection, upload_id: UUID) -> UUID:
     """A row for a part whose content is about to come in."""
+    # Without `stored_at`, so that it is no part yet.
     part_id = new_id()
     connection.execute(
         text("INSERT INTO upload_parts (id, upload_id) VALUES (:id, :upload_id)"),
@@ -273,16 +289,18 @@ def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: 
 
     Raises `FileQuotaExceeded`.
     """
+    # The tenant's row is locked for the quota, as in `store_file`.
     connection.execute(text("SELECT 1 FROM tenants WHERE id = :id FOR NO KEY UPDATE"), {"id": tenant_id})
     if bytes_held(connection, tenant_id) + size > quota:
         raise FileQuotaExceeded(quota)
+    # Only while its upload takes parts.
     created_at: datetime | None = connection.execute(
         text("""
             UPDATE upload_parts p SET bytes = :size, stored_at = clock_timestamp()
-              FROM uploads u
-             WHERE p.id = :id AND u.id = p.upload_id AND u.tenant_id = :tenant_id
-               AND u.state = 'pending' AND u.expires_at > clock_timestamp()
-         RETURNING p.created_at
+            FROM uploads u
+            WHERE p.id = :id AND u.id = p.upload_id AND u.tenant_id = :tenant_id
+              AND u.state = 'pending' AND u.expires_at > clock_timestamp()
+            RETURNING p.created_at
         """),
         {"id": part_id, "tenant_id": tenant_id, "size": size},
     ).scalar()
@@ -291,6 +309,7 @@ def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: 
 
 def stored_parts(connection: Connection, upload_id: UUID) -> list[Part]:
     """The parts of an upload whose content is stored."""
+    # A reservation is no part.
     rows = connection.execute(
         text("SELECT id, bytes FROM upload_parts WHERE upload_id = :upload_id AND stored_at IS NOT NULL"),
         {"upload_id": upload_id},
@@ -300,6 +319,7 @@ def stored_parts(connection: Connection, upload_id: UUID) -> list[Part]:
 
 def end_upload(connection: Connection, upload_id: UUID, state: UploadState, file_id: UUID | None = None) -> bool:
     """Complete, cancel or expire a pending upload. False where it is not pending any more."""
+    # The first of two ends wins.
     return (
         connection.execute(
             text("UPDATE uploads SET state = :state, file_id = :file_id WHERE id = :id AND state = 'pending'"),
@@ -311,16 +331,18 @@ def end_upload(connection: Connection, upload_id: UUID, state: UploadState, file
 
 def expire(connection: Connection, *, abandoned_after: float) -> None:
     """Hide files and end uploads whose time is over, and give up contents that stopped coming in."""
+    # Files past their time, and reservations whose content stopped coming in; a batch's results are neither.
     connection.execute(
         text("""
             UPDATE files SET deleted_at = clock_timestamp()
-             WHERE deleted_at IS NULL
-               AND (expires_at <= clock_timestamp()
-                    OR stored_at IS NULL AND batch_id IS NULL
-                       AND created_at < clock_timestamp() - make_interval(secs => :abandoned_after))
+            WHERE deleted_at IS NULL
+              AND (expires_at <= clock_timestamp()
+                   OR stored_at IS NULL AND batch_id IS NULL
+                      AND created_at < clock_timestamp() - make_interval(secs => :abandoned_after))
         """),
         {"abandoned_after": abandoned_after},
     )
+    # Uploads past their time; their parts follow.
     connection.execute(
         text("UPDATE uploads SET state = 'expired' WHERE state = 'pending' AND expires_at <= clock_timestamp()")
     )
@@ -328,14 +350,18 @@ def expire(connection: Connection, *, abandoned_after: float) -> None:
 
 def leaving(connection: Connection, *, limit: int) -> Leaving:
     """Files that are hidden, and parts of uploads that are not pending, at most `limit` of each."""
+    # The oldest first.
     files = connection.execute(
         text("SELECT id FROM files WHERE deleted_at IS NOT NULL ORDER BY created_at LIMIT :limit"),
         {"limit": limit},
     ).scalars()
+    # Of completed uploads, too: their file has a content of its own.
     parts = connection.execute(
         text("""
             SELECT p.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
-             WHERE u.state <> 'pending' ORDER BY p.id LIMIT :limit
+            WHERE u.state <> 'pending'
+            ORDER BY p.id
+            LIMIT :limit
         """),
         {"limit": limit},
     ).scalars()
