@@ -81,7 +81,7 @@ def test_a_job_runs_through_every_process(stack: RunningStack, tmp_path: Path) -
     _run_a_job(stack, tmp_path)
 
 
-def test_other_commands_find_it(stack: RunningStack, settings: Settings) -> None:
+def test_other_commands_find_the_running_stack(stack: RunningStack, settings: Settings) -> None:
     found = with_running(settings)
     assert (found.url, found.database_url, found.redis_url) == (stack.base_url, stack.database_url, stack.redis_url)
     for secret in (FILE, "api_key"):
@@ -89,7 +89,7 @@ def test_other_commands_find_it(stack: RunningStack, settings: Settings) -> None
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "postgres", "valkey"])
-def test_it_mends_itself(stack: RunningStack, tmp_path: Path, name: str) -> None:
+def test_stack_restarts_a_killed_child(stack: RunningStack, tmp_path: Path, name: str) -> None:
     killed = stack.pids()[name]
     os.kill(killed, signal.SIGKILL)
     await_condition(lambda: stack.pids().get(name, killed) != killed, f"another {name}")
@@ -206,7 +206,7 @@ def test_up_ends_with_all_its_processes(tmp_path: Path, model: Path) -> None:
     assert Running.read(settings.data_dir) is None
 
 
-def test_a_stop_while_postgres_makes_its_cluster(tmp_path: Path, model: Path) -> None:
+def test_up_stops_while_postgres_makes_its_cluster(tmp_path: Path, model: Path) -> None:
     command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
     with subprocess.Popen(
         [*command, "--model", str(model)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -222,7 +222,7 @@ def test_a_stop_while_postgres_makes_its_cluster(tmp_path: Path, model: Path) ->
     assert sorted(path.name for path in postgres.iterdir()) == ["cluster"]
 
 
-def test_a_stop_while_tables_are_made(
+def test_up_stops_while_tables_are_made(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The signal takes Postgres away from the migrations: they fail, and that is no failure."""

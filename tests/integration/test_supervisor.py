@@ -84,7 +84,7 @@ def test_a_child_that_dies_is_started_again(supervisor: Supervisor, lines: io.St
     assert supervisor.wait(timeout=0) is False
 
 
-def test_what_a_dead_child_left_behind_is_ended(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_processes_left_by_a_dead_child_are_ended(supervisor: Supervisor, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     supervisor.start(
         shell(
@@ -112,7 +112,7 @@ def test_a_child_that_keeps_dying_ends_no_other(supervisor: Supervisor, lines: i
     supervisor.start(shell("late", "exec sleep 600"))
 
 
-def test_a_child_that_cannot_be_started_again_is_tried_further(
+def test_restart_is_retried_when_a_child_cannot_be_started(
     supervisor: Supervisor, lines: io.StringIO, tmp_path: Path
 ) -> None:
     obstacle = tmp_path / "obstacle"
@@ -129,7 +129,7 @@ def test_a_child_that_cannot_be_started_again_is_tried_further(
     await_condition(lambda: "server" in supervisor.pids(), "a new process")
 
 
-def test_a_steady_life_ends_the_row_of_deaths(lines: io.StringIO) -> None:
+def test_restart_delay_is_reset_after_a_steady_run(lines: io.StringIO) -> None:
     policy = RestartPolicy(first_delay=0.01, longest_delay=60.0, steady_after=0.0)
     with Supervisor(ChildLog(None, lines), policy) as supervisor:
         supervisor.start(shell("worker", "exec sleep 600"))
@@ -140,7 +140,7 @@ def test_a_steady_life_ends_the_row_of_deaths(lines: io.StringIO) -> None:
     assert "in a row" not in lines.getvalue()
 
 
-def test_a_stop_does_not_wait_for_children_between_two_lives(lines: io.StringIO, tmp_path: Path) -> None:
+def test_stop_does_not_wait_for_a_pending_restart(lines: io.StringIO, tmp_path: Path) -> None:
     policy = RestartPolicy(first_delay=600.0, longest_delay=600.0)
     with Supervisor(ChildLog(None, lines), policy) as supervisor:
         for name in ("database", "worker"):
@@ -149,7 +149,7 @@ def test_a_stop_does_not_wait_for_children_between_two_lives(lines: io.StringIO,
         await_condition(lambda: lines.getvalue().count("started again in 600 s") == 2, "both wait")
 
 
-def test_a_slow_start_is_no_steady_life(lines: io.StringIO, tmp_path: Path) -> None:
+def test_slow_start_does_not_reset_the_restart_delay(lines: io.StringIO, tmp_path: Path) -> None:
     """A child that dies each time as soon as it has loaded must not be started again and again without a pause."""
     first = tmp_path / "first"
     loads = f"sleep 0.3; test -e {first} && exit 3; touch {first}; exec sleep 600"
@@ -160,12 +160,12 @@ def test_a_slow_start_is_no_steady_life(lines: io.StringIO, tmp_path: Path) -> N
         await_condition(lambda: "status 3, 3 times in a row" in lines.getvalue(), "three deaths")
 
 
-def test_the_delay_doubles_up_to_a_limit() -> None:
+def test_restart_delay_doubles_up_to_a_limit() -> None:
     policy = RestartPolicy(first_delay=0.25, longest_delay=3.0)
     assert [policy.delay(deaths) for deaths in (1, 2, 3, 4, 5, 6, 5000)] == [0.25, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
 
 
-def test_a_death_before_readiness_is_reported_at_once(supervisor: Supervisor) -> None:
+def test_start_fails_at_once_when_a_child_exits_before_it_is_ready(supervisor: Supervisor) -> None:
     with pytest.raises(ChildFailed) as failure:
         supervisor.start(
             shell("bad", "echo cannot read it >&2; exit 5", ready=lambda pid: False),
@@ -176,14 +176,14 @@ def test_a_death_before_readiness_is_reported_at_once(supervisor: Supervisor) ->
     supervisor.start(shell("another", "exec sleep 600"))
 
 
-def test_a_child_that_is_not_ready_in_time(supervisor: Supervisor) -> None:
+def test_start_fails_when_a_child_is_not_ready_in_time(supervisor: Supervisor) -> None:
     slow = Child("slow", ["/bin/sleep", "600"], lambda pid: False, ready_timeout=0.1)
     with pytest.raises(ChildFailed, match=r"slow was not ready within 0.1 s and wrote nothing"):
         supervisor.start(slow)
     assert supervisor.pids() == {}
 
 
-def test_a_program_that_does_not_exist(supervisor: Supervisor) -> None:
+def test_start_fails_when_the_program_does_not_exist(supervisor: Supervisor) -> None:
     with pytest.raises(ChildFailed, match="cannot execute /nowhere/program"):
         supervisor.start(Child("lost", ["/nowhere/program"], lambda pid: False))
 
@@ -206,7 +206,7 @@ def test_a_child_that_ignores_the_signal_is_killed_after_its_grace(lines: io.Str
     assert "did not end within 0.2 s and is killed" in lines.getvalue()
 
 
-def test_a_hurried_stop_waits_for_nobody(lines: io.StringIO, tmp_path: Path) -> None:
+def test_hurried_stop_grants_no_grace_period(lines: io.StringIO, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
         script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
@@ -223,7 +223,9 @@ def test_a_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> Non
     assert supervisor.wait(timeout=0) is True
 
 
-def test_environment_and_directory(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
+def test_child_runs_with_its_environment_and_directory(
+    supervisor: Supervisor, lines: io.StringIO, tmp_path: Path
+) -> None:
     child = Child(
         "child",
         ["/bin/sh", "-c", 'echo "$PWD $COLOUR"; exec sleep 600'],
@@ -235,7 +237,7 @@ def test_environment_and_directory(supervisor: Supervisor, lines: io.StringIO, t
     assert f"{tmp_path} blue" in lines.getvalue()
 
 
-def test_lines_are_labelled_and_kept(tmp_path: Path) -> None:
+def test_child_log_labels_and_keeps_lines(tmp_path: Path) -> None:
     stream = io.StringIO()
     log = ChildLog(tmp_path / "logs", stream, colour=True)
     with Supervisor(log, QUICK) as supervisor:
@@ -246,7 +248,7 @@ def test_lines_are_labelled_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "api.log").read_text() == "hello\nbad byte �\n"
 
 
-def test_logging_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
+def test_child_log_continues_when_the_terminal_closes(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with contextlib.suppress(BrokenPipeError), open(writer, "w") as stream:
@@ -305,7 +307,7 @@ def test_kill_9_of_the_supervisor_ends_every_child(supervising: subprocess.Popen
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_everything(supervising: subprocess.Popen[str], number: signal.Signals) -> None:
+def test_signal_stops_every_child(supervising: subprocess.Popen[str], number: signal.Signals) -> None:
     processes = family([supervising.pid])
     supervising.send_signal(number)
     output, _ = supervising.communicate(timeout=PATIENCE)

@@ -53,7 +53,7 @@ class TestGenerate:
         assert {output.finish_reason for output in outputs} == {"length"}
         assert not engine.has_unfinished
 
-    def test_texts(self) -> None:
+    def test_generate_returns_texts(self) -> None:
         engine, runner, tokenizer = speaking()
         prompts = ["the fox", "the lazy dog", "naïve"]
         outputs = engine.generate(prompts, GREEDY)
@@ -84,7 +84,7 @@ class TestGenerate:
         with pytest.raises(TypeError, match="a list of prompts"):
             make().generate("fox")
 
-    def test_nothing(self) -> None:
+    def test_generate_without_prompts_returns_nothing(self) -> None:
         assert make().generate([]) == []
 
     def test_a_long_list_is_not_read_before_it_is_needed(self) -> None:
@@ -105,7 +105,7 @@ class TestGenerate:
         assert steps_before[0] == 0
         assert steps_before == sorted(set(steps_before))
 
-    def test_requests_of_others_are_not_lost(self) -> None:
+    def test_generate_leaves_other_requests_in_place(self) -> None:
         engine = make()
         engine.add("mine", [7], GREEDY)
         (output,) = engine.generate([[8]], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
@@ -145,7 +145,9 @@ class TestRefusals:
             ([1], SamplingParams(stop="x"), "no tokenizer"),
         ],
     )
-    def test_what_can_never_run(self, prompt: list[int], params: SamplingParams, message: str) -> None:
+    def test_request_that_can_never_run_is_refused(
+        self, prompt: list[int], params: SamplingParams, message: str
+    ) -> None:
         engine = make()
         with pytest.raises(RequestRejected, match=message) as caught:
             engine.add("r", prompt, params)
@@ -153,7 +155,7 @@ class TestRefusals:
         assert not engine.has_unfinished
         assert engine.stats().rejected == 1
 
-    def test_more_than_the_whole_cache(self) -> None:
+    def test_request_larger_than_the_cache_is_refused(self) -> None:
         engine = make(FakeRunner(num_blocks=4, block_size=4))
         engine.add("fits", [1] * 7, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
         with pytest.raises(RequestRejected, match="exceed the whole KV cache of 16 positions"):
@@ -165,7 +167,7 @@ class TestRefusals:
         assert len(outputs["fits"].token_ids) == 10
         assert len(outputs["as much as fits"].token_ids) == 9
 
-    def test_an_id_twice(self) -> None:
+    def test_duplicate_request_id_is_refused(self) -> None:
         engine = make()
         engine.add("r", [1], GREEDY)
         with pytest.raises(RequestRejected, match="already here"):
@@ -210,7 +212,7 @@ class TestEnds:
         assert output.prompt_logprobs is not None
         assert len(output.prompt_logprobs) == 3
 
-    def test_the_context_ends_it(self) -> None:
+    def test_output_ends_at_the_context_length(self) -> None:
         (output,) = make(FakeRunner(max_model_len=20)).generate(
             [[3, 4]], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
         )
@@ -285,7 +287,7 @@ class TestEnds:
 
 
 class TestAbort:
-    def test_in_every_state(self) -> None:
+    def test_abort_works_in_every_state(self) -> None:
         engine = make(max_num_seqs=1)
         engine.add("running", [1], GREEDY)
         engine.add("waiting", [2], GREEDY)
@@ -306,7 +308,7 @@ class TestAbort:
         assert len(outputs["running"].token_ids) == 1
         assert engine.stats().finished == {"abort": 2, "length": 1}
 
-    def test_of_a_request_whose_first_completion_is_done(self) -> None:
+    def test_abort_keeps_a_completion_that_is_done(self) -> None:
         engine = make(max_num_seqs=1)
         engine.add("r", [1], SamplingParams(temperature=0, max_tokens=2, n=2, ignore_eos=True))
         engine.step()
@@ -318,20 +320,20 @@ class TestAbort:
 
 
 class TestCompletions:
-    def test_n_are_drawn_apart_and_stay_in_order(self) -> None:
+    def test_completions_differ_and_stay_in_order(self) -> None:
         params = SamplingParams(n=5, seed=4, max_tokens=6, ignore_eos=True)
         (output,) = make().generate([[1, 2, 3, 4, 5]], params)
         assert [completion.index for completion in output.completions] == [0, 1, 2, 3, 4]
         assert len({tuple(completion.token_ids) for completion in output.completions}) == 5
         assert output.token_ids == output.completions[0].token_ids
 
-    def test_the_first_of_many_is_the_one_of_one(self) -> None:
+    def test_first_completion_equals_the_only_one(self) -> None:
         one, many = make().generate(
             [[1, 2]] * 2, [SamplingParams(n=n, seed=4, max_tokens=6, ignore_eos=True) for n in (1, 3)]
         )
         assert many.completions[0] == one.completions[0]
 
-    def test_their_prompt_is_computed_once(self) -> None:
+    def test_prompt_of_several_completions_is_computed_once(self) -> None:
         engine = make(FakeRunner(block_size=4))
         engine.generate([[1] * 9], SamplingParams(n=4, max_tokens=1, ignore_eos=True))
         assert engine.stats().computed_tokens == 9 + 3
@@ -341,7 +343,7 @@ class TestCompletions:
 class TestSeeds:
     PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 
-    def test_without_a_seed_the_request_s_id_decides(self) -> None:
+    def test_seed_comes_from_the_request_id_when_not_given(self) -> None:
         def draws(request_id: str, engine_seed: int) -> Sequence[int]:
             engine = make(seed=engine_seed)
             engine.add(request_id, [1], self.PARAMS)
@@ -360,7 +362,7 @@ class TestSeeds:
 
 
 class TestLogprobs:
-    def test_of_prompt_and_output_are_the_model_s(self) -> None:
+    def test_logprobs_of_prompt_and_output_are_the_models(self) -> None:
         """However the prompt is cut into chunks, and although another has filled the cache with it."""
         runner = FakeRunner()
         engine = make(runner, max_num_batched_tokens=4)
@@ -422,7 +424,7 @@ class TestFailures:
                 assert output.token_ids == runner.greedy(prompt, 10, ignore_eos=True)
         assert engine.stats().errors == 1
 
-    def test_whoever_shared_a_block_that_it_should_have_filled_starts_again(self) -> None:
+    def test_sequence_restarts_when_the_writer_of_its_shared_block_fails(self) -> None:
         """The prefix that both share is indexed in the step in which the first one fails."""
         runner = FakeRunner(raises_on=49, block_size=4)
         shared = [1, 2, 3, 4]
@@ -466,7 +468,7 @@ class TestFailures:
         with pytest.raises(EngineFailed, match="memory is full"):
             finish(engine)
 
-    def test_the_limit_recovers(self) -> None:
+    def test_memory_backoff_recovers(self) -> None:
         pressure = MemoryBackoff(32)
         pressure.shrink(32)
         assert pressure.tokens == 16
@@ -488,7 +490,7 @@ class TestFailures:
         assert engine.generate([[1]], GREEDY)[0].finish_reason == "length"
 
     @pytest.mark.parametrize("requests", [1, 3])
-    def test_a_broken_runner_ends_the_engine_and_blames_nobody(self, requests: int) -> None:
+    def test_broken_runner_ends_the_engine_without_request_errors(self, requests: int) -> None:
         engine = make()
 
         def broken(batch: Batch) -> torch.Tensor:
@@ -531,7 +533,7 @@ class TestFailures:
         assert [output.finish_reason for output in outputs] == ["length", "error", "length"]
         assert "no threes" in (outputs[1].error or "")
 
-    def test_a_request_that_cannot_be_queued_is_alone_to_blame(self) -> None:
+    def test_request_that_cannot_be_queued_fails_alone(self) -> None:
         class Picky(FakeRunner):
             def rope_length(self, num_prompt: int, num_tokens: int) -> int:
                 if num_prompt == 3:

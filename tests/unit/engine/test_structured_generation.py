@@ -170,50 +170,50 @@ def test_outputs_of_random_schemas_validate(engine: Engine, schema: dict[str, An
 
 
 class TestEnds:
-    def test_where_nothing_can_follow_without_another_token(self, engine: Engine) -> None:
+    def test_output_ends_with_the_grammar_when_nothing_can_follow(self, engine: Engine) -> None:
         output = one(engine, params(choice=["a"]))
         assert (output.text, output.finish_reason, output.stop_reason) == ("a", "stop", None)
         assert len(output.token_ids) == 1
 
-    def test_before_min_tokens(self, engine: Engine) -> None:
+    def test_output_ends_with_the_grammar_before_min_tokens(self, engine: Engine) -> None:
         output = one(engine, replace(params(choice=["ab"]), min_tokens=50))
         assert (output.text, output.finish_reason) == ("ab", "stop")
 
-    def test_by_the_end_of_sequence_only_where_the_grammar_may_end(self, engine: Engine) -> None:
+    def test_end_of_sequence_is_sampled_only_where_the_grammar_may_end(self, engine: Engine) -> None:
         outputs = [one(engine, params(regex="(ab)*", seed=seed)) for seed in range(10)]
         ended = [output for output in outputs if output.token_ids[-1] == EOS]
         assert ended
         assert all(re.fullmatch("(ab)*", output.text) for output in ended)
         assert not any(EOS in output.token_ids[:-1] for output in outputs)
 
-    def test_not_by_the_end_of_sequence_that_is_to_be_ignored(self, engine: Engine) -> None:
+    def test_ignored_end_of_sequence_does_not_end_the_output(self, engine: Engine) -> None:
         output = one(engine, replace(params(regex="(ab)*", max_tokens=41), ignore_eos=True))
         assert output.finish_reason == "length"
         assert output.text.startswith("abab")
         assert EOS not in output.token_ids
 
     @pytest.mark.parametrize("regex", ["[xy]{3}", "(?s:.)x?é?"])
-    def test_without_any_end_of_sequence(self, regex: str) -> None:
+    def test_output_ends_with_the_grammar_when_the_model_has_no_end_of_sequence(self, regex: str) -> None:
         # The demo's tokenizer has no é: what only it could continue is complete.
         output = one(make(build_tokenizer(100), eos=frozenset()), params(regex=regex))
         assert output.finish_reason == "stop"
         assert re.fullmatch(regex, output.text)
 
-    def test_by_length_honestly(self, engine: Engine) -> None:
+    def test_finish_reason_is_length_when_the_grammar_is_incomplete(self, engine: Engine) -> None:
         output = one(engine, params(max_tokens=3, regex="a{200}"))
         assert output.finish_reason == "length"
         # Complete with the very last token is complete.
         assert one(engine, params(max_tokens=1, choice=["a"])).finish_reason == "stop"
 
-    def test_by_a_stop_string(self, engine: Engine) -> None:
+    def test_stop_string_ends_the_output_inside_a_grammar(self, engine: Engine) -> None:
         output = one(engine, replace(params(regex="a{3}b{200}"), stop=["bb"]))
         assert (output.text, output.finish_reason, output.stop_reason) == ("aaa", "stop", "bb")
 
-    def test_with_nothing(self, engine: Engine) -> None:
+    def test_empty_grammar_gives_an_empty_output(self, engine: Engine) -> None:
         output = one(engine, params(regex=""))
         assert (output.text, output.finish_reason) == ("", "stop")
 
-    def test_where_the_model_lacks_the_words(self) -> None:
+    def test_request_fails_when_the_model_has_no_token_for_the_grammar(self) -> None:
         output = one(make(build_tokenizer(100)), params(regex="[ab]{40}é"))
         assert output.finish_reason == "error"
         assert output.error_code == "generation_failed"  # only the model's vocabulary stands in the way
@@ -234,7 +234,7 @@ def test_the_other_parameters_still_hold(engine: Engine) -> None:
     assert output.error_code == "generation_failed"
 
 
-def test_each_completion_goes_its_own_way(engine: Engine) -> None:
+def test_completions_keep_their_own_grammar_state(engine: Engine) -> None:
     (output,) = engine.generate([[5, 6]], [replace(params(n=8, regex="[a-e]{4}[0-9]{4}"), temperature=2.0)])
     texts = [completion.text for completion in output.completions]
     assert all(re.fullmatch("[a-e]{4}[0-9]{4}", text) for text in texts)
@@ -258,7 +258,7 @@ def test_preemption_changes_nothing() -> None:
     assert engine.stats().preemptions >= 12
 
 
-def test_no_tokenizer_no_structure() -> None:
+def test_structured_output_is_refused_without_a_tokenizer() -> None:
     engine = Engine(FakeRunner(), None, EngineConfig(block_size=4))
     with pytest.raises(RequestRejected, match="tokenizer"):
         engine.add("r", [1], params(regex="a"))
@@ -275,7 +275,7 @@ class TestWhileCompiling:
         os.kill(pid, signal.SIGSTOP)
         return engine, pid
 
-    def test_the_others_go_on_step_by_step(self) -> None:
+    def test_other_requests_run_while_a_grammar_compiles(self) -> None:
         engine, pid = self.hanging()
         engine.add("waits", [5], params(regex="[ab]{3}"))
         free = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -297,7 +297,7 @@ class TestWhileCompiling:
         os.kill(pid, signal.SIGCONT)
         assert finish(engine)["waits"].finish_reason == "stop"
 
-    def test_room_counts_those_that_wait(self) -> None:
+    def test_num_requests_wanted_counts_requests_that_wait_for_their_grammar(self) -> None:
         engine, pid = self.hanging()
         room = engine.num_requests_wanted()
         for number in range(room):
@@ -306,7 +306,7 @@ class TestWhileCompiling:
         os.kill(pid, signal.SIGCONT)
         finish(engine)
 
-    def test_the_owner_is_told_when_it_is_over(self) -> None:
+    def test_on_compiled_is_called_when_compilation_ends(self) -> None:
         engine, pid = self.hanging()
         told: list[bool] = []
         engine.on_compiled = lambda: told.append(engine.can_step)
@@ -317,7 +317,7 @@ class TestWhileCompiling:
         assert told == [True]
         assert finish(engine)["waits"].error is None
 
-    def test_abort(self) -> None:
+    def test_abort_while_the_grammar_compiles(self) -> None:
         engine, pid = self.hanging()
         engine.add("waits", [5], params(regex="[ab]{3}", n=2))
         engine.abort("waits")
@@ -331,7 +331,7 @@ class TestWhileCompiling:
         assert finish(engine)["waits"].error is None
         assert engine.stats().compiling == 0
 
-    def test_a_process_that_dies_is_this_request_s_error_alone(self) -> None:
+    def test_death_of_a_trial_process_fails_only_its_request(self) -> None:
         engine, pid = self.hanging()
         engine.add("waits", [5], params(regex="[ab]{3}"))
         engine.add("free", [5], SamplingParams(max_tokens=5, ignore_eos=True))

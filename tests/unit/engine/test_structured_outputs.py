@@ -39,12 +39,12 @@ from engine.structured_outputs import MAX_CHOICES, MAX_SOURCE_BYTES
     ],
     ids=str,
 )
-def test_refused(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_structured_outputs_are_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidParams, match=complaint):
         StructuredOutputs(**fields)
 
 
-def test_the_same_wish_is_the_same_key() -> None:
+def test_equal_structured_outputs_have_equal_keys() -> None:
     schema = {"type": "object", "properties": {"b": {}, "a": {}}}
     assert StructuredOutputs(json=schema) == StructuredOutputs(json='{"type":"object", "properties":{"b":{},"a":{}}}')
     assert hash(StructuredOutputs(choice=["a", "b"])) == hash(StructuredOutputs(choice=("a", "b")))
@@ -55,7 +55,7 @@ def test_the_same_wish_is_the_same_key() -> None:
     )
 
 
-def test_an_empty_regex_is_one() -> None:
+def test_empty_regex_is_accepted() -> None:
     assert StructuredOutputs(regex="").source == ""
 
 

@@ -66,14 +66,14 @@ def test_a_compiler_that_fails_is_quoted(small_source: Path, tmp_path: Path) -> 
         build("generic", tmp_path / "cache")
 
 
-def test_a_damaged_library_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_damaged_library_raises_our_error(tmp_path: Path) -> None:
     path = tmp_path / "damaged.so"
     path.write_bytes(b"\x7fELF and nothing more")
     with pytest.raises(CpuKernelsUnavailable, match="cannot be loaded"):
         load("generic", path)
 
 
-def test_the_cache_is_a_directory_of_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_directory_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_to_all, mine = tmp_path / "open", tmp_path / "mine"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
@@ -87,7 +87,7 @@ def test_the_cache_is_a_directory_of_ours_alone(tmp_path: Path, monkeypatch: pyt
         cpu._cache_directory()
 
 
-def test_what_an_image_brings_goes_first(small_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prebuilt_library_is_preferred(small_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "PREBUILT", tmp_path / "built")
     path = build("generic", tmp_path / "built")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -95,7 +95,7 @@ def test_halves_that_are_not_whole_panels_have_no_gate(panels: int, more: int, l
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int8_is_its_twin(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
+def test_int8_kernel_equals_its_reference(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
     for rows in ROWS:
         hidden, weight, bias = draw(*shape, rows, dtype)
         hidden[0] = 0
@@ -118,7 +118,7 @@ def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_in_its_row(bad: float, library: Library) -> None:
+def test_non_finite_values_stay_in_their_row(bad: float, library: Library) -> None:
     hidden, weight, _ = draw(65, 70, 9, torch.float32)
     hidden[4, 64] = bad
     for int8 in (False, True):
@@ -143,7 +143,7 @@ def test_strided_and_stacked_rows(library: Library) -> None:
     assert linear(library, hidden[:0], packed).shape == (0, 20)
 
 
-def test_what_does_not_fit_is_refused(library: Library) -> None:
+def test_mismatched_shapes_are_refused(library: Library) -> None:
     hidden, weight, _ = draw(30, 20, 12, torch.float32)
     packed = pack_weight(weight, library.width)
     with pytest.raises(ValueError, match="do not go with"):

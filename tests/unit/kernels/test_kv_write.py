@@ -39,7 +39,9 @@ def same(found: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("float8", [False, True], ids=["plain", "float8"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (33, 33), (24, 80)])
-def test_writes(dim: int, value_dim: int, dtype: torch.dtype, float8: bool, device: torch.device) -> None:
+def test_keys_and_values_are_written_to_their_slots(
+    dim: int, value_dim: int, dtype: torch.dtype, float8: bool, device: torch.device
+) -> None:
     key = torch.randn(5, 3, dim, device=device).to(dtype)
     # A slice of something wider, as a fused projection gives.
     value = torch.randn(5, 7, value_dim + 3, device=device).to(dtype)[:, 2:5, :value_dim]
@@ -103,7 +105,9 @@ def test_no_number_is_too_large_or_too_small(device: torch.device) -> None:
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("dim", "rotary_dim"), [(16, 16), (80, 80), (33, 10)])
-def test_rotations(dim: int, rotary_dim: int, dtype: torch.dtype, interleaved: bool, device: torch.device) -> None:
+def test_rotation_equals_the_reference(
+    dim: int, rotary_dim: int, dtype: torch.dtype, interleaved: bool, device: torch.device
+) -> None:
     heads = torch.randn(3, 9, dim + 5, device=device).to(dtype)[:, 1:6, :dim]
     angles = torch.randn(3, 1, rotary_dim // 2, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -115,7 +119,7 @@ def test_rotations(dim: int, rotary_dim: int, dtype: torch.dtype, interleaved: b
 
 @pytest.mark.parametrize("float8", [False, True], ids=["plain", "float8"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
-def test_turned_writes(interleaved: bool, float8: bool, device: torch.device) -> None:
+def test_rotated_keys_are_written_to_their_slots(interleaved: bool, float8: bool, device: torch.device) -> None:
     dtype = torch.bfloat16
     fused = torch.randn(4, 12, 24, device=device).to(dtype)
     query, key, value = fused[:, :6], fused[:, 6:9], fused[:, 9:]
@@ -141,7 +145,7 @@ def test_turned_writes(interleaved: bool, float8: bool, device: torch.device) ->
         torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def test_padded_tokens_turn_but_are_not_written(device: torch.device) -> None:
+def test_padding_tokens_are_rotated_but_not_written(device: torch.device) -> None:
     heads = torch.randn(2, 3, 16, device=device)
     angles = torch.randn(2, 1, 8, device=device)
     found = caches(16, 16, torch.float32, device, float8=False)

@@ -210,7 +210,7 @@ def test_long_prompts_are_cut_into_rows(attend: Attend) -> None:
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
 
 
-def test_a_neighbours_nan_stays_its_own(attend: Attend) -> None:
+def test_nan_of_a_sequence_does_not_reach_others(attend: Attend) -> None:
     step = make_step([50, 20, 7], [1, 1, 4])
     block = int(step.block_tables[0, 0])
     step.key_cache[block] = float("nan")

@@ -94,7 +94,7 @@ def test_sample_gives_the_reference_s_tokens_over_many_rows(vocab: int, name: st
     assert ours == theirs
 
 
-def test_each_row_goes_its_own_way(device: torch.device) -> None:
+def test_rows_are_sampled_independently(device: torch.device) -> None:
     logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(2)).mul(2).to(device)
     given = parameters(4, device)
     given["temperature"] = torch.tensor([0.0, 1.0, 0.5, 1.0], device=device)

@@ -144,7 +144,7 @@ PARAMS = [
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_recording_gives_the_tokens_of_single_steps(
+def test_recorded_decode_gives_the_tokens_of_single_steps(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU are no tensor operations that could be recorded.
@@ -161,7 +161,7 @@ def test_a_recording_gives_the_tokens_of_single_steps(
     assert "tried one by one" not in caplog.text
 
 
-def test_looking_at_a_value_is_found_out() -> None:
+def test_recorder_detects_host_reads() -> None:
     """Or the test above would show nothing."""
     tensor = torch.ones(3)
     graphs = Recorded()

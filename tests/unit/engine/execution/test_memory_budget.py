@@ -20,7 +20,7 @@ from tests.parity.tiny_models import NATIVE
 @pytest.mark.parametrize(
     ("tokens", "seqs", "longest"), [(8192, 2048, 1000), (2048, 256, 131_072), (64, 256, 7), (5, 1, 5), (10, 7, 4)]
 )
-def test_no_step_is_larger(tokens: int, seqs: int, longest: int) -> None:
+def test_largest_step_bounds_every_step(tokens: int, seqs: int, longest: int) -> None:
     config = EngineConfig(max_num_batched_tokens=tokens, max_num_seqs=seqs, block_size=16)
     batch, num_blocks = largest_step(config, longest)
     assert batch.num_tokens == tokens
@@ -31,7 +31,7 @@ def test_no_step_is_larger(tokens: int, seqs: int, longest: int) -> None:
     assert max(max(entry.block_table) for entry in batch.entries) < num_blocks
 
 
-def test_the_device_s_state_takes_what_is_set_aside() -> None:
+def test_state_bytes_is_the_size_of_the_decode_state() -> None:
     state = DecodeState(100, 77, 50, torch.device("cpu"))
     assert state.rows.nbytes + state.table.nbytes == state_bytes(100, 77)
 

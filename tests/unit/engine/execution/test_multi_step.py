@@ -179,7 +179,7 @@ class TestOverlap:
         assert [len(batch.entries) for batch in runner.multi_step_batches] == [10, 9]
         self.assert_right(engine, runner, *[60] * 9)
 
-    def test_who_can_get_a_seat_gets_it_first(self) -> None:
+    def test_waiting_request_joins_before_the_next_multi_step_batch(self) -> None:
         engine, runner = self.flying(60, 60)
         engine.add("r2", [3], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
         engine.step()
@@ -188,7 +188,7 @@ class TestOverlap:
         assert len(runner.batches[-1].entries) == 3
         self.assert_right(engine, runner, 60, 60, 60)
 
-    def test_who_is_gone_when_it_lands_gets_nothing(self) -> None:
+    def test_aborted_and_preempted_sequences_get_no_in_flight_tokens(self) -> None:
         engine, runner = self.flying(60, 60, 60)
         engine.step()
         engine.abort("r0")
@@ -199,7 +199,7 @@ class TestOverlap:
         for number in (1, 2):
             assert outputs[number].token_ids == runner.greedy([number + 1], 60, ignore_eos=True)
 
-    def test_blocks_of_who_left_are_written_by_the_next_owner_last(self) -> None:
+    def test_blocks_of_an_ended_sequence_are_written_last_by_the_next_owner(self) -> None:
         """A cache with room for one: the second gets the blocks that the first's unread batch still writes."""
         engine, runner = self.flying(60, num_blocks=26)
         engine.step()
@@ -209,7 +209,7 @@ class TestOverlap:
         outputs = finish(engine)
         assert outputs[1].token_ids == runner.greedy([2], 100, ignore_eos=True)
 
-    def test_all_gone_while_it_flies(self) -> None:
+    def test_engine_is_idle_after_its_only_in_flight_request_is_aborted(self) -> None:
         engine, runner = self.flying(60)
         engine.abort("r0")
         assert [output.request_id for output in engine.step()] == ["r0"]
@@ -230,7 +230,7 @@ class TestOverlap:
         self.assert_right(engine, runner, 60, 60)
 
 
-def test_not_a_number_fails_one_request_and_keeps_its_tokens() -> None:
+def test_nan_logits_fail_one_request_and_keep_its_tokens() -> None:
     runner = FakeRunner()
     tokens = runner.greedy([3], 30, ignore_eos=True)
     runner.nan_on = tokens[4]
@@ -243,7 +243,7 @@ def test_not_a_number_fails_one_request_and_keeps_its_tokens() -> None:
     assert good.error is None
 
 
-def test_no_token_allowed_fails_one_request() -> None:
+def test_request_without_an_allowed_token_fails_alone() -> None:
     runner = FakeRunner(vocab_size=4, eos_token_ids=frozenset())
     params = SamplingParams(temperature=0, max_tokens=30, min_tokens=20, stop_token_ids=[0, 1, 2, 3])
     single, several = (make(FakeRunner(vocab_size=4), decode_steps=k).generate([[1]], params)[0] for k in (1, STEPS))
@@ -253,7 +253,7 @@ def test_no_token_allowed_fails_one_request() -> None:
 
 
 class TestGroups:
-    def test_who_needs_the_host_decodes_beside_the_others(self) -> None:
+    def test_sequences_that_need_host_sampling_decode_beside_the_multi_step_batch(self) -> None:
         """Penalties, log-probabilities and many stop tokens go one by one, in the same steps."""
         runner = FakeRunner(num_blocks=300, eos_token_ids=frozenset())
         engine = make(runner)
@@ -269,7 +269,7 @@ class TestGroups:
         outputs = finish(engine)
         assert all(output.error is None for output in outputs)
 
-    def test_half_a_batch_that_needs_the_host_keeps_all_of_it_in_step(self) -> None:
+    def test_multi_step_is_off_when_half_the_batch_needs_host_sampling(self) -> None:
         runner = FakeRunner(num_blocks=300)
         engine = make(runner)
         for number in range(4):
@@ -344,7 +344,7 @@ def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingStat
     return states, entries, device_state.rows[rows]
 
 
-def test_choices_are_those_of_the_sampler() -> None:
+def test_device_sampling_gives_the_tokens_of_the_sampler() -> None:
     """The same logits, parameters and draws: through the sampler, and from the device's rows."""
     generator = torch.Generator().manual_seed(3)
     states, entries, state = states_and_rows(MANY)
@@ -373,7 +373,7 @@ def test_temperature_that_overflows_fails_its_request_alone(steps: int) -> None:
 
 
 @pytest.mark.parametrize("is_static", [False, True])
-def test_choices_say_too_large_as_the_sampler_does(is_static: bool) -> None:
+def test_device_sampling_reports_overflow_as_the_sampler_does(is_static: bool) -> None:
     params = SamplingParams(temperature=2e-5, min_tokens=40, stop_token_ids=[0, 5, 9], max_tokens=50)
     states, entries, state = states_and_rows([params] * 4)
     logits = torch.zeros(4, 700)
@@ -392,7 +392,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("part", ["all", "greedy", "held"])
-def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_kernel_gives_the_same_tokens(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the device's rows; in Triton's interpreter where there is no GPU."""
     every = MANY if part != "held" else [p for p in MANY if p.min_tokens]
     params = [p for p in every if p.greedy] if part == "greedy" else every[:: 5 if part == "all" else 4]
@@ -409,7 +409,7 @@ def test_the_kernel_chooses_the_same(part: str, dtype: torch.dtype, monkeypatch:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("min_tokens", [0, 40])
-def test_the_kernel_says_the_same_of_rows_without_a_token(
+def test_sampling_kernel_reports_rows_without_a_token(
     temperature: float, min_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Infinities and NaNs, at the tokens that may be held back (0, 5, 9) and elsewhere."""
@@ -443,7 +443,7 @@ def test_the_kernel_says_the_same_of_rows_without_a_token(
     assert chosen.tolist() == expected.tolist()
 
 
-def test_the_sampler_chooses_the_same_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_gives_the_same_tokens_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy and random rows of single steps, in Triton's interpreter."""
     if not interprets():
         pytest.skip("on a GPU this is what all tests of the sampler run")
@@ -461,7 +461,7 @@ class TestDeviceState:
         sampling = SamplingState(SamplingParams(), seed=1, index=0, position=position + 1)
         return DecodeEntry(batch_slot, admission_id, 7, position, 30, blocks, 0, sampling)
 
-    def test_only_what_changed_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_decode_state_sends_only_changed_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         state = DecodeState(4, 8, 50, torch.device("cpu"))
         sent: list[int] = []
 
@@ -488,19 +488,19 @@ class TestDeviceState:
         state.update([self.entry(12, [1], admission_id=2)], 4, 1)
         assert sent.pop() == 4 + whole_row + 2
 
-    def test_a_row_stands_for_its_token(self) -> None:
+    def test_in_flight_token_is_read_from_its_row(self) -> None:
         state = DecodeState(4, 8, 50, torch.device("cpu"))
         state.update([replace(self.entry(5, [3], batch_slot=slot), token_id=40 + slot) for slot in range(4)], 4, 1)
         tokens = state.tokens(torch.tensor([0, in_flight_token(0), 7, in_flight_token(3), in_flight_token(2)]))
         assert tokens.tolist() == [0, 40, 7, 43, 42]
 
-    def test_what_is_left_of_a_batch_is_filled_with_rows_that_have_ended(self) -> None:
+    def test_padding_rows_count_as_ended(self) -> None:
         state = DecodeState(4, 8, 50, torch.device("cpu"))
         rows = state.update([self.entry(5, [3, 4], batch_slot=2)], 4, 1)
         assert rows.tolist() == [2, state.padding_row, state.padding_row, state.padding_row]
 
 
-def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
+def test_padding_and_ended_rows_write_only_to_the_padding_block() -> None:
     """Three sequences in a batch of four, of which two end early: what they may not touch stays as it was."""
     runner = FakeRunner(num_blocks=12, is_static=True, eos_token_ids=frozenset())
     marked = 41
@@ -521,7 +521,7 @@ def test_padding_and_ended_rows_write_to_the_spare_block_alone() -> None:
     assert runner._cache[12][0] != -1
 
 
-def test_graph_sizes_reach_far_with_little_padding() -> None:
+def test_graph_batch_sizes_waste_little_padding() -> None:
     sizes = {batch_size(count) for count in range(1, 4097)}
     assert len(sizes) < 70
     assert all(batch_size(count) >= count for count in range(1, 4097))

@@ -62,7 +62,7 @@ def may_compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 64])
 @pytest.mark.usefixtures("may_compile")
-def test_the_same_comes_out(rows: int) -> None:
+def test_replaced_linears_give_the_same_output(rows: int) -> None:
     torch.manual_seed(0)
     model = Model().requires_grad_(False)
     token_ids = torch.randint(50, (rows,))
@@ -88,7 +88,7 @@ class GatedModel(Decoder):
 
 @pytest.mark.parametrize("rows", [0, 1, 50])
 @pytest.mark.usefixtures("may_compile")
-def test_gates_are_the_same(rows: int) -> None:
+def test_replaced_gates_give_the_same_output(rows: int) -> None:
     torch.manual_seed(0)
     model = GatedModel().requires_grad_(False)
     hidden = torch.randn(rows, 24)
@@ -98,7 +98,7 @@ def test_gates_are_the_same(rows: int) -> None:
 
 
 @pytest.mark.usefixtures("may_compile")
-def test_exchanged_layers_keep_no_second_copy() -> None:
+def test_replaced_layers_keep_no_second_copy() -> None:
     model = Model().requires_grad_(False)
     first = model.first
     prepare_linears(model, EngineConfig(), torch.device("cpu"))
@@ -167,7 +167,7 @@ def test_int8_in_onednn_is_int8_in_torch(rows: int, inputs: int, outputs: int, b
     torch.testing.assert_close(found, expected, atol=0, rtol=2**-8 if dtype is torch.bfloat16 else 1e-6)
 
 
-def test_a_row_that_is_not_finite_stays_alone() -> None:
+def test_non_finite_row_does_not_change_other_rows() -> None:
     layer = nn.Linear(8, 8).requires_grad_(False)
     hidden = torch.zeros(3, 8)
     hidden[1, 3] = float("nan")

@@ -77,7 +77,7 @@ def load(directory: Path, **options: Any) -> ModelRunner:
     return ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", num_kv_blocks=4, **options))
 
 
-def test_shards_come_together(directory: Path) -> None:
+def test_weights_are_loaded_from_all_shards(directory: Path) -> None:
     sharded = {name: tensor.clone() for name, tensor in load(directory).model.named_parameters()}
     rewrite(directory)
     whole = dict(load(directory).model.named_parameters())
@@ -273,7 +273,7 @@ def test_weights_that_the_index_names_must_be_there(directory: Path) -> None:
         ("not an id!", "neither a directory nor the id"),
     ],
 )
-def test_what_is_no_model_is_named(path_or_id: str, says: str) -> None:
+def test_directory_without_a_model_is_refused_by_name(path_or_id: str, says: str) -> None:
     with pytest.raises(ModelNotFound, match=says):
         resolve_model(path_or_id)
 
@@ -448,7 +448,7 @@ def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
     assert not any(weight() is not None for weight in gone)
 
 
-def test_staged_memory_is_used_again_when_nobody_uses_it() -> None:
+def test_buffer_pool_reuses_memory_without_tensors() -> None:
     pool, shape = BufferPool(), torch.Size([600, 1000])
     first = pool.empty(shape, torch.float32)
     second = pool.empty(shape, torch.float32)

@@ -95,7 +95,7 @@ def unseen(batch: Batch) -> int:
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_the_device_is_never_waited_for_before_it_has_more_to_do(steps: int) -> None:
+def test_next_step_starts_before_the_last_one_is_read(steps: int) -> None:
     """Requests come and go all the time, and long prompts in parts: still each step starts before the last is read."""
     runner = Watched(num_blocks=500, eos_token_ids=frozenset())
     engine = make(runner, tokens=8, steps=steps, seqs=4)
@@ -147,7 +147,7 @@ def every_kind() -> list[tuple[list[int], SamplingParams]]:
         pytest.param(1, 24, 12, 20, id="preemptions"),
     ],
 )
-def test_all_is_as_one_step_at_a_time(steps: int, tokens: int, seqs: int, num_blocks: int) -> None:
+def test_overlapped_outputs_equal_immediate_ones(steps: int, tokens: int, seqs: int, num_blocks: int) -> None:
     """Requests of every kind, which come while others run."""
     tokenizer = Tokenizer(byte_level())
     got = []
@@ -184,7 +184,7 @@ class TestStarts:
         assert runner.moves == [("start", 0), ("start", 1), ("read", 0)]
         return engine
 
-    def test_a_request_that_needs_the_host_has_all_looked_at_first(self) -> None:
+    def test_in_flight_step_is_read_before_a_step_that_needs_the_host(self) -> None:
         runner = Watched(num_blocks=100)
         engine = self.flying(runner)
         engine.add("host", [1] * 6, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0))
@@ -198,7 +198,7 @@ class TestStarts:
         assert len(outputs["host"].logprobs or ()) == 3
 
     @pytest.mark.parametrize("steps", [1, 4])
-    def test_a_prompt_that_raises_is_found_among_those_that_fly(
+    def test_prompt_that_raises_is_isolated_from_in_flight_sequences(
         self, steps: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         """And who shares its prefix, in the same step, is computed anew."""
@@ -216,7 +216,7 @@ class TestStarts:
         for number in range(2):
             assert outputs[f"r{number}"].token_ids == runner.greedy([number + 1] * 6, 20, ignore_eos=True)
 
-    def test_a_start_without_memory_is_done_in_halves(self) -> None:
+    def test_step_is_halved_when_it_cannot_start_for_lack_of_memory(self) -> None:
         runner = Watched(num_blocks=100)
         engine = self.flying(runner)
         runner.max_tokens_at_once = 5
@@ -239,7 +239,7 @@ class TestStarts:
         with pytest.raises(EngineFailed, match="illegal memory access"):
             engine.step()
 
-    def test_nobody_relies_on_what_an_ended_share_was_to_fill(self) -> None:
+    def test_sequences_do_not_read_blocks_that_a_failed_one_did_not_fill(self) -> None:
         """A completion reads its tokens anew, and a stranger's prompt is the same text, in a step that is not started
         before one is looked at in which the completion's sibling fails."""
         runner = Watched(num_blocks=100, eos_token_ids=frozenset())
@@ -263,7 +263,7 @@ class TestStarts:
         assert outputs["stranger"].token_ids == runner.greedy([*text, 3], 6, ignore_eos=True)
 
 
-def test_isolation_keeps_away_from_blocks_that_nobody_fills() -> None:
+def test_isolation_postpones_readers_of_unfilled_blocks() -> None:
     engine = make(FakeRunner(num_blocks=20))
     for name in ("one", "two", "three"):
         engine.add(name, [1 if name == "one" else 2] * 6, SamplingParams(max_tokens=3))
@@ -323,7 +323,9 @@ def served(directory: Path, *, deterministic: bool = False) -> list[list[Sequenc
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_real_models_give_the_same(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_overlap_gives_the_same_tokens_with_real_models(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     next(model for model in NATIVE if model.name == name).save(tmp_path, torch.float32)
     expected = served(tmp_path)
     started = request.getfixturevalue("overlapping")
@@ -331,7 +333,9 @@ def test_real_models_give_the_same(name: str, tmp_path: Path, request: pytest.Fi
     assert sum(unseen(batch) > 0 for batch, _ in started) > 4
 
 
-def test_positions_that_change_their_scale_give_the_same(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_overlap_gives_the_same_tokens_when_the_rope_scale_changes(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """A sequence is computed anew when its length says so, while its next step is under way."""
     stretched("longrope").save(tmp_path)
     prompts = ragged_prompts(lengths=LENGTHS[:3])[::2]
@@ -347,9 +351,7 @@ def test_positions_that_change_their_scale_give_the_same(tmp_path: Path, request
     assert any(unseen(batch) for batch, _ in started)
 
 
-def test_the_same_bits_are_not_traded_for_overlap(
-    tmp_path: Path, overlapping: list[tuple[Batch, MultiStepBatch]]
-) -> None:
+def test_deterministic_engine_does_not_overlap(tmp_path: Path, overlapping: list[tuple[Batch, MultiStepBatch]]) -> None:
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(
         tmp_path, EngineConfig(device="cpu", dtype="float32", num_kv_blocks=32, block_size=16, deterministic=True)
@@ -386,7 +388,7 @@ def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_a_step_reads_nothing_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scheduling and starting steps with prompts and decodes, as they run on a GPU, with attention that never looks."""
     monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
     monkeypatch.setattr(ModelRunner, "supports_overlap", property(lambda self: True))
@@ -416,7 +418,7 @@ def test_starting_a_step_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert kinds.count((True, False)) > 4
 
 
-def test_a_look_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_reads_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the test above would show nothing."""
     tensor = torch.ones(3)
     looks: list[Callable[[], object]] = [
@@ -432,7 +434,7 @@ def test_a_look_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="shows what a GPU is waited for")
-def test_starting_a_step_waits_for_nothing_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_a_step_does_not_synchronize_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(tmp_path, EngineConfig(device="cuda", num_kv_blocks=64, block_size=16))
     prompts = ragged_prompts(lengths=(5, 30))

@@ -85,7 +85,7 @@ class TestFiltersAgreeWithTransformers:
         logits = fixed_logits(8, scale=scale)
         assert torch.equal(filtered(logits, min_p=min_p), hf.MinPLogitsWarper(min_p)(NO_IDS, logits))
 
-    def test_all_in_order(self) -> None:
+    def test_filters_apply_in_order(self) -> None:
         logits = fixed_logits(8)
         expected = hf.TemperatureLogitsWarper(1.7)(NO_IDS, logits)
         for warper in (hf.TopKLogitsWarper(40), hf.TopPLogitsWarper(0.9), hf.MinPLogitsWarper(0.05)):
@@ -233,7 +233,7 @@ class TestUnsoundRows:
         assert "too large" in str(only.error)
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    def test_nothing_allowed_is_an_error(self, temperature: float) -> None:
+    def test_row_without_an_allowed_token_is_an_error(self, temperature: float) -> None:
         params = SamplingParams(temperature=temperature, allowed_token_ids=[4], banned_token_ids=[4], top_p=0.9)
         (only,) = Sampler(VOCAB).sample(fixed_logits(1), [state(params)])
         assert str(only.error) == "no token is allowed here by the request's parameters"
@@ -252,7 +252,9 @@ DISTRIBUTIONS: list[tuple[SamplingParams, Callable[[torch.Tensor], torch.Tensor]
 class TestDraws:
     @pytest.mark.parametrize("by", ["seed", "position", "index"])
     @pytest.mark.parametrize(("params", "warp"), DISTRIBUTIONS)
-    def test_chi_square(self, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor], by: str) -> None:
+    def test_draws_follow_the_distribution(
+        self, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor], by: str
+    ) -> None:
         """20,000 draws over 32 tokens follow the distribution, as any number is counted up."""
         draws, vocab = 20_000, 32
         logits = fixed_logits(1, vocab, seed=5, scale=1.5)
@@ -305,7 +307,7 @@ class TestDraws:
         states = [state(SamplingParams(seed=9), index=index) for index in range(16)]
         assert len({row.token_id for row in Sampler(VOCAB).sample(logits.clone(), states)}) > 8
 
-    def test_large_batches_are_drawn_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_batches_are_sampled_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         logits = fixed_logits(10)
         states = [state(SamplingParams(seed=n, top_p=0.9)) for n in range(10)]
         whole = Sampler(VOCAB).sample(logits.clone(), states)
@@ -314,7 +316,7 @@ class TestDraws:
 
 
 class TestLogprobs:
-    def test_they_are_the_model_s_own(self) -> None:
+    def test_logprobs_are_those_before_temperature_and_filters(self) -> None:
         """Before temperature, penalties and filters."""
         logits = fixed_logits(3)
         expected = torch.log_softmax(logits, dim=-1)
@@ -347,7 +349,7 @@ class TestLogprobs:
         assert listed is not None
         assert [token for token, _ in listed.top][:num_tied] == tied[:20].tolist()
 
-    def test_score(self) -> None:
+    def test_score_gives_logprobs_of_given_tokens(self) -> None:
         logits = fixed_logits(4)
         scored = Sampler(VOCAB).score(logits, [9, 8, 7, 6], 2)
         expected = torch.log_softmax(logits, dim=-1)
@@ -364,7 +366,7 @@ class TestDrawing:
 
     @pytest.mark.parametrize("scale", [0.3, 2.0, 6.0], ids=["flat", "natural", "sharp"])
     @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
-    def test_every_way_leads_to_the_same_token(self, scale: float, ties: bool) -> None:
+    def test_every_sampling_path_gives_the_same_token(self, scale: float, ties: bool) -> None:
         rng = random.Random(7)
         rows = 400
         logits = fixed_logits(rows, self.VOCAB, seed=3, scale=scale)
@@ -386,7 +388,7 @@ class TestDrawing:
         assert torch.equal(sampled(), expected)
         assert torch.equal(sampled(is_static=True), expected)
 
-    def test_only_rows_that_need_it_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_rows_with_many_candidates_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sorted_rows: list[int] = []
         monkeypatch.setattr(
             "kernels.sampling_fallback.filter_logits",

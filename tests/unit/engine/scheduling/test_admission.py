@@ -67,7 +67,7 @@ class TestRequestSizes:
         assert LengthStatistics(64).mean_output == 32
         assert LengthStatistics(64).mean_prompt == 16
 
-    def test_learns_the_mean_of_those_that_went_further(self) -> None:
+    def test_remaining_length_is_the_mean_of_longer_outputs(self) -> None:
         sizes = self.sizes([10] * 50 + [100] * 50)
         assert self.remaining(sizes, 0, 10_000) == 55
         assert self.remaining(sizes, 10, 10_000) == 90
@@ -78,6 +78,6 @@ class TestRequestSizes:
     def test_beyond_the_longest_it_may_take_as_long_again(self) -> None:
         assert self.remaining(self.sizes([10] * 50), 30, 10_000) == 30
 
-    def test_forgets_what_is_long_ago(self) -> None:
+    def test_length_statistics_forget_old_outputs(self) -> None:
         sizes = self.sizes([1000] * 100 + [10] * 2048)
         assert sizes.mean_output == 10

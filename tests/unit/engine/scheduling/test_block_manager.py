@@ -107,7 +107,7 @@ def test_the_same_content_twice_is_indexed_once() -> None:
     assert cached(blocks, [1, 2, 3, 4]) == 4
 
 
-def test_forgotten_blocks_are_not_found() -> None:
+def test_evicted_blocks_are_not_found() -> None:
     blocks = BlockManager(8, 2)
     table = filled(blocks, [1, 2, 3, 4])
     blocks.evict(table.blocks[1:])
@@ -117,7 +117,7 @@ def test_forgotten_blocks_are_not_found() -> None:
     assert cached(blocks, [1, 2, 3, 4]) == 2
 
 
-def test_predicates_tell_what_the_acts_need() -> None:
+def test_capacity_predicates_agree_with_grow_and_attach() -> None:
     blocks = BlockManager(3, 2)
     blocks.release(filled(blocks, [1, 2, 3, 4]))
     other = BlockTable()

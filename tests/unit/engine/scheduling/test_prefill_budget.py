@@ -78,7 +78,7 @@ def test_doubles_from_step_to_step_at_first() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_does_not_lead_it_astray(seed: int) -> None:
+def test_noise_does_not_change_the_chosen_budget(seed: int) -> None:
     found = chooser()
     ran = settle(found, bowl(1024), steps=3000, noise=0.1, seed=seed)[500:]
     assert sum(size in (512, 1024, 2048) for size in ran) > 0.95 * len(ran)
@@ -107,7 +107,7 @@ def test_the_smaller_must_be_clearly_faster_in_nearly_all_pairs(gains: list[floa
     assert found.chosen == size
 
 
-def test_load_that_grows_meanwhile_hits_both_sides() -> None:
+def test_growing_load_affects_both_candidates_equally() -> None:
     """Each step is slower than the last one, as contexts grow: neither size must look worse for it."""
     found, slower = chooser(), 1.0
     settle(found, overhead(0.0), steps=4 + REST)
@@ -118,7 +118,7 @@ def test_load_that_grows_meanwhile_hits_both_sides() -> None:
     assert found.chosen == 2048
 
 
-def test_looks_again_when_the_costs_have_changed() -> None:
+def test_budget_is_tuned_again_when_costs_change() -> None:
     found = chooser()
     for cost, best in ((overhead(0.0), 2048), (bowl(256), 256), (overhead(0.4), 2048)):
         settle(found, cost, steps=1500)
@@ -160,7 +160,7 @@ def test_only_full_steps_that_read_prompts_count() -> None:
     assert found.chosen == 512
 
 
-def test_without_a_choice_it_stays() -> None:
+def test_budget_stays_when_there_is_one_candidate() -> None:
     found = PrefillBudgetTuner([2048])
     assert set(settle(found, overhead(9.0))) == {2048}
 
@@ -247,6 +247,6 @@ def test_real_steps_are_measured_and_give_the_same_tokens(model: Path) -> None:
     assert ran_in_large_steps[0] == 2048
 
 
-def test_what_must_not_depend_on_time_does_not(model: Path) -> None:
+def test_deterministic_engine_does_not_tune_its_budget(model: Path) -> None:
     engine, _ = load(model, deterministic=True)
     assert engine.scheduler.prefill_budget.tokens == 2048

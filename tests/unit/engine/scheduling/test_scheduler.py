@@ -84,7 +84,7 @@ def test_prefixes_are_shared_already_in_the_step_that_computes_them() -> None:
     assert outputs["a"].token_ids == outputs["b"].token_ids
 
 
-def test_the_last_in_order_gives_way_and_comes_back_from_the_cache() -> None:
+def test_last_sequence_is_preempted_and_resumes_from_the_cache() -> None:
     made = engine(num_blocks=8, block_size=4, tokens=64)
     made.add("first", [1] * 8, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
     made.add("last", [2] * 8, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
@@ -133,7 +133,7 @@ def test_output_lengths_are_learned_rather_than_reserved() -> None:
 
 
 class TestRoom:
-    def test_shrinks_with_what_waits_and_runs(self) -> None:
+    def test_num_requests_wanted_shrinks_with_waiting_and_running_requests(self) -> None:
         made = engine(num_blocks=1000, seqs=8)
         room = made.num_requests_wanted()
         assert 8 <= room <= 16
@@ -145,10 +145,10 @@ class TestRoom:
         assert len(made.scheduler.running) == 8
         assert made.num_requests_wanted() == 0
 
-    def test_an_idle_engine_has_room_however_small_its_cache(self) -> None:
+    def test_idle_engine_wants_requests_however_small_its_cache(self) -> None:
         assert engine(num_blocks=1).num_requests_wanted() > 0
 
-    def test_follows_what_requests_need(self) -> None:
+    def test_num_requests_wanted_grows_when_outputs_are_short(self) -> None:
         """Short outputs leave room for more of them."""
         made = engine(num_blocks=400, block_size=4, seqs=1000, tokens=1000)
         before = made.num_requests_wanted()
@@ -156,7 +156,7 @@ class TestRoom:
             made.scheduler.lengths.record(4, 4)
         assert made.num_requests_wanted() > 10 * before
 
-    def test_room_is_for_what_the_running_ones_leave(self) -> None:
+    def test_num_requests_wanted_shrinks_with_the_blocks_of_running_requests(self) -> None:
         made = engine(num_blocks=40, block_size=4, seqs=1000, tokens=2000)
         for _ in range(64):
             made.scheduler.lengths.record(4, 4)
@@ -203,7 +203,7 @@ def operations(made: Engine, steps: int) -> tuple[int, int]:
     return sum(seen.values()), CountedInt.comparisons
 
 
-def test_a_step_costs_the_same_whatever_waits() -> None:
+def test_step_cost_is_independent_of_the_number_of_waiting_requests() -> None:
     """100,000 queued requests cost a step no more operations than 1,000, up to the heap's logarithm."""
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     counts = {}
