@@ -1,4 +1,4 @@
-"""When a sequence has come to its end."""
+"""Stop conditions by token, grammar and length; those by text are in `engine.tokenization.stop_strings`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker rows: one for each process life. The lease stands here, so that a heartbeat updates one row."""
+"""Worker rows, one for each process life, with its lease. `settling.release_dead_worker` frees what a dead one held."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_contenders_take_turns_and_make_the_same_tokens(tmp_path: Path, monkeypa
     assert ratios(found, found["entries"][0], found["entries"][1]) is not None
 
 
-def test_who_is_several_times_as_slow_takes_one_turn(tmp_path: Path) -> None:
+def test_contender_that_is_several_times_as_slow_takes_one_turn(tmp_path: Path) -> None:
     entries = [Entry(contenders()[name], "float32") for name in ("engine", "vllm")]
     entries += [Entry(contenders()["openvino"], "int8")]
     for entry, seconds in zip(entries, (1.0, 3.5, 9.0), strict=True):

@@ -239,7 +239,7 @@ def test_after_an_outage_the_living_get_time_to_be_heard(tmp_path: Path, rows: R
 @pytest.mark.parametrize(
     ("missing", "error"), [("database_url", DatabaseNotConfigured), ("redis_url", BrokerNotConfigured)]
 )
-def test_it_says_what_it_needs(rows: Rows, redis_url: str, missing: str, error: type[Exception]) -> None:
+def test_courier_names_what_it_needs(rows: Rows, redis_url: str, missing: str, error: type[Exception]) -> None:
     urls = {"database_url": rows.database_url, "redis_url": redis_url, missing: None}
     with pytest.raises(error, match=f"PAGEMILL_{missing.upper()}"):
         run_courier(Settings.model_validate(urls))

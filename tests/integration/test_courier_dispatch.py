@@ -104,7 +104,7 @@ def test_retry_after_moves_the_next_attempt(rows: Rows) -> None:
     assert 3500 < row.delay <= 3600
 
 
-def test_gone_ends_all_that_waits_for_the_endpoint(rows: Rows) -> None:
+def test_status_410_ends_all_deliveries_of_the_endpoint(rows: Rows) -> None:
     with receiver((410, {})) as gone, receiver() as other:
         end_jobs(rows, gone.url, 12)
         end_jobs(rows, other.url)
@@ -129,7 +129,7 @@ def test_a_private_address_is_refused_at_once_and_says_why(rows: Rows) -> None:
     assert row.last_error == "webhooks may not reach 127.0.0.1: loopback address"
 
 
-def test_a_black_hole_holds_up_nobody_else(rows: Rows) -> None:
+def test_unresponsive_receiver_delays_no_other_endpoint(rows: Rows) -> None:
     with (
         receiver() as good,
         dispatching(rows.database_url, webhook_concurrency=4, webhook_timeout=3600.0),

@@ -197,7 +197,7 @@ def test_retry_after(value: bytes | None, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize("hang", [black_hole, dripping_head])
-def test_the_deadline_cuts_whoever_does_not_answer(hang: Callable[..., None]) -> None:
+def test_deadline_cuts_receivers_that_do_not_answer(hang: Callable[..., None]) -> None:
     with raw_receiver(hang) as server:
         began = time.monotonic()
         answer = send(due(server.url), timeout=0.5)
@@ -271,7 +271,7 @@ def test_a_receiver_that_does_not_speak_http(trouble: Callable[[RawReceiver, obj
     assert not answer.is_final
 
 
-def test_nobody_listens() -> None:
+def test_delivery_fails_when_no_server_listens() -> None:
     with receiver() as server:
         url = server.url
     answer = send(due(url))

@@ -256,7 +256,7 @@ def test_a_second_start_on_the_same_directory_is_refused(start_host: StartHost, 
     host.stop()
 
 
-def test_nobody_is_trusted(start_host: StartHost, data_dir: Path) -> None:
+def test_embedded_servers_reject_missing_and_wrong_passwords(start_host: StartHost, data_dir: Path) -> None:
     host = start_host(data_dir)
     for password in ("", "wrong"):
         with pytest.raises(psycopg.OperationalError, match="password"):

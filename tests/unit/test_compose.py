@@ -66,7 +66,7 @@ def test_the_worker_s_image_has_what_triton_compiles_its_driver_with() -> None:
     assert {"gcc", "libc6-dev"} <= set(worker.split())
 
 
-def test_nobody_runs_as_root() -> None:
+def test_no_container_runs_as_root() -> None:
     runtime = DOCKERFILE.partition("AS runtime")[2]
     for stage in re.split(r"^FROM runtime AS ", runtime, flags=re.MULTILINE):
         # Root may install something on the way; whom a stage ends with is whom it runs as, or else the runtime's user.
@@ -99,7 +99,7 @@ def test_docker_waits_for_the_work_to_finish() -> None:
     assert grace["worker"] > Settings.model_fields["drain_deadline"].default + 20
 
 
-def test_a_process_that_hangs_says_where_before_anybody_kills_it() -> None:
+def test_stop_grace_periods_exceed_the_end_deadlines() -> None:
     grace = float(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
     assert grace > Settings.model_fields["drain_deadline"].default + service.END_WITHIN
     assert WORKER_STOP_MARGIN > service.END_WITHIN

@@ -77,7 +77,7 @@ def test_the_version_is_below_that_of_hugging_faces_kernels() -> None:
     assert tuple(int(part) for part in PROJECT["version"].split(".")[:2]) < LOOKS_LIKE_HUGGING_FACE
 
 
-def test_it_is_never_uploaded() -> None:
+def test_project_is_marked_do_not_upload() -> None:
     assert "Private :: Do Not Upload" in PROJECT["classifiers"]
 
 

@@ -33,7 +33,7 @@ def test_a_child_reads_the_settings_that_its_parent_has(monkeypatch: pytest.Monk
     assert Settings() == settings
 
 
-def test_what_nobody_set_is_left_to_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_settings_are_left_to_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGEMILL_TEST_DATABASE_URL", "not a setting")
     settings = Settings().model_copy(update={"port": 1})
     names = {name for name in child_environment(settings) if name.startswith("PAGEMILL_")}

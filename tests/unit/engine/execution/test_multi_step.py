@@ -146,7 +146,7 @@ def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
 class TestOverlap:
     """The next multi-step batch starts before the last one's tokens are looked at."""
 
-    def flying(self, *lengths: int, num_blocks: int = 300) -> tuple[Engine, FakeRunner]:
+    def with_steps_in_flight(self, *lengths: int, num_blocks: int = 300) -> tuple[Engine, FakeRunner]:
         """After the step that reads the prompts and the one that starts a multi-step batch."""
         runner = FakeRunner(num_blocks=num_blocks, eos_token_ids=frozenset(), supports_overlap=True, is_static=True)
         engine = make(runner)
@@ -163,7 +163,7 @@ class TestOverlap:
             assert output.token_ids == runner.greedy([number + 1], length, ignore_eos=True)
 
     def test_host_reads_one_multi_step_batch_behind_the_device(self) -> None:
-        engine, runner = self.flying(60, 60)
+        engine, runner = self.with_steps_in_flight(60, 60)
         assert engine.stats().output_tokens == 2
         engine.step()
         assert len(runner.multi_step_batches) == 2
@@ -174,13 +174,13 @@ class TestOverlap:
         assert len(runner.batches) <= 1 + 3
 
     def test_sequence_that_ends_in_a_multi_step_batch_is_not_in_the_next(self) -> None:
-        engine, runner = self.flying(*[60] * 9, 4)
+        engine, runner = self.with_steps_in_flight(*[60] * 9, 4)
         assert [output.request_id for output in engine.step()] == ["r9"]
         assert [len(batch.entries) for batch in runner.multi_step_batches] == [10, 9]
         self.assert_right(engine, runner, *[60] * 9)
 
     def test_waiting_request_joins_before_the_next_multi_step_batch(self) -> None:
-        engine, runner = self.flying(60, 60)
+        engine, runner = self.with_steps_in_flight(60, 60)
         engine.add("r2", [3], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
         engine.step()
         assert len(runner.multi_step_batches) == 1
@@ -189,7 +189,7 @@ class TestOverlap:
         self.assert_right(engine, runner, 60, 60, 60)
 
     def test_aborted_and_preempted_sequences_get_no_in_flight_tokens(self) -> None:
-        engine, runner = self.flying(60, 60, 60)
+        engine, runner = self.with_steps_in_flight(60, 60, 60)
         engine.step()
         engine.abort("r0")
         engine.scheduler.preempt(engine.scheduler.running[0])
@@ -201,7 +201,7 @@ class TestOverlap:
 
     def test_blocks_of_an_ended_sequence_are_written_last_by_the_next_owner(self) -> None:
         """A cache with room for one: the second gets the blocks that the first's unread batch still writes."""
-        engine, runner = self.flying(60, num_blocks=26)
+        engine, runner = self.with_steps_in_flight(60, num_blocks=26)
         engine.step()
         engine.abort("r0")
         second = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
@@ -210,7 +210,7 @@ class TestOverlap:
         assert outputs[1].token_ids == runner.greedy([2], 100, ignore_eos=True)
 
     def test_engine_is_idle_after_its_only_in_flight_request_is_aborted(self) -> None:
-        engine, runner = self.flying(60)
+        engine, runner = self.with_steps_in_flight(60)
         engine.abort("r0")
         assert [output.request_id for output in engine.step()] == ["r0"]
         assert not engine.has_unfinished
@@ -219,7 +219,7 @@ class TestOverlap:
         assert output.token_ids == runner.greedy([2], 30, ignore_eos=True)
 
     def test_multi_step_falls_back_to_single_steps_when_memory_runs_out(self) -> None:
-        engine, runner = self.flying(60, 60)
+        engine, runner = self.with_steps_in_flight(60, 60)
         decode = runner.decode
 
         def short_of_memory(batch: MultiStepBatch) -> PendingTokens:

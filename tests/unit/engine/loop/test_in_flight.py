@@ -174,7 +174,7 @@ def test_overlapped_outputs_equal_immediate_ones(steps: int, tokens: int, seqs: 
 class TestStarts:
     """What happens to a step that was scheduled while another had not been looked at."""
 
-    def flying(self, runner: Watched, **options: Any) -> Engine:
+    def with_steps_in_flight(self, runner: Watched, **options: Any) -> Engine:
         """Two requests, whose prompts are read and whose next step is started."""
         engine = make(runner, **options)
         for number in range(2):
@@ -186,7 +186,7 @@ class TestStarts:
 
     def test_in_flight_step_is_read_before_a_step_that_needs_the_host(self) -> None:
         runner = Watched(num_blocks=100)
-        engine = self.flying(runner)
+        engine = self.with_steps_in_flight(runner)
         engine.add("host", [1] * 6, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0))
         engine.step()
         assert runner.moves[-1] == ("read", 1)
@@ -203,7 +203,7 @@ class TestStarts:
     ) -> None:
         """And who shares its prefix, in the same step, is computed anew."""
         runner = Watched(num_blocks=100, raises_on=48)
-        engine = self.flying(runner, steps=steps)
+        engine = self.with_steps_in_flight(runner, steps=steps)
         params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
         shared = [7, 8, 9, 10]
         engine.add("bad", [48, *shared], params)
@@ -218,7 +218,7 @@ class TestStarts:
 
     def test_step_is_halved_when_it_cannot_start_for_lack_of_memory(self) -> None:
         runner = Watched(num_blocks=100)
-        engine = self.flying(runner)
+        engine = self.with_steps_in_flight(runner)
         runner.max_tokens_at_once = 5
         for number in range(2, 6):
             engine.add(f"r{number}", [number + 1] * 6, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
@@ -229,7 +229,7 @@ class TestStarts:
 
     def test_a_device_error_ends_the_engine(self) -> None:
         runner = Watched(num_blocks=100)
-        engine = self.flying(runner)
+        engine = self.with_steps_in_flight(runner)
         engine.add("new", [5], SamplingParams(max_tokens=3))
 
         def lost(batch: Batch, multi_step: MultiStepBatch) -> PendingTokens:
@@ -269,10 +269,10 @@ def test_isolation_postpones_readers_of_unfilled_blocks() -> None:
         engine.add(name, [1 if name == "one" else 2] * 6, SamplingParams(max_tokens=3))
     items = engine.scheduler.schedule().scheduled
     lost = items[1].sequence.table.blocks[:1]
-    outcome = run_isolating_faults(items, 4, lambda part: list(part), unfilled=lost)
-    assert outcome.depends_on_failed == [item for item in items if lost[0] in item.sequence.table.blocks]
-    assert outcome.results == [item for item in items if item not in outcome.depends_on_failed]
-    assert len(outcome.depends_on_failed) == 2
+    result = run_isolating_faults(items, 4, lambda part: list(part), unfilled=lost)
+    assert result.depends_on_failed == [item for item in items if lost[0] in item.sequence.table.blocks]
+    assert result.results == [item for item in items if item not in result.depends_on_failed]
+    assert len(result.depends_on_failed) == 2
 
 
 # Real models, whose steps run at once on the CPU, and might be anywhere by the time they are looked at
@@ -376,7 +376,7 @@ class NoLook(TorchDispatchMode):
 
 
 @contextmanager
-def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """While it lasts, every wait for a device fails."""
 
     def refused(*_: Any, **__: Any) -> None:
@@ -405,7 +405,7 @@ def test_starting_a_step_reads_nothing_on_the_host(tmp_path: Path, monkeypatch: 
     def guarded(runner: ModelRunner, step: Any) -> InFlightStep:
         items = step.multi_step or step.scheduled
         kinds.append((any(item.is_in_flight for item in items), any(not item.decodes for item in items)))
-        with nobody_looks(monkeypatch):
+        with no_host_reads(monkeypatch):
             return start(runner, step)
 
     monkeypatch.setattr(InFlightStep, "start", guarded)
@@ -429,7 +429,7 @@ def test_host_reads_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: tensor[tensor > 0],
     ]
     for look in looks:
-        with pytest.raises(AssertionError), nobody_looks(monkeypatch):
+        with pytest.raises(AssertionError), no_host_reads(monkeypatch):
             look()
 
 
