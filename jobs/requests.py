@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from jobs import patterns
+from jobs.conversations import MAX_TOOLS, Message, TemplateOptions, Tool, ToolChoice, check_tools
 from jobs.errors import InvalidInput
 from jobs.strict_model import StrictModel, at_most
 from jobs.structured_outputs import ResponseFormat, StructuredOutputs
@@ -41,6 +42,7 @@ MAX_METADATA = 16  # pairs
 MAX_CHOICES_OF_A_PROMPT = 128
 MAX_BIASED_TOKENS = 300  # as many as OpenAI takes
 _NAME_SHOWN = 100  # characters of an unknown field's name
+_CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
 _PATH_SHOWN = 300  # characters of a field's path
 
 # A custom_id is stored as text and printed in logs and terminals: no control characters, no NUL.
@@ -115,13 +117,6 @@ class Params(StrictModel):
         return fields
 
 
-class Message(StrictModel):
-    """One turn of a conversation, for the model's chat template."""
-
-    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    content: str
-
-
 class PromptLine(Params):
     """One line of a job: a prompt or messages, and the parameters that differ from the job's."""
 
@@ -132,6 +127,10 @@ class PromptLine(Params):
         | None
     ) = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="false: at most one call")
+    chat_template_kwargs: TemplateOptions | None = Field(default=None, description="variables of the chat template")
     echo: bool | None = Field(default=None, description="put the prompt before the text, and its log-probabilities")
 
     @model_validator(mode="after")
@@ -236,11 +235,22 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
     elif isinstance(document, dict):
         _check_length(document, model)
     request = validate(PromptLine, document)
+    if request.prompt is not None:
+        for name in _CHAT_ONLY:
+            if getattr(request, name) is not None:
+                raise InvalidInput("possible with messages only", param=name)
+    check_tools(request.tools or (), request.tool_choice)
     _check_limits(request, defaults, model)
     body = defaults.stored() | request.stored()
     if len(request.model_fields_set & {"min_tokens", "max_tokens"}) == 1:
         validate(Params, {key: body[key] for key in ("min_tokens", "max_tokens") if key in body})
-    beginning = request.prompt if request.prompt is not None else [m.model_dump() for m in request.messages or ()]
+    beginning: object = request.prompt
+    if request.messages is not None:
+        beginning = body["messages"] = [message.stored() for message in request.messages]
+    if request.tools is not None:
+        # Templates write them before the conversation.
+        body["tools"] = [tool.stored() for tool in request.tools]
+        beginning = [body["tools"], beginning]
     return StagedLine(
         line=line,
         custom_id=request.custom_id if request.custom_id is not None else f"request-{line}",

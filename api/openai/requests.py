@@ -52,12 +52,10 @@ _IGNORED = frozenset(
         "verbosity",
         "prediction",
         "service_tier",
-        "reasoning_effort",
-        "parallel_tool_calls",
-        "tool_choice",
     ]
 )
-_REFUSED = frozenset(["functions", "function_call", "audio", "web_search_options", "moderation", "tools"])
+_REFUSED = frozenset(["functions", "function_call", "audio", "web_search_options", "moderation"])
+_OF_MESSAGES = ("name", "reasoning_content", "tool_call_id")
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 # What a request takes beside the body's own fields; `translate` reads these first.
 _OUTER = frozenset({"model", "stream", "stream_options"})
@@ -107,6 +105,26 @@ def _messages(line: dict[str, Any], given: Document, name: str) -> None:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("a list of messages is expected, and at least one", param=name)
     line[name] = [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    _check_answered(line[name])
+
+
+def _check_answered(messages: list[dict[str, Any]]) -> None:
+    """Each call has its answer right behind it, and each answer its call."""
+    open_calls: set[object] = set()
+    for place, message in enumerate(messages):
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in open_calls:
+                raise InvalidInput(
+                    "no call of the message before has this id, or it is answered",
+                    param=f"messages[{place}].tool_call_id",
+                )
+            open_calls.remove(message["tool_call_id"])
+            continue
+        if open_calls:
+            raise InvalidInput("the calls before this message are not all answered", param=f"messages[{place}]")
+        open_calls = {call["id"] for call in message.get("tool_calls", ())}
+    if open_calls:
+        raise InvalidInput("its calls are not all answered", param=f"messages[{len(messages) - 1}].tool_calls")
 
 
 def _message(message: object, at: str) -> dict[str, Any]:
@@ -115,8 +133,54 @@ def _message(message: object, at: str) -> dict[str, Any]:
     role = message.get("role")
     if role not in ROLES:
         raise InvalidInput(f"one of {', '.join(ROLES)} is expected", param=f"{at}.role")
-    content = message.get("content")
-    return {"role": "system" if role == "developer" else role, "content": _text(content, f"{at}.content")}
+    line: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    line["content"] = _text(message.get("content"), f"{at}.content")
+    line |= {name: message[name] for name in _OF_MESSAGES if message.get(name) is not None}
+    calls = message.get("tool_calls")
+    if calls:
+        if role != "assistant" or not isinstance(calls, list):
+            raise InvalidInput("a list is expected, of the assistant's calls", param=f"{at}.tool_calls")
+        line["tool_calls"] = [_call(call, f"{at}.tool_calls[{place}]") for place, call in enumerate(calls)]
+    return line
+
+
+def _call(call: object, at: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(call.get("id"), str):
+        raise InvalidInput("an object with an id and a function is expected here", param=at)
+    # A message that a client put together from a stream holds more than its call.
+    return {
+        "id": call["id"],
+        "type": call.get("type", "function"),
+        "function": {name: function.get(name) for name in ("name", "arguments")},
+    }
+
+
+def _tools(line: dict[str, Any], given: Document, name: str) -> None:
+    tools = given.get(name)
+    if tools is None:
+        return
+    if not isinstance(tools, list) or not tools:
+        raise InvalidInput("a list of tools is expected, and at least one", param=name)
+    line[name] = [_without_nulls(tool) for tool in tools]
+
+
+def _without_nulls(tool: object) -> object:
+    if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
+        return tool
+    return tool | {"function": {name: value for name, value in tool["function"].items() if value is not None}}
+
+
+def _template_options(line: dict[str, Any], given: Document, name: str) -> None:
+    options = given.get(name, {})
+    effort = given.get("reasoning_effort")
+    if effort is not None:
+        if not isinstance(effort, str):
+            raise InvalidInput("a string is expected", param="reasoning_effort")
+        if isinstance(options, dict):
+            options = {"reasoning_effort": effort, **options}
+    if options:
+        line[name] = options
 
 
 def _text(content: object, at: str) -> str:
@@ -194,6 +258,11 @@ def _nothing(line: dict[str, Any], given: Document, name: str) -> None:
 _Take = Callable[[dict[str, Any], Document, str], None]
 _CHAT: Mapping[str, _Take] = {
     "messages": _messages,
+    "tools": _tools,
+    "tool_choice": _same,
+    "parallel_tool_calls": _same,
+    "chat_template_kwargs": _template_options,
+    "reasoning_effort": _nothing,
     "max_completion_tokens": _chat_limit,
     "max_tokens": _nothing,
     "logprobs": _chat_logprobs,

@@ -38,6 +38,8 @@ class StreamShape:
     wants_usage: bool
     wants_running_usage: bool
     usage: dict[str, Any] = field(default_factory=dict)
+    num_calls: dict[int, int] = field(default_factory=dict)
+    """Calls of tools, by choice, that were said."""
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         """One event."""
@@ -73,18 +75,34 @@ class StreamShape:
             if "deltas" not in message:
                 # Nothing was streamed of it: all comes at once.
                 for choice in body["choices"]:
-                    text = choice["message"]["content"] if self.is_chat else choice["text"]
-                    events += self._delta(first, {**choice, "text": text})
+                    events += self._delta(first, choice | choice.get("message", {}))
         return events
 
     def _delta(self, first: int, delta: dict[str, Any]) -> bytes:
-        index, text = first + delta["index"], delta["text"]
+        index = first + delta["index"]
         reason, logprobs = delta.get("finish_reason"), delta.get("logprobs")
-        said = {"delta": {"content": text}} if self.is_chat else {"text": text}
         if not self.is_chat:
-            return self.chunk([_choice(index, said, reason, logprobs)])
-        events = self.chunk([_choice(index, said, None, logprobs)]) if text or logprobs else b""
+            return self.chunk([_choice(index, {"text": delta.get("text", "")}, reason, logprobs)])
+        said = [{name: delta[name]} for name in ("reasoning_content", "content") if delta.get(name)]
+        for call in delta.get("tool_calls") or ():
+            said += self._call(index, call)
+        if logprobs and not said:
+            said.append({"content": ""})
+        # Log-probabilities are those of all that a delta says; they stand once.
+        events = b"".join(
+            self.chunk([_choice(index, {"delta": each}, None, logprobs if place == 0 else None)])
+            for place, each in enumerate(said)
+        )
         return events + (self.chunk([_choice(index, {"delta": {}}, reason)]) if reason is not None else b"")
+
+    def _call(self, choice: int, call: dict[str, Any]) -> list[dict[str, Any]]:
+        """A call in two pieces: its name, and its arguments. Clients join what comes twice."""
+        number = self.num_calls.get(choice, 0)
+        self.num_calls[choice] = number + 1
+        function = call["function"]
+        head = {**call, "index": number, "function": {**function, "arguments": ""}}
+        tail = {"index": number, "function": {"arguments": function["arguments"]}}
+        return [{"tool_calls": [head]}, {"tool_calls": [tail]}]
 
 
 def _choice(

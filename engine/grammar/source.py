@@ -14,14 +14,14 @@ from engine.structured_outputs import StructuredOutputs
 _TAIL = '\n%llguidance {"no_forcing": true, "allow_invalid_utf8": false}\n'
 
 # Blanks between JSON's tokens: enough to indent by, and bounded, so that an output ends. A schema's options replace it.
-_WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
 
 
 def grammar_text(wanted: StructuredOutputs) -> str:
     """Return the text for llguidance; raises ValueError. Quick for every request, because nothing is compiled."""
     source = wanted.source
     if wanted.kind in ("json", "json_object"):
-        schema = {"x-guidance": _WHITESPACE, **readable_schema(json.loads(source))}
+        schema = {"x-guidance": WHITESPACE, **readable_schema(json.loads(source))}
         grammars = [{"lark_grammar": f"start: @json{_TAIL}"}, {"name": "json", "json_schema": schema}]
         return json.dumps({"grammars": grammars}, ensure_ascii=False)
     if wanted.kind == "regex":

@@ -62,6 +62,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self.hf_tokenizer.chat_template is not None
 
+    @cached_property
+    def chat_template(self) -> str:
+        """The text of the model's chat template, or of all of them; empty where it has none."""
+        found = self.hf_tokenizer.chat_template
+        return "\n".join(found.values()) if isinstance(found, dict) else found or ""
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of one text; raises `InvalidPrompt`."""
         try:

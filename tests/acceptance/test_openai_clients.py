@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -192,6 +193,80 @@ class TestLive:
                 job["metadata"] or job["request_counts"]["total"] > 1
                 for job in http.get(f"{stack.base_url}/v1/jobs").json()["data"]
             )
+
+
+ADD: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "strict": True,
+        "parameters": {
+            "x-guidance": {"whitespace_flexible": False},
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+ASK: Any = {"model": DEMO, "messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 90, "temperature": 0}
+NAMED: Any = {"type": "function", "function": {"name": "add"}}
+
+
+class TestTools:
+    def test_forced_call_has_arguments_of_its_schema(self, client: openai.OpenAI) -> None:
+        made = client.chat.completions.create(tools=[ADD, NOW], tool_choice=NAMED, **ASK)
+        choice = made.choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (call,) = choice.message.tool_calls or ()
+        assert call.type == "function"
+        assert call.function.name == "add"
+        assert 0 <= json.loads(call.function.arguments)["a"] <= 9
+
+    def test_streamed_call_is_that_of_the_whole(self, client: openai.OpenAI) -> None:
+        whole = client.chat.completions.create(tools=[ADD], tool_choice=NAMED, **ASK).choices[0].message
+        with client.chat.completions.stream(tools=[ADD], tool_choice=NAMED, n=2, **ASK) as stream:
+            final = stream.get_final_completion()
+        for choice in final.choices:
+            (call,), (expected,) = choice.message.tool_calls or (), whole.tool_calls or ()
+            assert expected.type == "function"
+            assert (call.function.name, call.function.arguments) == ("add", expected.function.arguments)
+            assert call.function.parsed_arguments == json.loads(expected.function.arguments)
+            assert choice.finish_reason == "tool_calls"
+
+    def test_calls_that_were_answered_are_replayed(self, client: openai.OpenAI) -> None:
+        call = client.chat.completions.create(tools=[ADD], tool_choice=NAMED, **ASK).choices[0].message
+        answer = {"role": "tool", "tool_call_id": (call.tool_calls or [])[0].id, "content": "2"}
+        messages = [*ASK["messages"], call, answer]
+        made = client.chat.completions.create(tools=[ADD], **{**ASK, "messages": messages})
+        assert made.choices[0].finish_reason == "stop"
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(tools=[ADD], **{**ASK, "messages": messages[:2]})
+        assert caught.value.param == "messages[1].tool_calls"
+
+    def test_schema_that_does_not_compile_is_that_request_s_400(self, client: openai.OpenAI) -> None:
+        broken = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}
+        for streams in (False, True):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(tools=[broken], tool_choice="required", stream=streams, **ASK)
+            assert caught.value.code == "invalid_grammar"
+
+    @pytest.mark.parametrize(
+        ("asked", "param"),
+        [
+            ({"tools": []}, "tools"),
+            ({"tool_choice": "auto"}, "tool_choice"),
+            ({"tools": [NOW], "tool_choice": NAMED}, "tool_choice"),
+            ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+            ({"tools": [NOW, NOW]}, "tools[1].function.name"),
+            ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs"),
+        ],
+    )
+    def test_wrong_tools_are_refused_by_name(self, client: openai.OpenAI, asked: dict[str, Any], param: str) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**ASK, **asked)
+        assert caught.value.param == param
 
 
 class TestBatches:

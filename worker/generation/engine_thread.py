@@ -24,6 +24,7 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
 from jobs.requests import ModelLimits
 from worker.generation import responses
+from worker.generation.answer_parts import AnswerParts, reasoning_tokens
 from worker.generation.live import LiveAnswers
 from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
@@ -269,7 +270,7 @@ class EngineThread:
                     decode=partial(engine.tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
                     tokens=engine.tokenizer,
                     stop=params.stop,
-                    is_chat=prepared.is_chat,
+                    form=prepared.form if prepared.is_chat else None,
                     wants_logprobs=params.logprobs is not None,
                 )
 
@@ -290,6 +291,7 @@ class EngineThread:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.cached_tokens,
             completion_tokens=sum(len(completion.token_ids) for completion in output.completions),
+            reasoning_tokens=self._reasoning_tokens(prepared, output),
         )
         return responses.completed(prepared.request, self._model, answer, is_chat=prepared.is_chat)
 
@@ -305,7 +307,22 @@ class EngineThread:
                 prompt=() if output.prompt_logprobs is None else output.prompt_logprobs,
                 first_token=output.prompt_token_ids[0],
             )
-        return responses.Choice(completion.text, completion.finish_reason, logprobs)
+        if not prepared.is_chat:
+            return responses.Choice(completion.text, completion.finish_reason, logprobs)
+        parts = AnswerParts(prepared.form, f"{prepared.request.name} {completion.index}")
+        parts.feed(completion.text)
+        parts.end()
+        return responses.Choice(parts.message(), parts.finish_reason(completion.finish_reason), logprobs)
+
+    def _reasoning_tokens(self, prepared: PreparedRequest, output: RequestOutput) -> int:
+        assert self._engine is not None
+        tokenizer = self._engine.tokenizer
+        if tokenizer is None or not prepared.form.thinks:
+            return 0
+        return sum(
+            reasoning_tokens(completion.token_ids, tokenizer.token_bytes, prepared.form)
+            for completion in output.completions
+        )
 
     def _publish_capacity(self, engine: Engine) -> None:
         capacity = engine.num_requests_wanted()

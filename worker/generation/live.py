@@ -24,6 +24,7 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import ClaimToken, Outcome
 from jobs.queues import cancel_channel
 from jobs.settings import Settings
+from worker.generation.answer_parts import AnswerForm, AnswerParts
 from worker.generation.logprobs import TokenTexts, openai_logprobs
 from worker.generation.text_stream import Decode, TextStream
 
@@ -36,8 +37,31 @@ _MOST_AT_ONCE = 256  # messages in one pipeline
 @dataclass(slots=True)
 class _Choice:
     text: TextStream
+    parts: AnswerParts | None
+    """Of a chat."""
+    num_given: dict[str, int] = field(default_factory=dict)
+    """Characters of the message's texts, and its calls, that were published."""
     num_logprobs: int = 0
     is_ended: bool = False
+
+    def said(self, text: str) -> dict[str, object]:
+        """What a piece of text adds to the delta; nothing where it is held back."""
+        if self.parts is None:
+            return {"text": text} if text else {}
+        self.parts.feed(text)
+        if self.is_ended:
+            self.parts.end()
+        return self.unsaid(self.parts.message())
+
+    def unsaid(self, message: Mapping[str, Any]) -> dict[str, object]:
+        """What of a message was not published yet."""
+        delta: dict[str, object] = {}
+        for name in ("reasoning_content", "content", "tool_calls"):
+            value = message.get(name)
+            if value and len(value) > (given := self.num_given.get(name, 0)):
+                delta[name] = value[given:]
+                self.num_given[name] = len(value)
+        return delta
 
 
 @dataclass(slots=True)
@@ -46,7 +70,7 @@ class _Open:
 
     channel: str
     streams: bool
-    is_chat: bool = False
+    name: str
     choices: list[_Choice] = field(default_factory=list)
 
 
@@ -90,7 +114,7 @@ class LiveAnswers:
             target = _target(request.body) if request.is_live else None
             if target is not None:
                 with self._lock:
-                    self._open[request.token] = _Open(str(target["channel"]), bool(target.get("stream")))
+                    self._open[request.token] = _Open(str(target["channel"]), bool(target.get("stream")), request.name)
 
     def forget(self, requests: Sequence[ClaimedRequest]) -> None:
         """Publish nothing more of these."""
@@ -112,17 +136,17 @@ class LiveAnswers:
         decode: Decode,
         tokens: TokenTexts | None,
         stop: Sequence[str],
-        is_chat: bool,
+        form: AnswerForm | None,
         wants_logprobs: bool,
     ) -> None:
-        """Publish what is new of an unfinished request."""
+        """Publish what is new of an unfinished request. `form` is that of a chat."""
         with self._lock:
             found = self._open.get(token)
         if found is None:
             return
-        found.is_chat = is_chat
         while len(found.choices) < len(progress):
-            found.choices.append(_Choice(TextStream(decode, stop)))
+            name = f"{found.name} {len(found.choices)}"
+            found.choices.append(_Choice(TextStream(decode, stop), None if form is None else AnswerParts(form, name)))
         deltas = []
         for index, (choice, now) in enumerate(zip(found.choices, progress, strict=True)):
             if choice.is_ended:
@@ -132,14 +156,15 @@ class LiveAnswers:
                 text = choice.text.feed(now.token_ids)
             else:
                 text, choice.is_ended = choice.text.finish(now.completion.text), True
-            delta: dict[str, object] = {"index": index, "text": text}
+            delta: dict[str, object] = {"index": index, **choice.said(text)}
             new = now.logprobs[choice.num_logprobs :]
             if wants_logprobs and new:
                 choice.num_logprobs = len(now.logprobs)
-                delta["logprobs"] = _shifted(openai_logprobs(new, text, tokens, is_chat=is_chat), before)
+                delta["logprobs"] = _shifted(openai_logprobs(new, text, tokens, is_chat=form is not None), before)
             if now.completion is not None:
-                delta["finish_reason"] = now.completion.finish_reason
-            if text or "logprobs" in delta or "finish_reason" in delta:
+                reason = now.completion.finish_reason
+                delta["finish_reason"] = reason if choice.parts is None else choice.parts.finish_reason(reason)
+            if len(delta) > 1:
                 deltas.append(delta)
         if deltas:
             self._put(found.channel, token, {"deltas": deltas})
@@ -227,12 +252,8 @@ def _rest(found: _Open, choices: Sequence[Mapping[str, Any]]) -> Sequence[dict[s
     for choice, whole in zip(found.choices, choices, strict=True):
         if choice.is_ended:
             continue
-        text = whole["message"]["content"] if found.is_chat else whole["text"]
-        delta: dict[str, object] = {
-            "index": whole["index"],
-            "text": choice.text.finish(text),
-            "finish_reason": whole["finish_reason"],
-        }
+        said = choice.unsaid(whole["message"]) if "message" in whole else {"text": choice.text.finish(whole["text"])}
+        delta: dict[str, object] = {"index": whole["index"], **said, "finish_reason": whole["finish_reason"]}
         logprobs = whole["logprobs"]
         if logprobs is not None:
             delta["logprobs"] = {

@@ -20,12 +20,21 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker.generation import responses
+from worker.generation.answer_grammar import answer_grammar
+from worker.generation.answer_parts import THINK_BEGIN, THINK_END, AnswerForm
 from worker.generation.time_limit import TimeLimitExceeded, time_limit
+from worker.generation.tool_calls import MISTRAL_BEGIN, conversation, tools_of
 
 logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 Tokens = list[int] | InvalidPrompt
+
+PLAIN = AnswerForm()
+_OF_TEMPLATE = frozenset(
+    ["prompt", "messages", "live", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
+)
+"""Fields of a stored line that are no sampling parameters."""
 
 TEMPLATE_LIMIT = 5.0  # seconds for the chat template of one line
 BEYOND = 4  # times the context
@@ -38,7 +47,11 @@ class PromptTokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokens]:
         """Tokens of each text; a bad one's place holds its error."""
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    @property
+    def chat_template(self) -> str:
+        """Its text."""
+
+    def render_chat(self, messages: Sequence[Message], **template_options: Any) -> str:
         """Raises `InvalidPrompt`."""
 
     def least_tokens(self, text: str) -> int:
@@ -57,6 +70,8 @@ class PreparedRequest:
     token_ids: list[int]
     params: SamplingParams
     is_chat: bool
+    form: AnswerForm = PLAIN
+    """What its answers are taken apart into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +107,9 @@ class PromptPreparer:
         """Never raises for one request's sake: what cannot be prepared is refused, in the order of `requests`."""
         bodies = [_parsed(request.body) for request in requests]
         result = Preparation()
-        for request, body, token_ids in zip(requests, bodies, self._tokens(requests, bodies), strict=True):
+        forms: dict[int, AnswerForm] = {}
+        tokens = self._tokens(requests, bodies, forms)
+        for place, (request, body, token_ids) in enumerate(zip(requests, bodies, tokens, strict=True)):
             if "refused" in body:
                 # The API refused it when the rest of its batch was valid.
                 result.refused.append(responses.refused(request, **body["refused"]))
@@ -103,7 +120,8 @@ class PromptPreparer:
             try:
                 if isinstance(token_ids, Exception):
                     raise token_ids
-                params = self._params(request, body, len(token_ids))
+                form = forms.get(place, PLAIN)
+                params, form = self._params(request, body, len(token_ids), form)
             except (InvalidPrompt, InvalidParams) as error:
                 result.refused.append(responses.refused(request, error.message, code="invalid_request"))
             except ContextExceeded as error:
@@ -114,17 +132,17 @@ class PromptPreparer:
                 message = f"this worker cannot prepare the request: {kind}"
                 result.refused.append(responses.broken(request, message))
             else:
-                result.prepared.append(PreparedRequest(request, token_ids, params, is_chat="messages" in body))
+                result.prepared.append(PreparedRequest(request, token_ids, params, "messages" in body, form))
         return result
 
     def _tokens(
-        self, requests: Sequence[ClaimedRequest], bodies: Sequence[dict[str, Any]]
+        self, requests: Sequence[ClaimedRequest], bodies: Sequence[dict[str, Any]], forms: dict[int, AnswerForm]
     ) -> list[Tokens | ContextExceeded | None]:
-        """By request: its tokens, why it has none, or None where it is postponed."""
+        """By request: its tokens, why it has none, or None where it is postponed. Fills `forms` for chats."""
         neither = InvalidPrompt("the stored line holds neither a prompt nor messages that this worker understands")
         tokens: list[Tokens | ContextExceeded | None] = [neither] * len(bodies)
         prompts: dict[int, str] = {}
-        chats: dict[int, Sequence[Message]] = {}
+        chats: list[int] = []
         for place, body in enumerate(bodies):
             if isinstance(body.get("prompt"), list):
                 tokens[place] = body["prompt"]
@@ -133,19 +151,19 @@ class PromptPreparer:
             elif isinstance(body.get("prompt"), str):
                 prompts[place] = body["prompt"]
             elif "messages" in body:
-                chats[place] = body["messages"]
+                chats.append(place)
         if self._tokenizer is None:
             return tokens
         rendered: dict[int, str] = {}
         slow_jobs: set[UUID] = set()
-        for place, messages in chats.items():
+        for place in chats:
             request = requests[place]
             if request.job_id in slow_jobs:
                 # One line a claim, so that a template that hangs for all of a job holds up other jobs only so long.
                 tokens[place] = None
                 continue
             try:
-                rendered[place] = self._render(self._tokenizer, request, messages)
+                rendered[place], forms[place] = self._render(self._tokenizer, request, bodies[place])
             except InvalidPrompt as error:
                 tokens[place] = error
             except TimeLimitExceeded:
@@ -156,10 +174,26 @@ class PromptPreparer:
         self.in_work = ()
         return tokens
 
-    def _render(self, tokenizer: PromptTokenizer, request: ClaimedRequest, messages: Sequence[Message]) -> str:
+    def _render(
+        self, tokenizer: PromptTokenizer, request: ClaimedRequest, body: Mapping[str, Any]
+    ) -> tuple[str, AnswerForm]:
+        """The prompt of a conversation, and what its answer may hold."""
         self._begin(request)
+        template = tokenizer.chat_template
+        options = dict(body.get("chat_template_kwargs", {}))
+        if "tools" in body and body.get("tool_choice") != "none":
+            options["tools"] = [{"type": tool["type"], "function": tool["function"]} for tool in body["tools"]]
+        messages = conversation(body["messages"], template)
         with time_limit(TEMPLATE_LIMIT):
-            return tokenizer.render_chat(messages)
+            text = tokenizer.render_chat(messages, **options)
+        tools = tools_of(body, template)
+        is_calling = tools is not None and tools.is_forced and tools.format == "mistral"
+        if is_calling:
+            # Its mark is a special token, which no grammar writes: the prompt ends with it.
+            text += MISTRAL_BEGIN
+        thinks = THINK_END in template and not is_calling
+        is_thinking = thinks and text.rstrip().endswith(THINK_BEGIN)
+        return text, AnswerForm(tools, thinks, is_thinking, is_calling)
 
     def _encode(
         self,
@@ -196,8 +230,10 @@ class PromptPreparer:
         self.in_work = requests
         self._on_progress()
 
-    def _params(self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int) -> SamplingParams:
-        options = {name: value for name, value in body.items() if name not in ("prompt", "messages", "live")}
+    def _params(
+        self, request: ClaimedRequest, body: dict[str, Any], prompt_tokens: int, form: AnswerForm
+    ) -> tuple[SamplingParams, AnswerForm]:
+        options = {name: value for name, value in body.items() if name not in _OF_TEMPLATE}
         context = self._model.max_model_len
         max_tokens = options.get("max_tokens", 1)
         if prompt_tokens + max_tokens > context:
@@ -211,9 +247,24 @@ class PromptPreparer:
         if options.get("echo") and "logprobs" in options:
             options["prompt_logprobs"] = options["logprobs"]
         structure = options.pop("structured_outputs", None)
-        return SamplingParams(
+        if form != PLAIN:
+            structure, form = _structure(structure, form)
+        if form.tools is not None and form.tools.format == "mistral":
+            options["skip_special_tokens"] = False  # the mark of its calls is one
+        params = SamplingParams(
             **options, structured_outputs=None if structure is None else StructuredOutputs(**structure)
         )
+        return params, form
+
+
+def _structure(wanted: dict[str, Any] | None, form: AnswerForm) -> tuple[dict[str, Any] | None, AnswerForm]:
+    """The demanded form, and what answers are taken apart into: a regex or a grammar of the caller's is all content."""
+    is_forced = form.tools is not None and form.tools.is_forced
+    if wanted is not None and not is_forced and not wanted.keys() & {"json", "json_object"}:
+        return wanted, PLAIN
+    schema = None if wanted is None or is_forced else wanted.get("json", {"type": "object"})
+    grammar = answer_grammar(form, schema)
+    return (wanted if grammar is None else {"grammar": grammar}), form
 
 
 def _begins_beyond(text: str, context: int, tokenizer: PromptTokenizer, *, add_special_tokens: bool) -> bool:

@@ -15,20 +15,16 @@ from jobs.states import RequestState
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the `n` completions of a prompt."""
+    """One of the `n` completions of a prompt: its text, or in a chat its message."""
 
-    text: str
+    said: str | Mapping[str, object]
     finish_reason: str
     logprobs: Mapping[str, object] | None = None
     """In the shape of the answer's kind; see `worker.generation.logprobs`."""
 
-    def document(self, index: int, *, is_chat: bool) -> dict[str, object]:
+    def document(self, index: int) -> dict[str, object]:
         """As it stands in `choices`."""
-        said: dict[str, object] = (
-            {"message": {"role": "assistant", "content": self.text, "refusal": None}}
-            if is_chat
-            else {"text": self.text}
-        )
+        said = {"text": self.said} if isinstance(self.said, str) else {"message": self.said}
         return {"index": index, "finish_reason": self.finish_reason, "logprobs": self.logprobs} | said
 
 
@@ -40,6 +36,8 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
+    """Of `completion_tokens`."""
 
 
 def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: bool) -> Outcome:
@@ -49,13 +47,13 @@ def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: b
         "object": "chat.completion" if is_chat else "text_completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [choice.document(index, is_chat=is_chat) for index, choice in enumerate(answer.choices)],
+        "choices": [choice.document(index) for index, choice in enumerate(answer.choices)],
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         },
     }
     return Outcome(

@@ -46,7 +46,7 @@ class TextStream:
                 self._known_text = self._decode(self._window)
             else:
                 del self._window[self._num_known :]
-        keep = max((_overlap(self._held_back, stop) for stop in self._stop), default=0)
+        keep = max((overlap(self._held_back, stop) for stop in self._stop), default=0)
         given = self._held_back[: len(self._held_back) - keep]
         self._held_back = self._held_back[len(given) :]
         self.num_given += len(given)
@@ -59,6 +59,6 @@ class TextStream:
         return rest
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Characters at the end of `text` that `stop` begins with."""
     return next((size for size in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -9,12 +9,21 @@ import orjson
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from engine import StructuredOutputs
 from engine.errors import InvalidPrompt
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
 from worker.generation import prompts
-from worker.generation.prompts import LARGE_TEXT, Message, Preparation, PromptPreparer, Tokens
+from worker.generation.prompts import (
+    LARGE_TEXT,
+    PLAIN,
+    Message,
+    Preparation,
+    PreparedRequest,
+    PromptPreparer,
+    Tokens,
+)
 
 MODEL = ModelLimits("m", max_model_len=1000, vocab_size=256)
 
@@ -23,6 +32,7 @@ class Letters:
     """A token a letter; "!" is a letter that it does not know."""
 
     def __init__(self, template: str = "{% for message in messages %}{{ message.content }}{% endfor %}") -> None:
+        self.chat_template = template
         self._template = ImmutableSandboxedEnvironment().from_string(template)
         self.batches: list[list[str]] = []
 
@@ -30,8 +40,8 @@ class Letters:
         self.batches.append(list(texts))
         return [InvalidPrompt("no token for !") if "!" in text else list(text.encode()) for text in texts]
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        return self._template.render(messages=messages)
+    def render_chat(self, messages: Sequence[Message], **template_options: object) -> str:
+        return self._template.render(messages=messages, **template_options)
 
     def least_tokens(self, text: str) -> int:
         return len(text)
@@ -178,3 +188,52 @@ def test_text_far_beyond_the_context_is_refused_by_its_beginning_when_no_bound_i
     assert [item.request.line for item in result.prepared] == [2]
     assert error(result.refused[0])["code"] == "context_length_exceeded"
     assert max(len(text) for batch in tokenizer.batches for text in batch) == LARGE_TEXT
+
+
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+ASKED = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 9}
+
+
+def prompt(body: object, template: str) -> tuple[str, PreparedRequest]:
+    (prepared,) = prepare(body, tokenizer=Letters(template)).prepared
+    return bytes(prepared.token_ids).decode(), prepared
+
+
+def test_template_sees_tools_unless_none_may_be_called() -> None:
+    template = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+    assert prompt(ASKED | {"tools": [TOOL]}, template)[0] == "now"
+    assert prompt(ASKED | {"tools": [TOOL], "tool_choice": "none"}, template)[0] == ""
+
+
+def test_template_options_reach_the_template() -> None:
+    body = ASKED | {"chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "low"}}
+    assert prompt(body, "{{ enable_thinking }} {{ reasoning_effort }}")[0] == "False low"
+
+
+def test_prompt_that_begins_reasoning_is_told_from_one_that_leaves_it_open() -> None:
+    assert prompt(ASKED, "{# </think> #}<think>\n")[1].form.is_thinking
+    open_form = prompt(ASKED, "{# <think></think> #}a")[1].form
+    assert (open_form.thinks, open_form.is_thinking) == (True, False)
+    assert not prompt(ASKED, "a")[1].form.thinks
+
+
+def test_forced_call_of_mistral_s_begins_in_the_prompt() -> None:
+    body = ASKED | {"tools": [TOOL], "tool_choice": "required"}
+    text, prepared = prompt(body, "{# [TOOL_CALLS] #}a")
+    assert (text, prepared.form.is_calling) == ("a[TOOL_CALLS]", True)
+    assert prepared.params.skip_special_tokens is False
+
+
+def test_caller_s_own_grammar_is_all_content() -> None:
+    body = ASKED | {"tools": [TOOL], "structured_outputs": {"regex": "a"}}
+    _, prepared = prompt(body, "{# <think></think> #}<think>")
+    assert prepared.form == PLAIN
+    assert prepared.params.structured_outputs == StructuredOutputs(regex="a")
+
+
+def test_replayed_arguments_that_are_no_object_are_refused() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "["}}
+    body = {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+    result = prepare(body, {"prompt": "b"}, tokenizer=Letters())
+    assert [item.request.line for item in result.prepared] == [2]
+    assert error(result.refused[0])["message"] == "the arguments of a tool call are no JSON object"
