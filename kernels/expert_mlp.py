@@ -33,7 +33,7 @@ _GROUP = 8
 _WIDTH = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _product_kernel(
     x,
     weight,

@@ -33,7 +33,7 @@ _CHUNKS = 16
 _BLOCKS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _choose_kernel(
     logits,
     weights,
@@ -84,7 +84,7 @@ def _choose_kernel(
     tl.store(counts + chunk * EXPERTS + expert, given, mask=expert < EXPERTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_chunks", "num_blocks"])
 def _arrange_kernel(
     experts,
     counts,

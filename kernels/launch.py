@@ -2,6 +2,9 @@
 
 Wrappers build launches and run them; the test that compiles ahead of time, without a GPU, builds the same launches and
 compiles them. So what is compiled there is what runs.
+
+Triton compiles a kernel anew for an integer that is 1 or that 16 divides, and for a pointer that 16 bytes divide. So
+kernels name their counts in `do_not_specialize`, and callers align sections of packed tensors (`ALIGNMENT`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+# Bytes: where a tensor starts that shares memory with others, it is at a multiple of them.
+ALIGNMENT = 16
+
+
+def aligned(count: int, itemsize: int) -> int:
+    """The least number of elements, `count` or more, after which the next section of a packed tensor is aligned."""
+    each = ALIGNMENT // itemsize
+    return -(-count // each) * each
 
 
 @dataclass(frozen=True, slots=True)

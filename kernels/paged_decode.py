@@ -45,7 +45,7 @@ _JOIN_BLOCK = 16
 _JOIN_PROGRAMS = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "target_splits"])
 def _plan_kernel(
     seq_lens,
     query_starts,
@@ -95,7 +95,7 @@ def _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE: tl.constexp
     return tl.where(end - start == 1, tiles, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
     query,
     key_cache,
@@ -236,7 +236,7 @@ def _decode_kernel(
         tl.store(partial_lse + place, highest + tl.log2(total), mask=is_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads_each"])
 def _combine_splits_kernel(
     partial,
     partial_lse,
@@ -246,10 +246,10 @@ def _combine_splits_kernel(
     first_item,
     sinks,
     out,
+    heads_each,
     NUM_HEADS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     HAS_SINKS: tl.constexpr,
-    HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
 ):
@@ -260,18 +260,18 @@ def _combine_splits_kernel(
     row = tl.load(query_starts + sequence).to(tl.int64)
     value_dim = tl.arange(0, VALUE_DIMS)
     is_value = value_dim < VALUE_DIM
-    first_head = tl.program_id(1) * HEADS
+    first_head = tl.program_id(1) * heads_each
     if splits == 0:
         # Prefill writes its own rows; padding gets zeros.
         if (tl.load(query_starts + sequence + 1) - row == 1) & (tl.load(seq_lens + sequence) == 0):
-            for head in range(first_head, tl.minimum(first_head + HEADS, NUM_HEADS)):
+            for head in range(first_head, tl.minimum(first_head + heads_each, NUM_HEADS)):
                 zeros = tl.full([VALUE_DIMS], 0.0, out.dtype.element_ty)
                 tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + value_dim, zeros, mask=is_value)
         return
 
     item = tl.load(first_item + sequence).to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    for head in range(first_head, tl.minimum(first_head + HEADS, NUM_HEADS)):
+    for head in range(first_head, tl.minimum(first_head + heads_each, NUM_HEADS)):
         highest = float("-inf")
         total = 0.0
         acc = tl.full([VALUE_DIMS], 0.0, tl.float32)
@@ -559,12 +559,11 @@ def decode_launches(
     reduce = Launch(
         _combine_splits_kernel,
         (num_sequences, -(-num_heads // heads_each)),
-        shared | {"first_item": plan.first_item},
+        shared | {"first_item": plan.first_item, "heads_each": heads_each},
         {
             "NUM_HEADS": num_heads,
             "VALUE_DIM": value_dim,
             "HAS_SINKS": sinks is not None,
-            "HEADS": heads_each,
             "BLOCK": _JOIN_BLOCK,
             "VALUE_DIMS": padded(value_dim),
         },

@@ -34,7 +34,7 @@ from kernels.triton_compat import tl, triton
 _PLAN_BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "num_blocks", "search_steps"])
 def _plan_kernel(
     query_starts,
     block_sequence,
@@ -157,7 +157,7 @@ def _attend_tiles(
     return highest, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     query,
     key_cache,

@@ -19,7 +19,7 @@ from kernels.triton_compat import tl, triton
 _BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries"])
 def _penalties_kernel(
     logits,
     rows,

@@ -178,7 +178,7 @@ def _add_tile(
     return tl.dot(a, w, acc, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _quantized_matmul_kernel(
     x,
     bits,

@@ -22,7 +22,7 @@ from kernels.triton_compat import tl, triton
 _NUMBERS = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x,
     residual,

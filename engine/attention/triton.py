@@ -22,10 +22,13 @@ from engine.device.transfer import to_device
 from engine.errors import ModelError
 from kernels.device import device_of
 from kernels.kv_write import rotate_and_write_kv, write_kv
+from kernels.launch import aligned
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 
 _MAX_HEAD_DIM = 256
+# Block numbers in a row of a table that is sent, or a multiple: 64 bytes.
+_TABLE_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +226,18 @@ class _TritonStep(RotaryAttention):
 def _on_device(layout: AttentionMetadata, device: torch.device) -> _DeviceLayout:
     """One transfer for all."""
     num_sequences, width = layout.block_tables.shape
-    packed = np.empty(num_sequences * (width + 2) + 1, np.int32)
-    tables, seq_lens, query_starts = np.split(packed, (num_sequences * width, num_sequences * (width + 1)))
-    tables[:] = layout.block_tables.reshape(-1)
-    seq_lens[:] = layout.starts + layout.query_lens
-    query_starts[0] = 0
-    np.cumsum(layout.query_lens, out=query_starts[1:])
+    padded_width = -(-width // _TABLE_WIDTH) * _TABLE_WIDTH
+    lengths_at = num_sequences * padded_width
+    starts_at = lengths_at + aligned(num_sequences, 4)
+    packed = np.zeros(starts_at + num_sequences + 1, np.int32)
+    packed[:lengths_at].reshape(num_sequences, padded_width)[:, :width] = layout.block_tables
+    packed[lengths_at : lengths_at + num_sequences] = layout.starts + layout.query_lens
+    np.cumsum(layout.query_lens, out=packed[starts_at + 1 :])
     on_device = to_device(packed, device)
-    end = num_sequences * width
     return _DeviceLayout(
-        block_tables=on_device[:end].view(num_sequences, width),
-        seq_lens=on_device[end : end + num_sequences],
-        query_starts=on_device[end + num_sequences :],
+        block_tables=on_device[:lengths_at].view(num_sequences, padded_width),
+        seq_lens=on_device[lengths_at : lengths_at + num_sequences],
+        query_starts=on_device[starts_at:],
         slots=layout.slots,
         has_decodes=bool((layout.query_lens == 1).any()),
         has_prefills=bool((layout.query_lens > 1).any()),

@@ -24,6 +24,7 @@ from engine.device.cuda_graphs import GraphRunner, batch_size
 from engine.execution.decode_state import Column, DecodeState, float_column
 from engine.models.decoder import TokenInputs
 from engine.sampling.settings import filters_of
+from kernels.launch import aligned
 from kernels.sampling import argmax, sample
 from kernels.sampling_fallback import Filters
 
@@ -204,7 +205,8 @@ def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_stati
     # The logits of banned stop tokens are saved before they are masked: a NaN or +inf there is an error of the row too.
     held = _ban_stop_tokens(logits, state) if mode.bans_stop_tokens else None
     if mode.random:
-        columns = state.t().contiguous()
+        # Columns as rows that all start aligned.
+        columns = state.new_empty(state.shape[1], aligned(len(state), 8))[:, : len(state)].copy_(state.t())
         tokens = sample(
             logits,
             float_column(state, Column.TEMPERATURE),

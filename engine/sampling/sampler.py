@@ -21,6 +21,7 @@ from engine.outputs import TokenLogprobs
 from engine.sampling.settings import SamplingSettings, filters_of
 from engine.sampling.state import SamplingState
 from engine.sampling_params import MAX_LOGPROBS
+from kernels.launch import aligned
 from kernels.log_probs import log_probs
 from kernels.penalties import penalize
 from kernels.sampling import argmax, sample
@@ -173,7 +174,9 @@ class Sampler:
         ids = torch.from_numpy(np.concatenate([held.ids for _, held in present])).to(logits.device)
         count = torch.from_numpy(np.concatenate([held.counts for _, held in present])).to(logits.device)
         params = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in (s.params for s in states)]
-        penalize(logits, rows, ids, count, *torch.tensor(params, device=logits.device).t().contiguous())
+        # Each parameter's numbers in a row, all of which start aligned.
+        columns = torch.zeros(3, aligned(len(states), 4))[:, : len(states)].copy_(torch.tensor(params).t())
+        penalize(logits, rows, ids, count, *columns.to(logits.device))
 
     def _constrain(
         self,

@@ -1,7 +1,8 @@
 """Compiles launches for GPUs that are absent: `python -m tests.unit.kernels.ahead_of_time [--all|--models] [NAME …]`.
 
 The launches are those that wrappers build (see `kernels/launch.py`), made with tensors that have no memory. Arguments
-are specialized as Triton's launcher would: pointers and strides that 16 divides are said to be so.
+are specialized as Triton's launcher would: pointers and strides that 16 divides are said to be so, where a kernel does
+not refuse it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[t
             types[name] = "constexpr"
             continue
         value = launch.arguments[name]
-        if value is None or (isinstance(value, int) and value == 1):
+        is_specialized = not launch.kernel.params[place].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and is_specialized):
             types[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
@@ -77,7 +79,7 @@ def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[t
             types[name], is_divisible = "fp32", False
         else:
             types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            is_divisible = value % 16 == 0
+            is_divisible = is_specialized and value % 16 == 0
         if is_divisible:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return types, constants, attributes
