@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
 from jobs import errors, patterns
+from jobs.database import UnsupportedDatabase
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def problem(error: Exception) -> Problem | None:
             return Problem(408, str(error), "request_timeout")
         case ClientDisconnect():
             return Problem(499, "The client hung up.", "client_closed_request")
-        case Unavailable():
+        case Unavailable() | UnsupportedDatabase():
             return Problem(503, str(error), "unavailable", headers=RETRY_AFTER)
         case sqlalchemy.exc.TimeoutError():
             return Problem(503, "Every connection to the database is busy.", "overloaded", headers=RETRY_AFTER)
@@ -239,6 +240,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         BodyTimeout,
         ClientDisconnect,
         Unavailable,
+        UnsupportedDatabase,
         sqlalchemy.exc.SQLAlchemyError,
         psycopg.Error,
     ):

@@ -18,10 +18,12 @@ import sqlalchemy
 from api.long_poll import INTERVAL
 from jobs.keys import new_key
 from jobs.settings import Settings
+from tests.integration.test_database import database_of
 from tests.support.api_server import Api, anonymous, error_of, running_api, served
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy, proxied
 from tests.support.rows import Rows
+from tests.support.services import Services
 
 CANARY = "canary-7f3a"
 
@@ -283,6 +285,19 @@ class TestPostgres:
         ):
             for path in ("/v1/jobs", "/readyz"):
                 assert "pagemill migrate" in str(error_of(client.get(path), 503)["message"])
+
+    def test_routes_name_the_reason_when_the_database_is_unsupported(
+        self, settings: Settings, services: Services
+    ) -> None:
+        with (
+            database_of(services, "LATIN1") as database_url,
+            served(settings.model_copy(update={"database_url": database_url})) as (_, url),
+            closing(anonymous(url, new_key())) as client,
+        ):
+            for path in ("/v1/jobs", "/readyz"):
+                error = error_of(client.get(path), 503)
+                assert error["code"] == "unavailable"
+                assert "stores text as LATIN1; Pagemill needs UTF8" in str(error["message"])
 
     def test_result_stream_is_cut_visibly_when_its_rows_vanish(self, api: Api, api_rows: Rows) -> None:
         job_id = api_rows.job(600)
