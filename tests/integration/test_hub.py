@@ -172,11 +172,11 @@ def test_offline_the_cache_serves_and_nothing_else(hub: Hub, tmp_path: Path) -> 
     assert resolve("maker/model", hub.url, tmp_path, HF_HUB_OFFLINE="1").stdout == done.stdout
     assert hub.requests == []
     lacking = resolve("maker/model", hub.url, tmp_path / "empty", HF_HUB_OFFLINE="1")
-    assert "ModelNotFound: maker/model is not a directory" in lacking.stderr
+    assert "ModelNotFound: maker/model is no local path" in lacking.stderr
 
 
 def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
     done = resolve("maker/model", "http://127.0.0.1:9", tmp_path)
     assert done.returncode != 0
-    assert "ModelNotFound: maker/model is not a directory" in done.stderr
+    assert "ModelNotFound: maker/model is no local path" in done.stderr
     assert "cannot be reached" in done.stderr

@@ -178,7 +178,7 @@ def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) 
         *caches(heads),
         empty(64, dtype=torch.int64),
         query=query if turns else None,
-        turned=query if turns else None,
+        rotated=query if turns else None,
         cos=angles if turns else None,
         sin=angles if turns else None,
         interleaved=interleaved,
