@@ -23,10 +23,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything
 	@$(BIN)/python -m cli demo
 
-test: $(READY)  ## the ordinary tests (under 10 minutes on two cores)
+test: $(READY)  ## the ordinary tests (10 to 15 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
-test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full disk, wrong clocks (under 15 minutes)
+test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full disk, wrong clocks (about a quarter of an hour)
 	$(BIN)/python -m pytest -m faults
 
 test-all: $(READY)  ## the slow ones too
