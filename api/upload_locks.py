@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg
 
 from api.errors import Unavailable
+from api.tasks import end_tasks
 from jobs.database import connect_session
 from jobs.queries.submission import upload_lock
 from jobs.settings import Settings
@@ -59,8 +60,7 @@ class UploadLocks:
     async def close(self) -> None:
         """End the session, and every lock with it."""
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await end_tasks([self._keeper])
 
     async def _keep(self) -> None:
         while True:

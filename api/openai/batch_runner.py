@@ -24,6 +24,7 @@ from api.deps import Services
 from api.line_groups import groups_of_lines
 from api.openai.batch_lines import Complaints, LineReader, model_of, output_lines
 from api.request_body import LineSplitter, NumberedLine
+from api.tasks import end_tasks
 from jobs.errors import DuplicateCustomId, PagemillError, TooLarge
 from jobs.file_store import STORE_ERRORS, file_name
 from jobs.ids import BATCH_PREFIX, new_id, public_id
@@ -58,10 +59,8 @@ class BatchRunner:
 
     async def close(self) -> None:
         """Stop. What is held is free again when its hold is over."""
-        tasks = [self._task, *self._working]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([self._task])  # it would begin more
+        await end_tasks(self._working)
 
     async def _run(self) -> None:
         is_failing = False

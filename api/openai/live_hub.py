@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Services
 from api.errors import Unavailable
+from api.tasks import end_tasks
 from jobs.ids import new_id
 from jobs.queries import live, reading, settling
 from jobs.queues import cancel_channel, live_channel
@@ -107,9 +108,7 @@ class LiveHub:
 
     async def close(self) -> None:
         """Stop listening."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         if self._redis is not None:
             await self._redis.aclose()
 
