@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -106,9 +107,7 @@ def connect_async(settings: Settings, application: str) -> AsyncEngine:
     limits = api_limits(settings)
 
     async def create(**arguments: Any) -> psycopg.AsyncConnection[Any]:
-        connection = await _AsyncConnection.connect(**arguments)
-        connection.limits = limits
-        return connection
+        return await _AsyncConnection.within(limits, **arguments)
 
     engine = create_async_engine(
         sqlalchemy_url(settings.database_url),
@@ -127,8 +126,7 @@ async def connect_session(settings: Settings, application: str) -> psycopg.Async
     limits = replace(api_limits(settings), ping=api_limits(settings).answer)
     url = sqlalchemy_url(settings.database_url)
     _, where = url.get_dialect()().create_connect_args(url)
-    session = await _AsyncConnection.connect(autocommit=True, **{**where, **_connect_args(application)})
-    session.limits = limits
+    session = await _AsyncConnection.within(limits, autocommit=True, **{**where, **_connect_args(application)})
     # The keepalives are for the server: it ends the session if the whole machine of this process goes silent.
     await session.execute(
         """
@@ -159,6 +157,18 @@ class _AsyncConnection(psycopg.AsyncConnection[Any]):
     """The same for asyncio."""
 
     limits: Limits | None = None
+
+    @classmethod
+    async def within(cls, limits: Limits, **arguments: Any) -> Self:
+        """Connect, and keep to `limits` from then on."""
+        try:
+            connection = await cls.connect(**arguments)
+        except asyncio.CancelledError as cancelled:
+            # The frames of psycopg hold the socket, and SQLAlchemy keeps them in a cycle: the server would wait for
+            # the rest of the login until the next garbage collection, or its authentication_timeout.
+            raise cancelled.with_traceback(None) from None
+        connection.limits = limits
+        return connection
 
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         limit = timeout if timeout is not None else _limit(self, self.limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 import threading
@@ -96,6 +97,33 @@ def test_session_gives_up_a_server_that_is_frozen(database_url: str) -> None:
                     await session.execute("SELECT 1")
 
     asyncio.run(asyncio.wait_for(try_it(), 20))
+
+
+@pytest.mark.parametrize("kind", ["pool", "session"])
+def test_connection_is_closed_at_once_when_its_opening_is_cancelled(kind: str) -> None:
+    async def try_it(listener: socket.socket) -> None:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        settings = Settings(database_url=f"postgresql://user:secret@127.0.0.1:{listener.getsockname()[1]}/name")
+        pool = connect_async(settings, "pagemill tests")
+        opening = asyncio.ensure_future(
+            pool.connect().start() if kind == "pool" else connect_session(settings, "pagemill tests")
+        )
+        connection, _ = await loop.sock_accept(listener)
+        with closing(connection):
+            assert await loop.sock_recv(connection, 1000) != b""
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            # The server sees the end, and keeps no process for the rest of the login.
+            assert await asyncio.wait_for(loop.sock_recv(connection, 1000), 1) == b""
+
+    gc.disable()  # which would close it some day
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            asyncio.run(try_it(listener))
+    finally:
+        gc.enable()
 
 
 def test_connecting_brings_only_what_pgbouncer_takes() -> None:

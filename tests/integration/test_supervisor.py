@@ -260,11 +260,13 @@ def test_child_log_continues_when_the_terminal_closes(tmp_path: Path) -> None:
 
 
 SUPERVISE = """
+import signal
 import sys
 from cli.child_logs import ChildLog
 from cli.launcher import Identity
 from cli.supervisor import Child, Supervisor
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
 stubborn = "trap '' TERM INT HUP; echo started; while :; do sleep 0.05; done"
 with Supervisor(ChildLog(None, sys.stdout)) as supervisor, supervisor.stop_on_signals():
     supervisor.start(
