@@ -14,14 +14,15 @@ from jobs.ids import new_id
 from jobs.keys import new_webhook_secret
 from jobs.queries import submission, tenants, workers
 from jobs.queries.claiming import Claim, ClaimedRequest, claim
-from jobs.queries.settling import Outcome, Settled, jobs_to_settle, settle, settle_open
+from jobs.queries.settling import Outcome, Settled, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
 from jobs.queries.tenants import Tenant
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook
 from jobs.settings import Settings
-from jobs.states import RequestState
+from jobs.states import JobState, RequestState
 from jobs.tables import metadata
 from tests.support import oracle
+from tests.support.processes import await_condition
 
 MODEL = ModelLimits("demo", max_model_len=128, vocab_size=100)
 ANSWER = b'{"response":{"status_code":200},"error":null}'
@@ -117,6 +118,22 @@ class Rows:
         with self.database.begin() as connection:
             for job_id in jobs_to_settle(connection, limit=100):
                 settle_open(connection, job_id, limit=1000)
+
+    def cancel(self, job_id: UUID, *, tenant: str = "default") -> JobState | None:
+        tenant_id = self.tenant(tenant).id
+        with self.database.begin() as connection:
+            return cancel_job(connection, tenant_id, job_id)
+
+    def reap(self) -> tuple[UUID, int, int] | None:
+        """Release one worker whose lease is over: its id, how many requests were freed and given up."""
+        with self.database.begin() as connection:
+            reaped = reap_worker(connection, max_deaths=3)
+        return None if reaped is None else (reaped.worker_id, reaped.freed, reaped.given_up)
+
+    def await_blocked(self) -> None:
+        """Wait until some connection to this database waits for a lock."""
+        statement = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        await_condition(lambda: bool(self.query(statement)), "a statement that waits for a lock")
 
     def finish(self, job_id: UUID) -> None:
         """Complete a job by one worker."""

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
-from engine.batch import (
-    NO_TOKEN,
-    NONE_ALLOWED,
-    NOT_FINITE,
-    TOO_LARGE,
-    DecodeEntry,
-    MultiStepBatch,
-    PendingTokens,
-    in_flight_token,
-)
-from engine.device.cuda_graphs import batch_size
+from engine.batch import MultiStepBatch, PendingTokens
 from engine.errors import EngineFailed
-from engine.execution.decode_state import NUM_COLUMNS, DecodeState
-from engine.execution.multi_step import SamplingMode, sample_tokens
-from engine.sampling.sampler import LOGITS_TOO_LARGE, Sampler
-from engine.sampling.state import MAX_STOP_TOKENS, SamplingState
+from engine.sampling.sampler import LOGITS_TOO_LARGE
+from engine.sampling.state import MAX_STOP_TOKENS
 from engine.tokenization.tokenizer import Tokenizer
-from kernels import dispatch
-from kernels.device import interprets
 from tests.unit.engine.fake_runner import FakeRunner
 from tests.unit.engine.tokenization.test_tokenizer import byte_level
 
@@ -312,52 +297,6 @@ class TestFailures:
                 engine.step()
 
 
-MANY = [
-    SamplingParams(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        min_tokens=min_tokens,
-        stop_token_ids=[0, 5, 9],
-        max_tokens=50,
-    )
-    for temperature in (0.0, 0.6, 1.0)
-    for top_k in (0, 1, 17)
-    for top_p in (1.0, 0.9, 0.3)
-    for min_p in (0.0, 0.05)
-    for min_tokens in (0, 40)
-]
-
-
-def states_and_rows(params: Sequence[SamplingParams]) -> tuple[list[SamplingState], list[DecodeEntry], torch.Tensor]:
-    """The parameters as the sampler has them, and as the device does; of a vocabulary of 700."""
-    states = [
-        SamplingState(
-            p, seed=2**64 - 1 - n, index=n % 3, position=10 + n, num_output=5, stop_tokens_banned_until_min=[0, 5, 9]
-        )
-        for n, p in enumerate(params)
-    ]
-    entries = [DecodeEntry(n, n, 1, 9 + n, 40, [n], 0, state) for n, state in enumerate(states)]
-    device_state = DecodeState(len(states), 4, 700, torch.device("cpu"))
-    rows = device_state.update(entries, len(entries), 1)
-    return states, entries, device_state.rows[rows]
-
-
-def test_device_sampling_gives_the_tokens_of_the_sampler() -> None:
-    """The same logits, parameters and draws: through the sampler, and from the device's rows."""
-    generator = torch.Generator().manual_seed(3)
-    states, entries, state = states_and_rows(MANY)
-    for _ in range(4):
-        logits = torch.randn(len(states), 700, generator=generator) * 4
-        logits[:, 5] += 8  # what must not stop would often be chosen
-        expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
-        assert len(set(expected)) > 20
-        for is_static in (False, True):
-            chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static)
-            assert chosen.tolist() == expected
-
-
 @pytest.mark.parametrize("steps", [1, STEPS])
 def test_temperature_that_overflows_fails_its_request_alone(steps: int) -> None:
     """With the same words by one step at a time, on the host, and by several, on the device."""
@@ -370,160 +309,3 @@ def test_temperature_that_overflows_fails_its_request_alone(steps: int) -> None:
     assert bool(runner.multi_step_batches) == (steps > 1)
     assert (cold.error, cold.token_ids) == (LOGITS_TOO_LARGE, [])
     assert greedy.token_ids == runner.greedy([4], 30, ignore_eos=True)
-
-
-@pytest.mark.parametrize("is_static", [False, True])
-def test_device_sampling_reports_overflow_as_the_sampler_does(is_static: bool) -> None:
-    params = SamplingParams(temperature=2e-5, min_tokens=40, stop_token_ids=[0, 5, 9], max_tokens=50)
-    states, entries, state = states_and_rows([params] * 4)
-    logits = torch.zeros(4, 700)
-    logits[0, 7] = 1e35
-    logits[1] = -1e35
-    logits[2, 5] = 1e35  # banned: it is not drawn from
-    errors = [str(one.error) for one in Sampler(700).sample(logits.clone(), states)]
-    assert errors == [LOGITS_TOO_LARGE, LOGITS_TOO_LARGE, "None", "None"]
-    chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static).tolist()
-    assert chosen[:2] == [TOO_LARGE, TOO_LARGE]
-    assert min(chosen[2:]) >= 0
-
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("part", ["all", "greedy", "held"])
-def test_sampling_kernel_gives_the_same_tokens(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the device's rows; in Triton's interpreter where there is no GPU."""
-    every = MANY if part != "held" else [p for p in MANY if p.min_tokens]
-    params = [p for p in every if p.greedy] if part == "greedy" else every[:: 5 if part == "all" else 4]
-    states, entries, state = states_and_rows(params)
-    mode = SamplingMode.of(entries, 700)
-    assert mode.random == (part != "greedy")
-    logits = (torch.randn(len(states), 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
-    logits[:, 5] += 8
-    expected = [one.token_id for one in Sampler(700).sample(logits.float(), states)]
-    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
-    assert chosen.tolist() == expected
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("min_tokens", [0, 40])
-def test_sampling_kernel_reports_rows_without_a_token(
-    temperature: float, min_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Infinities and NaNs, at the tokens that may be held back (0, 5, 9) and elsewhere."""
-    inf, nan = float("inf"), float("nan")
-    rows = []
-    for held, others in (
-        (1.0, -inf),
-        (-inf, -inf),
-        (nan, 1.0),
-        (inf, 1.0),
-        (-inf, 1.0),
-        (1.0, nan),
-        (1.0, inf),
-        (nan, -inf),
-    ):
-        row = torch.full((700,), others)
-        row[[0, 5, 9]] = held
-        rows.append(row)
-    rows.append(torch.full((700,), -inf).index_fill_(0, torch.tensor([9]), 2.0))
-    logits = torch.stack(rows)
-    params = SamplingParams(
-        temperature=temperature, min_tokens=min_tokens, stop_token_ids=[0, 5, 9], max_tokens=50, seed=1
-    )
-    _, entries, state = states_and_rows([params] * len(rows))
-    mode = SamplingMode.of(entries, 700)
-    expected = sample_tokens(logits.clone(), state, mode, is_static=False)
-    assert {NOT_FINITE} < set(expected.tolist())
-    assert (NONE_ALLOWED in expected.tolist()) == bool(min_tokens)
-    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
-    assert chosen.tolist() == expected.tolist()
-
-
-def test_sampler_gives_the_same_tokens_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy and random rows of single steps, in Triton's interpreter."""
-    if not interprets():
-        pytest.skip("on a GPU this is what all tests of the sampler run")
-    states, _, _ = states_and_rows(MANY[::7])
-    logits = torch.randn(len(states), 700, generator=torch.Generator().manual_seed(5)) * 4
-    expected = Sampler(700).sample(logits.clone(), states)
-    greedy = Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3])
-    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    assert Sampler(700).sample(logits.clone(), states) == expected
-    assert Sampler(700).sample(logits[:3].clone(), [state for state in states if state.params.greedy][:3]) == greedy
-
-
-class TestDeviceState:
-    def entry(self, position: int, blocks: Sequence[int], *, batch_slot: int = 0, admission_id: int = 1) -> DecodeEntry:
-        sampling = SamplingState(SamplingParams(), seed=1, index=0, position=position + 1)
-        return DecodeEntry(batch_slot, admission_id, 7, position, 30, blocks, 0, sampling)
-
-    def test_decode_state_sends_only_changed_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        state = DecodeState(4, 8, 50, torch.device("cpu"))
-        sent: list[int] = []
-
-        def spy(packed: np.ndarray, device: torch.device) -> torch.Tensor:
-            sent.append(len(packed))
-            return torch.from_numpy(packed)
-
-        monkeypatch.setattr("engine.execution.decode_state.to_device", spy)
-        whole_row = 1 + NUM_COLUMNS
-        state.update([self.entry(5, [3, 4])], 1, 4)
-        assert sent.pop() == 1 + whole_row + 2 * 2
-        state.update([self.entry(9, [3, 4, 6])], 1, 1)  # as the device left it, and one more block
-        assert sent.pop() == 1 + 2
-        state.update([self.entry(10, [3, 4, 6])], 1, 2)
-        assert sent.pop() == 1
-        state.update([replace(self.entry(12, [3, 4, 6]), token_id=None)], 1, 1)  # as the device will leave it
-        assert sent.pop() == 1
-        state.update([self.entry(16, [3, 4, 6])], 1, 1)  # it went on elsewhere
-        assert sent.pop() == 1 + whole_row
-        state.update([self.entry(12, [1], admission_id=2)], 1, 0)  # another sequence has the slot now
-        assert sent.pop() == 1 + whole_row + 2
-        assert state.table[0, :3].tolist() == [1, 4, 6]
-        state.invalidate([0])
-        state.update([self.entry(12, [1], admission_id=2)], 4, 1)
-        assert sent.pop() == 4 + whole_row + 2
-
-    def test_in_flight_token_is_read_from_its_row(self) -> None:
-        state = DecodeState(4, 8, 50, torch.device("cpu"))
-        state.update([replace(self.entry(5, [3], batch_slot=slot), token_id=40 + slot) for slot in range(4)], 4, 1)
-        tokens = state.tokens(torch.tensor([0, in_flight_token(0), 7, in_flight_token(3), in_flight_token(2)]))
-        assert tokens.tolist() == [0, 40, 7, 43, 42]
-
-    def test_padding_rows_count_as_ended(self) -> None:
-        state = DecodeState(4, 8, 50, torch.device("cpu"))
-        rows = state.update([self.entry(5, [3, 4], batch_slot=2)], 4, 1)
-        assert rows.tolist() == [2, state.padding_row, state.padding_row, state.padding_row]
-
-
-def test_padding_and_ended_rows_write_only_to_the_padding_block() -> None:
-    """Three sequences in a batch of four, of which two end early: what they may not touch stays as it was."""
-    runner = FakeRunner(num_blocks=12, is_static=True, eos_token_ids=frozenset())
-    marked = 41
-    for block in range(12):
-        runner._cache[block] = [marked] * runner.block_size
-    sampling = SamplingState(SamplingParams(temperature=0), seed=1, index=0, position=2)
-    entries = [
-        DecodeEntry(slot, slot, 5, 1, tokens, [3 * slot, 3 * slot + 1, 3 * slot + 2], 0, sampling)
-        for slot, tokens in enumerate((8, 2, 1))
-    ]
-    sampled = runner.decode(MultiStepBatch(entries, 8)).wait()
-    assert (sampled != NO_TOKEN).sum(axis=1).tolist() == [8, 2, 1]
-    written = [
-        sum(slot != marked for block in range(3 * s, 3 * s + 3) for slot in runner._cache[block]) for s in range(3)
-    ]
-    assert written == [8, 2, 1]
-    assert all(slot == marked for block in range(9, 12) for slot in runner._cache[block])
-    assert runner._cache[12][0] != -1
-
-
-def test_graph_batch_sizes_waste_little_padding() -> None:
-    sizes = {batch_size(count) for count in range(1, 4097)}
-    assert len(sizes) < 70
-    assert all(batch_size(count) >= count for count in range(1, 4097))
-    assert all(batch_size(count) < 1.25 * count for count in range(33, 4097))
-    assert batch_size(2048) == 2048

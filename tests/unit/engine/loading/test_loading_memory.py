@@ -1,0 +1,106 @@
+"""Memory that loading and the KV cache take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.attention import AttentionLayer
+from engine.attention.kv_cache import KVCache
+from engine.config import EngineConfig
+from engine.errors import ModelError
+from engine.execution.model_runner import ModelRunner
+from engine.loading.buffer_pool import BufferPool
+from engine.loading.hub import weight_files
+from tests.support.paths import REPOSITORY
+from tests.unit.engine.loading.checkpoint import CPU, SIZES
+from tests.unit.kernels.cpu_variants import cpu_library
+
+
+def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
+    def blocks(**options: Any) -> int:
+        return ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", **options)).num_blocks
+
+    # Two layers of one head of 8, keys and values, 16 positions, 4 bytes.
+    each = 2 * 8 * 2 * 16 * 4
+    # One more is there for padding.
+    assert blocks(cpu_kv_cache_bytes=11 * each + 1) == 10
+    assert blocks(max_num_seqs=3) == 3 * 64 // 16
+    with pytest.raises(ModelError, match="no memory is left"):
+        blocks(cpu_kv_cache_bytes=each - 1)
+
+
+@pytest.mark.slow
+def test_the_cache_takes_memory_when_it_is_used() -> None:
+    layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
+    before = _resident()
+    cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)
+    size = sum(tensor.nbytes for tensor in cache.layers[0])
+    assert size > 2**30
+    assert _resident() - before < size / 8
+    assert not cache.layers[0][0][123].any()
+    taken = KVCache.allocate([layer], 2**12, 16, dtype=torch.bfloat16, device=CPU, takes_memory=True)
+    assert _resident() - before > sum(tensor.nbytes for tensor in taken.layers[0])
+
+
+def _resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(("quantization", "kept"), [("", 1.0), ("int8", 0.4)])
+def test_loading_takes_the_weights_and_one_shard(tmp_path: Path, quantization: str, kept: float) -> None:
+    """Measured in a process of its own, from when all libraries are imported."""
+    if quantization:
+        cpu_library("native")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = SIZES | {"vocab_size": 8000, "hidden_size": 960, "intermediate_size": 4096, "num_hidden_layers": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
+    model.save_pretrained(tmp_path, max_shard_size="50MB")
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    shard = max(path.stat().st_size for path in weight_files(tmp_path))
+    program = """
+import resource, sys
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from engine import EngineConfig
+from engine.models.llama import Llama
+from engine.execution.model_runner import ModelRunner
+config = EngineConfig(device="cpu", num_kv_blocks=1, quantization=sys.argv[3] or None)
+load = lambda directory: ModelRunner.from_pretrained(directory, config)
+load(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load(sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    small = tmp_path / "small"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).save_pretrained(small)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(small), str(tmp_path), quantization],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    grown = int(done.stdout)
+    assert weights > 8 * shard
+    assert grown < kept * weights + 1.2 * shard
+
+
+def test_buffer_pool_reuses_memory_without_tensors() -> None:
+    pool, shape = BufferPool(), torch.Size([600, 1000])
+    first = pool.empty(shape, torch.float32)
+    second = pool.empty(shape, torch.float32)
+    assert first.data_ptr() != second.data_ptr()
+    address, view = first.data_ptr(), first[3:]
+    del first
+    assert pool.empty(shape, torch.float32).data_ptr() not in (address, second.data_ptr())
+    del view
+    assert pool.empty(torch.Size([1200, 500]), torch.float32).data_ptr() == address
+    assert pool.empty(torch.Size([600, 999]), torch.float32).data_ptr() != address
