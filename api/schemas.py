@@ -37,6 +37,7 @@ class JobObject(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
+    name: str | None = Field(description="as given, or `name` of the metadata")
     status: JobState
     model: str
     priority: int
@@ -50,11 +51,14 @@ class JobObject(BaseModel):
     expires_at: int | None
     cancelling_at: int | None
     ended_at: int | None
+    paused_at: int | None = Field(description="while set, no line of it is started")
+    retry_of: str | None = Field(description="the job whose lines it runs again")
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
         return cls(
             id=public_id(JOB_PREFIX, job.id),
+            name=job.name,
             status=job.state,
             model=job.model,
             priority=job.priority,
@@ -80,6 +84,8 @@ class JobObject(BaseModel):
             expires_at=_seconds(job.expires_at),
             cancelling_at=_seconds(job.cancelling_at),
             ended_at=_seconds(job.ended_at),
+            paused_at=_seconds(job.paused_at),
+            retry_of=None if job.retry_of is None else public_id(JOB_PREFIX, job.retry_of),
         )
 
 

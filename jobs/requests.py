@@ -38,6 +38,7 @@ MAX_URL_BYTES = 2048
 PREFIX_BYTES = 256  # of a prompt's beginning, that decide which requests are claimed together
 DEFAULT_MAX_TOKENS = 256
 MAX_EVENTS = 16  # of a webhook
+MAX_JOB_NAME = 128
 MAX_METADATA = 16  # pairs
 MAX_CHOICES_OF_A_PROMPT = 128
 MAX_BIASED_TOKENS = 300  # as many as OpenAI takes
@@ -175,6 +176,8 @@ Metadata = Annotated[
     at_most(MAX_METADATA),
 ]
 
+JobName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_JOB_NAME, pattern=patterns.PRINTABLE)]
+
 _WINDOW_UNITS = {"m": 60, "h": 3600, "d": 86400}
 Window = Annotated[str, StringConstraints(pattern=patterns.WINDOW)]
 
@@ -199,6 +202,7 @@ class JobOptions(StrictModel):
     params: Params = Params()
     priority: int = Field(default=0, ge=-100, le=100)
     metadata: Metadata = Field(default={})
+    name: JobName | None = Field(default=None, description="for people; `name` of the metadata unless given")
     webhook: Webhook | None = None
     completion_window: Window | None = None
 

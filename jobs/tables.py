@@ -37,6 +37,7 @@ from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 #   tenants ─┬─ api_keys
 #            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
 #            │        ├─ results                   one row for each settled line, key (job_id, seq)
+#            │        ├─ job_minutes, failure_groups, job_events      its progress, written as it happens
 #            │        └─ events ── deliveries ─┐
 #            ├─ webhook_endpoints ─────────────┘
 #            ├─ idempotency_keys
@@ -136,6 +137,8 @@ jobs = Table(
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("is_live", Boolean, nullable=False, server_default=text("false")),  # a caller waits: claimed before all else
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("name", Text),  # for people; of `metadata` unless given
+    Column("retry_of", Uuid),  # no foreign key: the other job may be deleted first
     Column("webhook_endpoint_id", ForeignKey("webhook_endpoints.id")),
     Column("webhook_events", ARRAY(Text)),  # NULL: every event
     Column("completion_window", Integer),  # seconds; NULL: no deadline
@@ -153,6 +156,7 @@ jobs = Table(
     Column("staged_at", DateTime(timezone=True), nullable=False, server_default=NOW),  # last line stored
     Column("in_progress_at", DateTime(timezone=True)),  # published
     Column("expires_at", DateTime(timezone=True)),
+    Column("paused_at", DateTime(timezone=True)),  # no claim chooses it; NULL again when it is resumed
     Column("cancelling_at", DateTime(timezone=True)),
     Column("ended_at", DateTime(timezone=True)),
     Column("deleted_at", DateTime(timezone=True)),  # invisible from now on; the courier removes the rows
@@ -176,6 +180,7 @@ requests = Table(
     Column("deaths", SmallInteger, nullable=False, server_default="0"),  # of workers that held it
     Column("prefix", BigInteger, nullable=False, server_default="0"),  # equal where the prompts begin alike
     Column("worker_id", Uuid),  # set exactly while running
+    Column("claimed_at", DateTime(timezone=True)),  # the newest claim
     CheckConstraint(_state_in(RequestState), name="state"),
     CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="held"),
     Index("ix_requests_pending", "job_id", "prefix", "line", postgresql_where=text("state = 'pending'")),
@@ -204,8 +209,53 @@ results = Table(
     Column("line", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),  # JSON: {"response", "error"} as in a result line
+    Column("settled_at", DateTime(timezone=True)),
+    Column("worker_id", Uuid),  # that held it at its end
+    Column("fingerprint", BigInteger),  # of a failed line's kind; `jobs.fingerprints`
+    Column("is_truncated", Boolean, nullable=False, server_default=text("false")),  # cut by max_tokens
     UniqueConstraint("job_id", "line"),  # no line is answered twice
     CheckConstraint(_state_in(TERMINAL_REQUEST_STATES), name="state"),
+    Index("ix_results_fingerprint", "job_id", "fingerprint", "seq", postgresql_where=text("fingerprint IS NOT NULL")),
+    Index("ix_results_without_answer", "job_id", "state", "seq", postgresql_where=text("state <> 'completed'")),
+    Index("ix_results_truncated", "job_id", "seq", postgresql_where=text("is_truncated")),
+)
+
+job_minutes = Table(
+    "job_minutes",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("minute", DateTime(timezone=True), primary_key=True),  # its beginning; minutes without a line have no row
+    Column("lines", Integer, nullable=False),  # settled, failed ones included
+    Column("failed", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Index("ix_job_minutes_minute", "minute"),
+    postgresql_with={"fillfactor": "50"},  # the row of this minute is updated with each group
+)
+
+failure_groups = Table(
+    "failure_groups",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("fingerprint", BigInteger, primary_key=True),  # 0: all kinds after the 200th
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),  # the template that the lines have in common
+    Column("lines", Integer, nullable=False),
+    Column("first_line", Integer, nullable=False),  # an example
+    Column("first_at", DateTime(timezone=True), nullable=False),
+    Column("last_at", DateTime(timezone=True), nullable=False),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    # 1 is the first claim, which takes no lock on the job; the others count from 2 under that lock, in commit order.
+    Column("number", SmallInteger, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("kind", Text, nullable=False),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
 )
 
 events = Table(

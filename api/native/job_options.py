@@ -11,7 +11,7 @@ from jobs.requests import JobOptions, Params, validate
 
 MAX_FIELDS = 100  # in a query
 
-_TEXT_FIELDS = frozenset({"model", "completion_window"})
+_TEXT_FIELDS = frozenset({"model", "completion_window", "name"})
 _JSON_FIELDS = frozenset({"priority", "metadata"})
 _WEBHOOK_FIELDS = frozenset({"webhook_url", "webhook_events"})
 _REPEATABLE = frozenset({"stop", "stop_token_ids", "webhook_events"})

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
+from jobs.queries import job_events
 from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import ClaimToken, lock_jobs
 
@@ -59,12 +60,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A job with `waiting` pending requests; concurrent claims and settlements may have taken a few of them."""
+    """A job with `waiting` pending requests; concurrent claims and settlements may have taken a few of them.
+
+    `is_fresh`: no line of it was settled yet, and none runs.
+    """
 
     job_id: UUID
     tenant_id: UUID
     waiting: int
     is_live: bool = False
+    is_fresh: bool = False
 
 
 def claim(
@@ -110,6 +115,9 @@ def claim(
     if left > 0:
         places |= share(left, [candidate for candidate in candidates if not candidate.is_live], running, weights)
     taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
+    fresh = {candidate.job_id for candidate in candidates if candidate.is_fresh and not candidate.is_live}
+    if first_claims := fresh.intersection(request.job_id for request in taken):
+        job_events.add_first_claims(connection, first_claims, worker_id)
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
     return Claim(taken, is_cut=is_cut)
 
@@ -205,14 +213,14 @@ def _candidates(
     # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0010).
     jobs = connection.execute(
         text("""
-            SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, t.weight
+            SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, ranked.last_seq, t.weight
             FROM (
-                SELECT j.id, j.tenant_id, j.priority, j.is_live, j.total - j.last_seq AS open,
+                SELECT j.id, j.tenant_id, j.priority, j.is_live, j.last_seq, j.total - j.last_seq AS open,
                        row_number() OVER (
                            PARTITION BY j.tenant_id, j.is_live ORDER BY j.priority DESC, j.id
                        ) AS place
                 FROM jobs j
-                WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
+                WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL AND j.paused_at IS NULL
                   AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
                   AND EXISTS (
                       SELECT 1 FROM requests r
@@ -241,7 +249,7 @@ def _candidates(
     for row in rows:
         running_by_tenant[row.tenant_id] += row.requests
     candidates = [
-        Candidate(job.id, job.tenant_id, waiting, job.is_live)
+        Candidate(job.id, job.tenant_id, waiting, job.is_live, is_fresh=job.last_seq == 0 and waiting == job.open)
         for job in jobs
         if (waiting := job.open - running_by_job.get(job.id, 0)) > 0
     ]
@@ -256,7 +264,7 @@ def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> 
             SELECT r.job_id
             FROM requests r JOIN jobs j ON j.id = r.job_id
             WHERE r.state = 'pending' AND r.deaths > 0 AND r.deaths >= :solo_after_deaths
-              AND j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL
+              AND j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL AND j.paused_at IS NULL
               AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
             ORDER BY r.job_id
             LIMIT 1
@@ -308,7 +316,8 @@ def _take(
                     LIMIT 1
                 ) b
             ), taken AS (
-                UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1
+                UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = r.epoch + 1,
+                                      claimed_at = statement_timestamp()
                 FROM measured m
                 WHERE r.ctid = m.row AND (CAST(:max_bytes AS bigint) IS NULL OR m.start < :max_bytes)
                 RETURNING r.job_id, r.line, r.epoch, r.prefix, m.turn, m.body

@@ -37,6 +37,9 @@ class Job:
     expires_at: datetime | None
     cancelling_at: datetime | None
     ended_at: datetime | None
+    name: str | None
+    paused_at: datetime | None
+    retry_of: UUID | None
 
     @property
     def open(self) -> int:
@@ -85,7 +88,7 @@ def get_jobs(connection: Connection, owned: Collection[tuple[UUID, UUID]]) -> di
             SELECT id, tenant_id, state, model, priority, metadata, completion_window,
                    total, completed, failed, cancelled, expired, last_seq,
                    prompt_tokens, cached_tokens, completion_tokens,
-                   created_at, in_progress_at, expires_at, cancelling_at, ended_at
+                   created_at, in_progress_at, expires_at, cancelling_at, ended_at, name, paused_at, retry_of
             FROM jobs
             WHERE id = ANY(CAST(:job_ids AS uuid[])) AND tenant_id = ANY(CAST(:tenant_ids AS uuid[]))
               AND in_progress_at IS NOT NULL AND deleted_at IS NULL
@@ -119,7 +122,7 @@ def list_jobs(
             SELECT id, tenant_id, state, model, priority, metadata, completion_window,
                    total, completed, failed, cancelled, expired, last_seq,
                    prompt_tokens, cached_tokens, completion_tokens,
-                   created_at, in_progress_at, expires_at, cancelling_at, ended_at
+                   created_at, in_progress_at, expires_at, cancelling_at, ended_at, name, paused_at, retry_of
             FROM jobs
             WHERE tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL AND NOT is_live
               AND (CAST(:after AS uuid) IS NULL OR id < :after)

@@ -14,7 +14,7 @@ def waiting_jobs(connection: Connection, *, limit: int) -> list[tuple[UUID, str]
         text("""
             SELECT DISTINCT ON (j.model) j.id, j.model
             FROM jobs j
-            WHERE j.state = 'in_progress' AND j.ended_at IS NULL
+            WHERE j.state = 'in_progress' AND j.ended_at IS NULL AND j.paused_at IS NULL
               AND EXISTS (SELECT 1 FROM requests r WHERE r.job_id = j.id AND r.state = 'pending')
             ORDER BY j.model, j.id
             LIMIT :limit

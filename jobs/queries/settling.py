@@ -16,7 +16,9 @@ from uuid import UUID
 import orjson
 from sqlalchemy import Connection, text
 
+from jobs.fingerprints import Failure
 from jobs.ids import new_id
+from jobs.queries import failures, job_events
 from jobs.queries.planner import force_index_scans
 from jobs.states import JobState, RequestState
 
@@ -35,7 +37,8 @@ class Outcome:
     """How one request ends.
 
     The fence: it is written only where the request is still open, and its epoch and holder are those of `token`.
-    `body` is the JSON object `{"response": …, "error": …}`.
+    `body` is the JSON object `{"response": …, "error": …}`. `is_truncated`: `max_tokens` cut it. `failure` is what a
+    failed line is grouped by.
     """
 
     token: ClaimToken
@@ -44,6 +47,8 @@ class Outcome:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    is_truncated: bool = False
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +66,18 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
     force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.token.job_id for outcome in outcomes})
     # Fence the requests by their rows' places (decision 0010), insert the results of those that passed, and advance
-    # seq and counters, in one statement so that nothing comes between.
-    written: int = connection.execute(
+    # seq, counters and the minute of each job that has more than one caller's line, in one statement so that nothing
+    # comes between.
+    settled = connection.execute(
         text("""
             WITH outcome AS (
                 SELECT * FROM unnest(
                     CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), CAST(:holders AS uuid[]),
                     CAST(:states AS text[]), CAST(:bodies AS bytea[]), CAST(:prompt_tokens AS bigint[]),
-                    CAST(:cached_tokens AS bigint[]), CAST(:completion_tokens AS bigint[])
-                ) AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens)
+                    CAST(:cached_tokens AS bigint[]), CAST(:completion_tokens AS bigint[]),
+                    CAST(:fingerprints AS bigint[]), CAST(:truncated AS boolean[])
+                ) AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens,
+                        fingerprint, is_truncated)
             ), fenced AS (
                 UPDATE requests r SET state = o.state, worker_id = NULL
                 FROM outcome o CROSS JOIN LATERAL (
@@ -79,13 +87,14 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                   AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder
                 RETURNING o.*
             ), numbered AS (
-                SELECT f.*, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
+                SELECT f.*, j.is_live, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
                 FROM fenced f JOIN jobs j ON j.id = f.job_id
             ), inserted AS (
-                INSERT INTO results (job_id, seq, line, state, body)
-                SELECT job_id, seq, line, state, body FROM numbered
+                INSERT INTO results (job_id, seq, line, state, body, settled_at, worker_id, fingerprint, is_truncated)
+                SELECT job_id, seq, line, state, body, statement_timestamp(), holder, fingerprint, is_truncated
+                FROM numbered
             ), counted AS (
-                SELECT job_id, count(*) AS written,
+                SELECT job_id, is_live, count(*) AS written,
                        count(*) FILTER (WHERE state = 'completed') AS completed,
                        count(*) FILTER (WHERE state = 'failed') AS failed,
                        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
@@ -94,7 +103,20 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                        sum(cached_tokens) AS cached_tokens,
                        sum(completion_tokens) AS completion_tokens
                 FROM numbered
-                GROUP BY job_id
+                GROUP BY job_id, is_live
+            ), in_this_minute AS (
+                INSERT INTO job_minutes AS m
+                    (job_id, minute, lines, failed, prompt_tokens, cached_tokens, completion_tokens)
+                SELECT job_id, date_trunc('minute', statement_timestamp()), written, failed,
+                       prompt_tokens, cached_tokens, completion_tokens
+                FROM counted
+                WHERE NOT is_live
+                ON CONFLICT (job_id, minute) DO UPDATE
+                SET lines = m.lines + excluded.lines,
+                    failed = m.failed + excluded.failed,
+                    prompt_tokens = m.prompt_tokens + excluded.prompt_tokens,
+                    cached_tokens = m.cached_tokens + excluded.cached_tokens,
+                    completion_tokens = m.completion_tokens + excluded.completion_tokens
             ), advanced AS (
                 UPDATE jobs j SET last_seq = j.last_seq + c.written,
                                   completed = j.completed + c.completed,
@@ -107,7 +129,9 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                 FROM counted c
                 WHERE j.id = c.job_id
             )
-            SELECT coalesce(sum(written), 0)::int FROM counted
+            SELECT (SELECT coalesce(sum(written), 0)::int FROM counted) AS written,
+                   (SELECT array_agg(job_id) FROM numbered WHERE fingerprint IS NOT NULL) AS failed_jobs,
+                   (SELECT array_agg(line) FROM numbered WHERE fingerprint IS NOT NULL) AS failed_lines
         """),
         {
             "job_ids": [outcome.token.job_id for outcome in outcomes],
@@ -119,9 +143,21 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
             "cached_tokens": [outcome.cached_tokens for outcome in outcomes],
             "completion_tokens": [outcome.completion_tokens for outcome in outcomes],
+            "fingerprints": [outcome.failure and outcome.failure.fingerprint for outcome in outcomes],
+            "truncated": [outcome.is_truncated for outcome in outcomes],
         },
-    ).scalar_one()
-    return Settled(written, _end_jobs(connection, job_ids))
+    ).one()
+    if settled.failed_jobs is not None:
+        written = set(zip(settled.failed_jobs, settled.failed_lines, strict=True))
+        failures.group(
+            connection,
+            [
+                (outcome.token.job_id, outcome.token.line, outcome.failure)
+                for outcome in outcomes
+                if outcome.failure is not None and (outcome.token.job_id, outcome.token.line) in written
+            ],
+        )
+    return Settled(settled.written, _end_jobs(connection, job_ids))
 
 
 def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> list[UUID]:
@@ -285,6 +321,7 @@ def release_dead_worker(
         text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
     )
     lock_held_jobs(connection, worker_id)
+    job_events.add_lost_worker(connection, worker_id)
     freed = 0
     if suspects is not None:
         # Release the requests that are above suspicion, without counting a death.
@@ -315,9 +352,10 @@ def release_dead_worker(
         text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :worker_id AND state = 'running'"),
         {"worker_id": worker_id},
     ).all()
-    body = error_body("worker_died", f"The worker died {max_deaths} times while this request was running.")
+    code, message = "worker_died", f"The worker died {max_deaths} times while this request was running."
+    body, failure = error_body(code, message), Failure.of(code, message)
     tokens = [ClaimToken(row.job_id, row.line, row.epoch, worker_id) for row in rows]
-    settled = settle(connection, [Outcome(token, RequestState.FAILED, body) for token in tokens])
+    settled = settle(connection, [Outcome(token, RequestState.FAILED, body, failure=failure) for token in tokens])
     return ReapResult(worker_id, freed, settled.written)
 
 

@@ -13,7 +13,7 @@ from jobs.errors import DuplicateCustomId
 from jobs.ids import new_id
 from jobs.queries.copy import copy_rows
 from jobs.queries.planner import force_index_scans
-from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook, window_seconds
+from jobs.requests import MAX_JOB_NAME, JobOptions, ModelLimits, StagedLine, Webhook, window_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,13 @@ def upload_lock(job_id: UUID) -> int:
 
 
 def open_job(
-    connection: Connection, tenant_id: UUID, head: JobOptions, job_id: UUID | None = None, *, is_live: bool = False
+    connection: Connection,
+    tenant_id: UUID,
+    head: JobOptions,
+    job_id: UUID | None = None,
+    *,
+    is_live: bool = False,
+    retry_of: UUID | None = None,
 ) -> UUID:
     """Insert a job in `validating`, invisible until it is published. `job_id`: an id that was reserved before."""
     job_id = job_id or new_id()
@@ -55,10 +61,10 @@ def open_job(
     # Counters start at 0; `total` grows with each staged group.
     connection.execute(
         text("""
-            INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, webhook_endpoint_id, webhook_events,
-                              completion_window, is_live)
-            VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :endpoint_id,
-                    CAST(:events AS text[]), :completion_window, :is_live)
+            INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, name, webhook_endpoint_id,
+                              webhook_events, completion_window, is_live, retry_of)
+            VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :name, :endpoint_id,
+                    CAST(:events AS text[]), :completion_window, :is_live, :retry_of)
         """),
         {
             "id": job_id,
@@ -66,10 +72,12 @@ def open_job(
             "model": head.model,
             "priority": head.priority,
             "metadata": json.dumps(head.metadata),
+            "name": head.name if head.name is not None else head.metadata.get("name", "")[:MAX_JOB_NAME] or None,
             "endpoint_id": None if head.webhook is None else _endpoint(connection, tenant_id, head.webhook),
             "events": None if head.webhook is None else head.webhook.events,
             "completion_window": window,
             "is_live": is_live,
+            "retry_of": retry_of,
         },
     )
     return job_id

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from jobs.fingerprints import Failure
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.states import RequestState
@@ -63,6 +64,7 @@ def completed(request: ClaimedRequest, model: str, answer: Answer, *, is_chat: b
         prompt_tokens=answer.prompt_tokens,
         cached_tokens=answer.cached_tokens,
         completion_tokens=answer.completion_tokens,
+        is_truncated=any(choice.finish_reason == "length" for choice in answer.choices),
     )
 
 
@@ -84,6 +86,7 @@ def _failed(
         request.token,
         RequestState.FAILED,
         _response(request, status, error),
+        failure=Failure.of(code, message),
     )
 
 
