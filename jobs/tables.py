@@ -41,6 +41,7 @@ from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 #            │        └─ events ── deliveries ─┐
 #            ├─ webhook_endpoints ─────────────┘
 #            ├─ idempotency_keys
+#            ├─ creations                     what requests made that may be sent again
 #            ├─ batches ── files               of results; a batch has a job once its input is valid
 #            ├─ files                          contents lie in the file store, by id
 #            └─ uploads ── upload_parts        files that come in parts
@@ -294,6 +295,17 @@ idempotency_keys = Table(
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("body_sha256", LargeBinary),  # NULL while the first request is still uploading
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
+
+creations = Table(
+    "creations",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("request", LargeBinary, primary_key=True),  # a hash of what tells the request from others
+    Column("body_sha256", LargeBinary, nullable=False),
+    Column("object_id", Uuid, nullable=False),  # no foreign key: a file, an upload, a part, a batch or a live job
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("expires_at", DateTime(timezone=True), nullable=False, index=True),
 )
 
 batches = Table(

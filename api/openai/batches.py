@@ -6,15 +6,18 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from api.deps import Caller, InjectedServices, Services
 from api.openai.documents import read_document
 from api.openai.files import MAX_SECONDS, MIN_SECONDS, find_file
 from api.openai.objects import BatchList, BatchObject
+from api.openai.repeats import RequestAttempt
 from jobs.errors import BatchEnded, BatchMissing, FileMissing, InvalidInput
-from jobs.ids import BATCH_PREFIX, parse_id
-from jobs.queries import batches, settling
+from jobs.ids import BATCH_PREFIX, parse_id, public_id
+from jobs.queries import batches, creations, settling
 from jobs.queries.batches import Batch, OnError
+from jobs.queries.creations import AlreadyMade
 from jobs.queries.tenants import Tenant
 from jobs.requests import Metadata, Window, window_seconds
 from jobs.states import JobState
@@ -60,28 +63,44 @@ def _schema() -> dict[str, Any]:
 
 
 @router.post("", openapi_extra=_schema())
-async def create_batch(request: Request, caller: Caller, services: InjectedServices) -> BatchObject:
+async def create_batch(
+    request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
+) -> BatchObject:
     """Run the lines of a file. The batch can be read at once; its lines are checked after this answer."""
-    asked = await read_document(services, request, CreateBatch)
+    asked, sha256 = await read_document(services, request, CreateBatch)
     if asked.endpoint not in ENDPOINTS:
         raise InvalidInput(f"one of {', '.join(ENDPOINTS)} is expected", param="endpoint")
     file = await find_file(services, caller, asked.input_file_id)
     if file.purpose != "batch":
         raise InvalidInput(f"the file's purpose is {file.purpose!r}, not 'batch'", param="input_file_id")
     expiry = asked.output_expires_after
-    batch = await services.transaction(
-        batches.create,
-        caller.id,
-        endpoint=asked.endpoint,
-        input_file_id=file.id,
-        completion_window=asked.completion_window,
-        window_seconds=window_seconds(asked.completion_window),
-        metadata=asked.metadata,
-        on_error=asked.on_error or "fail",
-        output_seconds=None if expiry is None else expiry.seconds,
-    )
-    if batch is None:
-        raise FileMissing(asked.input_file_id)
+
+    def make(connection: Connection) -> Batch:
+        batch = batches.create(
+            connection,
+            caller.id,
+            endpoint=asked.endpoint,
+            input_file_id=file.id,
+            completion_window=asked.completion_window,
+            window_seconds=window_seconds(asked.completion_window),
+            metadata=asked.metadata,
+            on_error=asked.on_error or "fail",
+            output_seconds=None if expiry is None else expiry.seconds,
+        )
+        if batch is None:
+            raise FileMissing(asked.input_file_id)
+        creations.record(
+            connection,
+            attempt.claim(sha256),
+            batch.id,
+            is_standing=lambda made: batches.get_batch(connection, caller.id, made) is not None,
+        )
+        return batch
+
+    try:
+        batch = await services.transaction(make)
+    except AlreadyMade as earlier:
+        return BatchObject.of(await _find(services, caller, public_id(BATCH_PREFIX, earlier.object_id)))
     services.batches_wait.set()
     return BatchObject.of(batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -17,16 +18,17 @@ from jobs.requests import validate
 Document = TypeVar("Document", bound=BaseModel)
 
 
-async def read_object(services: Services, request: Request) -> dict[str, Any]:
-    """The body as a JSON object. An empty one is an empty object. Raises `InvalidInput`."""
+async def read_object(services: Services, request: Request) -> tuple[dict[str, Any], bytes]:
+    """The body as a JSON object, and its SHA-256. An empty one is an empty object. Raises `InvalidInput`."""
     settings = services.settings
     raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
     document = await asyncio.to_thread(strict_json.parse, raw or b"{}", max_depth=settings.max_json_depth)
     if not isinstance(document, dict):
         raise InvalidInput("a JSON object is expected here")
-    return document
+    return document, hashlib.sha256(raw).digest()
 
 
-async def read_document(services: Services, request: Request, schema: type[Document]) -> Document:
-    """The body as a `schema`. Raises `InvalidInput` that names the field."""
-    return validate(schema, await read_object(services, request))
+async def read_document(services: Services, request: Request, schema: type[Document]) -> tuple[Document, bytes]:
+    """The body as a `schema`, and its SHA-256. Raises `InvalidInput` that names the field."""
+    document, sha256 = await read_object(services, request)
+    return validate(schema, document), sha256

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 from starlette.middleware.gzip import GZipResponder
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,12 +19,14 @@ from api.deps import Caller, InjectedServices, Services
 from api.openai.batch_runner import result_pages
 from api.openai.multipart import Form, read_form
 from api.openai.objects import FileDeleted, FileList, FileObject
+from api.openai.repeats import RequestAttempt
 from api.openai.storing import storing
 from api.request_body import read_body
 from jobs.errors import FileMissing, InvalidInput, SubmissionCollected
 from jobs.file_store import file_name
 from jobs.ids import FILE_PREFIX, parse_id, public_id
-from jobs.queries import batches, files
+from jobs.queries import batches, creations, files
+from jobs.queries.creations import AlreadyMade
 from jobs.queries.files import StoredFile
 from jobs.queries.tenants import Tenant
 
@@ -68,7 +71,9 @@ FORM_SCHEMA: dict[str, Any] = {
 
 
 @router.post("", openapi_extra=FORM_SCHEMA)
-async def create_file(request: Request, caller: Caller, services: InjectedServices) -> FileObject:
+async def create_file(
+    request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
+) -> FileObject:
     """Store a file. Fields may come before or after the file's part; nothing of it is held in memory."""
     settings = services.settings
     pieces = read_body(request, max_bytes=settings.max_file_bytes + FORM_OVERHEAD, timeout=settings.body_timeout)
@@ -78,22 +83,35 @@ async def create_file(request: Request, caller: Caller, services: InjectedServic
             opened = services.files.writing(file_name(file_id))
             form = await read_form(request, pieces, file_field="file", opened=opened, max_bytes=settings.max_file_bytes)
         purpose, seconds = _form_fields(form)
-        file = await services.transaction(
-            files.store_file,
-            caller.id,
-            file_id,
-            purpose=purpose,
-            filename=cut_filename(form.filename),
-            size=form.size or 0,
-            seconds=seconds,
-            quota=settings.max_tenant_file_bytes,
-        )
-        if file is None:
-            raise SubmissionCollected
+
+        def make(connection: Connection) -> StoredFile:
+            creations.record(
+                connection,
+                attempt.claim(form.fingerprint),
+                file_id,
+                is_standing=lambda made: files.get_file(connection, caller.id, made) is not None,
+            )
+            file = files.store_file(
+                connection,
+                caller.id,
+                file_id,
+                purpose=purpose,
+                filename=cut_filename(form.filename),
+                size=form.size or 0,
+                seconds=seconds,
+                quota=settings.max_tenant_file_bytes,
+            )
+            if file is None:
+                raise SubmissionCollected
+            return file
+
+        return FileObject.of(await services.transaction(make))
+    except AlreadyMade as earlier:
+        await services.quietly(files.discard_file, file_id)
+        return FileObject.of(await find_file(services, caller, public_id(FILE_PREFIX, earlier.object_id)))
     except BaseException:  # cancelled, too
         await asyncio.shield(services.quietly(files.discard_file, file_id))
         raise
-    return FileObject.of(file)
 
 
 def _form_fields(form: Form) -> tuple[str, int | None]:

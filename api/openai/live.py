@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from api.deps import Caller, InjectedServices, Services
 from api.openai.documents import read_object
 from api.openai.live_hub import LiveAnswer, LiveHub, Message
+from api.openai.repeats import Attempt, RequestAttempt
 from api.openai.requests import Endpoint, translate
 from api.openai.streams import AnswerRefused, StreamShape, add_usage, require_success, stream
 from jobs.errors import InvalidInput, ModelNotFound
@@ -50,25 +51,33 @@ Hub = Annotated[LiveHub, Depends(_hub)]
 
 
 @router.post("/chat/completions", openapi_extra=_SCHEMA)
-async def chat_completions(request: Request, caller: Caller, services: InjectedServices, hub: Hub) -> Response:
+async def chat_completions(
+    request: Request, caller: Caller, services: InjectedServices, hub: Hub, attempt: RequestAttempt
+) -> Response:
     """Answer a conversation; with `stream` as server-sent events."""
-    return await _answer(request, caller, services, hub, "/v1/chat/completions")
+    return await _answer(request, caller, services, hub, attempt, "/v1/chat/completions")
 
 
 @router.post("/completions", openapi_extra=_SCHEMA)
-async def completions(request: Request, caller: Caller, services: InjectedServices, hub: Hub) -> Response:
+async def completions(
+    request: Request, caller: Caller, services: InjectedServices, hub: Hub, attempt: RequestAttempt
+) -> Response:
     """Complete one prompt or several; with `stream` as server-sent events."""
-    return await _answer(request, caller, services, hub, "/v1/completions")
+    return await _answer(request, caller, services, hub, attempt, "/v1/completions")
 
 
-async def _answer(request: Request, caller: Tenant, services: Services, hub: LiveHub, endpoint: Endpoint) -> Response:
-    body = await read_object(services, request)
+async def _answer(
+    request: Request, caller: Tenant, services: Services, hub: LiveHub, attempt: Attempt, endpoint: Endpoint
+) -> Response:
+    body, sha256 = await read_object(services, request)
     model = await _model(services, body)
     streams, options = _stream_options(body)
     lines = await asyncio.to_thread(_lines, body, endpoint, model)
     created = int(time.time())
     async with AsyncExitStack() as stack:
-        answer = await stack.enter_async_context(hub.answering(caller.id, model.name, lines, streams=streams))
+        answer = await stack.enter_async_context(
+            hub.answering(caller.id, model.name, lines, streams=streams, claim=attempt.claim(sha256))
+        )
         shape = StreamShape(
             id=f"{'chatcmpl' if endpoint.startswith('/v1/chat') else 'cmpl'}-{answer.job_id.hex}",
             model=model.name,

@@ -26,6 +26,7 @@ from api.errors import Unavailable
 from api.tasks import end_tasks
 from jobs.ids import new_id
 from jobs.queries import live, reading, settling
+from jobs.queries.creations import AlreadyMade, Claim
 from jobs.queues import cancel_channel, live_channel
 from jobs.requests import StagedLine
 
@@ -94,6 +95,8 @@ class LiveHub:
         self._services = services
         self._channel = live_channel(new_id().hex)
         self._waiting: dict[UUID, LiveAnswer] = {}
+        self._repeating: set[LiveAnswer] = set()
+        """Wait for a job that an earlier try of their request made: Postgres has its answer, at its end."""
         settings = services.settings
         self._redis = (
             None
@@ -114,14 +117,15 @@ class LiveHub:
 
     @asynccontextmanager
     async def answering(
-        self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], *, streams: bool
+        self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], *, streams: bool, claim: Claim | None
     ) -> AsyncIterator[LiveAnswer]:
         """Submit lines, whose answers come within the block. What is unfinished at its end is cancelled.
 
-        Raises `Unavailable` where no worker serves the model, or too many live requests wait here.
+        Where an earlier try of the request is known by `claim`, its answer comes. Raises `Unavailable` where no worker
+        serves the model, or too many live requests wait here.
         """
         settings = self._services.settings
-        if len(self._waiting) >= settings.max_live_requests:
+        if len(self._waiting) + len(self._repeating) >= settings.max_live_requests:
             raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
         if not await self._services.transaction(live.has_live_worker, model):
             raise Unavailable(f"No worker serves {model!r} just now. Send a batch, which waits for one, or try again.")
@@ -132,13 +136,29 @@ class LiveHub:
             StagedLine(line.line, line.custom_id, line.prefix, line.body[:-1] + b"," + target + b"}") for line in lines
         ]
         try:
-            await self._services.transaction(live.submit, tenant_id, model, addressed, job_id)
+            try:
+                await self._services.transaction(live.submit, tenant_id, model, addressed, job_id, claim)
+            except AlreadyMade as earlier:
+                answer.is_complete = True  # there is nothing to cancel
+                async with self._repeated(earlier.object_id, len(lines)) as repeated:
+                    yield repeated
+                return
             self._services.notifier.notify(model, job_id)
             yield answer
         finally:
             del self._waiting[job_id]
             if not answer.is_complete:
                 await asyncio.shield(self._cancel(tenant_id, model, job_id))
+
+    @asynccontextmanager
+    async def _repeated(self, job_id: UUID, num_lines: int) -> AsyncIterator[LiveAnswer]:
+        answer = LiveAnswer(job_id, num_lines)
+        await self._look_at([answer])
+        self._repeating.add(answer)
+        try:
+            yield answer
+        finally:
+            self._repeating.discard(answer)
 
     async def _cancel(self, tenant_id: UUID, model: str, job_id: UUID) -> None:
         if self._redis is not None:
@@ -176,21 +196,24 @@ class LiveHub:
         """Find what Redis lost: answers that stand in Postgres, and requests whose worker is gone."""
         while True:
             await asyncio.sleep(LOOK)
-            waiting = list(self._waiting.values())
+            waiting = [*self._waiting.values(), *self._repeating]
             if not waiting:
                 continue
             try:
-                states = await self._services.transaction(live.states, [answer.job_id for answer in waiting])
-                for answer in waiting:
-                    state = states.get(answer.job_id)
-                    if state is None:
-                        continue  # not submitted yet
-                    if state.has_ended:
-                        await self._read(answer)
-                    elif state.has_lost_worker:
-                        answer.fail(WorkerLost())
+                await self._look_at(waiting)
             except (SQLAlchemyError, psycopg.Error) as error:
                 logger.warning("live answers cannot be looked for now: %s", type(error).__name__)
+
+    async def _look_at(self, waiting: Sequence[LiveAnswer]) -> None:
+        states = await self._services.transaction(live.states, [answer.job_id for answer in waiting])
+        for answer in waiting:
+            state = states.get(answer.job_id)
+            if state is None:
+                continue  # not submitted yet
+            if state.has_ended:
+                await self._read(answer)
+            elif state.has_lost_worker:
+                answer.fail(WorkerLost())
 
     async def _read(self, answer: LiveAnswer) -> None:
         results = await self._services.transaction(reading.read_results, answer.job_id, after=0, limit=answer.num_lines)

@@ -17,12 +17,14 @@ from api.openai.documents import read_document
 from api.openai.files import FORM_OVERHEAD, MAX_SECONDS, MIN_SECONDS, checked_purpose, cut_filename
 from api.openai.multipart import read_form
 from api.openai.objects import UploadObject, UploadPart
+from api.openai.repeats import RequestAttempt
 from api.openai.storing import storing
 from api.request_body import read_body
 from jobs.errors import FileQuotaExceeded, InvalidInput, SubmissionCollected, UploadClosed, UploadMissing
 from jobs.file_store import file_name, part_name
 from jobs.ids import PART_PREFIX, UPLOAD_PREFIX, parse_id, public_id
-from jobs.queries import files
+from jobs.queries import creations, files
+from jobs.queries.creations import AlreadyMade
 from jobs.queries.files import Part, StoredFile, Upload
 from jobs.queries.tenants import Tenant
 from jobs.strict_model import FewComplaints
@@ -55,30 +57,48 @@ class CompleteUpload(_Body):
 
 
 @router.post("")
-async def create_upload(request: Request, caller: Caller, services: InjectedServices) -> UploadObject:
+async def create_upload(
+    request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
+) -> UploadObject:
     """Announce a file that will come in parts."""
     settings = services.settings
-    asked = await read_document(services, request, CreateUpload)
+    asked, sha256 = await read_document(services, request, CreateUpload)
     if asked.bytes > settings.max_file_bytes:
         raise InvalidInput(f"a file has at most {settings.max_file_bytes} bytes", param="bytes")
     purpose = checked_purpose(asked.purpose)
     if await services.transaction(files.bytes_held, caller.id) + asked.bytes > settings.max_tenant_file_bytes:
         raise FileQuotaExceeded(settings.max_tenant_file_bytes)
-    upload = await services.transaction(
-        files.open_upload,
-        caller.id,
-        purpose=purpose,
-        filename=cut_filename(asked.filename),
-        mime_type=cut_filename(asked.mime_type),
-        size=asked.bytes,
-        file_seconds=None if asked.expires_after is None else asked.expires_after.seconds,
-        expiry=settings.upload_expiry,
-    )
-    return UploadObject.of(upload)
+
+    def make(connection: Connection) -> Upload:
+        upload = files.open_upload(
+            connection,
+            caller.id,
+            purpose=purpose,
+            filename=cut_filename(asked.filename),
+            mime_type=cut_filename(asked.mime_type),
+            size=asked.bytes,
+            file_seconds=None if asked.expires_after is None else asked.expires_after.seconds,
+            expiry=settings.upload_expiry,
+        )
+        creations.record(
+            connection,
+            attempt.claim(sha256),
+            upload.id,
+            is_standing=lambda made: files.get_upload(connection, caller.id, made) is not None,
+        )
+        return upload
+
+    try:
+        return UploadObject.of(await services.transaction(make))
+    except AlreadyMade as earlier:
+        upload = await _find(services, caller, public_id(UPLOAD_PREFIX, earlier.object_id))
+        return UploadObject.of(upload, await _file_of(services, caller, upload))
 
 
 @router.post("/{upload_id}/parts")
-async def add_part(upload_id: str, request: Request, caller: Caller, services: InjectedServices) -> UploadPart:
+async def add_part(
+    upload_id: str, request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
+) -> UploadPart:
     """Store a part: the form's file field `data`."""
     settings = services.settings
     upload = await _find(services, caller, upload_id)
@@ -93,21 +113,47 @@ async def add_part(upload_id: str, request: Request, caller: Caller, services: I
             opened=services.files.writing(part_name(part_id)),
             max_bytes=settings.max_part_bytes,
         )
-    created_at = await services.transaction(
-        files.store_part, caller.id, part_id, size=form.size or 0, quota=settings.max_tenant_file_bytes
+
+    def make(connection: Connection) -> Part:
+        creations.record(
+            connection,
+            attempt.claim(form.fingerprint),
+            part_id,
+            is_standing=lambda made: files.get_part(connection, upload.id, made) is not None,
+        )
+        part = files.store_part(
+            connection, caller.id, part_id, size=form.size or 0, quota=settings.max_tenant_file_bytes
+        )
+        if part is None:
+            raise UploadClosed(upload_id, "complete, cancelled or expired by now")
+        return part
+
+    try:
+        part = await services.transaction(make)
+    except AlreadyMade as earlier:
+        await _drop(services, part_id)
+        found = await services.transaction(files.get_part, upload.id, earlier.object_id)
+        if found is None:
+            raise UploadMissing(upload_id) from None
+        part = found
+    except UploadClosed:
+        await _drop(services, part_id)
+        raise
+    return UploadPart(
+        id=public_id(PART_PREFIX, part.id), created_at=int(part.created_at.timestamp()), upload_id=upload_id
     )
-    if created_at is None:
-        async with storing():
-            await services.files.delete(part_name(part_id))
-        raise UploadClosed(upload_id, "complete, cancelled or expired by now")
-    return UploadPart(id=public_id(PART_PREFIX, part_id), created_at=int(created_at.timestamp()), upload_id=upload_id)
+
+
+async def _drop(services: Services, part_id: UUID) -> None:
+    async with storing():
+        await services.files.delete(part_name(part_id))
 
 
 @router.post("/{upload_id}/complete")
 async def complete_upload(upload_id: str, request: Request, caller: Caller, services: InjectedServices) -> UploadObject:
     """Put the parts together, in the order of `part_ids`. A repeated call answers with what the first one made."""
     settings = services.settings
-    asked = await read_document(services, request, CompleteUpload)
+    asked, _ = await read_document(services, request, CompleteUpload)
     upload = await _find(services, caller, upload_id)
     if upload.state != "completed":
         _require_pending(upload)

@@ -59,6 +59,7 @@ class Part:
 
     id: UUID
     bytes: int
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +285,8 @@ def reserve_part(connection: Connection, upload_id: UUID) -> UUID:
     return part_id
 
 
-def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: int, quota: int) -> datetime | None:
-    """Count a part, its content being stored; when it was made. None where its upload takes no parts any more.
+def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: int, quota: int) -> Part | None:
+    """Count a part, its content being stored. None where its upload takes no parts any more.
 
     Raises `FileQuotaExceeded`.
     """
@@ -294,27 +295,40 @@ def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: 
     if bytes_held(connection, tenant_id) + size > quota:
         raise FileQuotaExceeded(quota)
     # Only while its upload takes parts.
-    created_at: datetime | None = connection.execute(
+    row = connection.execute(
         text("""
             UPDATE upload_parts p SET bytes = :size, stored_at = clock_timestamp()
             FROM uploads u
             WHERE p.id = :id AND u.id = p.upload_id AND u.tenant_id = :tenant_id
               AND u.state = 'pending' AND u.expires_at > clock_timestamp()
-            RETURNING p.created_at
+            RETURNING p.id, p.bytes, p.created_at
         """),
         {"id": part_id, "tenant_id": tenant_id, "size": size},
-    ).scalar()
-    return created_at
+    ).one_or_none()
+    return None if row is None else Part(**row._mapping)
+
+
+def get_part(connection: Connection, upload_id: UUID, part_id: UUID) -> Part | None:
+    """A part of an upload, its content being stored."""
+    # By primary key; a reservation is no part.
+    row = connection.execute(
+        text("""
+            SELECT id, bytes, created_at FROM upload_parts
+            WHERE id = :id AND upload_id = :upload_id AND stored_at IS NOT NULL
+        """),
+        {"id": part_id, "upload_id": upload_id},
+    ).one_or_none()
+    return None if row is None else Part(**row._mapping)
 
 
 def stored_parts(connection: Connection, upload_id: UUID) -> list[Part]:
     """The parts of an upload whose content is stored."""
     # A reservation is no part.
     rows = connection.execute(
-        text("SELECT id, bytes FROM upload_parts WHERE upload_id = :upload_id AND stored_at IS NOT NULL"),
+        text("SELECT id, bytes, created_at FROM upload_parts WHERE upload_id = :upload_id AND stored_at IS NOT NULL"),
         {"upload_id": upload_id},
     )
-    return [Part(row.id, row.bytes) for row in rows]
+    return [Part(**row._mapping) for row in rows]
 
 
 def end_upload(connection: Connection, upload_id: UUID, state: UploadState, file_id: UUID | None = None) -> bool:

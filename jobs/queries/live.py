@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from jobs.queries import submission
+from jobs.queries import creations, submission
+from jobs.queries.creations import Claim
 from jobs.requests import JobOptions, StagedLine
 
 
@@ -20,11 +21,29 @@ class LiveState:
     has_lost_worker: bool
 
 
-def submit(connection: Connection, tenant_id: UUID, model: str, lines: Sequence[StagedLine], job_id: UUID) -> None:
-    """Store and publish a live job in this transaction."""
+def submit(
+    connection: Connection, tenant_id: UUID, model: str, lines: Sequence[StagedLine], job_id: UUID, claim: Claim | None
+) -> None:
+    """Store and publish a live job in this transaction. Raises `AlreadyMade`, `IdempotencyMismatch`."""
+    creations.record(
+        connection, claim, job_id, is_standing=lambda made: _is_running_or_answered(connection, tenant_id, made)
+    )
     submission.open_job(connection, tenant_id, JobOptions(model=model), job_id, is_live=True)
     submission.stage_lines(connection, job_id, lines)
     submission.publish(connection, job_id)
+
+
+def _is_running_or_answered(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+    # A live job is cancelled when its caller hangs up, and a failed answer may come out better: both are run again.
+    found: bool = connection.execute(
+        text("""
+            SELECT EXISTS (SELECT 1 FROM jobs
+                           WHERE id = :id AND tenant_id = :tenant_id AND deleted_at IS NULL
+                             AND state IN ('in_progress', 'completed') AND failed = 0)
+        """),
+        {"id": job_id, "tenant_id": tenant_id},
+    ).scalar_one()
+    return found
 
 
 def has_live_worker(connection: Connection, model: str) -> bool:

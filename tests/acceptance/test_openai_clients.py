@@ -23,6 +23,7 @@ from demo.tasks import mixed_holdout
 from jobs.database import sqlalchemy_url
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
+from tests.support.proxies import Proxy
 
 GREEDY = {"model": DEMO, "temperature": 0, "max_tokens": 12}
 
@@ -193,6 +194,29 @@ class TestLive:
                 job["metadata"] or job["request_counts"]["total"] > 1
                 for job in http.get(f"{stack.base_url}/v1/jobs").json()["data"]
             )
+
+
+class TestRepeats:
+    def test_lost_answer_is_given_again(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        """Sampled at random, so that an answer that was generated anew would differ."""
+        asked: Any = {"model": DEMO, "prompt": "1 + 1 =", "max_tokens": 40, "extra_body": {"ignore_eos": True}}
+        host, _, port = stack.base_url.removeprefix("http://").partition(":")
+        proxy = Proxy((host, int(port)))
+        retrying = client.with_options(base_url=f"http://127.0.0.1:{proxy.port}/v1", max_retries=2)
+        before = rows(stack, "SELECT count(*) FROM jobs WHERE is_live")[0][0]
+        proxy.lose_answers(1)
+        made = retrying.completions.create(**asked)
+        streamed = retrying.completions.create(stream=True, extra_headers={"idempotency-key": "s"}, **asked)
+        texts = ["".join(chunk.choices[0].text for chunk in streamed)]
+        streamed = retrying.completions.create(stream=True, extra_headers={"idempotency-key": "s"}, **asked)
+        texts.append("".join(chunk.choices[0].text for chunk in streamed))
+        proxy.down()
+        assert proxy.lost == 1
+        assert texts[0] == texts[1] != ""
+        after = rows(stack, "SELECT count(*) FROM jobs WHERE is_live")
+        assert int(str(after[0][0])) == int(str(before)) + 2
+        ((job_id,),) = rows(stack, "SELECT id FROM jobs WHERE is_live ORDER BY id DESC OFFSET 1 LIMIT 1")
+        assert made.id == f"cmpl-{str(job_id).replace('-', '')}"
 
 
 ADD: Any = {

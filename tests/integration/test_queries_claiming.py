@@ -220,7 +220,7 @@ class TestLiveRequests:
         job_id = new_id()
         staged = [StagedLine(line, f"live-{line}", 0, b"{}") for line in range(1, lines + 1)]
         with rows.database.begin() as connection:
-            live.submit(connection, rows.tenant("caller").id, "demo", staged, job_id)
+            live.submit(connection, rows.tenant("caller").id, "demo", staged, job_id, claim=None)
         return job_id
 
     def take(self, rows: Rows, limit: int, live_limit: int) -> list[tuple[UUID, bool]]:

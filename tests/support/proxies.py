@@ -22,6 +22,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._spares = 0  # commits that go well between two whose answers are lost; 0: all do
         self._commits = 0
+        self._losses = 0  # answers that are still to be lost, whatever they are
         self.lost = 0
         self.port = 0
         self.up()
@@ -60,6 +61,16 @@ class Proxy:
         """
         with self._lock:
             self._spares = every
+
+    def lose_answers(self, number: int) -> None:
+        """Cut so many connections from now on at the moment when the server answers; `lost` counts them."""
+        with self._lock:
+            self._losses = number
+
+    def _loses_answer(self) -> bool:
+        with self._lock:
+            self._losses -= 1
+            return self._losses >= 0
 
     def _loses(self, sent: bytes) -> bool:
         if b"COMMIT" not in sent:
@@ -105,7 +116,7 @@ class Proxy:
         with suppress(OSError):
             while chunk := source.recv(65536):
                 self._flowing.wait()
-                if mute.is_set():
+                if mute.is_set() or self._loses_answer():
                     with self._lock:
                         self.lost += 1
                     break

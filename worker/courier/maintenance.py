@@ -19,7 +19,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ids import EVENT_PREFIX, public_id
-from jobs.queries import batches, retention, settling, webhooks
+from jobs.queries import batches, creations, retention, settling, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.periodic import is_away
@@ -100,6 +100,7 @@ class Maintenance:
         with self._database.begin() as connection:
             retired = retention.retire_old(connection, retention=self._settings.retention)
             batches.retire(connection, retention=self._settings.retention)
+            creations.forget_expired(connection)
         with self._database.begin() as connection:
             retention.forget_workers(connection, retention=WORKERS_KEPT)
         if abandoned or retired:
