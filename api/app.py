@@ -12,17 +12,20 @@ from sqlalchemy import Connection
 
 from api import errors, interface
 from api.batching import Batcher
+from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
-from api.native import jobs
+from api.native import jobs, keys
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
 from api.openai.live_hub import LiveHub
 from api.routes import health, models
 from api.schemas import ErrorAnswer
+from api.session_cookie import Cookies
 from api.upload_locks import UploadLocks
+from api.wrong_keys import WrongKeys
 from jobs.database import connect_async
 from jobs.file_store import FileStore
 from jobs.keys import load_pepper
@@ -49,15 +52,19 @@ def create_app(settings: Settings) -> FastAPI:
 
             return look
 
+        pepper = load_pepper(settings)
         services = app.state.services = Services(
             settings,
             database,
-            load_pepper(settings),
+            pepper,
             notifier,
             JobWatch(in_transaction(reading.no_longer_running)),
             upload_locks,
             FileStore(settings),
             Batcher(in_transaction(tenants.find_keys)),
+            Batcher(in_transaction(tenants.find_principals)),
+            Cookies(pepper),
+            WrongKeys(),
             Batcher(in_transaction(reading.get_jobs)),
             asyncio.Event(),
         )
@@ -82,7 +89,17 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.add_middleware(RequestMiddleware)
-    routers = (jobs.router, live.router, batches.router, files.router, uploads.router, models.router, health.router)
+    routers = (
+        jobs.router,
+        live.router,
+        batches.router,
+        files.router,
+        uploads.router,
+        models.router,
+        keys.router,
+        session.router,
+        health.router,
+    )
     for router in routers:
         app.include_router(router)
     interface.install(app, jobs.SCHEMAS)

@@ -10,21 +10,25 @@ from typing import Annotated, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 import psycopg
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Response
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api import session_cookie
 from api.batching import Batcher
 from api.long_poll import JobWatch
 from api.notifier import Notifier
+from api.session_cookie import Cookies
 from api.upload_locks import UploadLocks
+from api.wrong_keys import WrongKeys
 from jobs import keys
-from jobs.errors import InvalidKey
+from jobs.errors import InvalidKey, RoleTooNarrow
 from jobs.file_store import FileStore
 from jobs.queries.reading import Job
-from jobs.queries.tenants import Tenant
+from jobs.queries.tenants import Principal
+from jobs.roles import Role
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,10 @@ class Services:
     job_watch: JobWatch
     upload_locks: UploadLocks
     files: FileStore
-    tenants: Batcher[bytes, Tenant]
+    keys: Batcher[bytes, Principal]
+    principals: Batcher[UUID, Principal]
+    cookies: Cookies
+    wrong_keys: WrongKeys
     jobs: Batcher[tuple[UUID, UUID], Job]
     batches_wait: asyncio.Event
     """Set where a batch is to be validated or finalized; see `api.openai.batch_runner`."""
@@ -72,21 +79,67 @@ def services(request: Request) -> Services:
 InjectedServices = Annotated[Services, Depends(services)]
 
 _bearer = HTTPBearer(auto_error=False, bearerFormat="pm_…", description="An API key: `pagemill keys create`.")
+_session = APIKeyCookie(
+    name=session_cookie.COOKIE, auto_error=False, description="A page that is logged in: `POST /session`."
+)
 
 
 async def authenticate(
-    services: InjectedServices, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Tenant:
-    """The tenant whose key came with the request. Raises `InvalidKey`."""
-    if credentials is None:
+    request: Request,
+    response: Response,
+    services: InjectedServices,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    cookie: Annotated[str | None, Depends(_session)],
+) -> Principal:
+    """The tenant and role of the key, or of the session, that came with the request.
+
+    This is the one place that holds every route to the key's role: a read-only key changes nothing. Raises
+    `InvalidKey`, `RoleTooNarrow`, and `ForeignPage` for a session's write from another site.
+    """
+    is_write = request.method not in session_cookie.SAFE_METHODS
+    if credentials is not None:
+        principal = await principal_of(services, credentials.credentials)
+    elif cookie is not None:
+        principal = await _in_session(request, response, services, cookie)
+        if is_write:
+            session_cookie.require_own_page(request)
+    else:
         raise InvalidKey
-    key = credentials.credentials
+    if is_write and not principal.role.may_write:
+        raise RoleTooNarrow(principal.role, "it changes nothing")
+    return principal
+
+
+async def principal_of(services: Services, key: str) -> Principal:
+    """The principal of a key. Raises `InvalidKey`."""
     if key.startswith(keys.PREFIX) and not keys.is_well_formed(key):
         raise InvalidKey
-    tenant = await services.tenants.get(keys.digest(key, services.pepper))
-    if tenant is None:
+    principal = await services.keys.get(keys.digest(key, services.pepper))
+    if principal is None:
         raise InvalidKey
-    return tenant
+    return principal
 
 
-Caller = Annotated[Tenant, Depends(authenticate)]
+async def _in_session(request: Request, response: Response, services: Services, cookie: str) -> Principal:
+    session = services.cookies.read(cookie)
+    principal = None if session is None else await services.principals.get(session.key_id)
+    if session is None or principal is None:
+        raise InvalidKey
+    renewed = session.renewed()
+    if renewed is not None:
+        # Answers that a route makes itself do not take this header along; the page gets it with the next JSON.
+        services.cookies.set(request, response, renewed)
+    return principal
+
+
+Caller = Annotated[Principal, Depends(authenticate)]
+
+
+async def require_operator(caller: Caller) -> Principal:
+    """The caller, who runs the service. Raises `RoleTooNarrow`."""
+    if caller.role is not Role.OPERATOR:
+        raise RoleTooNarrow(caller.role, "this wants a key of the role operator")
+    return caller
+
+
+Operator = Annotated[Principal, Depends(require_operator)]

@@ -32,6 +32,10 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.TooLarge, 413),
     (errors.InvalidInput, 400),
     (errors.InvalidKey, 401),
+    (errors.RoleTooNarrow, 403),
+    (errors.ForeignPage, 403),
+    (errors.TooManyWrongKeys, 429),
+    (errors.KeyNotFound, 404),
     (errors.ModelNotFound, 404),
     (errors.JobNotFound, 404),
     (errors.BatchMissing, 404),
@@ -50,6 +54,7 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
 )
 HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     errors.InvalidKey: {"www-authenticate": "Bearer"},
+    errors.TooManyWrongKeys: {"retry-after": "60"},
     errors.IdempotencyBusy: {"retry-after": "1"},
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},

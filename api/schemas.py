@@ -81,10 +81,10 @@ class JobObject(BaseModel):
             ),
             created_at=int(job.created_at.timestamp()),
             in_progress_at=int(job.in_progress_at.timestamp()),
-            expires_at=_seconds(job.expires_at),
-            cancelling_at=_seconds(job.cancelling_at),
-            ended_at=_seconds(job.ended_at),
-            paused_at=_seconds(job.paused_at),
+            expires_at=seconds(job.expires_at),
+            cancelling_at=seconds(job.cancelling_at),
+            ended_at=seconds(job.ended_at),
+            paused_at=seconds(job.paused_at),
             retry_of=None if job.retry_of is None else public_id(JOB_PREFIX, job.retry_of),
         )
 
@@ -169,5 +169,6 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def _seconds(moment: datetime | None) -> int | None:
+def seconds(moment: datetime | None) -> int | None:
+    """A moment as Unix seconds."""
     return None if moment is None else int(moment.timestamp())

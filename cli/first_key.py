@@ -10,6 +10,7 @@ from sqlalchemy.pool import NullPool
 from jobs import keys
 from jobs.database import sqlalchemy_url
 from jobs.queries import tenants
+from jobs.roles import Role
 from jobs.settings import Settings
 
 DEFAULT_TENANT = "default"
@@ -27,13 +28,13 @@ def first_key(settings: Settings) -> str:
 def ensure_first_key(settings: Settings, database_url: str) -> str:
     """The first key, stored and good. One of ours that was revoked makes way for a new one; raises `UnusableKey`."""
     key = first_key(settings)
-    if store_key(settings, database_url, key, name="first").is_live:
+    if store_key(settings, database_url, key, name="first", role=Role.OPERATOR).is_live:
         return key
     if settings.api_key is not None:
         raise UnusableKey("PAGEMILL_API_KEY was revoked: set another, or unset it and let `pagemill up` make one.")
     (settings.data_dir / KEY_FILE).unlink()
     key = first_key(settings)
-    store_key(settings, database_url, key, name="first")
+    store_key(settings, database_url, key, name="first", role=Role.OPERATOR)
     return key
 
 
@@ -51,7 +52,13 @@ class Stored:
 
 
 def store_key(
-    settings: Settings, database_url: str, key: str, *, tenant: str = DEFAULT_TENANT, name: str = ""
+    settings: Settings,
+    database_url: str,
+    key: str,
+    *,
+    tenant: str = DEFAULT_TENANT,
+    name: str = "",
+    role: Role = Role.READ_WRITE,
 ) -> Stored:
     """Make `key` a key of `tenant`, which is made too.
 
@@ -71,6 +78,6 @@ def store_key(
         secret = keys.new_webhook_secret()
         owner = tenants.ensure_tenant(connection, tenant, secret)
         digest = keys.digest(key, pepper)
-        added = tenants.add_key(connection, owner.id, name=name, hint=keys.hint(key), digest=digest)
+        added = tenants.add_key(connection, owner.id, name=name, role=role, hint=keys.hint(key), digest=digest)
         is_live = tenants.find_key(connection, digest) is not None
     return Stored(added is not None, is_live, secret if owner.webhook_secret == secret else None)

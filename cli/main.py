@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.roles import Role
+
 app = typer.Typer(
     name="pagemill",
     help="A self-hosted batch generation service for language models.",
@@ -200,11 +202,14 @@ def generate(
 def create_key(
     tenant: Annotated[str, typer.Option(help="Whose key; a new tenant is made.")] = "default",
     name: Annotated[str, typer.Option(help="To tell keys apart later.")] = "",
+    role: Annotated[Role, typer.Option(help="An operator's key sees all tenants and runs the workers.")] = (
+        Role.READ_WRITE
+    ),
 ) -> None:
     """Create a key and show it, once."""
     from cli.commands import keys as commands
 
-    raise typer.Exit(commands.create(tenant=tenant, name=name))
+    raise typer.Exit(commands.create(tenant=tenant, name=name, role=role))
 
 
 @keys.command("list")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cli.data_dir import DataDirError
 from cli.embedded import EmbeddedServiceError
 from cli.first_key import UnusableKey
+from cli.login_link import LINK_SECONDS, login_link
 from cli.stack import CannotListen, RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
 from jobs.database import UnsupportedDatabase
@@ -23,7 +24,7 @@ def up(settings: Settings, model_names: Sequence[str]) -> int:
         with running_stack(
             settings, model_names, stream=sys.stdout, colour=sys.stdout.isatty(), stop_on_signals=True
         ) as stack:
-            print(_greeting(stack), flush=True)
+            print(_greeting(stack, login_link(settings, stack)), flush=True)
             stack.supervisor.wait()
     except StopRequested:
         pass
@@ -33,9 +34,11 @@ def up(settings: Settings, model_names: Sequence[str]) -> int:
     return 0
 
 
-def _greeting(stack: RunningStack) -> str:
+def _greeting(stack: RunningStack, link: str) -> str:
     return f"""
 Pagemill serves on {stack.base_url} (API reference: {stack.base_url}/docs)
+Open               {link}
+                   (once, within {LINK_SECONDS // 60} minutes; later, log in with the key)
 The key is         {stack.api_key}
 Logs are in        {stack.logs}
 Ctrl-C stops it.

@@ -24,6 +24,10 @@ from __future__ import annotations
 # ├── IdempotencyBusy           the first request with this key is still coming in
 # ├── SubmissionCollected       an upload stored nothing for too long and was given up
 # ├── InvalidKey                no such API key, or it is revoked or expired
+# ├── RoleTooNarrow             the key's role does not reach so far
+# ├── ForeignPage               a write with a session's cookie that does not come from our own page
+# ├── TooManyWrongKeys          an address tries one key after the other
+# ├── KeyNotFound               no such key for this tenant
 # └── LeaseLost                 this worker's lease is gone: its later results may not be written
 
 
@@ -140,6 +144,45 @@ class InvalidKey(PagemillError):
         super().__init__(
             "The API key is missing, wrong, revoked or expired. Send it as 'Authorization: Bearer pm_...'."
         )
+
+
+class RoleTooNarrow(PagemillError):
+    """The key's role does not reach so far."""
+
+    code = "role_too_narrow"
+
+    def __init__(self, role: str, needed: str) -> None:
+        super().__init__(f"This key's role is {role}; {needed}.")
+
+
+class ForeignPage(PagemillError):
+    """A write with a session's cookie that does not come from our own page."""
+
+    code = "foreign_page"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A session changes things only from its own page: with Sec-Fetch-Site: same-origin (or a matching Origin) "
+            "and X-Pagemill-Page: 1. A script sends its key instead, as Authorization: Bearer."
+        )
+
+
+class TooManyWrongKeys(PagemillError):
+    """An address tries one key after the other."""
+
+    code = "too_many_wrong_keys"
+
+    def __init__(self) -> None:
+        super().__init__("Too many wrong keys came from this address. Try again in a minute.")
+
+
+class KeyNotFound(PagemillError):
+    """No such key for this tenant."""
+
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no key {key_id!r}.")
 
 
 class LeaseLost(PagemillError):

@@ -12,6 +12,8 @@ FILE_PREFIX = "file-"
 BATCH_PREFIX = "batch_"
 UPLOAD_PREFIX = "upload_"
 PART_PREFIX = "part_"
+KEY_PREFIX = "key_"
+WORKER_PREFIX = "worker_"
 
 
 def new_id() -> UUID:

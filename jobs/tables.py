@@ -32,9 +32,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from jobs.roles import Role
 from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 
-#   tenants ─┬─ api_keys
+#   tenants ─┬─ api_keys ── login_codes         a link that logs a page in, once
 #            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
 #            │        ├─ results                   one row for each settled line, key (job_id, seq)
 #            │        ├─ job_minutes, failure_groups, job_events      its progress, written as it happens
@@ -83,12 +84,22 @@ api_keys = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("name", Text, nullable=False, server_default=""),
+    Column("role", Text, nullable=False, server_default=Role.READ_WRITE),
     Column("hint", Text, nullable=False),  # the first characters, to tell keys apart in a list
     Column("digest", LargeBinary, nullable=False, unique=True),  # HMAC-SHA256 under the server's pepper
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("expires_at", DateTime(timezone=True)),
     Column("revoked_at", DateTime(timezone=True)),
     Column("last_used_at", DateTime(timezone=True)),
+    CheckConstraint("role IN (" + ", ".join(f"'{role}'" for role in Role) + ")", name="role"),
+)
+
+login_codes = Table(
+    "login_codes",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),  # HMAC-SHA256 of the code under the server's pepper
+    Column("key_id", ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
 )
 
 models = Table(

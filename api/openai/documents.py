@@ -32,3 +32,8 @@ async def read_document(services: Services, request: Request, schema: type[Docum
     """The body as a `schema`, and its SHA-256. Raises `InvalidInput` that names the field."""
     document, sha256 = await read_object(services, request)
     return validate(schema, document), sha256
+
+
+def json_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI cannot learn from a function that reads the body as a stream."""
+    return {"requestBody": {"content": {"application/json": {"schema": schema.model_json_schema()}}}}

@@ -15,16 +15,17 @@ from cli.running import with_running
 from jobs import keys
 from jobs.database import DatabaseNotConfigured, connect
 from jobs.queries import tenants
+from jobs.roles import Role
 from jobs.settings import Settings
 
 
 @reports_errors
-def create(*, tenant: str, name: str) -> int:
+def create(*, tenant: str, name: str, role: Role) -> int:
     settings = with_running(Settings())
     if settings.database_url is None:
         raise DatabaseNotConfigured
     key = keys.new_key()
-    stored = store_key(settings, settings.database_url, key, tenant=tenant, name=name)
+    stored = store_key(settings, settings.database_url, key, tenant=tenant, name=name, role=role)
     out.print(key)
     err.print("It is shown only now; the database has no more than a hash of it.", style="dim")
     if stored.webhook_secret is not None:
@@ -36,11 +37,13 @@ def create(*, tenant: str, name: str) -> int:
 def list_all() -> int:
     with _transaction() as connection:
         listed = tenants.list_keys(connection)
-    table = Table("key", "tenant", "name", "created", "last used", "state")
+    table = Table("key", "tenant", "name", "role", "created", "last used", "state")
     for key in listed:
         used = "-" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
         state = "live" if key.revoked_at is None else f"revoked {key.revoked_at:%F}"
-        table.add_row(key.hint + "…", Text(key.tenant), Text(key.name), f"{key.created_at:%F %R}", used, state)
+        table.add_row(
+            key.hint + "…", Text(key.tenant), Text(key.name), key.role, f"{key.created_at:%F %R}", used, state
+        )
     out.print(table)
     return 0
 

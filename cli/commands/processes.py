@@ -10,6 +10,7 @@ from cli import logs, models
 from cli.commands.terminal import err, out, reports_errors
 from cli.first_key import store_key
 from jobs.database import DatabaseNotConfigured
+from jobs.roles import Role
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,6 @@ def migrate() -> int:
     out.print("The schema is the newest.")
     if settings.api_key is not None:
         key = settings.api_key.get_secret_value()
-        added = store_key(settings, settings.database_url, key, name="PAGEMILL_API_KEY").is_new
+        added = store_key(settings, settings.database_url, key, name="PAGEMILL_API_KEY", role=Role.OPERATOR).is_new
         out.print("PAGEMILL_API_KEY was " + ("added." if added else "there already."))
     return 0

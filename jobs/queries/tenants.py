@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from jobs.ids import new_id
+from jobs.keys import new_webhook_secret
+from jobs.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,28 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class Principal(Tenant):
+    """A tenant as one of its live keys, which came with a request, stands for it."""
+
+    key_id: UUID
+    key_name: str
+    key_hint: str
+    role: Role
+
+    @property
+    def scope(self) -> UUID | None:
+        """The tenant whose rows this key sees, or None: those of all tenants."""
+        return None if self.role is Role.OPERATOR else self.id
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """The part of a key that may be shown again: never the key itself."""
 
     id: UUID
     tenant: str
     name: str
+    role: Role
     hint: str
     created_at: datetime
     expires_at: datetime | None
@@ -75,14 +94,21 @@ def set_weight(connection: Connection, name: str, weight: int) -> bool:
 
 
 def add_key(
-    connection: Connection, tenant_id: UUID, *, name: str, hint: str, digest: bytes, expires_at: datetime | None = None
+    connection: Connection,
+    tenant_id: UUID,
+    *,
+    name: str,
+    hint: str,
+    digest: bytes,
+    role: Role = Role.READ_WRITE,
+    expires_at: datetime | None = None,
 ) -> UUID | None:
     """Store a key's digest. Returns its id, or None if that very key exists already."""
     # The digest is unique: creating the operator's own first key again, at every start, does nothing.
     return connection.execute(
         text("""
-            INSERT INTO api_keys (id, tenant_id, name, hint, digest, expires_at)
-            VALUES (:id, :tenant_id, :name, :hint, :digest, :expires_at)
+            INSERT INTO api_keys (id, tenant_id, name, role, hint, digest, expires_at)
+            VALUES (:id, :tenant_id, :name, :role, :hint, :digest, :expires_at)
             ON CONFLICT (digest) DO NOTHING
             RETURNING id
         """),
@@ -90,6 +116,7 @@ def add_key(
             "id": new_id(),
             "tenant_id": tenant_id,
             "name": name,
+            "role": role,
             "hint": hint,
             "digest": digest,
             "expires_at": expires_at,
@@ -97,47 +124,98 @@ def add_key(
     ).scalar()
 
 
-def find_key(connection: Connection, digest: bytes) -> Tenant | None:
-    """The tenant whose live key has this digest."""
-    # Revoked and expired keys match nothing.
-    row = connection.execute(
-        text("""
-            SELECT t.id, t.name, t.webhook_secret, k.id AS key_id,
-                   k.last_used_at < clock_timestamp() - interval '1 minute' OR k.last_used_at IS NULL AS stale
-            FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
-            WHERE k.digest = :digest AND k.revoked_at IS NULL
-              AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
-        """),
-        {"digest": digest},
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.stale:
+# Revoked and expired keys match nothing.
+_PRINCIPAL = """
+    SELECT t.id, t.name, t.webhook_secret, k.id AS key_id, k.name AS key_name, k.hint AS key_hint, k.role,
+           k.last_used_at < clock_timestamp() - interval '1 minute' OR k.last_used_at IS NULL AS is_stale
+    FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+    WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+"""
+
+
+def find_key(connection: Connection, digest: bytes) -> Principal | None:
+    """The principal whose live key has this digest."""
+    # By the digest's unique index.
+    found = connection.execute(text(_PRINCIPAL + " AND k.digest = :digest"), {"digest": digest}).one_or_none()
+    return None if found is None else _used(connection, found)
+
+
+def find_keys(connection: Connection, digests: Collection[bytes]) -> dict[bytes, Principal]:
+    """The principals whose live keys have these digests, by digest."""
+    # In one order for every process, because each may write when its key was last used.
+    found = {digest: find_key(connection, digest) for digest in sorted(digests)}
+    return {digest: principal for digest, principal in found.items() if principal is not None}
+
+
+def find_principals(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, Principal]:
+    """The principals of those of `key_ids` that are live keys."""
+    # By primary key, and in one order for every process, as above.
+    rows = connection.execute(
+        text(_PRINCIPAL + " AND k.id = ANY(CAST(:ids AS uuid[])) ORDER BY k.digest"), {"ids": list(key_ids)}
+    ).all()
+    return {row.key_id: _used(connection, row) for row in rows}
+
+
+def _used(connection: Connection, row: Row[Any]) -> Principal:
+    """Note the use of a key that `_PRINCIPAL` found."""
+    if row.is_stale:
         # Last use is kept to the minute: one write in a minute, not one for each request.
         connection.execute(
             text("UPDATE api_keys SET last_used_at = clock_timestamp() WHERE id = :id"), {"id": row.key_id}
         )
-    return Tenant(row.id, row.name, row.webhook_secret)
+    return Principal(row.id, row.name, row.webhook_secret, row.key_id, row.key_name, row.key_hint, Role(row.role))
 
 
-def find_keys(connection: Connection, digests: Collection[bytes]) -> dict[bytes, Tenant]:
-    """The tenants whose live keys have these digests, by digest."""
-    # In one order for every process, because each may write when its key was last used.
-    found = {digest: find_key(connection, digest) for digest in sorted(digests)}
-    return {digest: tenant for digest, tenant in found.items() if tenant is not None}
+# The columns of `ApiKey`.
+_KEYS = """
+    SELECT k.id, t.name AS tenant, k.name, k.role, k.hint, k.created_at, k.expires_at, k.revoked_at, k.last_used_at
+    FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+"""
 
 
-def list_keys(connection: Connection) -> list[ApiKey]:
-    """Every key of every tenant, newest last: for the operator's command line."""
-    # The columns of `ApiKey`.
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(**dict(row._mapping) | {"role": Role(row.role)})
+
+
+def list_keys(connection: Connection, tenant_id: UUID | None = None) -> list[ApiKey]:
+    """Every key of a tenant, or of all tenants, newest last."""
+    # A service has tens of keys.
     rows = connection.execute(
-        text("""
-            SELECT k.id, t.name AS tenant, k.name, k.hint, k.created_at, k.expires_at, k.revoked_at, k.last_used_at
-            FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
-            ORDER BY k.created_at, k.id
-        """)
+        text(_KEYS + " WHERE CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id ORDER BY k.created_at, k.id"),
+        {"tenant_id": tenant_id},
     )
-    return [ApiKey(**row._mapping) for row in rows]
+    return [_api_key(row) for row in rows]
+
+
+def get_key(connection: Connection, tenant_id: UUID | None, key_id: UUID) -> ApiKey | None:
+    """One key of a tenant, or of any."""
+    # By primary key.
+    row = connection.execute(
+        text(_KEYS + " WHERE k.id = :id AND (CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id)"),
+        {"id": key_id, "tenant_id": tenant_id},
+    ).one_or_none()
+    return None if row is None else _api_key(row)
+
+
+def create_key(connection: Connection, tenant: str, *, name: str, role: Role, hint: str, digest: bytes) -> ApiKey:
+    """Store a new key of a tenant, which is made, too."""
+    owner = ensure_tenant(connection, tenant, new_webhook_secret())
+    key_id = add_key(connection, owner.id, name=name, role=role, hint=hint, digest=digest)
+    created = None if key_id is None else get_key(connection, owner.id, key_id)
+    assert created is not None, "192 random bits came twice"
+    return created
+
+
+def revoke_key_by_id(connection: Connection, key_id: UUID) -> ApiKey:
+    """Revoke one key. One that was revoked before keeps its time."""
+    # The first revocation counts.
+    connection.execute(
+        text("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = :id AND revoked_at IS NULL"),
+        {"id": key_id},
+    )
+    revoked = get_key(connection, None, key_id)
+    assert revoked is not None, "keys are never deleted"
+    return revoked
 
 
 def revoke_key(connection: Connection, beginning: str) -> int:
@@ -150,3 +228,29 @@ def revoke_key(connection: Connection, beginning: str) -> int:
         """),
         {"beginning": beginning},
     ).rowcount
+
+
+def add_login_code(connection: Connection, key_digest: bytes, code_digest: bytes, *, seconds: float) -> bool:
+    """Store a code that logs in once, within `seconds`, with the live key of `key_digest`. False without such a key."""
+    # Codes that were never used go now.
+    connection.execute(text("DELETE FROM login_codes WHERE expires_at < clock_timestamp()"))
+    # The code lives as long as Postgres' clock says.
+    added = connection.execute(
+        text("""
+            INSERT INTO login_codes (digest, key_id, expires_at)
+            SELECT :code, id, clock_timestamp() + make_interval(secs => :seconds)
+            FROM api_keys WHERE digest = :key AND revoked_at IS NULL
+        """),
+        {"code": code_digest, "key": key_digest, "seconds": seconds},
+    )
+    return added.rowcount == 1
+
+
+def redeem_login_code(connection: Connection, code_digest: bytes) -> Principal | None:
+    """The principal that a code logs in. The code is used up, also where its key has been revoked since."""
+    # Of two that come at once with one code, one deletes the row.
+    key_id = connection.execute(
+        text("DELETE FROM login_codes WHERE digest = :digest AND expires_at > clock_timestamp() RETURNING key_id"),
+        {"digest": code_digest},
+    ).scalar()
+    return None if key_id is None else find_principals(connection, [key_id]).get(key_id)

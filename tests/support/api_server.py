@@ -16,6 +16,7 @@ from api.server import Server
 from jobs import keys
 from jobs.database import connect
 from jobs.queries import tenants
+from jobs.roles import Role
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 
@@ -34,9 +35,9 @@ class Api:
     def __post_init__(self) -> None:
         self.client = self.client_of("default")
 
-    def client_of(self, tenant: str) -> httpx.Client:
+    def client_of(self, tenant: str, role: Role = Role.READ_WRITE) -> httpx.Client:
         """A client with a fresh key of that tenant."""
-        return anonymous(self.url, new_key(self.settings, tenant))
+        return anonymous(self.url, new_key(self.settings, tenant, role))
 
     def connect(self) -> socket.socket:
         """A bare connection, for what no HTTP client would do."""
@@ -56,14 +57,14 @@ def anonymous(url: str, key: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
-def new_key(settings: Settings, tenant: str) -> str:
+def new_key(settings: Settings, tenant: str, role: Role = Role.READ_WRITE) -> str:
     """A key that the API with these settings accepts."""
     key = keys.new_key()
     database: Engine = connect(settings, "pagemill tests")
     with database.begin() as connection:
         owner = tenants.ensure_tenant(connection, tenant, keys.new_webhook_secret())
         digest = keys.digest(key, keys.load_pepper(settings))
-        tenants.add_key(connection, owner.id, name="test", hint=keys.hint(key), digest=digest)
+        tenants.add_key(connection, owner.id, name="test", hint=keys.hint(key), digest=digest, role=role)
     database.dispose()
     return key
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from fastapi.routing import APIRoute
 
 from api import errors as api_errors
-from api.native import jobs
+from api.dashboard import session
+from api.native import jobs, keys
 from api.openai import batches, files, live, uploads
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
@@ -36,13 +37,15 @@ def test_page_names_every_route() -> None:
             live.router,
             uploads.router,
             models.router,
+            keys.router,
+            session.router,
             health.router,
         )
         for route in router.routes
     ]
     for route in routes:
         assert isinstance(route, APIRoute)
-        path = re.sub(r"\{(job|batch|file|upload)_id\}", "{id}", route.path).replace(":path", "")
+        path = re.sub(r"\{(job|batch|file|upload|key)_id\}", "{id}", route.path).replace(":path", "")
         for method in route.methods:
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
 

@@ -1,0 +1,33 @@
+"""A bound on wrong keys: an address that tries one after the other waits."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+
+MOST = 10  # wrong keys
+WINDOW = 60.0  # seconds in which an address may try so many
+ADDRESSES = 10_000  # remembered at once; the oldest makes way
+
+
+class WrongKeys:
+    """When each address last tried a wrong key, in this process."""
+
+    def __init__(self) -> None:
+        self._tried: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def is_blocked(self, address: str) -> bool:
+        """Whether the address has used up its tries."""
+        tried = self._tried.get(address)
+        if tried is None:
+            return False
+        while tried and tried[0] < time.monotonic() - WINDOW:
+            tried.popleft()
+        return len(tried) >= MOST
+
+    def note(self, address: str) -> None:
+        """A wrong key came from the address."""
+        self._tried.setdefault(address, deque(maxlen=MOST)).append(time.monotonic())
+        self._tried.move_to_end(address)
+        if len(self._tried) > ADDRESSES:
+            self._tried.popitem(last=False)
