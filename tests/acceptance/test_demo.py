@@ -11,7 +11,7 @@ import psutil
 from tests.support.paths import REPOSITORY
 
 
-def test_the_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = {process.pid for process in psutil.process_iter()}
     demo = subprocess.run(
         [sys.executable, "-m", "cli", "demo"], cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False

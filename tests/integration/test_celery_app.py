@@ -44,7 +44,7 @@ run_solo(app, queue="test", name="test", end_within={end_within})
     ],
     ids=["a step", "the interpreter's end"],
 )
-def test_a_process_that_hangs_after_a_signal_says_where_and_ends(stop: str, after: str, end_within: float) -> None:
+def test_process_that_hangs_after_a_signal_logs_where_and_ends(stop: str, after: str, end_within: float) -> None:
     without_redis = os.environ | {"PAGEMILL_REDIS_URL": "redis://127.0.0.1:1/0"}
     with subprocess.Popen(
         [sys.executable, "-c", HANGING.format(stop=stop, after=after, end_within=end_within)],

@@ -77,7 +77,7 @@ def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collecti
     )
 
 
-def test_what_was_claimed_without_our_knowing_goes_back(rows: Rows) -> None:
+def test_unknown_claims_of_a_worker_are_released(rows: Rows) -> None:
     job_id, worker_id = rows.job(5), rows.worker()
     claimed = rows.claim(worker_id).requests  # committed; of lines 3 to 5 the worker never heard
     loop = claim_loop(rows, lease_of(worker_id), Consumer(0, [claimed[0]]), {claimed[1].token})
@@ -90,7 +90,7 @@ def test_what_was_claimed_without_our_knowing_goes_back(rows: Rows) -> None:
     rows.check()
 
 
-def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
+def test_claim_loop_pauses_when_too_many_results_are_unwritten(rows: Rows) -> None:
     job_id, worker_id = rows.job(2), rows.worker()
     unwritten = {ClaimToken(job_id, -line, 1, worker_id) for line in range(MOST_UNWRITTEN)}
     consumer = Consumer(10)
@@ -103,7 +103,7 @@ def test_nothing_is_claimed_while_postgres_takes_no_results(rows: Rows) -> None:
     loop.close()
 
 
-def test_a_suspect_waits_until_everything_is_written(rows: Rows) -> None:
+def test_suspect_is_claimed_only_when_everything_is_written(rows: Rows) -> None:
     job_id, worker_id = rows.job(1), rows.worker()
     rows.execute("UPDATE requests SET deaths = 2")
     unwritten = {ClaimToken(job_id, -1, 1, worker_id)}
@@ -125,7 +125,7 @@ def test_requests_of_a_cancelled_job_are_aborted(rows: Rows) -> None:
     assert [request.job_id for request in consumer.requests] == [kept, kept]
 
 
-def test_nothing_joins_a_request_that_runs_alone(rows: Rows) -> None:
+def test_claim_loop_adds_nothing_to_a_solo_request(rows: Rows) -> None:
     suspect, worker_id = rows.job(1), rows.worker()
     rows.execute("UPDATE requests SET deaths = 2")
     consumer = Consumer(10)
@@ -139,7 +139,7 @@ def test_nothing_joins_a_request_that_runs_alone(rows: Rows) -> None:
     assert {request.job_id for request in consumer.requests} == {others}
 
 
-def test_what_is_claimed_while_the_worker_stops_goes_back(rows: Rows) -> None:
+def test_claims_made_while_the_worker_stops_are_released(rows: Rows) -> None:
     job_id, worker_id = rows.job(3), rows.worker()
     consumer = Consumer(10)
     loop = claim_loop(rows, lease_of(worker_id), consumer)
@@ -152,7 +152,7 @@ def test_what_is_claimed_while_the_worker_stops_goes_back(rows: Rows) -> None:
     rows.check()
 
 
-def test_nothing_is_claimed_without_a_good_lease(rows: Rows) -> None:
+def test_claim_loop_claims_nothing_without_a_good_lease(rows: Rows) -> None:
     rows.job(1)
     lease = Lease(fence_after=60)
     lease.take(rows.worker(), time.monotonic() - 61)
@@ -164,7 +164,7 @@ def test_nothing_is_claimed_without_a_good_lease(rows: Rows) -> None:
     assert loop._claim() == 1
 
 
-def test_a_heartbeat_counts_from_before_it_was_sent(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_counts_from_before_the_heartbeat_was_sent(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(heartbeat_module, "time", clock)
@@ -197,7 +197,7 @@ def test_a_heartbeat_counts_from_before_it_was_sent(rows: Rows, monkeypatch: pyt
     assert not lease.is_good
 
 
-def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
+def test_ended_lease_is_not_renewed(rows: Rows) -> None:
     worker_id = rows.worker()
     lease = lease_of(worker_id)
     assert lease.end() == worker_id
@@ -206,7 +206,7 @@ def test_a_lease_that_was_ended_stays_over(rows: Rows) -> None:
     assert not lease.is_good
 
 
-def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
+def test_writer_writes_at_once_when_no_other_result_can_come(rows: Rows) -> None:
     job_id, worker_id = rows.job(3), rows.worker()
     writer = Writer(rows.database, lease_of(worker_id), interval=1000 * PATIENCE, on_crash=on_crash)
     writer.start()
@@ -218,7 +218,7 @@ def test_what_nothing_else_can_join_is_written_at_once(rows: Rows) -> None:
     assert writer.close(timeout=PATIENCE)
 
 
-def test_results_in_flight_are_unwritten(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_count_as_unwritten_until_committed(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "RETRY_AFTER", 0.01)
     job_id, worker_id = rows.job(2), rows.worker()
     claimed = rows.claim(worker_id).requests
@@ -245,7 +245,7 @@ def test_results_in_flight_are_unwritten(rows: Rows, monkeypatch: pytest.MonkeyP
     assert writer.close(timeout=PATIENCE)
 
 
-def test_large_results_are_written_in_several_statements(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_splits_large_results_into_several_statements(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, worker_id = rows.job(20), rows.worker()
     outcomes = [answered(request) for request in rows.claim(worker_id).requests]
     monkeypatch.setattr(writer_module, "GROUP_BYTES", 3 * len(outcomes[0].body))

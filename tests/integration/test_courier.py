@@ -123,7 +123,7 @@ def test_courier_does_all_periodic_maintenance(tmp_path: Path, rows: Rows, redis
     rows.check()
 
 
-def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_courier_delivers_sooner_when_nudged(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(receiver())
         # The first look at start, and the one that follows a delivery, take the first event.
@@ -152,7 +152,9 @@ def test_a_webhook_arrives_and_a_nudge_makes_it_sooner(tmp_path: Path, rows: Row
     assert "for a test" not in log
 
 
-def test_killed_between_200_and_commit(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_delivery_is_repeated_when_the_courier_is_killed_before_its_commit(
+    tmp_path: Path, rows: Rows, redis_url: str
+) -> None:
     with receiver((200, {})) as server:
         reply = server.reply
         killed = threading.Event()
@@ -182,7 +184,7 @@ def test_killed_between_200_and_commit(tmp_path: Path, rows: Rows, redis_url: st
     rows.check()
 
 
-def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_courier_works_without_redis(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     with proxied(redis_url) as (proxy, url), receiver() as server:
         proxy.down()
         with courier(tmp_path, rows.database_url, url, redis_timeout=0.3) as running:
@@ -206,7 +208,7 @@ def test_without_redis_the_work_goes_on(tmp_path: Path, rows: Rows, redis_url: s
             running.stop()
 
 
-def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_courier_survives_an_outage_of_postgres(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     with proxied(rows.database_url) as (postgres, database_url), proxied(redis_url) as (broker, broker_url):
         postgres.down()
         with courier(tmp_path, database_url, broker_url, redis_timeout=0.3) as running:
@@ -223,7 +225,7 @@ def test_postgres_goes_and_comes_back(tmp_path: Path, rows: Rows, redis_url: str
             assert "Traceback" not in running.log.read_text()
 
 
-def test_after_an_outage_the_living_get_time_to_be_heard(tmp_path: Path, rows: Rows, redis_url: str) -> None:
+def test_courier_reaps_no_living_worker_after_an_outage(tmp_path: Path, rows: Rows, redis_url: str) -> None:
     # No lease could be renewed while Postgres was away: a courier that starts first must not take all workers for dead.
     job_id, worker_id = rows.job(1), rows.worker()
     rows.claim(worker_id)

@@ -56,7 +56,7 @@ def await_end(rows: Rows, number: int = 1) -> None:
     await_condition(lambda: len(rows.query(statement)) >= number, f"end of {number} deliveries")
 
 
-def test_an_event_arrives_and_says_so(rows: Rows) -> None:
+def test_delivery_is_recorded_when_its_event_arrives(rows: Rows) -> None:
     with receiver() as server, dispatching(rows.database_url):
         end_jobs(rows, server.url)
         await_end(rows)
@@ -68,7 +68,7 @@ def test_an_event_arrives_and_says_so(rows: Rows) -> None:
     rows.check()
 
 
-def test_a_failure_is_tried_again_under_the_same_id(rows: Rows) -> None:
+def test_failed_delivery_is_retried_under_the_same_id(rows: Rows) -> None:
     with receiver((500, {}), (302, {"location": "http://169.254.169.254/"}), (200, {})) as server:
         end_jobs(rows, server.url)
         with dispatching(rows.database_url):
@@ -83,7 +83,7 @@ def test_a_failure_is_tried_again_under_the_same_id(rows: Rows) -> None:
     rows.check()
 
 
-def test_after_the_last_attempt_a_delivery_is_given_up(rows: Rows) -> None:
+def test_delivery_is_given_up_after_the_last_attempt(rows: Rows) -> None:
     with receiver((500, {})) as server:
         end_jobs(rows, server.url)
         with dispatching(rows.database_url):
@@ -118,7 +118,7 @@ def test_status_410_ends_all_deliveries_of_the_endpoint(rows: Rows) -> None:
     rows.check()
 
 
-def test_a_private_address_is_refused_at_once_and_says_why(rows: Rows) -> None:
+def test_private_address_is_refused_at_once_and_says_why(rows: Rows) -> None:
     with receiver() as server:
         end_jobs(rows, server.url)
         with dispatching(rows.database_url, allow_private=False):
@@ -142,7 +142,7 @@ def test_unresponsive_receiver_delays_no_other_endpoint(rows: Rows) -> None:
         assert hole.accepted == 1
 
 
-def test_many_black_holes_of_one_tenant_hold_up_no_other_for_longer_than_one_attempt(rows: Rows) -> None:
+def test_black_holes_of_one_tenant_delay_another_by_at_most_one_attempt(rows: Rows) -> None:
     with raw_receiver(black_hole) as hole, receiver() as good:
         for number in range(8):
             end_jobs(rows, f"{hole.url}/{number}", 2, tenant="hanging")
@@ -168,7 +168,7 @@ def test_attempts_are_bounded(rows: Rows) -> None:
     assert row.attempts == 2
 
 
-def test_an_outcome_is_written_once_postgres_is_back(rows: Rows) -> None:
+def test_outcome_is_written_when_postgres_is_back(rows: Rows) -> None:
     with proxied(rows.database_url) as (proxy, url), receiver((200, {})) as server:
         reply = server.reply
 
@@ -185,7 +185,7 @@ def test_an_outcome_is_written_once_postgres_is_back(rows: Rows) -> None:
     assert delivery(rows).last_status == 200
 
 
-def test_a_bug_in_an_attempt_costs_that_attempt(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_in_an_attempt_fails_that_attempt_alone(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., object] = dispatch.attempt
     calls: list[int] = []
 

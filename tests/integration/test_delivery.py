@@ -66,7 +66,7 @@ def send(
     return attempt(delivery, policy, timeout=timeout, tls=tls or httpcore.default_ssl_context())
 
 
-def test_delivered_and_verified() -> None:
+def test_delivery_is_signed_so_that_the_receiver_can_verify() -> None:
     with receiver() as server:
         delivery = due(server.url + "?token=t")
         assert send(delivery) == WebhookResponse(204)
@@ -91,7 +91,7 @@ def test_delivered_and_verified() -> None:
     assert request.headers["host"] in server.url
 
 
-def test_the_next_attempt_is_the_same_message_signed_afresh() -> None:
+def test_next_attempt_is_the_same_message_with_a_new_signature() -> None:
     with receiver() as server:
         delivery = due(server.url)
         send(delivery)
@@ -103,7 +103,7 @@ def test_the_next_attempt_is_the_same_message_signed_afresh() -> None:
     Webhook(delivery.webhook_secret).verify(second.body, second.headers)
 
 
-def test_the_timestamp_is_utc_wherever_postgres_is() -> None:
+def test_timestamp_is_utc_wherever_postgres_is() -> None:
     with receiver() as server:
         delivery = due(server.url, taken_at=datetime.now(timezone(timedelta(hours=9))))
         send(delivery)
@@ -117,13 +117,13 @@ def test_any_2xx_is_success(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
-def test_other_answers_are_failures_that_may_mend(status: int) -> None:
+def test_other_status_is_a_failure_that_is_not_final(status: int) -> None:
     with receiver((status, {})) as server:
         assert send(due(server.url)) == WebhookResponse(status, f"the receiver answered {status}")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(status: int) -> None:
+def test_redirect_is_not_followed(status: int) -> None:
     with receiver() as inside, receiver((status, {"location": inside.url})) as server:
         answer = send(due(server.url))
     assert (answer.status, answer.is_final) == (status, False)
@@ -131,7 +131,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     assert inside.received == []
 
 
-def test_gone_is_gone() -> None:
+def test_status_410_is_final() -> None:
     with receiver((410, {})) as server:
         answer = send(due(server.url))
     assert (answer.status, answer.is_gone, answer.is_final) == (410, True, True)
@@ -165,7 +165,7 @@ def test_status_decides_when_the_headers_cannot_be_parsed(header: bytes, interim
         assert send(due(server.url)) == WebhookResponse(503, "the receiver answered 503", retry_after=120)
 
 
-def test_retry_after_means_nothing_elsewhere() -> None:
+def test_retry_after_is_ignored_with_another_status() -> None:
     with receiver((500, {"retry-after": "120"})) as server:
         assert send(due(server.url)).retry_after is None
 
@@ -192,7 +192,7 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
         (b"Thu, 99 Jan 2026 12:02:00 GMT", None),
     ],
 )
-def test_retry_after(value: bytes | None, seconds: float | None) -> None:
+def test_retry_after_is_parsed_as_seconds_or_date(value: bytes | None, seconds: float | None) -> None:
     assert retry_after(value, NOW) == seconds
 
 
@@ -206,21 +206,21 @@ def test_deadline_cuts_receivers_that_do_not_answer(hang: Callable[..., None]) -
     assert took > 0.4  # and not for ever: that is how long it would hang
 
 
-def test_a_body_that_drips_is_cut_and_the_status_stands() -> None:
+def test_body_that_drips_is_cut_and_the_status_stands() -> None:
     with raw_receiver(dripping_body) as server:
         began = time.monotonic()
         assert send(due(server.url), timeout=2) == WebhookResponse(200)
         assert time.monotonic() - began > 1.9  # and not for the hours that its body would drip
 
 
-def test_a_body_of_ten_gigabytes_is_capped() -> None:
+def test_body_of_ten_gigabytes_is_capped() -> None:
     with raw_receiver(endless_body) as server:
         assert send(due(server.url), timeout=60) == WebhookResponse(200)
         # What the two sockets' buffers hold was sent, not read.
         assert server.sent < 50_000_000
 
 
-def test_the_deadline_covers_the_tls_handshake() -> None:
+def test_deadline_covers_the_tls_handshake() -> None:
     with raw_receiver(black_hole) as server:
         answer = send(due(server.url.replace("http:", "https:")), timeout=0.5)
     assert answer == WebhookResponse(error="no complete answer within 0.5 s")
@@ -234,7 +234,7 @@ def test_tls_asks_for_the_host_by_its_name_not_by_its_address() -> None:
     assert answer.error is not None
 
 
-def test_the_deadline_covers_name_resolution() -> None:
+def test_deadline_covers_name_resolution() -> None:
     asked_long_enough = threading.Event()
 
     def slow(host: str, port: int) -> list[str]:
@@ -246,7 +246,7 @@ def test_the_deadline_covers_name_resolution() -> None:
     assert answer == WebhookResponse(error="no answer from the name servers for slow.example")
 
 
-def test_the_time_of_name_resolution_is_taken_off_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_name_resolution_is_taken_off_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(delivery_module, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -263,7 +263,7 @@ def test_the_time_of_name_resolution_is_taken_off_the_attempt(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("trouble", [garbage, hang_up])
-def test_a_receiver_that_does_not_speak_http(trouble: Callable[[RawReceiver, object], None]) -> None:
+def test_delivery_fails_when_the_receiver_does_not_speak_http(trouble: Callable[[RawReceiver, object], None]) -> None:
     with raw_receiver(trouble) as server:  # type: ignore[arg-type]
         answer = send(due(server.url))
     assert answer.status is None
@@ -279,14 +279,14 @@ def test_delivery_fails_when_no_server_listens() -> None:
     assert answer.error.startswith("ConnectError")
 
 
-def test_a_private_address_in_the_url_is_final() -> None:
+def test_private_address_in_the_url_is_final() -> None:
     with receiver() as server:
         answer = send(due(server.url), AddressPolicy())
     assert answer == WebhookResponse(error="webhooks may not reach 127.0.0.1: loopback address", is_final=True)
     assert server.received == []
 
 
-def test_a_name_that_leads_inside_is_refused_each_time() -> None:
+def test_name_that_resolves_to_a_private_address_is_refused_each_time() -> None:
     with receiver() as server:
         port = server.url.rpartition(":")[2]
         answers = ["93.184.215.14", "127.0.0.1"]
@@ -296,7 +296,7 @@ def test_a_name_that_leads_inside_is_refused_each_time() -> None:
     assert server.received == []
 
 
-def test_the_name_is_resolved_once_and_the_connection_goes_there() -> None:
+def test_name_is_resolved_once_and_the_connection_goes_there() -> None:
     # DNS rebinding: another answer the second time. There is no second time.
     questions = []
 
@@ -311,7 +311,7 @@ def test_the_name_is_resolved_once_and_the_connection_goes_there() -> None:
     assert server.received[0].headers["host"].startswith("rebinding.example:")
 
 
-def test_an_address_that_is_dead_leaves_time_for_the_next() -> None:
+def test_address_that_is_dead_leaves_time_for_the_next() -> None:
     with receiver() as server:
         url = server.url.replace("127.0.0.1", "two.example")
         policy = AddressPolicy(allow_private=True, resolver=lambda host, port: ["127.0.0.2", "127.0.0.1"])
@@ -321,14 +321,14 @@ def test_an_address_that_is_dead_leaves_time_for_the_next() -> None:
 @pytest.mark.parametrize(
     "url", ["http:///nohost", "http://:80/", "http://h:0/", "http://h:99999/", "ftp://h/", "http://h\u2028/", "nothing"]
 )
-def test_an_url_that_is_none_is_final(url: str) -> None:
+def test_malformed_url_is_a_final_failure(url: str) -> None:
     answer = send(due(url))
     assert answer.is_final
     assert answer.error is not None
     assert answer.error.startswith("the URL is not valid")
 
 
-def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_variables_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as proxy, receiver() as server:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
@@ -343,7 +343,7 @@ def test_credentials_in_the_url_are_sent_as_such() -> None:
     assert "user" not in server.received[0].headers["host"]
 
 
-def test_the_body_is_json_of_the_fields_order_and_all() -> None:
+def test_body_is_json_with_its_fields_in_order() -> None:
     with receiver() as server:
         send(due(server.url))
     body = server.received[0].body

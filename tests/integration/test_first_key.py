@@ -14,7 +14,7 @@ from jobs.queries import tenants
 from jobs.settings import Settings
 
 
-def test_a_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
+def test_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     key = first_key(settings)
     assert keys.is_well_formed(key)
@@ -36,12 +36,12 @@ def test_storing_a_key_twice_adds_it_once(database_url: str, tmp_path: Path) -> 
     ["short", keys.new_key()[:-1] + "?", "pm_" + "a" * 40, "long enough, and copied with its end\r"],
     ids=["short", "mistyped", "made up", "line break"],
 )
-def test_a_key_that_the_api_would_refuse_is_refused_here(key: str, database_url: str, tmp_path: Path) -> None:
+def test_key_that_the_api_would_refuse_is_refused_here(key: str, database_url: str, tmp_path: Path) -> None:
     with pytest.raises(UnusableKey, match="PAGEMILL_API_KEY"):
         store_key(Settings(data_dir=tmp_path), database_url, key)
 
 
-def test_a_first_key_that_was_revoked_makes_way_for_another(database_url: str, tmp_path: Path) -> None:
+def test_first_key_that_was_revoked_makes_way_for_another(database_url: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, database_url=database_url)
     first = ensure_first_key(settings, database_url)
     assert ensure_first_key(settings, database_url) == first

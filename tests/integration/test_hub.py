@@ -134,7 +134,7 @@ def resolve(model: str, endpoint: str, home: Path, **environment: str) -> subpro
     )
 
 
-def test_only_what_is_needed_is_downloaded_and_once(hub: Hub, tmp_path: Path) -> None:
+def test_hub_downloads_only_needed_files_once(hub: Hub, tmp_path: Path) -> None:
     done = resolve("maker/model", hub.url, tmp_path)
     assert done.returncode == 0, done.stderr
     directory = Path(done.stdout.strip())
@@ -148,7 +148,7 @@ def test_only_what_is_needed_is_downloaded_and_once(hub: Hub, tmp_path: Path) ->
     assert hub.downloads() == set()
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+def test_broken_download_resumes_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     # The client keeps whole pieces of 10 MiB.
     hub.cut_after = 15_000_000
     done = resolve("maker/model", hub.url, tmp_path)
@@ -160,13 +160,13 @@ def test_a_broken_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) ->
     assert 0 < int(ranges[0].removeprefix("bytes=").partition("-")[0]) <= 15_000_000
 
 
-def test_a_wrong_name_is_said(hub: Hub, tmp_path: Path) -> None:
+def test_unknown_model_name_is_named(hub: Hub, tmp_path: Path) -> None:
     done = resolve("maker/nothing", hub.url, tmp_path)
     assert done.returncode != 0
     assert "ModelNotFound: the hub has no model maker/nothing" in done.stderr
 
 
-def test_offline_the_cache_serves_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
+def test_offline_mode_uses_only_the_cache(hub: Hub, tmp_path: Path) -> None:
     done = resolve("maker/model", hub.url, tmp_path)
     hub.requests.clear()
     assert resolve("maker/model", hub.url, tmp_path, HF_HUB_OFFLINE="1").stdout == done.stdout
@@ -175,7 +175,7 @@ def test_offline_the_cache_serves_and_nothing_else(hub: Hub, tmp_path: Path) -> 
     assert "ModelNotFound: maker/model is no local path" in lacking.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+def test_unreachable_hub_is_named(tmp_path: Path) -> None:
     done = resolve("maker/model", "http://127.0.0.1:9", tmp_path)
     assert done.returncode != 0
     assert "ModelNotFound: maker/model is no local path" in done.stderr

@@ -30,7 +30,7 @@ def _consoles_that_look_up_their_streams(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(module, "err", Console(width=200, soft_wrap=True, stderr=True))
 
 
-def test_a_key_is_shown_once_and_revoked_by_its_beginning(operator: CliRunner) -> None:
+def test_key_is_shown_once_and_revoked_by_its_beginning(operator: CliRunner) -> None:
     created = operator.invoke(app, ["keys", "create", "--tenant", "[/x] of brackets", "--name", "[b]first[/b]"])
     assert created.exit_code == 0
     key = created.stdout.splitlines()[0]
@@ -45,13 +45,13 @@ def test_a_key_is_shown_once_and_revoked_by_its_beginning(operator: CliRunner) -
 
 
 @pytest.mark.parametrize("beginning", ["", "pm_", "…"])
-def test_no_slip_revokes_every_key(operator: CliRunner, beginning: str) -> None:
+def test_ambiguous_prefix_revokes_no_key(operator: CliRunner, beginning: str) -> None:
     assert operator.invoke(app, ["keys", "create"]).exit_code == 0
     assert operator.invoke(app, ["keys", "revoke", beginning]).exit_code == 2
     assert "live" in operator.invoke(app, ["keys", "list"]).stdout
 
 
-def test_a_setting_that_makes_no_sense_is_named(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_is_named(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("PAGEMILL_PORT", "eighty"), ("PAGEMILL_LEASE", "3")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
@@ -60,7 +60,7 @@ def test_a_setting_that_makes_no_sense_is_named(operator: CliRunner, monkeypatch
         assert name in listed.stderr
 
 
-def test_little_is_shown_of_a_key_of_one_s_own(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imported_key_is_shown_only_by_its_beginning(operator: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGEMILL_API_KEY", "sixteen-letters!")
     assert operator.invoke(app, ["migrate"]).exit_code == 0
     listed = operator.invoke(app, ["keys", "list"]).stdout

@@ -47,9 +47,7 @@ def test_upgrade_changes_nothing_when_the_schema_is_the_newest(database_url: str
     assert _differences(database_url) == []
 
 
-def test_a_database_of_a_newer_version_is_refused_in_one_line(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with _engine(database_url).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
     monkeypatch.setenv("PAGEMILL_DATABASE_URL", database_url)

@@ -120,7 +120,7 @@ class TestTheWayThrough:
         assert (file.purpose, file.bytes) == ("batch_output", len(client.files.content(file.id).read()))
         assert client.batches.list(limit=1).data[0] == done
 
-    def test_results_are_readable_while_it_runs(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_results_are_readable_while_the_batch_runs(self, client: openai.OpenAI, api_rows: Rows) -> None:
         made = submit(client, [line("a"), line("b")])
         until(client, made, lambda batch: batch.status == "in_progress")
         work(api_rows, [RequestState.COMPLETED, None])
@@ -130,7 +130,7 @@ class TestTheWayThrough:
         with pytest.raises(openai.ConflictError):
             client.files.delete(running.output_file_id or "")
 
-    def test_all_lines_in_error_is_completed_without_an_output(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_batch_without_a_good_line_completes_without_an_output(self, client: openai.OpenAI, api_rows: Rows) -> None:
         made = submit(client, [line("a")])
         until(client, made, lambda batch: batch.status == "in_progress")
         work(api_rows, [RequestState.FAILED])
@@ -151,7 +151,7 @@ class TestTheWayThrough:
             client.batches.cancel(made.id)
         assert caught.value.response.headers["x-should-retry"] == "false"
 
-    def test_expired_batch_says_so_of_each_line(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_expired_batch_lists_each_expired_line(self, client: openai.OpenAI, api_rows: Rows) -> None:
         made = submit(client, [line("a"), line("b")])
         until(client, made, lambda batch: batch.status == "in_progress")
         work(api_rows, [RequestState.COMPLETED, None])
@@ -187,7 +187,7 @@ class TestTheWayThrough:
 
 
 class TestValidation:
-    def test_every_fault_is_listed_with_its_line(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_invalid_batch_lists_every_fault_with_its_line(self, client: openai.OpenAI, api_rows: Rows) -> None:
         lines = [
             line("ok"),
             b"{nonsense",
@@ -214,7 +214,7 @@ class TestValidation:
         assert failed.failed_at is not None
         assert api_rows.query("SELECT 1 FROM jobs WHERE deleted_at IS NULL") == []
 
-    def test_at_most_a_thousand_faults_are_listed(self, client: openai.OpenAI) -> None:
+    def test_invalid_batch_lists_at_most_a_thousand_faults(self, client: openai.OpenAI) -> None:
         failed = until(client, submit(client, [line("a"), *[b"[]"] * 1200]), lambda batch: batch.status == "failed")
         assert failed.errors is not None
         assert len(failed.errors.data or ()) == 1000
@@ -231,14 +231,14 @@ class TestValidation:
         assert failed.errors is not None
         assert [error.code for error in failed.errors.data or ()] == [code]
 
-    def test_wrong_body_is_its_own_lines_400(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_wrong_body_fails_its_line_with_400(self, client: openai.OpenAI, api_rows: Rows) -> None:
         lines = [line("a"), line("b", temperature=11), line("c", stream=True), line("d", nonsense=1)]
         made = submit(client, lines)
         until(client, made, lambda batch: batch.status == "in_progress")
         refused = [json.loads(request.body).get("refused") for request in work(api_rows, [None] * 4)]
         assert [one and one["param"] for one in refused] == [None, "temperature", "stream", "nonsense"]
 
-    def test_errors_are_skipped_where_asked(self, client: openai.OpenAI, api_rows: Rows) -> None:
+    def test_invalid_lines_are_skipped_when_asked_for(self, client: openai.OpenAI, api_rows: Rows) -> None:
         lines = [line("a"), line("a"), b"nonsense", line("c", LEGACY)]
         made = submit(client, lines, extra_body={"on_error": "skip"})
         until(client, made, lambda batch: batch.status == "in_progress")

@@ -87,7 +87,7 @@ class TestFiles:
             assert [file.id for file in client.files.list(purpose="batch")] == [ids[2], ids[0]]
             assert client.files.list(after=ids[0]).data == []
 
-    def test_expiry_is_kept_and_then_the_content_goes(self, api: Api, client: openai.OpenAI) -> None:
+    def test_file_content_is_removed_at_its_expiry(self, api: Api, client: openai.OpenAI) -> None:
         made = client.files.create(
             file=b"short-lived", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
         )
@@ -129,7 +129,7 @@ class TestFiles:
             assert packed.headers["content-encoding"] == "gzip"
             assert gzip.decompress(b"".join(packed.iter_raw())) == data
 
-    def test_empty_file_is_a_file(self, client: openai.OpenAI) -> None:
+    def test_empty_file_is_stored(self, client: openai.OpenAI) -> None:
         file = client.files.create(file=("empty.jsonl", b""), purpose="batch")
         assert (file.bytes, client.files.content(file.id).read()) == (0, b"")
 
@@ -157,7 +157,7 @@ class TestWhatIsRefused:
         assert contents(api) <= before
         assert api.client.get("/v1/files").json() == listed
 
-    def test_other_types_are_a_415(self, api: Api) -> None:
+    def test_other_media_type_is_a_415(self, api: Api) -> None:
         error_of(api.client.post("/v1/files", json={"purpose": "batch"}), 415)
 
     def test_file_beyond_the_limit_is_a_413(self, api: Api, client: openai.OpenAI) -> None:
@@ -212,7 +212,7 @@ class TestUploads:
         # An answer that was lost is asked for again.
         assert client.uploads.complete(upload.id, part_ids=[first.id, second.id, third.id]).file == done.file
 
-    def test_clients_own_chunking_works(self, api: Api, client: openai.OpenAI, tmp_path: Path) -> None:
+    def test_upload_of_the_official_client_is_accepted(self, api: Api, client: openai.OpenAI, tmp_path: Path) -> None:
         path = tmp_path / "in.jsonl"
         path.write_bytes(b"0123456789" * 123_457)
         collect(api)
@@ -225,7 +225,7 @@ class TestUploads:
         collect(api)
         assert contents(api) == before | {done.file.id.removeprefix("file-")}
 
-    def test_wrong_sums_and_parts_are_a_400_and_it_stays_pending(self, client: openai.OpenAI) -> None:
+    def test_wrong_sums_and_parts_are_a_400_that_leaves_the_upload_pending(self, client: openai.OpenAI) -> None:
         upload = client.uploads.create(bytes=4, filename="a", mime_type="text/plain", purpose="batch")
         part = client.uploads.parts.create(upload.id, data=b"1234")
         for part_ids, md5 in (([], None), ([part.id] * 2, None), (["part_x"], None), ([part.id], "0" * 32)):

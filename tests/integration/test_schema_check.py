@@ -26,7 +26,7 @@ def connection(database: Connection) -> Iterator[Connection]:
     database.rollback()
 
 
-def test_the_migrations_make_what_is_declared(services: Services) -> None:
+def test_migrated_schema_is_the_declared_one(services: Services) -> None:
     assert compare(services.server.render_as_string(hide_password=False)) == []
 
 
@@ -49,7 +49,7 @@ def test_the_migrations_make_what_is_declared(services: Services) -> None:
         ),
     ],
 )
-def test_a_difference_is_found(connection: Connection, change: str, found: str) -> None:
+def test_schema_check_finds_a_difference(connection: Connection, change: str, found: str) -> None:
     declared = read_schema(connection)
     for statement in change.split("; "):
         connection.execute(text(statement))

@@ -18,7 +18,7 @@ def _tables(url: str) -> set[str]:
         return set(inspect(connection).get_table_names())
 
 
-def test_a_database_is_fresh_and_migrated(services: Services) -> None:
+def test_database_is_fresh_and_migrated(services: Services) -> None:
     expected = {*metadata.tables, "alembic_version"}
     with services.database() as one, services.database() as two:
         with create_engine(one, poolclass=NullPool).begin() as connection:
@@ -27,11 +27,11 @@ def test_a_database_is_fresh_and_migrated(services: Services) -> None:
         assert _tables(two) == expected
 
 
-def test_an_empty_database(empty_database_url: str) -> None:
+def test_empty_database_has_no_tables(empty_database_url: str) -> None:
     assert _tables(empty_database_url) == set()
 
 
-def test_a_database_is_dropped_while_somebody_is_connected(services: Services) -> None:
+def test_database_is_dropped_while_a_client_is_connected(services: Services) -> None:
     with services.database() as url:
         connection = create_engine(url, poolclass=NullPool).connect()
     with pytest.raises(Exception, match=r"terminating connection|closed"):
@@ -40,7 +40,7 @@ def test_a_database_is_dropped_while_somebody_is_connected(services: Services) -
     connection.close()
 
 
-def test_a_redis_database_is_empty(services: Services) -> None:
+def test_redis_database_is_empty(services: Services) -> None:
     first = services.redis_database()
     with closing(redis.Redis.from_url(first)) as client:
         client.set("left", "over")

@@ -76,7 +76,7 @@ def _run_a_job(stack: RunningStack, directory: Path) -> None:
         assert len(list(client.results(job["id"]))) == 10
 
 
-def test_a_job_runs_through_every_process(stack: RunningStack, tmp_path: Path) -> None:
+def test_job_runs_through_every_process(stack: RunningStack, tmp_path: Path) -> None:
     assert {"postgres", "valkey", "api", "courier", "worker"} == set(stack.pids())
     _run_a_job(stack, tmp_path)
 
@@ -104,7 +104,7 @@ def _is_ready(base_url: str) -> bool:
     return False
 
 
-def test_a_second_up_names_the_service_that_runs(
+def test_second_up_names_the_service_that_runs(
     stack: RunningStack, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     taken = settings.model_copy(update={"port": urlsplit(stack.base_url).port})
@@ -114,7 +114,7 @@ def test_a_second_up_names_the_service_that_runs(
     assert stack.base_url in told
 
 
-def test_callers_words_are_not_in_the_log_of_postgres(stack: RunningStack, settings: Settings) -> None:
+def test_log_of_postgres_holds_no_words_of_callers(stack: RunningStack, settings: Settings) -> None:
     words = "a-name-from-a-caller"
     with psycopg.connect(stack.database_url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("CREATE TEMPORARY TABLE lines (custom_id text PRIMARY KEY)")
@@ -135,7 +135,7 @@ def _commands(section: str) -> str:
     return "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
 
 
-def test_backup_commands_of_the_operations_guide(stack: RunningStack, settings: Settings, tmp_path: Path) -> None:
+def test_documented_backup_commands_restore_the_data(stack: RunningStack, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / ".pagemill").symlink_to(settings.data_dir)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_backup_commands_of_the_operations_guide(stack: RunningStack, settings: 
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a..b"])
-def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], host: str) -> None:
+def test_foreign_host_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], host: str) -> None:
     assert up(Settings(data_dir=tmp_path / "data", host=host, port=0), []) == 1
     told = capfd.readouterr().err.strip()
     assert len(told.splitlines()) == 1
@@ -243,7 +243,7 @@ def test_up_stops_while_tables_are_made(
     await_gone(started)
 
 
-def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", str(port)]
@@ -254,7 +254,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
     result = subprocess.run(

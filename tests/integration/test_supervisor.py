@@ -46,7 +46,7 @@ def is_there(path: Path) -> Callable[[int], bool]:
     return lambda pid: path.exists()
 
 
-def test_the_next_group_starts_once_the_last_is_ready(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_group_starts_once_the_one_before_is_ready(supervisor: Supervisor, tmp_path: Path) -> None:
     supervisor.start(
         shell("first", f"sleep 0.2; touch {tmp_path}/ready; exec sleep 600", ready=is_there(tmp_path / "ready"))
     )
@@ -75,7 +75,7 @@ def test_groups_stop_in_reverse_order(lines: io.StringIO, tmp_path: Path) -> Non
     assert (stopped[0], {*stopped[1:3]}, stopped[3]) == ("extra", {"api", "worker"}, "database")
 
 
-def test_a_child_that_dies_is_started_again(supervisor: Supervisor, lines: io.StringIO) -> None:
+def test_child_that_dies_is_started_again(supervisor: Supervisor, lines: io.StringIO) -> None:
     supervisor.start(shell("worker", "exec sleep 600"))
     first = supervisor.pids()["worker"]
     os.kill(first, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_processes_left_by_a_dead_child_are_ended(supervisor: Supervisor, tmp_pa
     await_gone([orphan])
 
 
-def test_a_child_that_keeps_dying_ends_no_other(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
+def test_child_that_keeps_dying_ends_no_other(supervisor: Supervisor, lines: io.StringIO, tmp_path: Path) -> None:
     other = tmp_path / "other"
     supervisor.start(shell("other", f"touch {other}; exec sleep 600", ready=is_there(other)))
     pid = supervisor.pids()["other"]
@@ -188,7 +188,7 @@ def test_start_fails_when_the_program_does_not_exist(supervisor: Supervisor) -> 
         supervisor.start(Child("lost", ["/nowhere/program"], lambda pid: False))
 
 
-def test_a_failing_hook_is_raised_where_the_child_was_started(supervisor: Supervisor) -> None:
+def test_failing_hook_is_raised_where_the_child_was_started(supervisor: Supervisor) -> None:
     def refuse() -> None:
         raise RuntimeError("in use by another")
 
@@ -196,7 +196,7 @@ def test_a_failing_hook_is_raised_where_the_child_was_started(supervisor: Superv
         supervisor.start(Child("child", ["/bin/true"], lambda pid: True, before_start=refuse))
 
 
-def test_a_child_that_ignores_the_signal_is_killed_after_its_grace(lines: io.StringIO, tmp_path: Path) -> None:
+def test_child_that_ignores_the_signal_is_killed_after_its_grace(lines: io.StringIO, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     with Supervisor(ChildLog(None, lines), QUICK) as supervisor:
         script = f"trap '' TERM; touch {ready}; while :; do sleep 0.01; done"
@@ -216,7 +216,7 @@ def test_hurried_stop_grants_no_grace_period(lines: io.StringIO, tmp_path: Path)
         supervisor.request_stop(hurry=True)
 
 
-def test_a_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> None:
+def test_stop_interrupts_the_wait_for_readiness(supervisor: Supervisor) -> None:
     threading.Timer(0.1, supervisor.request_stop).start()
     with pytest.raises(StopRequested):
         supervisor.start(Child("slow", ["/bin/sleep", "600"], lambda pid: False))
@@ -318,7 +318,7 @@ def test_signal_stops_every_child(supervising: subprocess.Popen[str], number: si
     await_gone(processes)
 
 
-def test_an_ignored_hangup_stays_ignored(lines: io.StringIO) -> None:
+def test_ignored_hangup_stays_ignored(lines: io.StringIO) -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Supervisor(ChildLog(None, lines), QUICK) as supervisor, supervisor.stop_on_signals():
@@ -329,7 +329,7 @@ def test_an_ignored_hangup_stays_ignored(lines: io.StringIO) -> None:
         signal.signal(signal.SIGHUP, previous)
 
 
-def test_a_child_whose_parent_died_first_does_not_start() -> None:
+def test_child_whose_parent_died_first_does_not_start() -> None:
     """The launcher looks for its parent after it asked for the signal: no moment lies between the two."""
     command = launch_command(["/bin/sleep", "600"])
     orphaned = [f"--parent={os.getppid()}" if word.startswith("--parent=") else word for word in command]

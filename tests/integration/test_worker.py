@@ -30,7 +30,7 @@ def prompts(count: int) -> list[list[int]]:
     return [[1 + line % 40, 5, 7, line % 30] for line in range(count)]
 
 
-def test_a_job_comes_back_whole(pipeline: Pipeline) -> None:
+def test_worker_runs_a_whole_job(pipeline: Pipeline) -> None:
     with pipeline.worker():
         job = pipeline.wait_for_end(pipeline.submit(prompts(300)))
     assert (job.state, job.completed, job.last_seq) == ("completed", 300, 300)
@@ -50,7 +50,7 @@ def test_a_job_comes_back_whole(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_what_was_found_in_the_prefix_cache_is_counted_by_line_and_job(pipeline: Pipeline) -> None:
+def test_cached_tokens_are_counted_by_line_and_job(pipeline: Pipeline) -> None:
     prompt = [3] * 50
     with pipeline.worker():
         first = pipeline.wait_for_end(pipeline.submit([prompt]))
@@ -79,7 +79,7 @@ def test_worker_claims_on_notification_long_before_its_poll(pipeline: Pipeline) 
         pipeline.wait_for_end(second, timeout=sooner)
 
 
-def test_without_redis_the_poll_finds_the_work(pipeline: Pipeline) -> None:
+def test_worker_finds_work_by_its_poll_without_redis(pipeline: Pipeline) -> None:
     with pipeline.worker(PAGEMILL_REDIS_URL="redis://127.0.0.1:1/0") as process:
         job = pipeline.wait_for_end(pipeline.submit(prompts(20)))
         assert job.completed == 20
@@ -88,7 +88,7 @@ def test_without_redis_the_poll_finds_the_work(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline) -> None:
+def test_line_refused_by_the_worker_fails_alone(pipeline: Pipeline) -> None:
     fits, text_for_a_model_without_tokenizer = [1, 2, 3], "a text"
     job_id = pipeline.submit([fits, fits, fits])
     pipeline.query(
@@ -110,7 +110,7 @@ def test_what_only_the_worker_can_refuse_is_that_lines_error(pipeline: Pipeline)
     check(pipeline.database_url)
 
 
-def test_a_line_that_this_worker_does_not_understand_is_that_lines_error(pipeline: Pipeline) -> None:
+def test_lines_that_the_worker_cannot_parse_fail_alone(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(5))
     # As a newer API might store them, or no API at all.
     for line, body in enumerate([b'{"prompt": [1], "novel": "secret"}', b'"secret', b'["secret"]', b"{}"], 2):
@@ -126,7 +126,7 @@ def test_a_line_that_this_worker_does_not_understand_is_that_lines_error(pipelin
     check(pipeline.database_url)
 
 
-def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> None:
+def test_sigterm_releases_requests_that_do_not_finish_in_time(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.2") as process:
         job_id = pipeline.submit(prompts(200))
         await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
@@ -145,7 +145,7 @@ def test_sigterm_lets_go_of_what_does_not_finish_in_time(pipeline: Pipeline) -> 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_worker_that_is_slow_to_end_is_not_taken_for_one_that_hangs(pipeline: Pipeline) -> None:
+def test_slow_end_of_a_worker_is_not_taken_for_a_hang(pipeline: Pipeline) -> None:
     """Its last step takes long, and then Postgres does."""
     with pipeline.worker(FAKE_STEP_SECONDS="8", PAGEMILL_DRAIN_DEADLINE="0") as process:
         job_id = pipeline.submit(prompts(1), max_tokens=1)
@@ -161,7 +161,7 @@ def test_a_worker_that_is_slow_to_end_is_not_taken_for_one_that_hangs(pipeline: 
     check(pipeline.database_url)
 
 
-def test_a_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
+def test_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
     with pipeline.worker(FAKE_STEP_SECONDS="0.1"):
         cancelled = pipeline.submit(prompts(500))
         pipeline.wait_for_results(cancelled, 1)
@@ -179,7 +179,7 @@ def test_a_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_the_same_message_a_hundred_times_is_one_execution(pipeline: Pipeline) -> None:
+def test_hundred_equal_messages_are_one_execution(pipeline: Pipeline) -> None:
     job_id = pipeline.submit(prompts(50))
     app = make_app(pipeline.settings, "test")
     for _ in range(100):

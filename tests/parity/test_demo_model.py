@@ -74,7 +74,7 @@ def test_greedy_tokens_equal_those_of_transformers(engine: Engine) -> None:
         assert output.text == tokenizer.decode(theirs, skip_special_tokens=True)
 
 
-def test_a_chat_asks_what_its_last_user_message_says(engine: Engine, tokenizer: Tokenizer) -> None:
+def test_chat_asks_what_its_last_user_message_says(engine: Engine, tokenizer: Tokenizer) -> None:
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "sort garden"},
@@ -94,18 +94,18 @@ def test_a_chat_asks_what_its_last_user_message_says(engine: Engine, tokenizer: 
         ({"role": "user", "content": [{"type": "text", "text": "sort garden"}]}, "not plain text"),
     ],
 )
-def test_a_chat_without_a_users_text_is_refused(tokenizer: Tokenizer, message: dict[str, object], error: str) -> None:
+def test_chat_without_a_users_text_is_refused(tokenizer: Tokenizer, message: dict[str, object], error: str) -> None:
     with pytest.raises(InvalidPrompt, match=error):
         tokenizer.encode_chat([message])
 
 
-def test_the_tokenizer_gives_back_every_character_it_knows(tokenizer: Tokenizer) -> None:
+def test_tokenizer_gives_back_every_character_it_knows(tokenizer: Tokenizer) -> None:
     known = "".join(map(chr, range(32, 127))) + "\n  two  spaces , and don't ! "
     assert tokenizer.decode(tokenizer.encode(known)) == known
     assert len(tokenizer.encode(known)) == 1 + len(known)
     assert tokenizer.decode(tokenizer.encode("aé\t\x00b")) == "ab"
 
 
-def test_the_model_has_fewer_than_a_million_weights() -> None:
+def test_model_has_fewer_than_a_million_weights() -> None:
     with safe_open(MODEL / "model.safetensors", framework="pt") as weights:
         assert sum(weights.get_tensor(name).numel() for name in weights.keys()) < 1_000_000  # noqa: SIM118

@@ -192,7 +192,7 @@ CROWDED = Company(
 @pytest.mark.parametrize(
     ("name", "kind"), [("opt", "float32"), ("gemma2", "float32"), ("gpt2", "bfloat16"), ("qwen3-moe", "int8")]
 )
-def test_company_changes_no_bit(name: str, kind: str, saved: Save, alone: Any) -> None:
+def test_deterministic_outputs_do_not_depend_on_the_batch(name: str, kind: str, saved: Save, alone: Any) -> None:
     numbers = KINDS[kind]
     expected = alone(name, numbers)
     assert run_together(saved(BY_NAME[name], numbers.dtype), numbers, CROWDED) == [
@@ -208,7 +208,9 @@ def test_company_changes_no_bit(name: str, kind: str, saved: Save, alone: Any) -
 )
 @quickly(6)
 @given(company=companies([1, 2, 3]))
-def test_company_changes_no_bit_in_many_shapes(name: str, kind: str, saved: Save, alone: Any, company: Company) -> None:
+def test_deterministic_outputs_do_not_depend_on_the_batch_in_many_shapes(
+    name: str, kind: str, saved: Save, alone: Any, company: Company
+) -> None:
     numbers = KINDS[kind]
     expected = alone(name, numbers)
     found = run_together(saved(BY_NAME[name], numbers.dtype), numbers, company)
@@ -225,7 +227,7 @@ def test_tokens_are_those_of_transformers_even_when_preempted(name: str, saved: 
     assert [bits(output) for output in preempted] == [bits(output) for output in quiet]
 
 
-def test_without_the_mode_bits_differ(saved: Save) -> None:
+def test_outputs_depend_on_the_batch_without_the_deterministic_mode(saved: Save) -> None:
     """What the tests above compare does depend on the batch: a decode alone is another product than one of many."""
     it = saved(BY_NAME["qwen3"])
     engine = Engine.from_pretrained(
@@ -237,7 +239,7 @@ def test_without_the_mode_bits_differ(saved: Save) -> None:
     assert [bits(output) for output in together] != apart
 
 
-def test_a_model_whose_rows_meet_is_refused_at_load(saved: Save) -> None:
+def test_deterministic_mode_is_refused_when_rows_of_the_model_interact(saved: Save) -> None:
     """The trial sees what depends on a row's place or on its neighbours."""
     runner = ModelRunner.from_pretrained(saved(BY_NAME["gpt2"]).directory, config())
     forward = runner.model.forward
@@ -255,12 +257,12 @@ def test_a_model_whose_rows_meet_is_refused_at_load(saved: Save) -> None:
             trial()
 
 
-def test_experts_in_foreign_code_are_refused(saved: Save) -> None:
+def test_deterministic_mode_is_refused_with_experts_in_foreign_code(saved: Save) -> None:
     with pytest.raises(UnsupportedModel, match="experts"):
         Engine.from_pretrained(saved(BY_NAME["qwen2-moe"]).directory, config())
 
 
-def test_a_gpu_and_other_attention_are_refused() -> None:
+def test_deterministic_mode_is_refused_on_a_gpu_and_with_other_attention() -> None:
     with pytest.raises(ValueError, match="CPU only"):
         replace(config(), device="cuda")
     with pytest.raises(ValueError, match="its own attention"):

@@ -63,7 +63,7 @@ def test_tokens_are_those_of_rounded_keys_and_values(
     assert float((exact - expected).abs().max()) > 10 * TOLERANCE
 
 
-def test_blocks_take_a_byte_a_number(tmp_path: Path) -> None:
+def test_float8_blocks_take_one_byte_a_number(tmp_path: Path) -> None:
     next(model for model in NATIVE if model.name == "llama").save(tmp_path)
 
     def runner(**options: Any) -> ModelRunner:
@@ -91,16 +91,16 @@ def test_blocks_take_a_byte_a_number(tmp_path: Path) -> None:
     [{"attention": "torch"}, {"attention": "cpu"}, {"device": "cpu"}, {"deterministic": True}],
     ids=lambda options: "-".join(f"{name}-{value}" for name, value in options.items()),
 )
-def test_other_attention_is_refused(options: dict[str, Any]) -> None:
+def test_float8_cache_is_refused_with_other_attention(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Triton attention only"):
         EngineConfig(kv_cache_dtype="float8_e4m3", **options)
 
 
-def test_unknown_types_are_refused() -> None:
+def test_kv_cache_dtype_is_refused_when_unknown() -> None:
     with pytest.raises(ValueError, match="kv_cache_dtype must be one of"):
         EngineConfig(kv_cache_dtype="float8_e5m2")
 
 
-def test_a_machine_without_a_gpu_is_refused() -> None:
+def test_float8_cache_is_refused_without_a_gpu() -> None:
     with pytest.raises(ModelError, match="Triton attention only"):
         make_backend(EngineConfig(kv_cache_dtype="float8_e4m3"), torch.device("cpu"))

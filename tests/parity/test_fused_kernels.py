@@ -52,7 +52,9 @@ def generate(directory: Path) -> list[list[tuple[int, float]]]:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "phi3", "gemma3", "mixtral")),
     ],
 )
-def test_kernels_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_kernels_give_the_tokens_of_plain_torch(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     next(model for model in NATIVE if model.name == name).save(tmp_path)
     expected = generate(tmp_path)
     used = set()

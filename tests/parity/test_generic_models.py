@@ -89,7 +89,7 @@ def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Sav
     assert_close(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)
 
 
-def test_two_engines_do_not_meet(saved: Save) -> None:
+def test_engines_in_one_process_do_not_interact(saved: Save) -> None:
     first, second = (saved(model) for model in GENERIC[:2])
     one, two = engine(first.directory), engine(second.directory)
     for place in range(2):
@@ -105,7 +105,7 @@ def test_two_engines_do_not_meet(saved: Save) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("change", [{"sliding_window": None}, {"sliding_window": 8}, {"scale": 0.1}, {"soft_cap": 1.0}])
-def test_a_wrong_reading_of_the_attention_is_caught_at_load(
+def test_wrong_reading_of_the_attention_is_caught_at_load(
     change: dict[str, Any], dtype: torch.dtype, saved: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import engine.models.generic as generic
@@ -116,7 +116,7 @@ def test_a_wrong_reading_of_the_attention_is_caught_at_load(
         engine(saved(STARCODER, dtype).directory)
 
 
-def test_a_mask_that_means_more_than_causality_is_caught(tmp_path: Path) -> None:
+def test_mask_that_means_more_than_causality_is_caught(tmp_path: Path) -> None:
     # Doge masks out keys by a learned measure.
     TinyModel("doge", "doge").save(tmp_path)
     with pytest.raises(UnsupportedModel, match=r"doge.*differ from its own"):
@@ -146,7 +146,7 @@ def test_a_mask_that_means_more_than_causality_is_caught(tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_cannot_run_is_refused_before_loading(
+def test_unsupported_model_is_refused_before_loading(
     model_type: str, options: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     AutoConfig.for_model(model_type, **options).save_pretrained(tmp_path)

@@ -54,7 +54,7 @@ def test_float32_tokens_are_equal(model: TinyModel, saved: Save) -> None:
 
 
 @every_model
-def test_of_prompts_only_the_last_tokens_leave_the_last_layer(model: TinyModel, saved: Save) -> None:
+def test_last_layer_computes_only_the_last_tokens_of_prompts(model: TinyModel, saved: Save) -> None:
     it = saved(model)
     tried = engine(it, enable_prefix_caching=False)
     assert isinstance(tried.runner, ModelRunner)
@@ -74,7 +74,7 @@ def test_plain_torch_gives_the_same_tokens(model: TinyModel, saved: Save) -> Non
     assert_same(engine(it, attention="torch").generate(it.prompts, greedy(NUM_TOKENS)), it.references)
 
 
-def test_the_kernels_in_cpp_are_what_is_compared(saved: Save) -> None:
+def test_compared_models_run_the_cpp_kernels(saved: Save) -> None:
     try:
         library()
     except CpuKernelsUnavailable as error:
@@ -126,7 +126,7 @@ def test_bfloat16_parts_only_where_tokens_are_close(model: TinyModel, saved: Sav
     assert_close(tried.generate(it.prompts, greedy(NUM_TOKENS)), it.references)
 
 
-def test_the_text_part_of_a_multimodal_gemma_runs(tmp_path: Path) -> None:
+def test_text_part_of_a_multimodal_gemma_runs(tmp_path: Path) -> None:
     text = next(model for model in NATIVE if model.name == "gemma3").make_config()
     vision = {
         "hidden_size": 32,

@@ -71,7 +71,9 @@ def test_dequantized_weights_are_what_the_format_says(scheme: Scheme, tmp_path: 
 
 
 @pytest.mark.parametrize(("model", "scheme"), OTHERS, ids=lambda value: value.name)
-def test_other_models(model: TinyModel, scheme: Scheme, tmp_path: Path) -> None:
+def test_quantized_models_give_the_tokens_of_their_dequantized_weights(
+    model: TinyModel, scheme: Scheme, tmp_path: Path
+) -> None:
     directory, references = saved(model, scheme, tmp_path)
     check(engine_of(directory), references)
 

@@ -65,12 +65,12 @@ def test_kernels_give_the_tokens_of_plain_torch(name: str, tmp_path: Path, monke
     torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(expected_logprobs), atol=LOGPROB_TOLERANCE, rtol=0)
 
 
-def test_auto_takes_triton_on_a_gpu_and_not_elsewhere() -> None:
+def test_auto_attention_is_triton_only_on_a_gpu() -> None:
     chosen = make_backend(EngineConfig(device="cuda" if ON_GPU else "cpu"), torch.device("cuda" if ON_GPU else "cpu"))
     assert isinstance(chosen, TritonAttention) == ON_GPU
 
 
-def test_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_attention_is_refused_on_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels_device, "interprets", lambda: False)
     kernels_device.device_of.cache_clear()
     with pytest.raises(ModelError, match="TRITON_INTERPRET=1"):

@@ -27,7 +27,7 @@ def _commands() -> set[str]:
     return set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_every_process_is_there() -> None:
+def test_compose_has_every_process() -> None:
     assert set(SERVICES) == OURS | {"postgres", "redis"}
     for name in OURS:
         assert SERVICES[name]["command"] == [name]
@@ -35,13 +35,13 @@ def test_every_process_is_there() -> None:
 
 
 @pytest.mark.parametrize("text", [COMPOSE_TEXT, DOCKERFILE], ids=["compose.yaml", "Dockerfile"])
-def test_every_variable_is_a_setting(text: str) -> None:
+def test_compose_variables_are_settings(text: str) -> None:
     named = set(re.findall(r"\bPAGEMILL_[A-Z_]*[A-Z]\b", text))
     assert named
     assert named <= SETTINGS
 
 
-def test_what_is_passed_makes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_environment_makes_valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OURS:
         for variable, value in SERVICES[name]["environment"].items():
             # As Compose fills it in where nothing is set: ${NAME:-default}, and a key of the operator's own.
@@ -61,12 +61,12 @@ def test_images_are_built_from_targets_that_exist() -> None:
     assert "pip install -c constraints.txt .\n" in slim, "the slim image installs no extra, so no torch"
 
 
-def test_the_worker_s_image_has_what_triton_compiles_its_driver_with() -> None:
+def test_worker_s_image_has_what_triton_compiles_its_driver_with() -> None:
     worker = DOCKERFILE.partition("FROM runtime AS worker")[2].partition("FROM ")[0]
     assert {"gcc", "libc6-dev"} <= set(worker.split())
 
 
-def test_no_container_runs_as_root() -> None:
+def test_containers_do_not_run_as_root() -> None:
     runtime = DOCKERFILE.partition("AS runtime")[2]
     for stage in re.split(r"^FROM runtime AS ", runtime, flags=re.MULTILINE):
         # Root may install something on the way; whom a stage ends with is whom it runs as, or else the runtime's user.

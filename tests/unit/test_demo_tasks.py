@@ -41,7 +41,7 @@ letters = st.text("abcdefghijklmnopqrstuvwxyz", min_size=SHORTEST_WORD, max_size
         ("reverse ant =", "tna"),
     ],
 )
-def test_known_answers(prompt: str, answer: str) -> None:
+def test_solve_gives_known_answers(prompt: str, answer: str) -> None:
     assert solve(prompt) == answer
     assert exact(prompt, answer)
 
@@ -99,7 +99,7 @@ def test_words_are_sorted_unique_and_within_the_task() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_holdout_is_repeatable_distinct_and_right(task: str) -> None:
+def test_holdout_is_repeatable_distinct_and_right(task: str) -> None:
     examples = holdout(task, 600, seed=3)
     assert examples == holdout(task, 600, seed=3)
     assert examples != holdout(task, 600, seed=4)
@@ -112,7 +112,7 @@ def test_a_holdout_is_repeatable_distinct_and_right(task: str) -> None:
         assert len(example.answer) <= LONGEST_ANSWER
 
 
-def test_a_mixed_holdout_takes_the_tasks_in_turn() -> None:
+def test_mixed_holdout_takes_the_tasks_in_turn() -> None:
     examples = mixed_holdout(301)
     assert [example.task for example in examples[:4]] == ["add", "reverse", "sort", "add"]
     assert len({example.prompt for example in examples}) == len(examples) == 301

@@ -57,7 +57,7 @@ def _run(code: str, first_on_path: Path, directory: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_wheel_holds_more_than_code(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_more_than_code(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert not [name for name in SHIPPED if name not in names]
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
@@ -73,7 +73,7 @@ def test_every_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     assert not [name for name in sources if not name.startswith("tests/") and name not in names]
 
 
-def test_the_version_is_below_that_of_hugging_faces_kernels() -> None:
+def test_version_is_below_that_of_hugging_faces_kernels() -> None:
     assert tuple(int(part) for part in PROJECT["version"].split(".")[:2]) < LOOKS_LIKE_HUGGING_FACE
 
 
@@ -110,7 +110,7 @@ def test_api_courier_and_migrate_need_no_torch(unpacked: Path, tmp_path: Path) -
     )
 
 
-def test_a_worker_without_torch_says_what_it_needs(unpacked: Path, tmp_path: Path) -> None:
+def test_worker_without_torch_says_what_it_needs(unpacked: Path, tmp_path: Path) -> None:
     _run(
         "import sys, contextlib, io\n"
         "sys.modules['torch'] = None\n"

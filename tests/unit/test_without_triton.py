@@ -30,7 +30,7 @@ print(json.dumps(found))
 """
 
 
-def test_the_engine_generates_and_refuses_what_needs_kernels() -> None:
+def test_engine_generates_and_refuses_what_needs_kernels() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *texts, refusal = json.loads(done.stdout)

@@ -45,7 +45,7 @@ def test_work_counts_each_token_once(shared: int) -> None:
     assert work.attention_flops == looks * model.attention_layers * 2 * 2 * model.attention_width
 
 
-def test_the_ceiling_is_the_slower_of_computing_and_reading() -> None:
+def test_ceiling_is_the_slower_of_compute_and_memory() -> None:
     model = geometry(CONFIGS["tiny"]())
     work = Work.of(model, REQUESTS, 0)
     rates = {f"{inputs}x{outputs}": 10.0 for inputs, outputs in [*model.linears, model.head]}

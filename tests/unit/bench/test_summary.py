@@ -65,7 +65,7 @@ def test_ratios_pair_turns_of_the_same_round() -> None:
     assert ratios(RECORD, ours, RECORD["entries"][3]) is None
 
 
-def test_rows_come_by_speed_and_failures_last() -> None:
+def test_rows_are_sorted_by_speed_with_failures_last() -> None:
     found = rows(RECORD)
     assert [row.name for row in found] == ["ctranslate2", "engine", "openvino", "vllm"]
     engine = found[1]
@@ -76,7 +76,7 @@ def test_rows_come_by_speed_and_failures_last() -> None:
     assert found[0].noise == 0.2
 
 
-def test_a_rival_that_took_no_turn_is_named_with_its_reason() -> None:
+def test_rival_that_took_no_turn_is_named_with_its_reason() -> None:
     assert "**Vllm, float32** took no turn: RuntimeError: this CPU lacks something" in table(RECORD)
     assert "| Openvino | float32 | 250 (167 … 333) |" in table(RECORD)
 
@@ -101,7 +101,7 @@ def test_publishing_replaces_what_is_between_the_markers(tmp_path: Path, monkeyp
         keep(elsewhere)
 
 
-def test_the_document_has_a_place_for_every_workload() -> None:
+def test_benchmarks_page_has_a_place_for_every_workload() -> None:
     text = publish.DOCUMENT.read_text()
     for name in workloads().keys() - {"tiny"}:
         assert f"<!-- bench {name} -->" in text

@@ -16,7 +16,7 @@ SHARED = 8  # tokens in a row that two prompts do not share by chance
 every_workload = pytest.mark.parametrize("workload", workloads().values(), ids=list(workloads()))
 
 
-def test_the_cases_of_the_comparison_are_there() -> None:
+def test_comparison_has_its_five_workloads() -> None:
     assert {"W1", "W1s", "W2", "W3", "W4"} <= workloads().keys()
     article = workloads()["W1"].requests(0)
     assert [(len(request.prompt), request.max_tokens) for request in article] == [(8, 50)] * 50

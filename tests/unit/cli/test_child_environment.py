@@ -12,7 +12,7 @@ from cli.stack import child_environment
 from jobs.settings import Settings
 
 
-def test_a_child_reads_the_settings_that_its_parent_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_reads_the_settings_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGEMILL_LEASE", "37.5")
     monkeypatch.setenv("PAGEMILL_DEVICE", "cpu")
     settings = Settings().model_copy(

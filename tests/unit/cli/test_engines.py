@@ -40,7 +40,7 @@ def test_settings_reach_the_engine() -> None:
     ],
     ids=["deterministic", "dtype", "quantization", "device"],
 )
-def test_settings_that_no_engine_honours_are_one_line(
+def test_unsupported_engine_settings_are_refused_in_one_line(
     command: list[str],
     variable: str,
     value: str,

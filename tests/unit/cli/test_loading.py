@@ -31,7 +31,7 @@ def test_loading_shows_compilation_and_weights(monkeypatch: pytest.MonkeyPatch, 
     assert all(not logging.getLogger(name).handlers for name in SOURCES)
 
 
-def test_progress_is_a_line_every_few_seconds(
+def test_loading_prints_a_progress_line_every_few_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]

@@ -26,7 +26,9 @@ class Lines(Client):
         yield b"two"
 
 
-def test_what_was_there_stays_until_every_line_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_file_keeps_its_old_content_until_every_line_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "out.jsonl"
     target.write_text("precious\n")
     for breaks_off, expected in ((True, "precious\n"), (False, "one\ntwo\n")):
@@ -36,6 +38,6 @@ def test_what_was_there_stays_until_every_line_came(tmp_path: Path, monkeypatch:
         assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_a_data_directory_in_one_s_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_directory_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGEMILL_DATA_DIR", "~/pages")
     assert Settings().data_dir == Path.home() / "pages"

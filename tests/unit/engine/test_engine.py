@@ -17,7 +17,7 @@ from tests.unit.engine.fake_runner import FakeRunner
 
 
 class TestGenerate:
-    def test_token_ids_in_order(self) -> None:
+    def test_generate_returns_outputs_in_order(self) -> None:
         engine = make()
         prompts = [[n, n + 1] for n in range(1, 40)]
         runner = engine.runner
@@ -37,7 +37,7 @@ class TestGenerate:
             assert output.token_ids == tokens
             assert output.text == tokenizer.hf_tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def test_one_bad_prompt_leaves_its_neighbours_alone(self) -> None:
+    def test_generate_fails_a_bad_prompt_alone(self) -> None:
         engine, _, _ = speaking()
         prompts = ["fox", "\ud800", [1] * 200, [], [5, -1], [3], "dog"]
         outputs = engine.generate(prompts, GREEDY)
@@ -45,13 +45,13 @@ class TestGenerate:
         assert [output.error is None for output in outputs] == [True, *[False] * 4, True, True]
         assert all(len(output.token_ids) == 10 for output in outputs if output.error is None)
 
-    def test_texts_without_a_tokenizer_are_errors(self) -> None:
+    def test_generate_fails_texts_without_a_tokenizer(self) -> None:
         first, second = make().generate(["fox", [1]], GREEDY)
         assert first.error is not None
         assert "no tokenizer" in first.error
         assert second.error is None
 
-    def test_parameters_for_each(self) -> None:
+    def test_generate_takes_parameters_for_each_prompt(self) -> None:
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (1, 2, 3)]
         assert [len(output.token_ids) for output in make().generate([[1], [1], [1]], params)] == [1, 2, 3]
         with pytest.raises(ValueError, match="2 prompts came with 3"):
@@ -62,7 +62,7 @@ class TestGenerate:
     def test_generate_without_prompts_returns_nothing(self) -> None:
         assert make().generate([]) == []
 
-    def test_a_long_list_is_not_read_before_it_is_needed(self) -> None:
+    def test_generate_tokenizes_a_long_list_in_batches(self) -> None:
         """The first step comes after one batch of prompts was tokenized, not after all."""
         engine, _, tokenizer = speaking()
         batches: list[int] = []
@@ -87,7 +87,7 @@ class TestGenerate:
         assert output.request_id != "mine"
         assert [other.request_id for other in engine.step()] == ["mine"]
 
-    def test_an_interruption_leaves_nothing_behind(self) -> None:
+    def test_generate_leaves_nothing_behind_when_interrupted(self) -> None:
         engine = make(decode_steps=1)
         run, calls = engine.runner.run, []
 
@@ -218,7 +218,7 @@ class TestSeeds:
         assert draws("a", 0) != draws("b", 0)
         assert draws("a", 0) != draws("a", 1)
 
-    def test_a_request_resumed_from_its_tokens_goes_on_as_it_would_have(self) -> None:
+    def test_request_resumed_from_its_tokens_draws_the_same(self) -> None:
         params = SamplingParams(max_tokens=12, ignore_eos=True, seed=5)
         (whole,) = make().generate([[1, 2]], params)
         begun = [1, 2, *whole.token_ids[:5]]
@@ -249,7 +249,7 @@ class TestLogprobs:
                 assert got.logprob == pytest.approx(expected[history[position]].item(), abs=1e-5)
                 assert got.top[0][0] == int(expected.argmax())
 
-    def test_prompt_logits_are_rationed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prompt_logits_of_a_step_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A long prompt never asks for more rows of logits at once than memory allows."""
         monkeypatch.setattr("engine.engine._MAX_PROMPT_LOGITS", 5 * 50)
         runner = FakeRunner()
@@ -261,7 +261,7 @@ class TestLogprobs:
         assert [o.prompt_logprobs for o in outputs] == [o.prompt_logprobs for o in make().generate(prompts, params)]
 
 
-def test_salts_keep_tenants_apart() -> None:
+def test_salt_keeps_cached_prefixes_apart() -> None:
     engine = make(FakeRunner(block_size=4))
     prompt = [1] * 9
     cached = []
@@ -271,7 +271,7 @@ def test_salts_keep_tenants_apart() -> None:
     assert cached == [0, 0, 8, 8]
 
 
-def test_stats_add_up() -> None:
+def test_stats_count_tokens_steps_and_blocks() -> None:
     engine = make(FakeRunner(block_size=4))
     engine.generate([[1] * 9, [2] * 3], GREEDY)
     stats = engine.stats()

@@ -24,7 +24,7 @@ class TestEnds:
         (output,) = make(runner).generate([[3]], SamplingParams(temperature=0, max_tokens=30))
         assert (output.token_ids, output.finish_reason, output.stop_reason) == (expected, "stop", None)
 
-    def test_stop_token(self) -> None:
+    def test_stop_token_ends_the_output(self) -> None:
         runner = FakeRunner()
         tokens = self.reference(runner, [3])
         params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop_token_ids=[tokens[4]])
@@ -32,7 +32,7 @@ class TestEnds:
         assert output.token_ids == tokens[: tokens.index(tokens[4]) + 1]
         assert (output.finish_reason, output.stop_reason) == ("stop", tokens[4])
 
-    def test_min_tokens_holds_stops_back(self) -> None:
+    def test_stop_tokens_are_banned_before_min_tokens(self) -> None:
         runner = FakeRunner()
         tokens = self.reference(runner, [3])
         params = SamplingParams(
@@ -42,7 +42,7 @@ class TestEnds:
         assert len(output.token_ids) > 8
         assert not {tokens[0], tokens[2]} & set(output.token_ids[:8])
 
-    def test_max_tokens_of_zero_only_reads(self) -> None:
+    def test_max_tokens_of_zero_only_scores_the_prompt(self) -> None:
         (output,) = make().generate([[3, 4, 5]], SamplingParams(max_tokens=0, prompt_logprobs=0))
         assert (output.token_ids, output.finish_reason) == ([], "length")
         assert output.prompt_logprobs is not None
@@ -95,7 +95,7 @@ class TestEnds:
         assert (output.finish_reason, output.stop_reason) == ("stop", stop)
         assert output.text == "x" * (4 if stop.startswith("x") else 5)
 
-    def test_a_stop_token_is_not_in_the_text(self) -> None:
+    def test_stop_token_is_not_in_the_text(self) -> None:
         engine, runner, tokenizer = speaking()
         tokens = runner.greedy(tokenizer.encode("fox"), 30, ignore_eos=True)
         end = tokens.index(tokens[6])
@@ -104,7 +104,7 @@ class TestEnds:
         assert output.token_ids == tokens[: end + 1]
         assert output.text == tokenizer.decode(tokens[:end])
 
-    def test_echo(self) -> None:
+    def test_echo_puts_the_prompt_before_the_text(self) -> None:
         engine, _, tokenizer = speaking()
         plain, echoed = engine.generate(
             ["the fox"] * 2, [GREEDY, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, echo=True)]
@@ -113,7 +113,7 @@ class TestEnds:
         assert echoed.text.startswith("the fox")
         assert echoed.token_ids == plain.token_ids
 
-    def test_echo_with_a_stop_string(self) -> None:
+    def test_stop_string_cuts_the_output_after_an_echoed_prompt(self) -> None:
         engine, _, _ = speaking()
         (plain,) = engine.generate(["the fox"], GREEDY)
         stop = plain.text[4:6]

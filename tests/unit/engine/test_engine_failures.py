@@ -15,7 +15,7 @@ from tests.unit.engine.fake_runner import FakeRunner
 
 
 class TestFailures:
-    def test_nan_ends_one_request(self) -> None:
+    def test_nan_logits_fail_one_request(self) -> None:
         runner = FakeRunner(nan_on=49)
         prompts = [[1], [2, 49], [3]]
         outputs = make(runner).generate(prompts, GREEDY)
@@ -23,11 +23,11 @@ class TestFailures:
         assert outputs[1].error == "the model's logits are not finite numbers"
         assert outputs[2].token_ids == runner.greedy([3], 10, ignore_eos=True)
 
-    def test_nan_in_the_prompt_s_log_probabilities(self) -> None:
+    def test_nan_in_prompt_logprobs_fails_the_request(self) -> None:
         outputs = make(FakeRunner(nan_on=49)).generate([[2, 49, 3]], SamplingParams(max_tokens=0, prompt_logprobs=0))
         assert outputs[0].finish_reason == "error"
 
-    def test_a_request_that_breaks_the_step_ends_alone(self) -> None:
+    def test_request_that_raises_fails_alone(self) -> None:
         runner = FakeRunner(raises_on=49)
         prompts = [[n] for n in range(1, 8)]
         prompts[4] = [5, 49]
@@ -57,7 +57,7 @@ class TestFailures:
         assert finish(engine)["good"].token_ids == runner.greedy([*shared, 6, 7, 8, 9], 10, ignore_eos=True)
 
     @pytest.mark.parametrize("decode_steps", [1, 8])
-    def test_a_step_too_large_for_memory_runs_in_parts_and_later_ones_are_smaller(self, decode_steps: int) -> None:
+    def test_step_runs_in_parts_when_memory_is_short_and_later_ones_are_smaller(self, decode_steps: int) -> None:
         runner = FakeRunner()
         prompts = [[n, 2] for n in range(1, 9)]
         engine = make(runner, decode_steps=decode_steps)
@@ -73,14 +73,14 @@ class TestFailures:
         assert runner.num_out_of_memory <= 2
         assert engine.stats().preemptions >= 4
 
-    def test_a_prompt_too_large_for_memory_is_read_in_smaller_pieces(self) -> None:
+    def test_prompt_is_read_in_smaller_chunks_when_memory_is_short(self) -> None:
         runner = FakeRunner(max_tokens_at_once=5)
         engine = make(runner)
         (output,) = engine.generate([[3] * 60], GREEDY)
         assert output.token_ids == runner.greedy([3] * 60, 10, ignore_eos=True)
         engine.check()
 
-    def test_memory_that_suffices_for_no_token_ends_the_engine(self) -> None:
+    def test_engine_fails_when_memory_holds_no_token(self) -> None:
         engine = make(FakeRunner(max_tokens_at_once=0))
         engine.add("r", [3, 4], GREEDY)
         with pytest.raises(EngineFailed, match="memory is full"):
@@ -106,7 +106,7 @@ class TestFailures:
             engine.step()
         assert engine.stats().errors == 0
 
-    def test_a_sticky_device_error_ends_the_engine_at_once(self) -> None:
+    def test_sticky_device_error_ends_the_engine_at_once(self) -> None:
         engine = make()
         calls = []
 
@@ -121,7 +121,7 @@ class TestFailures:
             engine.step()
         assert len(calls) == 1
 
-    def test_a_tokenizer_that_raises_ends_one_request(self) -> None:
+    def test_request_fails_alone_when_the_tokenizer_raises(self) -> None:
         engine, _, tokenizer = speaking()
         decode = tokenizer.decode
 

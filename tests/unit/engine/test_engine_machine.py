@@ -206,7 +206,7 @@ TestEngineMachine.settings = settings(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
-def test_long_walks(part: int) -> None:
+def test_engine_keeps_its_invariants_over_long_random_walks(part: int) -> None:
     """The same with fresh randomness and thousands of moves, in parts that each have time to spare."""
     run_state_machine_as_test(
         EngineMachine,

@@ -70,7 +70,7 @@ print(json.dumps({"peak": status("VmHWM") - before, "after": status("VmRSS") - b
 
 
 @pytest.mark.slow
-def test_loading_never_holds_more_than_the_weights_and_one_shard(tmp_path: Path) -> None:
+def test_loading_peak_is_the_weights_and_one_shard(tmp_path: Path) -> None:
     """Some 400 MB of weights in eight files."""
     hidden, inner, layers = 1024, 2816, 8
     sizes = {
@@ -154,7 +154,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_long_run_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_engine_memory_is_flat_over_a_long_run(tmp_path: Path) -> None:
     """Of requests that ended, were aborted or preempted, no object stays and no memory."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     number = 300
@@ -191,6 +191,6 @@ print(json.dumps({"bytes_each": (resident() - before) // 100000}))
 
 
 @pytest.mark.slow
-def test_what_a_queued_request_takes(tmp_path: Path) -> None:
+def test_queued_request_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert in_a_process_of_its_own(QUEUE, tmp_path)["bytes_each"] < 4096

@@ -59,7 +59,7 @@ BAD: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}-{n}" for n, (name, _) in enumerate(BAD)])
-def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
+def test_parameter_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidParams, match=f"^{name}") as caught:
         SamplingParams(**{name: value})
     assert isinstance(caught.value, ValueError)
@@ -67,13 +67,13 @@ def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
     assert len(caught.value.message) < 200
 
 
-def test_min_tokens_above_max_tokens() -> None:
+def test_min_tokens_above_max_tokens_is_refused() -> None:
     with pytest.raises(InvalidParams, match="min_tokens"):
         SamplingParams(min_tokens=5, max_tokens=4)
     SamplingParams(min_tokens=5, max_tokens=None)
 
 
-def test_shorthands() -> None:
+def test_parameters_accept_shorthands() -> None:
     assert SamplingParams(stop="END").stop == ("END",)
     assert SamplingParams(top_k=-1).top_k == 0
     assert SamplingParams(stop_token_ids={3}).stop_token_ids == (3,)  # type: ignore[arg-type]

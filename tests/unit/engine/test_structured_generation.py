@@ -83,7 +83,9 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 
 @pytest.mark.parametrize("make_tokenizer", KINDS.values(), ids=KINDS)
-def test_every_kind_with_every_tokenizer(make_tokenizer: Callable[[], PreTrainedTokenizerFast]) -> None:
+def test_output_follows_each_kind_of_grammar_with_each_tokenizer(
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+) -> None:
     engine = make(make_tokenizer())
     schema = {
         "type": "object",
@@ -220,7 +222,7 @@ class TestEnds:
         assert "no token of the model" in (output.error or "")
 
 
-def test_the_other_parameters_still_hold(engine: Engine) -> None:
+def test_other_parameters_hold_beside_a_grammar(engine: Engine) -> None:
     tokenizer = engine.tokenizer
     assert tokenizer is not None
     (a,) = tokenizer.encode("a", add_special_tokens=False)
@@ -241,7 +243,7 @@ def test_completions_keep_their_own_grammar_state(engine: Engine) -> None:
     assert len(set(texts)) > 4
 
 
-def test_preemption_changes_nothing() -> None:
+def test_structured_output_is_unchanged_by_preemption() -> None:
     every = [replace(params(seed=seed, regex="([a-e]{3}-){12}", max_tokens=64), ignore_eos=True) for seed in range(12)]
     prompts = [[5, seed + 6] for seed in range(12)]
     engine = make()
@@ -317,7 +319,7 @@ class TestWhileCompiling:
         assert told == [True]
         assert finish(engine)["waits"].error is None
 
-    def test_abort_while_the_grammar_compiles(self) -> None:
+    def test_request_can_be_aborted_while_its_grammar_compiles(self) -> None:
         engine, pid = self.hanging()
         engine.add("waits", [5], params(regex="[ab]{3}", n=2))
         engine.abort("waits")
@@ -369,7 +371,7 @@ def _schema(number: int, draw: random.Random) -> dict[str, Any]:
     ("requests", "hostile"),
     [(60, 8), pytest.param(1000, 52, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
 )
-def test_hostile_schemas_change_nothing_for_the_rest(requests: int, hostile: int) -> None:
+def test_hostile_schemas_do_not_change_other_outputs(requests: int, hostile: int) -> None:
     draw = random.Random(5)
     schemas = [_schema(number, draw) for number in range(requests)]
     names = list(HOSTILE)[:: len(HOSTILE) // hostile][:hostile]

@@ -59,6 +59,6 @@ def test_empty_regex_is_accepted() -> None:
     assert StructuredOutputs(regex="").source == ""
 
 
-def test_params_take_nothing_else() -> None:
+def test_sampling_params_refuse_structured_outputs_of_another_type() -> None:
     with pytest.raises(InvalidParams, match="structured_outputs"):
         SamplingParams(structured_outputs={"regex": "a"})  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def _default(field: FieldInfo) -> str:
             return f"`{value}`"
 
 
-def test_the_table_is_the_code() -> None:
+def test_settings_table_equals_the_code() -> None:
     expected = [
         f"| `PAGEMILL_{name.upper()}` | {_default(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()

@@ -71,7 +71,7 @@ def test_smaller_share_comes_first() -> None:
     running=st.dictionaries(st.sampled_from("abc"), st.integers(0, 20)),
     weight=st.dictionaries(st.sampled_from("abc"), st.integers(1, 5)),
 )
-def test_every_division_is_full_and_fair(
+def test_division_is_full_and_fair(
     limit: int, jobs: list[tuple[str, int]], running: dict[str, int], weight: dict[str, int]
 ) -> None:
     candidates = [candidate(job, *what) for job, what in enumerate(jobs)]

@@ -44,7 +44,7 @@ def test_kernels_compile_for_nvidia_and_amd(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_attention_of_the_benchmarks_models_takes_the_resources_that_are_on_record(tmp_path: Path) -> None:
+def test_attention_kernels_take_the_recorded_resources(tmp_path: Path) -> None:
     """Registers, stack (spills), shared memory and tiles in flight, beside `resources_sm_90.json`.
 
     After an intended change, `resources` from `python -m tests.unit.kernels.ahead_of_time --models` go into the file.
@@ -58,7 +58,7 @@ def test_attention_of_the_benchmarks_models_takes_the_resources_that_are_on_reco
     assert found == recorded["kernels"]
 
 
-def test_no_recorded_attention_kernel_spills_or_waits_for_its_only_tile() -> None:
+def test_recorded_attention_kernels_neither_spill_nor_run_one_stage() -> None:
     recorded = json.loads(Path(__file__).with_name("resources_sm_90.json").read_text())["kernels"]
     assert {name for name, resources in recorded.items() if resources["stack"] > 0} == set()
     assert {name for name, resources in recorded.items() if resources["buffers"] < 2} == set()

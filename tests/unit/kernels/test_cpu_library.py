@@ -38,7 +38,7 @@ def test_openmp_is_found_wherever_torch_is_installed() -> None:
     assert openmp_path(maps.replace("libgomp", "libgompertz/x")) is None
 
 
-def test_compiled_once_and_again_when_sources_change(small_source: Path, tmp_path: Path) -> None:
+def test_build_compiles_again_only_when_sources_change(small_source: Path, tmp_path: Path) -> None:
     path = build("generic", tmp_path / "cache")
     assert load("generic", path).width == 4
     written = path.stat().st_mtime_ns
@@ -50,7 +50,7 @@ def test_compiled_once_and_again_when_sources_change(small_source: Path, tmp_pat
     assert not list((tmp_path / "cache").glob(".compiling-*"))
 
 
-def test_without_a_compiler_only_what_is_there_runs(
+def test_build_uses_only_existing_libraries_when_there_is_no_compiler(
     small_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = build("generic", tmp_path / "cache")
@@ -60,7 +60,7 @@ def test_without_a_compiler_only_what_is_there_runs(
         build("generic", tmp_path / "other")
 
 
-def test_a_compiler_that_fails_is_quoted(small_source: Path, tmp_path: Path) -> None:
+def test_build_quotes_the_compiler_when_it_fails(small_source: Path, tmp_path: Path) -> None:
     (small_source / "all.cpp").write_text("#error this machine is too old\n")
     with pytest.raises(CpuKernelsUnavailable, match="this machine is too old"):
         build("generic", tmp_path / "cache")
@@ -95,7 +95,7 @@ def test_prebuilt_library_is_preferred(small_source: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_the_widest_variant_compiles(tmp_path: Path) -> None:
+def test_widest_variant_compiles(tmp_path: Path) -> None:
     """Nothing more: it runs on machines with AVX-512 only."""
     if native_variant() not in ("avx2", "avx512"):
         pytest.skip("no x86")
@@ -111,7 +111,7 @@ def test_the_widest_variant_compiles(tmp_path: Path) -> None:
         assert "vpmaddwd" in code
 
 
-def test_sources_are_there() -> None:
+def test_sources_are_installed() -> None:
     assert {path.name for path in SOURCE.iterdir()} >= {"linear.cpp", "paged_attention.cpp", "vectors.h", "product.h"}
     assert native_variant() in VARIANTS
     assert os.access(SOURCE, os.R_OK)

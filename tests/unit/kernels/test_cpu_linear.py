@@ -47,7 +47,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_shapes(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
+def test_linear_equals_torch_in_all_shapes(shape: tuple[int, int], dtype: torch.dtype, library: Library) -> None:
     for rows in ROWS:
         hidden, weight, bias = draw(*shape, rows, dtype)
         packed = pack_weight(weight, library.width)
@@ -58,7 +58,7 @@ def test_all_shapes(shape: tuple[int, int], dtype: torch.dtype, library: Library
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_activations(activation: str, dtype: torch.dtype, library: Library) -> None:
+def test_linear_equals_torch_with_each_activation(activation: str, dtype: torch.dtype, library: Library) -> None:
     hidden, weight, bias = draw(65, 70, 9, dtype)
     hidden[0] *= 40  # far into the tails
     packed, padded = pack_weight(weight, library.width), pad_bias(bias, library.width)
@@ -69,7 +69,7 @@ def test_activations(activation: str, dtype: torch.dtype, library: Library) -> N
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("outputs", [64, 320])  # of both halves; whole panels in all widths
-def test_gates(outputs: int, activation: str, dtype: torch.dtype, library: Library) -> None:
+def test_linear_equals_torch_with_gates(outputs: int, activation: str, dtype: torch.dtype, library: Library) -> None:
     for rows in (1, 7, 50, 401):
         hidden, weight, bias = draw(70, outputs, rows, dtype)
         padded = pad_bias(bias, library.width)
@@ -85,7 +85,9 @@ def test_gates(outputs: int, activation: str, dtype: torch.dtype, library: Libra
 
 
 @pytest.mark.parametrize(("panels", "more"), [(1, 0), (3, 0), (2, 1), (1, 4)])
-def test_halves_that_are_not_whole_panels_have_no_gate(panels: int, more: int, library: Library) -> None:
+def test_packed_weight_cannot_gate_when_its_halves_are_not_whole_panels(
+    panels: int, more: int, library: Library
+) -> None:
     hidden, weight, _ = draw(30, panels * 2 * library.width + more, 2, torch.float32)
     packed = pack_weight(weight, library.width)
     assert not packed.can_gate
@@ -108,7 +110,7 @@ def test_int8_kernel_equals_its_reference(shape: tuple[int, int], dtype: torch.d
         assert (found.double() - exact).norm() < 0.05 * exact.norm()
 
 
-def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
+def test_linear_row_does_not_depend_on_other_rows(library: Library) -> None:
     hidden, weight, _ = draw(700, 130, 450, torch.float32)
     for int8 in (False, True):
         packed = pack_weight(weight, library.width, int8=int8)
@@ -128,13 +130,13 @@ def test_non_finite_values_stay_in_their_row(bad: float, library: Library) -> No
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_rows_can_be_read_back(dtype: torch.dtype, library: Library) -> None:
+def test_packed_weight_gives_back_its_rows(dtype: torch.dtype, library: Library) -> None:
     _, weight, _ = draw(33, 150, 1, dtype)
     indices = torch.tensor([0, 149, 7, 7, 63])
     assert torch.equal(pack_weight(weight, library.width).rows(indices), weight[indices])
 
 
-def test_strided_and_stacked_rows(library: Library) -> None:
+def test_linear_accepts_strided_and_stacked_rows(library: Library) -> None:
     hidden, weight, _ = draw(30, 20, 12, torch.float32)
     packed = pack_weight(weight, library.width)
     wide = torch.cat((hidden, hidden), dim=1)

@@ -91,12 +91,12 @@ def test_op_gives_the_same_with_its_kernel_and_with_its_fallback(
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_only_tensors_on_a_gpu_have_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_use_triton_is_true_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # what lets the interpreter run them here
     assert not dispatch.use_triton(torch.empty(1))
 
 
-def test_a_gate_that_kernels_lack_takes_the_fallback(device: torch.device) -> None:
+def test_gated_activation_falls_back_when_kernels_lack_the_gate(device: torch.device) -> None:
     x = randn(3, 80).to(device)
     gate, up = x.chunk(2, dim=-1)
     assert torch.equal(gated_activation(x, "relu"), gate.relu() * up)

@@ -50,7 +50,9 @@ def same_routing(found: Routing, expected: Routing) -> None:
     ("tokens", "experts", "per_token", "rows"),
     [(1, 8, 2, 16), (5, 5, 5, 16), (33, 8, 2, 16), (100, 60, 4, 32), (300, 3, 1, 16), (7, 129, 8, 16)],
 )
-def test_routing(tokens: int, experts: int, per_token: int, rows: int, normalized: bool, device: torch.device) -> None:
+def test_route_equals_its_reference(
+    tokens: int, experts: int, per_token: int, rows: int, normalized: bool, device: torch.device
+) -> None:
     # Columns of something wider, as any slice is.
     logits = randn(tokens, experts + 3).to(device)[:, :experts]
     options = {"normalized": normalized, "rows": rows}
@@ -58,13 +60,13 @@ def test_routing(tokens: int, experts: int, per_token: int, rows: int, normalize
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_routing_by_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+def test_route_equals_its_reference_in_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     # All different, or the order among equals would decide.
     logits = torch.stack([torch.randperm(24) for _ in range(40)]).to(dtype).to(device) / 4
     same_routing(route(logits, 6, normalized=True, rows=16), route_reference(logits, 6, normalized=True, rows=16))
 
 
-def test_routing_when_chunks_are_many(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_route_equals_its_reference_when_chunks_are_many(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """More chunks than are added up at a time, and more blocks than a program describes."""
     monkeypatch.setattr(expert_routing, "_TOKENS", 2)
     monkeypatch.setattr(expert_routing, "_CHUNKS", 4)
@@ -74,7 +76,7 @@ def test_routing_when_chunks_are_many(device: torch.device, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("most_rows", [1, 16])
-def test_the_bound_is_reached_and_holds(most_rows: int) -> None:
+def test_most_rows_bound_is_tight(most_rows: int) -> None:
     for num_pairs in (1, 5, 16, 33, 64):
         for num_experts in (1, 4, 40):
             used = min(num_pairs, num_experts)
@@ -92,7 +94,7 @@ def test_equal_logits_choose_different_experts(device: torch.device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_rows_that_are_no_numbers_harm_no_other(device: torch.device) -> None:
+def test_nan_rows_do_not_change_other_rows(device: torch.device) -> None:
     logits = randn(40, 7).to(device)
     clean = route(logits, 2, normalized=True, rows=16)
     logits[3] = float("nan")
@@ -137,7 +139,7 @@ def mixture(
     ],
     ids=str,
 )
-def test_mixtures(
+def test_expert_mlp_equals_its_reference(
     tokens: int, experts: int, per_token: int, hidden: int, inner: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     parts = mixture(tokens, experts, hidden, inner, dtype, device)
@@ -149,14 +151,14 @@ def test_mixtures(
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_mixtures_with_other_gates(activation: str, device: torch.device) -> None:
+def test_expert_mlp_equals_its_reference_with_each_gate(activation: str, device: torch.device) -> None:
     parts = mixture(6, 3, 40, 24, torch.float32, device)
     found = expert_mlp(*parts, 2, normalized=True, activation=activation)
     expected = expert_mlp_reference(*parts, 2, normalized=True, activation=activation)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_all_tokens_in_one_expert(device: torch.device) -> None:
+def test_expert_mlp_equals_its_reference_when_one_expert_gets_all_tokens(device: torch.device) -> None:
     """Several blocks of one expert, and experts whose weights must not be read."""
     x, logits, gate_up, down = mixture(70, 6, 40, 24, torch.float32, device)
     logits[:, 4] = 50.0
@@ -169,7 +171,7 @@ def test_all_tokens_in_one_expert(device: torch.device) -> None:
     )
 
 
-def test_a_product_in_many_groups_of_blocks(device: torch.device) -> None:
+def test_expert_product_equals_its_reference_over_many_groups_of_blocks(device: torch.device) -> None:
     """More blocks than one group has, the last group not full, and more columns than one tile."""
     x, logits, gate_up, down = mixture(150, 5, 36, 140, torch.float32, device)
     tiles = product_tiles(300, 5, torch.float32, device_of(device))
@@ -186,7 +188,7 @@ def test_a_product_in_many_groups_of_blocks(device: torch.device) -> None:
     )
 
 
-def test_blocks_of_another_size_are_refused(device: torch.device) -> None:
+def test_expert_product_refuses_blocks_of_another_size(device: torch.device) -> None:
     x, logits, gate_up, _ = mixture(3, 2, 8, 8, torch.float32, device)
     tiles = product_tiles(6, 2, torch.float32, device_of(device))
     routing = route(logits, 2, normalized=True, rows=2 * tiles.rows)
@@ -194,7 +196,7 @@ def test_blocks_of_another_size_are_refused(device: torch.device) -> None:
         product_launch(x, gate_up, routing, torch.empty(6, 8), tiles, activation="silu")
 
 
-def test_nothing_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expert_mlp_reads_nothing_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor without memory has no value that could be: a graph can hold all of it."""
     run: list[object] = []
     monkeypatch.setattr(Launch, "run", lambda launch: run.append(launch.kernel))

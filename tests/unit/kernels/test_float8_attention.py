@@ -52,7 +52,7 @@ def off(found: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("new", [1, 24], ids=["decode", "prompt"])
-def test_large_keys_lose_no_more_than_rounding(new: int, device: torch.device) -> None:
+def test_float8_attention_of_large_keys_loses_no_more_than_rounding(new: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
     key, value = (
         (torch.randn(LENGTH, HEADS, DIM, generator=generator) * size).to(device, torch.bfloat16) for size in (SIZE, 1.0)

@@ -85,7 +85,7 @@ def test_float8_rounds_as_torch_does(device: torch.device) -> None:
     same([found], [numbers.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)])
 
 
-def test_no_number_is_too_large_or_too_small(device: torch.device) -> None:
+def test_float8_write_covers_the_largest_and_smallest_numbers(device: torch.device) -> None:
     """The bound that `float8.py` gives, from the smallest normal number to the largest, and zero."""
     largest = torch.tensor(
         [1.2e-38, 1e-20, 3e-5, 0.5, 447.9, 448.0, 448.1, 512.0, 5e3, 6.5e4, 3e38, 0.0], device=device
@@ -105,7 +105,7 @@ def test_no_number_is_too_large_or_too_small(device: torch.device) -> None:
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("dim", "rotary_dim"), [(16, 16), (80, 80), (33, 10)])
-def test_rotation_equals_the_reference(
+def test_rotate_and_write_kv_equals_its_reference(
     dim: int, rotary_dim: int, dtype: torch.dtype, interleaved: bool, device: torch.device
 ) -> None:
     heads = torch.randn(3, 9, dim + 5, device=device).to(dtype)[:, 1:6, :dim]

@@ -166,7 +166,9 @@ MIXED = ([0, 37, 5, 120, 0, 63, 64], [1, 1, 30, 1, 77, 1, 2])
 
 @pytest.mark.parametrize("window", [None, 1, 9, 64, 1000])
 @pytest.mark.parametrize("block_size", [1, 16, 64])
-def test_mixed_steps(attend: Attend, block_size: int, window: int | None) -> None:
+def test_paged_attention_equals_dense_attention_on_mixed_steps(
+    attend: Attend, block_size: int, window: int | None
+) -> None:
     step = make_step(*MIXED, block_size=block_size)
     torch.testing.assert_close(
         attend(step, window=window).double(), attend_densely(step, window=window), atol=1e-5, rtol=1e-5
@@ -178,7 +180,7 @@ def test_mixed_steps(attend: Attend, block_size: int, window: int | None) -> Non
     ("heads", "kv_heads", "head_dim", "value_dim"),
     [(1, 1, 8, 8), (12, 12, 64, 64), (6, 3, 80, 80), (7, 1, 33, 33), (5, 5, 24, 16), (8, 2, 96, 128)],
 )
-def test_shapes_of_heads(
+def test_paged_attention_equals_dense_attention_with_each_shape_of_heads(
     attend: Attend, heads: int, kv_heads: int, head_dim: int, value_dim: int, dtype: torch.dtype
 ) -> None:
     step = make_step(*MIXED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, dtype=dtype)
@@ -188,7 +190,7 @@ def test_shapes_of_heads(
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_soft_caps_and_sinks(attend: Attend, window: int | None) -> None:
+def test_paged_attention_equals_dense_attention_with_soft_caps_and_sinks(attend: Attend, window: int | None) -> None:
     step = make_step(*MIXED)
     sinks = torch.randn(6)
     for options in ({"soft_cap": 1.5}, {"sinks": sinks}, {"soft_cap": 1.5, "sinks": sinks}):
@@ -200,17 +202,17 @@ def test_soft_caps_and_sinks(attend: Attend, window: int | None) -> None:
         )
 
 
-def test_many_decodes_of_all_lengths(attend: Attend) -> None:
+def test_paged_attention_equals_dense_attention_on_decodes_of_all_lengths(attend: Attend) -> None:
     step = make_step(list(range(200)), [1] * 200, heads=2, kv_heads=1, head_dim=16)
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
 
 
-def test_long_prompts_are_cut_into_rows(attend: Attend) -> None:
+def test_paged_attention_equals_dense_attention_on_long_prompts(attend: Attend) -> None:
     step = make_step([100, 0], [700, 513], heads=2, kv_heads=1, head_dim=16)
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
 
 
-def test_nan_of_a_sequence_does_not_reach_others(attend: Attend) -> None:
+def test_nan_in_one_sequence_does_not_change_others(attend: Attend) -> None:
     step = make_step([50, 20, 7], [1, 1, 4])
     block = int(step.block_tables[0, 0])
     step.key_cache[block] = float("nan")

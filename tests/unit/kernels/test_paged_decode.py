@@ -77,18 +77,18 @@ def check(step: PagedStep, *, target_splits: int | None = None, **options: Any) 
     )
 
 
-def test_lengths_of_all_kinds(device: torch.device) -> None:
+def test_decode_equals_dense_attention_over_all_lengths(device: torch.device) -> None:
     check(make_step(LENGTHS, [1] * 5, device=device))
 
 
-def test_padding_becomes_zeros_and_reads_nothing(device: torch.device) -> None:
+def test_padding_rows_become_zeros_and_read_nothing(device: torch.device) -> None:
     step = make_step([0, 3, 0], [1, 1, 1], device=device, heads=2, kv_heads=1, head_dim=16)
     out = decode(step)
     assert (out[[0, 2]] == 0).all()
     assert out[1].isfinite().all()
 
 
-def test_sequences_with_more_or_no_new_tokens_are_left_alone(device: torch.device) -> None:
+def test_decode_leaves_sequences_with_more_or_no_new_tokens_alone(device: torch.device) -> None:
     step = make_step([9, 20, 5, 7], [3, 1, 0, 1], device=device, heads=2, kv_heads=1, head_dim=16)
     out = decode(step)
     assert out[:3].isnan().all()
@@ -97,7 +97,7 @@ def test_sequences_with_more_or_no_new_tokens_are_left_alone(device: torch.devic
 
 
 @pytest.mark.parametrize("block_size", [8, 16, 128])
-def test_block_sizes(block_size: int, device: torch.device) -> None:
+def test_decode_equals_dense_attention_with_each_block_size(block_size: int, device: torch.device) -> None:
     check(make_step([41], [1], device=device, heads=2, kv_heads=1, head_dim=16, block_size=block_size))
 
 
@@ -105,7 +105,9 @@ def test_block_sizes(block_size: int, device: torch.device) -> None:
     ("heads", "kv_heads", "head_dim", "value_dim"),
     [(3, 3, 24, 16), (5, 1, 33, 33), (16, 1, 64, 64), (7, 1, 192, 128), (2, 2, 256, 256)],
 )
-def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: int, device: torch.device) -> None:
+def test_decode_equals_dense_attention_with_each_shape_of_heads(
+    heads: int, kv_heads: int, head_dim: int, value_dim: int, device: torch.device
+) -> None:
     check(
         make_step(
             [19, 2], [1, 1], device=device, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim
@@ -114,17 +116,17 @@ def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: in
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+def test_decode_equals_dense_attention_in_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([37, 4], [1, 1], device=device, dtype=dtype))
 
 
 @pytest.mark.parametrize("window", [1, 9, 16, 1000])
-def test_windows(window: int, device: torch.device) -> None:
+def test_decode_equals_dense_attention_with_windows(window: int, device: torch.device) -> None:
     check(make_step([50, 7], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16), window=window)
 
 
 @pytest.mark.parametrize("target_splits", [1, 12], ids=["one-split", "many-splits"])
-def test_soft_caps_and_sinks(target_splits: int, device: torch.device) -> None:
+def test_decode_equals_dense_attention_with_soft_caps_and_sinks(target_splits: int, device: torch.device) -> None:
     step = make_step([100, 7], [1, 1], device=device, heads=3, kv_heads=1, head_dim=16)
     sinks = torch.tensor([0.5, -3.0, 4.0], device=device)
     check(step, soft_cap=1.5, sinks=sinks, target_splits=target_splits)
@@ -132,7 +134,7 @@ def test_soft_caps_and_sinks(target_splits: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("length", [33, 100, 131])
-def test_long_sequences_are_split_and_joined(length: int, device: torch.device) -> None:
+def test_decode_gives_the_same_when_long_sequences_are_split(length: int, device: torch.device) -> None:
     step = make_step([length, 2], [1, 1], device=device, heads=2, kv_heads=1, head_dim=16)
     whole = decode(step, target_splits=1)
     torch.testing.assert_close(decode(step, target_splits=8), whole, atol=1e-5, rtol=1e-5)
@@ -140,11 +142,11 @@ def test_long_sequences_are_split_and_joined(length: int, device: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
+def test_decode_equals_dense_attention_with_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([37, 4], [1, 1], device=device, heads=4, kv_heads=2, head_dim=24, dtype=dtype, float8=True))
 
 
-def test_strided_queries(device: torch.device) -> None:
+def test_decode_accepts_strided_queries(device: torch.device) -> None:
     step = make_step([9, 3], [1, 1], device=device, heads=2, kv_heads=2, head_dim=16)
     wide = torch.full((2, 5, 40), float("nan"), device=device)
     wide[:, 1:3, :16] = step.query
@@ -160,7 +162,7 @@ def test_strided_queries(device: torch.device) -> None:
     assert torch.equal(decode(strided), decode(step))
 
 
-def test_a_plan_covers_every_tile_once(device: torch.device) -> None:
+def test_decode_plan_covers_every_tile_once(device: torch.device) -> None:
     lengths = torch.tensor([0, 1, 16, 17, 1000, 4000, 33], dtype=torch.int32, device=device)
     starts = torch.tensor([0, 1, 2, 3, 4, 5, 6, 9], dtype=torch.int32, device=device)
     for wanted in (1, 5, 64):
@@ -190,7 +192,9 @@ def test_a_plan_covers_every_tile_once(device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 12, 16])
-def test_the_whole_matrix(group: int, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_decode_equals_dense_attention_over_the_whole_matrix(
+    group: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> None:
     step = make_step(
         [1, 130, 0, 77, 16],
         [1, 1, 1, 1, 1],

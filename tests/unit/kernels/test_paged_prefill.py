@@ -63,45 +63,47 @@ def check(step: PagedStep, **options: Any) -> None:
     torch.testing.assert_close(prefill(step, **options), expected, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
-def test_prompts_and_chunks_of_all_lengths(device: torch.device) -> None:
+def test_prefill_equals_dense_attention_over_prompts_and_chunks(device: torch.device) -> None:
     # Whole prompts, chunks after cached tokens, decodes and empty sequences, which are left alone.
     check(make_step([2, 40, 21, 0, 17, 16], [2, 9, 1, 0, 17, 8], device=device, **SMALL))
 
 
-def test_chunks_begin_at_every_place_around_the_end_of_a_tile(device: torch.device) -> None:
+def test_prefill_equals_dense_attention_when_chunks_begin_around_the_end_of_a_tile(device: torch.device) -> None:
     """Tiles of 16, 32 and 64 positions end at 63. A tile is read without masks only where the first row sees all."""
     starts = [61, 62, 63, 64]
     check(make_step([start + 4 for start in starts], [4] * len(starts), device=device, **SMALL))
 
 
-def test_decodes_alone_are_left_alone(device: torch.device) -> None:
+def test_prefill_leaves_decodes_alone(device: torch.device) -> None:
     step = make_step([3, 0, 9], [1, 1, 1], device=device, **SMALL)
     assert prefill(step).isnan().all()
 
 
 @pytest.mark.parametrize("block_size", [8, 32])
-def test_block_sizes(block_size: int, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_with_each_block_size(block_size: int, device: torch.device) -> None:
     check(make_step([45], [11], device=device, block_size=block_size, **SMALL))
 
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "value_dim"), [(3, 1, 33, 33), (2, 2, 80, 24), (16, 1, 16, 64), (5, 1, 192, 128)]
 )
-def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, value_dim: int, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_with_each_shape_of_heads(
+    heads: int, kv_heads: int, head_dim: int, value_dim: int, device: torch.device
+) -> None:
     check(make_step([13], [4], device=device, heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_in_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([20], [7], device=device, dtype=dtype, **SMALL))
 
 
 @pytest.mark.parametrize("window", [1, 9, 16, 1000])
-def test_windows(window: int, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_with_windows(window: int, device: torch.device) -> None:
     check(make_step([50], [25], device=device, **SMALL), window=window)
 
 
-def test_soft_caps_and_sinks(device: torch.device) -> None:
+def test_prefill_equals_dense_attention_with_soft_caps_and_sinks(device: torch.device) -> None:
     step = make_step([30, 6], [5, 6], device=device, **SMALL)
     sinks = torch.tensor([0.5, 4.0], device=device)
     check(step, soft_cap=1.5, sinks=sinks)
@@ -109,14 +111,14 @@ def test_soft_caps_and_sinks(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_with_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([20], [5], device=device, float8=True, dtype=dtype, **SMALL))
 
 
 @pytest.mark.parametrize(
     "new_tokens", [[1], [0, 0, 5], [16, 1, 0, 33, 2, 8], [1] * 40 + [3, 0], [7] * 130], ids=lambda news: str(len(news))
 )
-def test_a_plan_names_every_block_once(new_tokens: Sequence[int], device: torch.device) -> None:
+def test_prefill_plan_names_every_block_once(new_tokens: Sequence[int], device: torch.device) -> None:
     starts = torch.tensor([0, *new_tokens]).cumsum(0).to(torch.int32).to(device)
     plan = PrefillPlan.allocate(sum(new_tokens) // 8 + len(new_tokens), block_q=8, device=device)
     plan.block_sequence.fill_(-7)
@@ -132,7 +134,9 @@ def test_a_plan_names_every_block_once(new_tokens: Sequence[int], device: torch.
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 7, 8, 12, 16])
-def test_the_whole_matrix(group: int, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_prefill_equals_dense_attention_over_the_whole_matrix(
+    group: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> None:
     step = make_step(
         [9, 130, 0, 77, 1, 33],
         [9, 20, 0, 1, 1, 2],

@@ -34,12 +34,12 @@ def words(values: Words) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), VECTORS)
-def test_published_vectors(counter: Words, key: Words, expected: Words) -> None:
+def test_philox_gives_the_published_vectors(counter: Words, key: Words, expected: Words) -> None:
     output = philox(words(key), words(counter))  # type: ignore[arg-type]
     assert tuple(word.item() for word in output) == expected
 
 
-def test_uniform_is_word_zero_of_seed_and_position() -> None:
+def test_uniform_is_the_first_word_of_seed_and_position() -> None:
     """A negative int64 stands for the unsigned seed with the same bits."""
     seed = 0x299F31D0A4093822
     for signed in (seed, -(2**64 - seed) if seed >= 2**63 else seed):
@@ -94,7 +94,7 @@ for seed in (0, 7, 0x123456789ABCDEF):
 
 
 @pytest.mark.slow
-def test_same_bits_as_triton(tmp_path: object) -> None:
+def test_philox_gives_the_bits_of_triton(tmp_path: object) -> None:
     """In another process, where Triton's interpreter can be on."""
     pytest.importorskip("triton")
     script = f"{tmp_path}/draw.py"  # Triton reads the kernel's source from its file

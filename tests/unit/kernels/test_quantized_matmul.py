@@ -89,7 +89,9 @@ def assert_is_product(
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_products(kind: str, case: tuple[int, int, int, int, torch.dtype], device: torch.device) -> None:
+def test_quantized_matmul_equals_the_dequantized_product(
+    kind: str, case: tuple[int, int, int, int, torch.dtype], device: torch.device
+) -> None:
     rows, outputs, inputs, group_size, dtype = case
     # Rows that are part of wider ones, whose neighbours would be seen in a sum.
     wide = randn(rows, inputs + 5, device=device, dtype=dtype)
@@ -103,7 +105,7 @@ def test_products(kind: str, case: tuple[int, int, int, int, torch.dtype], devic
         assert poisoned[rows:].isnan().all()
 
 
-def test_the_output_has_the_inputs_type_and_may_be_empty(device: torch.device) -> None:
+def test_quantized_matmul_output_has_the_type_of_its_input(device: torch.device) -> None:
     weight = weight_of(device, 9, 32, 32, "int4")
     x = randn(2, 32, device=device, dtype=torch.float16)
     assert_is_product(quantized_matmul(x, weight), x, weight)
@@ -112,7 +114,7 @@ def test_the_output_has_the_inputs_type_and_may_be_empty(device: torch.device) -
 
 @pytest.mark.parametrize("group_size", [16, 48, 64, 104])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_weight_is_what_the_formula_says(kind: str, group_size: int, device: torch.device) -> None:
+def test_dequantized_weight_follows_the_formula(kind: str, group_size: int, device: torch.device) -> None:
     numbers, scales, zeros, order = parts(5, 104, group_size, kind)
     weight = quantized_weight(
         *(part.to(device) for part in (numbers, scales)),
@@ -146,7 +148,7 @@ def test_weights_are_joined_by_outputs(device: torch.device) -> None:
     assert joined([several[0], weight_of(device, 3, 64, 32, "int8")]) is None
 
 
-def test_groups_that_no_tile_divides_are_refused() -> None:
+def test_quantized_weight_refuses_groups_that_no_tile_divides() -> None:
     numbers, scales, zeros, _ = parts(5, 48, 24, "int4")
     with pytest.raises(ValueError, match="groups of 24 inputs"):
         quantized_weight(numbers, scales, zeros, kind="int4", group_size=24)

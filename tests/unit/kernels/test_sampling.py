@@ -45,7 +45,7 @@ def _uniform_kernel(seeds, positions, indices, out, ROWS: tl.constexpr):
     tl.store(out + row, sampling.uniform(seed, position, index))
 
 
-def test_random_numbers_are_the_engines_bits(device: torch.device) -> None:
+def test_triton_uniforms_are_the_bits_of_the_engine(device: torch.device) -> None:
     seeds = torch.tensor([0, 1, -1, 2**40 + 3, -(2**63), 12345, 2**63 - 1, 7], device=device)
     positions = torch.tensor([0, 1, 5, 2**31 + 5, 100, 3, 2**20, 7], device=device)
     indices = torch.tensor([0, 0, 1, 2, 3, 100, 0, 7], device=device)
@@ -73,7 +73,7 @@ NOT_AMONG_CANDIDATES = ("large-k", "flat-top-p", "flat-min-p", "large-k-and-p")
 
 
 @pytest.mark.parametrize("name", list(FILTERS))
-def test_sample_gives_the_reference_s_tokens(name: str, device: torch.device) -> None:
+def test_sample_equals_its_reference(name: str, device: torch.device) -> None:
     rows = 1 if name in NOT_AMONG_CANDIDATES else 2
     logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(1)).mul(3).to(device)
     ours, theirs = both(logits, parameters(rows, device, **FILTERS[name]))
@@ -83,7 +83,7 @@ def test_sample_gives_the_reference_s_tokens(name: str, device: torch.device) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(FILTERS))
 @pytest.mark.parametrize("vocab", [1, 2, 1003, 2048, 2049, 40000])
-def test_sample_gives_the_reference_s_tokens_over_many_rows(vocab: int, name: str, device: torch.device) -> None:
+def test_sample_equals_its_reference_over_many_rows(vocab: int, name: str, device: torch.device) -> None:
     rows = 24
     logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)).mul(3).to(device)
     given = parameters(rows, device, **FILTERS[name])
@@ -107,7 +107,7 @@ def test_rows_are_sampled_independently(device: torch.device) -> None:
     assert sample(logits[3:4], **alone, filters=ALL_FILTERS).tolist() == ours[3:4]
 
 
-def test_tokens_that_tie_with_the_last_kept_are_kept(device: torch.device) -> None:
+def test_sample_keeps_tokens_that_tie_with_the_last_kept(device: torch.device) -> None:
     logits = torch.full((1, 100), -5.0, device=device)
     logits[0, [10, 20, 30, 40]] = 2.0
     given = parameters(1, device, top_k=2)
@@ -125,7 +125,7 @@ def test_top_p_excludes_tokens_after_those_that_hold_exactly_p(device: torch.dev
     assert set(sample(logits, **parameters(8, device, top_p=0.51, top_k=100), filters=ALL_FILTERS).tolist()) > {70}
 
 
-def test_rows_without_a_choice(device: torch.device) -> None:
+def test_sample_reports_rows_without_a_choice(device: torch.device) -> None:
     logits = torch.randn(4, 300, device=device)
     logits[0, 7] = float("nan")
     logits[1, 7] = float("inf")
@@ -137,7 +137,7 @@ def test_rows_without_a_choice(device: torch.device) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in divide")  # NumPy's, in the interpreter
 @pytest.mark.parametrize("filters", [{}, {"top_k": 20, "top_p": 0.9, "min_p": 0.1}], ids=["all tokens", "filtered"])
-def test_sample_says_too_large_when_the_temperature_makes_logits_overflow(
+def test_sample_reports_too_large_when_the_temperature_overflows_logits(
     filters: dict[str, float], device: torch.device
 ) -> None:
     logits = torch.zeros(4, 300, device=device)
@@ -151,7 +151,7 @@ def test_sample_says_too_large_when_the_temperature_makes_logits_overflow(
     assert found[3] >= 0
 
 
-def test_greedy_takes_the_first_of_equals(device: torch.device) -> None:
+def test_argmax_is_the_first_of_equals(device: torch.device) -> None:
     logits = torch.zeros(2, VOCAB, device=device)
     logits[0, [3000, 4900, 77]] = 1.0
     assert argmax(logits).tolist() == [77, 0]

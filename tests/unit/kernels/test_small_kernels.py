@@ -36,7 +36,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_rms_norms(size: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_rms_norm_equals_its_reference(size: int, dtype: torch.dtype, device: torch.device) -> None:
     x, residual = randn(3, size + 5, device=device, dtype=dtype)[:, :size], randn(3, size, device=device, dtype=dtype)
     weight = randn(size, device=device, dtype=dtype)
     for offset in (0.0, 1.0):
@@ -48,7 +48,7 @@ def test_rms_norms(size: int, dtype: torch.dtype, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 7])
-def test_rms_norms_of_heads(heads: int, device: torch.device) -> None:
+def test_rms_norm_equals_its_reference_on_heads(heads: int, device: torch.device) -> None:
     x = randn(5, heads + 3, 80, device=device)[:, 2 : heads + 2]
     weight = randn(80, device=device)
     close(rms_norm(x, weight, 1e-6), rms_norm_reference(x, weight, 1e-6))
@@ -56,7 +56,7 @@ def test_rms_norms_of_heads(heads: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_layer_norms(size: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_layer_norm_equals_its_reference(size: int, dtype: torch.dtype, device: torch.device) -> None:
     x, residual = randn(3, size + 5, device=device, dtype=dtype)[:, :size], randn(3, size, device=device, dtype=dtype)
     weight, bias = randn(size, device=device, dtype=dtype), randn(size, device=device, dtype=dtype, seed=1)
     if dtype is torch.float32:
@@ -74,7 +74,7 @@ def test_layer_norms(size: int, dtype: torch.dtype, device: torch.device) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gated_activations(activation: str, dtype: torch.dtype, device: torch.device) -> None:
+def test_gated_activation_equals_its_reference(activation: str, dtype: torch.dtype, device: torch.device) -> None:
     for size in (1, 328, 1100):
         x = (randn(2, 2 * size, device=device) * 4).to(dtype)
         close(gated_activation(x, activation), gated_activation_reference(x, activation))
@@ -82,7 +82,7 @@ def test_gated_activations(activation: str, dtype: torch.dtype, device: torch.de
 
 @pytest.mark.parametrize("vocab", [1, 1003, 9000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_log_probabilities(vocab: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_log_probs_equal_their_reference(vocab: int, dtype: torch.dtype, device: torch.device) -> None:
     logits = (randn(3, vocab, device=device) * 10).to(dtype)
     logits[1, : vocab // 2] = float("-inf")
     tokens = torch.tensor([0, vocab - 1, vocab // 2], device=device)
@@ -95,7 +95,7 @@ def test_log_probabilities(vocab: int, dtype: torch.dtype, device: torch.device)
 
 
 @pytest.mark.parametrize("entries", [1, 300])
-def test_penalties(entries: int, device: torch.device) -> None:
+def test_penalties_equal_their_reference(entries: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = randn(4, 500, device=device)
     flat = torch.randperm(2000, generator=generator)[:entries].to(device)

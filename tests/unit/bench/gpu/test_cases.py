@@ -9,7 +9,7 @@ from bench.gpu.cases import CASES, case
 from bench.models import CONFIGS
 
 
-def test_the_cases_are_what_their_titles_say() -> None:
+def test_cases_have_the_requests_of_their_titles() -> None:
     counts = {one.name: one.round(0) for one in CASES}
     assert {name: len(requests) for name, requests in counts.items()} == {
         "article": 50,

@@ -35,7 +35,7 @@ def dry_run(directory: Path, *options: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_the_steps_run_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None:
+def test_dry_run_runs_its_steps_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None:
     lines = dry_run(tmp_path, f"--only={','.join(ORDINARY)}", f"--kit={tmp_path / 'absent'}")
     found = {line["step"]: line for line in lines}
     assert {name: line["status"] for name, line in found.items()} == dict.fromkeys(ORDINARY, "done") | {
@@ -50,7 +50,7 @@ def test_the_steps_run_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_all_steps_run(tmp_path: Path) -> None:
+def test_dry_run_runs_every_step(tmp_path: Path) -> None:
     lines = dry_run(tmp_path, f"--kit={tmp_path / 'absent'}")
     assert [line["step"] for line in lines] == [step.name for step in STEPS]
     assert {line["step"] for line in lines if line["status"] != "done"} == {"vllm"}

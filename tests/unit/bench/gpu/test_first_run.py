@@ -41,7 +41,7 @@ def run(made: list[Step], seconds: float, takes: dict[str, float]) -> tuple[list
     return lines, limits
 
 
-def test_a_step_that_no_longer_fits_is_skipped_and_a_later_one_still_runs() -> None:
+def test_step_is_skipped_when_it_no_longer_fits_and_a_later_one_runs() -> None:
     made = steps((50, 10), (50, 40), (50, 5))
     lines, limits = run(made, 60 + OVERHEAD, {"s0": 30, "s1": 1, "s2": 1})
     assert [line["status"] for line in lines] == ["done", "skipped", "done"]
@@ -49,14 +49,14 @@ def test_a_step_that_no_longer_fits_is_skipped_and_a_later_one_still_runs() -> N
     assert limits == {"s0": 50, "s2": 30}
 
 
-def test_a_step_ends_at_its_limit_or_at_the_run_s() -> None:
+def test_step_ends_at_its_limit_or_at_that_of_the_run() -> None:
     lines, limits = run(steps((20, 10), (50, 10)), 50 + OVERHEAD, {"s0": 1000, "s1": 1000})
     assert [line["status"] for line in lines] == ["ended at its limit"] * 2
     assert limits == {"s0": 20, "s1": 30}
     assert [line["seconds"] for line in lines] == [20, 30]
 
 
-def test_a_line_has_what_was_reported_before_a_failure() -> None:
+def test_line_has_what_was_reported_before_a_failure() -> None:
     output = f'noise\n{MARK}{{"what": "a", "seconds": 1.0}}\n{MARK}{{"what": "cut o'
 
     def launch(step: Step, limit: float) -> Ended:
@@ -68,7 +68,7 @@ def test_a_line_has_what_was_reported_before_a_failure() -> None:
     assert "| s0 | failed | 0 | It broke |" in table([line])
 
 
-def test_lines_are_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
+def test_line_is_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     append = appender(path)
     seen = []
@@ -82,7 +82,7 @@ def test_lines_are_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == ["s0", "s1", "s2"]
 
 
-def test_a_step_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stubborn.py").write_text(
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -105,7 +105,7 @@ def test_a_step_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytes
     assert '"what": "child"' in (tmp_path / "log").read_text()
 
 
-def test_the_table_has_at_most_a_hundred_lines() -> None:
+def test_table_has_at_most_a_hundred_lines() -> None:
     data = [{"what": f"row {number}", "seconds": 1e-6} for number in range(300)]
     lines = [{"step": step.name, "status": "done", "seconds": 1.0, "data": data} for step in STEPS]
     text = table(lines)
@@ -114,7 +114,7 @@ def test_the_table_has_at_most_a_hundred_lines() -> None:
     assert text.endswith(f"… and {300 * len(STEPS) - shown} more in first_run.jsonl")
 
 
-def test_the_steps_before_the_rivals_fit_into_a_call() -> None:
+def test_steps_before_the_rivals_fit_into_a_call() -> None:
     ours = STEPS[: [step.name for step in STEPS].index("sequential")]
     assert sum(step.needs for step in STEPS) < 585
     assert all(step.needs <= step.limit for step in STEPS)

@@ -28,7 +28,7 @@ def run(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_environment_lacks_the_services_packages(environment: dict[str, str]) -> None:
+def test_gpu_environment_lacks_the_packages_of_the_service(environment: dict[str, str]) -> None:
     program = f"import importlib.util; print([name for name in {SERVICE_ONLY} if importlib.util.find_spec(name)])"
     assert run(environment, "-c", program).strip() == "[]"
 
@@ -45,7 +45,7 @@ def test_circumstances_have_none_for_absent_packages(environment: dict[str, str]
     assert told["versions"]["torch"]
 
 
-def test_tests_of_kernels_and_engine_collect(environment: dict[str, str], tmp_path: Path) -> None:
+def test_tests_of_kernels_and_engine_collect_on_a_gpu_machine(environment: dict[str, str], tmp_path: Path) -> None:
     told = run(
         environment, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
         "tests/unit/kernels", "tests/unit/engine", "tests/parity", "tests/unit/bench/gpu",

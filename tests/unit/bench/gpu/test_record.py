@@ -28,7 +28,7 @@ def write(path: Path, *lines: dict[str, Any], is_dry: bool = False) -> Path:
     return path
 
 
-def test_a_record_is_published_with_its_failures(tmp_path: Path) -> None:
+def test_record_is_published_with_its_failures(tmp_path: Path) -> None:
     (tmp_path / "gpu.md").write_text("# A\n<!-- gpu kernels -->\nold\n<!-- end gpu kernels -->\nafter\n")
     (tmp_path / "benchmarks.md").write_text("<!-- gpu cases -->\n<!-- end gpu cases -->\n")
     run = write(
@@ -52,22 +52,22 @@ def test_a_record_is_published_with_its_failures(tmp_path: Path) -> None:
     assert "decode" not in cases
 
 
-def test_the_last_run_of_a_step_counts_but_not_a_skipped_one(tmp_path: Path) -> None:
+def test_record_keeps_the_last_run_of_a_step_that_was_not_skipped(tmp_path: Path) -> None:
     lines = (line("limits", "done", MACHINE), line("decode", "failed"), line("decode"), line("decode", "skipped"))
     assert [step["status"] for step in read(write(tmp_path / "run", *lines))["steps"]] == ["done", "done"]
 
 
 @pytest.mark.parametrize("lines", [(), (line("limits", "done", MACHINE | {"gpu": None}),)])
-def test_a_run_without_a_card_is_refused(tmp_path: Path, lines: tuple[dict[str, Any], ...]) -> None:
+def test_run_without_a_card_is_refused(tmp_path: Path, lines: tuple[dict[str, Any], ...]) -> None:
     with pytest.raises(ValueError, match="which card"):
         read(write(tmp_path / "run", *lines))
 
 
-def test_a_dry_run_is_refused(tmp_path: Path) -> None:
+def test_dry_run_is_refused_as_a_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dry run"):
         read(write(tmp_path / "run", line("limits", "done", MACHINE), is_dry=True))
 
 
-def test_the_documents_have_a_place_for_the_tables() -> None:
+def test_gpu_pages_have_a_place_for_the_tables() -> None:
     assert "<!-- gpu kernels -->" in (DOCS / "gpu.md").read_text()
     assert "<!-- gpu cases -->" in (DOCS / "benchmarks.md").read_text()

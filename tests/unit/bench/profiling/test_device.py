@@ -95,7 +95,7 @@ def one_of_each() -> list[FunctionEvent]:
 
 
 @pytest.mark.parametrize(("name", "decode_steps"), [("llama", 4), ("gpt2", 1), ("gemma2", 1)])
-def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
+def test_measured_costs_equal_those_counted_by_hooks_at_every_step(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU hold packed weights.
@@ -115,7 +115,7 @@ def test_what_is_counted_from_a_few_tokens_is_what_hooks_count_at_every_step(
 
 
 @pytest.mark.parametrize(("name", "decode_steps"), [("mixtral", 4), ("qwen3-moe", 1)])
-def test_experts_that_are_not_chosen_ask_for_nothing(
+def test_experts_cost_nothing_when_not_chosen(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
@@ -131,7 +131,7 @@ def test_experts_that_are_not_chosen_ask_for_nothing(
     assert kernels[ROUTING].bytes > 0
 
 
-def test_as_many_experts_are_read_as_chance_chooses() -> None:
+def test_expected_experts_read_follow_random_routing() -> None:
     mixture = Mixture(num_experts=5, per_token=2, hidden=8, inner=3, itemsize=2)
     each, per_token = 3 * 8 * 3 * 2, (8 + 2 * (3 + 3 + 8)) * 2
     for num_tokens in range(4):
@@ -145,7 +145,7 @@ def test_as_many_experts_are_read_as_chance_chooses() -> None:
 
 
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
-def test_a_mixture_s_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expert_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = engine(tmp_path, "mixtral").runner
     assert isinstance(runner, ModelRunner)
     meter = RooflineMeter(runner)
@@ -161,7 +161,7 @@ def test_sampling_reads_each_row_of_logits_once(tmp_path: Path) -> None:
     assert kernels[SAMPLING].bytes == (9 + 12 + 11) * made.runner.vocab_size * 4
 
 
-def test_logits_that_the_device_draws_from_are_read_as_they_are(tmp_path: Path) -> None:
+def test_device_sampling_reads_logits_in_their_own_type(tmp_path: Path) -> None:
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     runner = ModelRunner.from_pretrained(tmp_path, EngineConfig(device="cpu", dtype="bfloat16", num_kv_blocks=8))
     read = []
@@ -173,7 +173,7 @@ def test_logits_that_the_device_draws_from_are_read_as_they_are(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
-def test_a_kernel_of_ours_moves_what_it_is_given(tmp_path: Path) -> None:
+def test_kernel_cost_is_the_bytes_of_its_arguments(tmp_path: Path) -> None:
     runner = engine(tmp_path, attention="triton").runner
     assert isinstance(runner, ModelRunner)
     demand = measure_costs(runner, 3)["_write_kernel"]
@@ -187,7 +187,7 @@ def test_a_kernel_of_ours_moves_what_it_is_given(tmp_path: Path) -> None:
     assert demand.of(2, 5, 0).bytes == 2 * demand.step.bytes + 5 * demand.token.bytes
 
 
-def test_looking_leaves_cache_and_model_as_they_were(tmp_path: Path) -> None:
+def test_measuring_costs_leaves_cache_and_model_unchanged(tmp_path: Path) -> None:
     made = engine(tmp_path)
     expected = [output.token_ids for output in made.generate(PROMPTS_IN, PARAMS)]
     runner = made.runner
@@ -211,7 +211,7 @@ def test_decodes_read_their_context_once_a_step(tmp_path: Path) -> None:
     assert work == Cost(2 * 8 * 32 * looks, 2 * (32 + 2) * looks + 8 * 32 * 2 * 8)
 
 
-def test_events_go_where_their_kernel_belongs(tmp_path: Path) -> None:
+def test_events_are_assigned_to_the_part_of_their_kernel(tmp_path: Path) -> None:
     runner = engine(tmp_path).runner
     assert isinstance(runner, ModelRunner)
     events = [
@@ -232,7 +232,7 @@ def test_events_go_where_their_kernel_belongs(tmp_path: Path) -> None:
     assert busy_seconds(events) == pytest.approx((72 + 1 + 2 + 2) * 1e-6)
 
 
-def test_recorded_events_of_this_machine_are_no_device_s(tmp_path: Path) -> None:
+def test_cpu_events_are_not_counted_as_the_devices(tmp_path: Path) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         torch.mm(torch.ones(8, 8), torch.ones(8, 8))
     events = profiler.events()
@@ -244,5 +244,5 @@ def test_recorded_events_of_this_machine_are_no_device_s(tmp_path: Path) -> None
     assert busy_seconds(moved) > 0
 
 
-def test_what_overlaps_counts_once() -> None:
+def test_covered_counts_overlapping_intervals_once() -> None:
     assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4.0

@@ -38,7 +38,7 @@ def _generate(engine: Engine) -> list[list[int]]:
     return [list(output.token_ids) for output in engine.generate(PROMPTS, params)]
 
 
-def test_parts_make_up_the_steps(engine: Engine) -> None:
+def test_profile_parts_make_up_the_steps(engine: Engine) -> None:
     with profiled(engine) as profile:
         _generate(engine)
     steps = engine.stats().steps
@@ -52,7 +52,7 @@ def test_parts_make_up_the_steps(engine: Engine) -> None:
     assert profile.parts[ATTENTION].calls == steps * (LAYERS + 1)
 
 
-def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_counts_no_moment_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000))
     monkeypatch.setattr("bench.profiling.profile.perf_counter", lambda: float(next(clock)))
     with profiled(engine) as profile:
@@ -63,7 +63,7 @@ def test_no_moment_counts_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch)
     assert profile.seconds == 2 * calls - profile.steps
 
 
-def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
+def test_profile_counts_the_work_of_the_shapes(engine: Engine) -> None:
     with profiled(engine) as profile:
         _generate(engine)
     tokens = sum(len(prompt) + NEW_TOKENS - 1 for prompt in PROMPTS)
@@ -85,7 +85,7 @@ def test_counts_what_the_shapes_ask_for(engine: Engine) -> None:
     assert profile.device_share == 0
 
 
-def test_leaves_the_engine_as_it_was(engine: Engine) -> None:
+def test_profile_leaves_the_engine_unchanged(engine: Engine) -> None:
     expected = _generate(engine)
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
@@ -119,7 +119,7 @@ def turning(tmp_path: Path) -> Callable[..., Engine]:
 
 
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
-def test_runs_what_the_engine_runs(turning: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_runs_what_the_engine_runs(turning: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     made = turning()
     monkeypatch.setattr("engine.models.rotary.rotate", None)  # nothing turns by itself, in a profile or outside
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
@@ -133,7 +133,7 @@ def test_runs_what_the_engine_runs(turning: Callable[..., Engine], monkeypatch: 
 
 
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
-def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> None:
+def test_profile_counts_a_float8_cache_by_its_bytes(turning: Callable[..., Engine]) -> None:
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
     counted = []
     for kv_cache_dtype in ("auto", "float8_e4m3"):
@@ -150,14 +150,14 @@ def test_counts_a_cache_of_float8_as_it_is(turning: Callable[..., Engine]) -> No
     assert counted[0] - counted[1] == fewer
 
 
-def test_needs_a_model() -> None:
+def test_profile_is_refused_without_a_model() -> None:
     engine = Engine(FakeRunner(), None, EngineConfig())
     with pytest.raises(TypeError, match="runs a model"), profiled(engine):
         pass
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
-def test_positions_are_those_that_tokens_look_at(window: int | None) -> None:
+def test_attended_positions_are_those_of_a_brute_force_count(window: int | None) -> None:
     starts, lengths = [0, 5, 2, 9], [4, 1, 7, 3]
     looks = seen = 0
     for start, length in zip(starts, lengths, strict=True):

@@ -104,7 +104,7 @@ def run_step(runner: ModelRunner, new_tokens: Sequence[int], num_blocks: int) ->
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "mixtral"])
 @torch.inference_mode()
-def test_a_kernel_is_compiled_once_for_all_steps(name: str, launches: Launches, tmp_path: Path) -> None:
+def test_kernel_is_compiled_once_for_all_steps(name: str, launches: Launches, tmp_path: Path) -> None:
     runner = make_runner(name, tmp_path)
     num_modes: list[dict[str, int]] = []
     for place, size in enumerate(BATCH_SIZES):

@@ -37,20 +37,20 @@ def test_state_bytes_is_the_size_of_the_decode_state() -> None:
 
 
 @pytest.mark.parametrize("batch_slots", [1, 256, 2048, 3000])
-def test_the_largest_decode_is_as_large_as_the_largest_graph(batch_slots: int) -> None:
+def test_largest_decode_is_as_large_as_the_largest_graph(batch_slots: int) -> None:
     batch = largest_decode(batch_size(batch_slots), block=7)
     assert batch.num_tokens == batch_size(batch_slots) >= batch_slots
     assert all((len(entry.token_ids), entry.num_logits) == (1, 1) for entry in batch.entries)
 
 
-def test_graphs_may_take_what_their_largest_step_takes_and_something_for_each() -> None:
+def test_graph_bytes_are_the_largest_step_and_a_share_of_memory() -> None:
     # 2,048 rows of a vocabulary of 151,936 alone take more than the fixed part.
     logits = 2048 * 151_936 * 4
     assert graph_bytes(80 * 2**30, logits) == logits + 2**30
     assert graph_bytes(8 * 2**30, 100) == 100 + 2**28
 
 
-def test_buffers_of_attention_are_there_before_the_cache_is_sized(
+def test_attention_buffers_are_allocated_before_the_cache_is_sized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not interprets():

@@ -89,7 +89,7 @@ VARIETY = [
 
 
 @pytest.mark.parametrize(("is_static", "supports_overlap"), [(False, False), (True, False), (True, True)])
-def test_outputs_are_those_of_single_steps(
+def test_multi_step_outputs_equal_those_of_single_steps(
     is_static: bool, supports_overlap: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tokens, reasons, texts, log-probabilities; and afterwards the same blocks are cached."""
@@ -113,7 +113,7 @@ def test_outputs_are_those_of_single_steps(
 
 
 @pytest.mark.parametrize("supports_overlap", [False, True])
-def test_nothing_is_hashed_past_a_stop_string(supports_overlap: bool) -> None:
+def test_prefix_cache_holds_nothing_past_a_stop_string(supports_overlap: bool) -> None:
     """The device went on to the end of its steps, or of the next ones; those tokens are discarded."""
     prompt = PROMPTS[0]
     stop = said(prompt, 4, 6)
@@ -280,7 +280,7 @@ class TestFailures:
         assert outputs[1].token_ids == good
         assert "tried one by one: fake kernel failure" in caplog.text
 
-    def test_a_device_error_ends_the_engine(self) -> None:
+    def test_device_error_ends_the_engine(self) -> None:
         class Lost:
             def wait(self) -> np.ndarray:
                 raise torch.AcceleratorError("an illegal memory access was encountered")

@@ -106,7 +106,7 @@ def test_replaced_layers_keep_no_second_copy() -> None:
     assert not hasattr(first, "weight")
 
 
-def test_a_tied_embedding_reads_the_packed_head() -> None:
+def test_tied_embedding_reads_the_packed_head() -> None:
     cpu_library("native")
     model = Model().requires_grad_(False)
     expected = model.embedding(torch.arange(50))
@@ -117,7 +117,7 @@ def test_a_tied_embedding_reads_the_packed_head() -> None:
     assert torch.equal(model.embedding(torch.arange(50)), expected)
 
 
-def test_int8_leaves_routers_and_the_head() -> None:
+def test_int8_leaves_routers_and_the_head_unquantized() -> None:
     cpu_library("native")
     torch.manual_seed(0)
     model = Model().requires_grad_(False)
@@ -130,7 +130,7 @@ def test_int8_leaves_routers_and_the_head() -> None:
     assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
-def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_refused_when_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     import engine.linears.choice as choice
 
     def unavailable() -> None:
@@ -142,7 +142,7 @@ def test_int8_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         prepare_linears(Model(), EngineConfig(quantization="int8"), torch.device("cpu"))
 
 
-def test_processors_that_multiply_8_bits_do_so_in_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_uses_onednn_when_the_processor_multiplies_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OneDNNInt8Linear, "is_exact", lambda: True)
     model = Model().requires_grad_(False)
     prepare_linears(model, EngineConfig(quantization="int8"), torch.device("cpu"))

@@ -15,14 +15,14 @@ from tests.unit.engine.loading.checkpoint import assert_same_as_transformers, ed
 
 
 @pytest.mark.parametrize("other", ["adapter_model.safetensors", "consolidated.safetensors", "extra.safetensors"])
-def test_model_safetensors_is_the_model_whatever_lies_beside_it(directory: Path, other: str) -> None:
+def test_model_safetensors_is_chosen_over_other_files(directory: Path, other: str) -> None:
     rewrite(directory)
     save_file({"model.norm.weight": torch.full((24,), 7.0), "lora_A": torch.ones(2)}, directory / other)
     assert [path.name for path in weight_files(directory)] == ["model.safetensors"]
     assert_same_as_transformers(directory)
 
 
-def test_model_safetensors_comes_before_an_index(directory: Path) -> None:
+def test_model_safetensors_is_chosen_over_an_index(directory: Path) -> None:
     """As in transformers."""
     tensors = {name: value for path in weight_files(directory) for name, value in load_file(path).items()}
     save_file({name: value * 0.5 for name, value in tensors.items()}, directory / "model.safetensors")
@@ -37,7 +37,7 @@ def test_configuration_may_name_the_weights(directory: Path) -> None:
     assert_same_as_transformers(directory)
 
 
-def test_adapter_alone_is_no_model(directory: Path) -> None:
+def test_directory_with_only_an_adapter_is_refused(directory: Path) -> None:
     rewrite(directory)
     (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
     with pytest.raises(ModelNotFound, match="of a whole model"):
@@ -71,7 +71,7 @@ def test_pickled_checkpoints_are_never_opened(directory: Path) -> None:
         load(directory)
 
 
-def test_weights_that_the_index_names_must_be_there(directory: Path) -> None:
+def test_missing_shard_of_an_index_is_named(directory: Path) -> None:
     path = weight_files(directory)[0]
     path.unlink()
     with pytest.raises(ModelNotFound, match=path.name):
@@ -92,6 +92,6 @@ def test_directory_without_a_model_is_refused_by_name(path_or_id: str, says: str
         resolve_model(path_or_id)
 
 
-def test_a_directory_without_a_config_is_no_model(tmp_path: Path) -> None:
+def test_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no config\.json"):
         resolve_model(tmp_path)

@@ -160,7 +160,7 @@ def test_header_with_any_byte_changed_loads_or_is_refused_in_one_line(tmp_path: 
                 assert "\n" not in error.message  # noqa: PT017 - most of them do, not all
 
 
-def test_other_files_are_no_gguf(tmp_path: Path) -> None:
+def test_file_is_refused_when_it_is_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     assert "does not begin with GGUF" in complaint(path, InvalidWeights)

@@ -23,7 +23,7 @@ from tests.unit.engine.loading.checkpoint import CPU, SIZES
 from tests.unit.kernels.cpu_variants import cpu_library
 
 
-def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
+def test_kv_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
     def blocks(**options: Any) -> int:
         return ModelRunner.from_pretrained(directory, EngineConfig(device="cpu", **options)).num_blocks
 
@@ -37,7 +37,7 @@ def test_the_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_cache_takes_memory_when_it_is_used() -> None:
+def test_kv_cache_takes_memory_only_when_used() -> None:
     layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
     before = _resident()
     cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)

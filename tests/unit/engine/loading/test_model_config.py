@@ -12,13 +12,13 @@ from engine.loading.hub import eos_token_ids, load_config
 from tests.unit.engine.loading.checkpoint import edit_config, load
 
 
-def test_an_unreadable_config_is_refused(directory: Path) -> None:
+def test_unreadable_config_is_refused(directory: Path) -> None:
     edit_config(directory, model_type="perpetuum_mobile", auto_map={"AutoConfig": "evil.Config"})
     with pytest.raises(UnsupportedModel, match="cannot be read"):
         load_config(directory)
 
 
-def test_a_context_longer_than_the_model_is_refused(directory: Path) -> None:
+def test_context_longer_than_the_model_is_refused(directory: Path) -> None:
     assert load(directory).max_model_len == 64
     assert load(directory, max_model_len=10).max_model_len == 10
     with pytest.raises(ModelError, match="made for 64 positions"):

@@ -28,38 +28,38 @@ def test_weights_are_loaded_from_all_shards(directory: Path) -> None:
     assert all(torch.equal(sharded[name], whole[name]) for name in whole)
 
 
-def test_the_type_is_the_checkpoints_unless_told_otherwise(directory: Path) -> None:
+def test_dtype_is_the_checkpoints_unless_configured(directory: Path) -> None:
     assert load(directory).dtype is torch.float32
     edit_config(directory, dtype="bfloat16")
     assert load(directory).dtype is torch.bfloat16
     assert load(directory, dtype="float16").cache.layers[0][0].dtype is torch.float16
 
 
-def test_a_missing_weight_is_an_error(directory: Path) -> None:
+def test_missing_weight_is_an_error(directory: Path) -> None:
     rewrite(directory, model__layers__1__mlp__up_proj__weight=None)
     with pytest.raises(InvalidWeights, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
         load(directory)
 
 
-def test_an_unknown_weight_is_an_error(directory: Path) -> None:
+def test_unknown_weight_is_an_error(directory: Path) -> None:
     rewrite(directory, model__layers__1__mlp__sideways_proj__weight=torch.zeros(2))
     with pytest.raises(InvalidWeights, match=r"does not know: model\.layers\.1\.mlp\.sideways_proj\.weight"):
         load(directory)
 
 
-def test_a_misshapen_weight_is_an_error(directory: Path) -> None:
+def test_misshapen_weight_is_an_error(directory: Path) -> None:
     rewrite(directory, model__norm__weight=torch.zeros(23))
     with pytest.raises(InvalidWeights, match=r"model\.norm\.weight has the shape \[23\] instead of \[24\]"):
         load(directory)
 
 
-def test_quantized_weights_are_refused_where_the_configuration_does_not_speak_of_them(directory: Path) -> None:
+def test_quantized_weights_are_refused_when_the_configuration_names_no_quantization(directory: Path) -> None:
     rewrite(directory, model__norm__weight=torch.zeros(24, dtype=torch.int8))
     with pytest.raises(InvalidWeights, match="int8"):
         load(directory)
 
 
-def test_a_damaged_file_is_an_error(directory: Path) -> None:
+def test_damaged_file_is_an_error(directory: Path) -> None:
     path = weight_files(directory)[0]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InvalidWeights, match=path.name):
@@ -130,7 +130,7 @@ def test_random_weights_are_those_of_the_seed(directory: Path) -> None:
         assert not torch.equal(mine, different)
 
 
-def test_an_engine_starts_without_the_compiler_of_torch(tmp_path: Path) -> None:
+def test_engine_start_does_not_import_the_compiler_of_torch(tmp_path: Path) -> None:
     """Importing it takes two seconds. Some of transformers' configurations do all the same."""
     from transformers import GPT2Config
 
@@ -146,7 +146,7 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, check=True)
 
 
-def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) -> None:
+def test_on_module_loaded_is_called_once_the_weights_are_complete(directory: Path) -> None:
     model = empty_model(load_config(directory), device=CPU)
     assert model is not None
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -165,7 +165,7 @@ def test_a_module_is_handed_over_once_its_weights_are_complete(directory: Path) 
         assert all(torch.equal(value, own[module][name]) for name, value in values.items())
 
 
-def test_a_weight_that_was_taken_off_is_forgotten(directory: Path) -> None:
+def test_loader_forgets_a_weight_that_its_callback_removed(directory: Path) -> None:
     model = empty_model(load_config(directory), device=CPU)
     assert model is not None
     gone = []

@@ -215,7 +215,7 @@ class TestStarts:
         for number in range(6):
             assert outputs[f"r{number}"].token_ids == runner.greedy([number + 1] * 6, 20, ignore_eos=True)
 
-    def test_a_device_error_ends_the_engine(self) -> None:
+    def test_device_error_ends_the_engine(self) -> None:
         runner = Watched(num_blocks=100)
         engine = self.with_steps_in_flight(runner)
         engine.add("new", [5], SamplingParams(max_tokens=3))

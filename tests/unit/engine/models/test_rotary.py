@@ -30,7 +30,7 @@ def inputs(length: int) -> TokenInputs:
 
 @pytest.mark.parametrize("length", [30, 40, 41, 64, 150])  # 40: the original context of yarn and longrope
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_queries_turn_as_in_transformers(kind: str, length: int) -> None:
+def test_rotation_equals_that_of_transformers(kind: str, length: int) -> None:
     rope = {"rope_theta": 500.0, **KINDS[kind]}
     # Llama turns whole heads only; Phi-3 stretches by longrope only.
     model_type, theirs = ("phi3", Phi3RotaryEmbedding) if kind == "partial" else ("llama", LlamaRotaryEmbedding)
@@ -52,7 +52,7 @@ def test_queries_turn_as_in_transformers(kind: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_each_sequence_turns_by_its_own_length(kind: str) -> None:
+def test_rotation_depends_on_the_length_of_each_sequence(kind: str) -> None:
     rope = {"rope_theta": 500.0, **ROPE_KINDS[kind]}
     rotary = Rotary(rope, 80, MAX_POSITIONS)
     short, long = inputs(20), inputs(150)
@@ -64,7 +64,7 @@ def test_each_sequence_turns_by_its_own_length(kind: str) -> None:
     assert not torch.equal(rotary(short, torch.float32)[0], rotary(long, torch.float32)[0][:20])
 
 
-def test_longrope_turns_by_long_factors_only_past_the_original_context() -> None:
+def test_longrope_uses_long_factors_only_past_the_original_context() -> None:
     rope = {"rope_theta": 500.0, **ROPE_KINDS["longrope"]}
     original = rope["original_max_position_embeddings"]
     rotary = Rotary(rope, 80, MAX_POSITIONS)
@@ -81,6 +81,6 @@ def _fields(inputs: TokenInputs) -> tuple[torch.Tensor, ...]:
     return inputs.token_ids, inputs.positions, inputs.lengths
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_rope_scaling_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="spiral"):
         inverse_frequencies({"rope_theta": 1e4, "rope_type": "spiral"}, 8, 64)

@@ -98,7 +98,7 @@ REFUSED = [
     REFUSED,
     ids=[f"{case[0].name}-{'-'.join(case[1])}-{i}" for i, case in enumerate(REFUSED)],
 )
-def test_configurations_that_are_refused(
+def test_quantization_config_is_refused_with_its_reason(
     scheme: Scheme, config: Mapping[str, Any], reason: str, quantized: Callable[..., Path]
 ) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
@@ -137,7 +137,7 @@ DAMAGED: list[tuple[Scheme, Changes, str]] = [
 @pytest.mark.parametrize(
     ("scheme", "tensors", "reason"), DAMAGED, ids=[f"{case[0].name}-{i}" for i, case in enumerate(DAMAGED)]
 )
-def test_checkpoints_that_are_damaged(
+def test_damaged_quantized_checkpoint_is_refused_with_its_reason(
     scheme: Scheme, tensors: Changes, reason: str, quantized: Callable[..., Path]
 ) -> None:
     with pytest.raises(InvalidWeights, match=reason):
@@ -153,7 +153,7 @@ def test_checkpoints_that_are_damaged(
     ],
     ids=["compressed-tensors", "compressed-tensors-outputs", "fp8"],
 )
-def test_scales_for_a_cache_are_left_alone(
+def test_scales_of_a_kv_cache_are_ignored(
     scheme: Scheme, names: tuple[str, ...], quantized: Callable[..., Path]
 ) -> None:
     scales = {f"{ATTENTION}.{name}": torch.full((1,), 0.01) for name in names}
@@ -161,11 +161,11 @@ def test_scales_for_a_cache_are_left_alone(
     assert load(quantized(scheme, config, tensors=scales)).kv_dtype is torch.float32
 
 
-def test_early_gptq_files_hold_biases_of_nothing(quantized: Callable[..., Path]) -> None:
+def test_zero_biases_of_early_gptq_files_are_ignored(quantized: Callable[..., Path]) -> None:
     load(quantized(gptq("gptq"), tensors={f"{DOWN}.bias": torch.zeros(32), f"{DOWN}.g_idx": None}))
 
 
-def test_layers_that_were_left_alone_are_loaded_as_they_are(
+def test_unquantized_layers_are_loaded_as_they_are(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
@@ -180,7 +180,7 @@ def test_layers_that_were_left_alone_are_loaded_as_they_are(
     torch.testing.assert_close(identity, dense.t(), rtol=1e-6, atol=1e-6)
 
 
-def test_memory_of_packed_layers_is_the_checkpoints(
+def test_packed_layers_take_the_memory_of_the_checkpoint(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
@@ -192,7 +192,7 @@ def test_memory_of_packed_layers_is_the_checkpoints(
     assert down(torch.eye(64)).shape == (64, 32)
 
 
-def test_random_weights_are_plain(quantized: Callable[..., Path]) -> None:
+def test_random_weights_are_not_quantized(quantized: Callable[..., Path]) -> None:
     runner = load(quantized(awq(), {"quant_method": "bitsandbytes"}), random_weights=True)
     assert not any(isinstance(module, QuantizedLinear) for module in runner.model.modules())
 
@@ -216,7 +216,7 @@ def test_random_weights_are_plain(quantized: Callable[..., Path]) -> None:
         ),
     ],
 )
-def test_models_that_quantized_weights_are_not_loaded_for(
+def test_quantized_weights_are_refused_when_the_model_does_not_support_them(
     model_type: str, sizes: Mapping[str, Any], reason: str, tmp_path: Path
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -68,20 +68,20 @@ class TestFiltersAgreeWithTransformers:
 
     @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
     @pytest.mark.parametrize("top_k", [1, 2, 50, 1002, 1003])
-    def test_top_k(self, top_k: int, scale: float) -> None:
+    def test_top_k_agrees_with_transformers(self, top_k: int, scale: float) -> None:
         logits = fixed_logits(8, scale=scale)
         assert torch.equal(filtered(logits, top_k=top_k), hf.TopKLogitsWarper(top_k)(NO_IDS, logits))
 
     @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
     @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
-    def test_top_p(self, top_p: float, scale: float) -> None:
+    def test_top_p_agrees_with_transformers(self, top_p: float, scale: float) -> None:
         """At scale 0.1 the nucleus is wider than the candidates that are looked at first."""
         logits = fixed_logits(8, scale=scale)
         assert torch.equal(filtered(logits, top_p=top_p), hf.TopPLogitsWarper(top_p)(NO_IDS, logits))
 
     @pytest.mark.parametrize("scale", [0.1, 3.0])
     @pytest.mark.parametrize("min_p", [0.001, 0.1, 0.5, 1.0])
-    def test_min_p(self, min_p: float, scale: float) -> None:
+    def test_min_p_agrees_with_transformers(self, min_p: float, scale: float) -> None:
         logits = fixed_logits(8, scale=scale)
         assert torch.equal(filtered(logits, min_p=min_p), hf.MinPLogitsWarper(min_p)(NO_IDS, logits))
 
@@ -92,7 +92,7 @@ class TestFiltersAgreeWithTransformers:
             expected = warper(NO_IDS, expected)
         assert torch.equal(filtered(logits / 1.7, top_k=40, top_p=0.9, min_p=0.05), expected)
 
-    def test_rows_filter_each_in_their_own_way(self) -> None:
+    def test_filters_of_a_batch_are_those_of_each_row(self) -> None:
         logits = fixed_logits(5)
         top_k, top_p, min_p = [3, VOCAB, VOCAB, 10, VOCAB], [1.0, 0.7, 1.0, 0.5, 1.0], [0.0, 0.0, 0.2, 0.0, 0.0]
         together = filter_logits(
@@ -173,7 +173,7 @@ class TestRestrictions:
         got = restricted(logits, state(SamplingParams(banned_token_ids=[0, 7, 1002])))
         assert torch.equal(got, hf.SuppressTokensLogitsProcessor([0, 7, 1002])(NO_IDS, logits.clone()))
 
-    def test_only_allowed_tokens(self) -> None:
+    def test_allowed_token_ids_are_all_that_is_sampled(self) -> None:
         logits = fixed_logits(2)
         got = restricted(logits, state(SamplingParams(allowed_token_ids=[4, 9])), state(SamplingParams()))
         assert got[0].isfinite().nonzero().flatten().tolist() == [4, 9]
@@ -191,7 +191,7 @@ class TestRestrictions:
         assert torch.equal(got, processor(ids, logits.clone()))
         assert bool(got[0, 2].isinf()) is held
 
-    def test_settings_are_kept_while_the_batch_is_the_same(self) -> None:
+    def test_sampler_settings_are_reused_while_the_batch_is_the_same(self) -> None:
         """min_tokens and penalties must still follow the output."""
         logits, sampler = fixed_logits(1), SpySampler(VOCAB)
         only = state(SamplingParams(min_tokens=1, presence_penalty=1.0), stop_tokens_banned_until_min=[3])
@@ -206,9 +206,7 @@ class TestRestrictions:
 class TestUnsoundRows:
     @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(top_p=0.5, top_k=5, min_p=0.1)])
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_row_that_is_not_finite_is_an_error_and_its_neighbours_are_not(
-        self, params: SamplingParams, value: float
-    ) -> None:
+    def test_row_that_is_not_finite_fails_alone(self, params: SamplingParams, value: float) -> None:
         logits = fixed_logits(3)
         expected = [row.token_id for row in Sampler(VOCAB).sample(logits.clone(), [state(params)] * 3)]
         logits[1, 77] = value
@@ -284,7 +282,7 @@ class TestDraws:
         critical = freedom * (1 - 2 / (9 * freedom) + 3.719 * math.sqrt(2 / (9 * freedom))) ** 3
         assert chi_square < critical
 
-    def test_a_row_does_not_depend_on_its_neighbours(self) -> None:
+    def test_sampled_row_does_not_depend_on_other_rows(self) -> None:
         every = [
             SamplingParams(seed=1),
             SamplingParams(temperature=0),
@@ -388,7 +386,7 @@ class TestDrawing:
         assert torch.equal(sampled(), expected)
         assert torch.equal(sampled(is_static=True), expected)
 
-    def test_only_rows_with_many_candidates_are_sorted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sampler_sorts_only_rows_with_many_candidates(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sorted_rows: list[int] = []
         monkeypatch.setattr(
             "kernels.sampling_fallback.filter_logits",
@@ -399,7 +397,7 @@ class TestDrawing:
         Sampler(self.VOCAB).sample(logits, [state(SamplingParams(seed=n, top_p=0.9)) for n in range(8)])
         assert sorted_rows == [1]
 
-    def test_a_draw_at_the_edge_falls_on_a_token_that_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_extreme_draw_falls_on_a_kept_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The least and the greatest uniform number, with nothing kept at either end of the vocabulary."""
         logits = torch.full((2, 600), -100.0)
         logits[:, 270:290] = 0.0
@@ -412,7 +410,7 @@ class TestDrawing:
 
 
 @pytest.mark.parametrize("is_static", [False, True])
-def test_the_most_likely_token_is_the_first_of_equals(is_static: bool) -> None:
+def test_greedy_token_is_the_first_of_equals(is_static: bool) -> None:
     logits = fixed_logits(7)
     logits[2] = 1.0
     logits[3, [900, 17]] = 40.0

@@ -26,13 +26,13 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size
 
 @settings(deadline=None)
 @given(sequences=SEQUENCES, shared=st.integers(0, 5))
-def test_peak_is_that_of_the_simulation(sequences: list[tuple[int, int]], shared: int) -> None:
+def test_forecast_peak_equals_the_simulation(sequences: list[tuple[int, int]], shared: int) -> None:
     assert forecast(sequences, shared).peak == simulated_peak(sequences, shared)
 
 
 @settings(deadline=None)
 @given(sequences=SEQUENCES, capacity=st.integers(0, 120))
-def test_admits_one_by_one_while_the_peak_fits(sequences: list[tuple[int, int]], capacity: int) -> None:
+def test_forecast_admits_while_the_peak_fits(sequences: list[tuple[int, int]], capacity: int) -> None:
     growing, admitted = forecast([]), list[tuple[int, int]]()
     for own, left in sequences:
         fits = simulated_peak([*admitted, (own, left)]) <= capacity
@@ -42,7 +42,7 @@ def test_admits_one_by_one_while_the_peak_fits(sequences: list[tuple[int, int]],
     assert growing.peak == simulated_peak(admitted)
 
 
-def test_outputs_that_end_make_room_for_those_that_go_on() -> None:
+def test_forecast_reuses_the_blocks_of_outputs_that_end() -> None:
     """Twelve blocks hold what would reserve sixteen, because one ends before the other is long."""
     assert forecast([(4, 4), (0, 8)]).peak == 12
 
@@ -57,13 +57,13 @@ class TestRequestSizes:
     def remaining(self, sizes: LengthStatistics, num_output: float, max_output: float) -> float:
         return float(sizes.remaining(np.array([num_output]), np.array([max_output]))[0])
 
-    def test_before_anything_finished_a_guess_holds_within_max_tokens(self) -> None:
+    def test_remaining_length_is_a_guess_within_max_tokens_when_nothing_finished(self) -> None:
         sizes = self.sizes([])
         assert self.remaining(sizes, 0, 100) == 100
         assert self.remaining(sizes, 0, 10_000) == sizes.mean_output == 256
         assert self.remaining(sizes, 1000, 10_000) == 1000
 
-    def test_the_guess_is_within_the_context(self) -> None:
+    def test_length_guess_is_within_the_context(self) -> None:
         assert LengthStatistics(64).mean_output == 32
         assert LengthStatistics(64).mean_prompt == 16
 
@@ -75,7 +75,7 @@ class TestRequestSizes:
         assert self.remaining(sizes, 0, 20) == 20
         assert sizes.mean_prompt == 10
 
-    def test_beyond_the_longest_it_may_take_as_long_again(self) -> None:
+    def test_remaining_length_is_the_length_so_far_beyond_the_longest_output(self) -> None:
         assert self.remaining(self.sizes([10] * 50), 30, 10_000) == 30
 
     def test_length_statistics_forget_old_outputs(self) -> None:

@@ -35,7 +35,7 @@ def test_full_blocks_of_a_prefix_are_shared() -> None:
     assert blocks.num_free == 8
 
 
-def test_a_block_counts_only_after_the_same_beginning() -> None:
+def test_block_is_shared_only_after_the_same_prefix() -> None:
     blocks = BlockManager(8, 2)
     filled(blocks, [1, 2, 3, 4])
     assert cached(blocks, [3, 4]) == 0
@@ -44,14 +44,14 @@ def test_a_block_counts_only_after_the_same_beginning() -> None:
     assert cached(blocks, [1, 2, 3, 9]) == 2
 
 
-def test_salts_do_not_share() -> None:
+def test_block_is_not_shared_between_salts() -> None:
     blocks = BlockManager(8, 2)
     filled(blocks, [1, 2], b"a")
     assert cached(blocks, [1, 2], b"b") == 0
     assert cached(blocks, [1, 2], b"a") == 2
 
 
-def test_a_hash_collision_cannot_leak() -> None:
+def test_hash_collision_shares_no_block() -> None:
     """hash(-1) == hash(-2) in CPython: the chains collide and still are told apart."""
     assert hash((b"", (-1, 5))) == hash((b"", (-2, 5)))
     blocks = BlockManager(8, 2)
@@ -67,7 +67,7 @@ def test_lookup_stops_at_its_limit() -> None:
     assert [len(blocks.lookup([1, 2, 3, 4], b"", limit)) for limit in range(5)] == [0, 0, 1, 1, 2]
 
 
-def test_the_least_recently_used_prefix_goes_first() -> None:
+def test_least_recently_used_prefix_is_evicted_first() -> None:
     blocks = BlockManager(4, 2)
     for token in (1, 2):
         blocks.release(filled(blocks, [token] * 4))
@@ -92,7 +92,7 @@ def test_uncached_blocks_are_reused_before_cached_ones() -> None:
     assert cached(blocks, [1, 2]) == 0
 
 
-def test_the_same_content_twice_is_indexed_once() -> None:
+def test_equal_blocks_are_indexed_once() -> None:
     blocks = BlockManager(8, 2)
     tables = [BlockTable(), BlockTable()]
     for table in tables:  # both are computed before either is indexed
@@ -134,7 +134,7 @@ def test_capacity_predicates_agree_with_grow_and_attach() -> None:
     assert blocks.growable(other) == 6
 
 
-def test_without_caching_nothing_is_found() -> None:
+def test_lookup_finds_nothing_when_caching_is_off() -> None:
     blocks = BlockManager(4, 2, enable_prefix_caching=False)
     filled(blocks, [1, 2])
     assert cached(blocks, [1, 2]) == 0
@@ -144,20 +144,20 @@ def test_without_caching_nothing_is_found() -> None:
 class TestAudit:
     """`check` sees what it is there to see."""
 
-    def test_leaked_block(self) -> None:
+    def test_check_finds_a_leaked_block(self) -> None:
         blocks = BlockManager(4, 2)
         filled(blocks, [1, 2])
         with pytest.raises(AssertionError, match="1 references, 0 tables"):
             blocks.check([])
 
-    def test_block_in_use_and_free(self) -> None:
+    def test_check_finds_a_block_in_use_and_free(self) -> None:
         blocks = BlockManager(4, 2)
         table = filled(blocks, [1, 2])
         blocks._free[table.blocks[0]] = None
         with pytest.raises(AssertionError, match="its place is wrong"):
             blocks.check([table])
 
-    def test_index_that_names_a_reused_block(self) -> None:
+    def test_check_finds_an_index_that_names_a_reused_block(self) -> None:
         blocks = BlockManager(4, 2)
         table = filled(blocks, [1, 2])
         blocks._key_of[table.blocks[0]] = None

@@ -58,7 +58,7 @@ def chooser(most: int = 2048) -> PrefillBudgetTuner:
         (1, (1,)),
     ],
 )
-def test_sizes_are_halves_of_the_most(most: int, sizes: tuple[int, ...]) -> None:
+def test_candidate_budgets_are_halves_of_the_largest(most: int, sizes: tuple[int, ...]) -> None:
     assert candidate_budgets(most) == sizes
 
 
@@ -67,13 +67,13 @@ def test_sizes_are_halves_of_the_most(most: int, sizes: tuple[int, ...]) -> None
     [(overhead(0.0), 2048), (overhead(0.4), 2048), *((bowl(size), size) for size in (128, 256, 512, 1024, 2048))],
     ids=["flat", "overhead", "128", "256", "512", "1024", "2048"],
 )
-def test_finds_the_fastest_size_and_prefers_larger_ones(cost: Cost, best: int) -> None:
+def test_tuner_finds_the_fastest_budget_and_prefers_larger_ones(cost: Cost, best: int) -> None:
     found = chooser()
     settle(found, cost)
     assert found.chosen == best
 
 
-def test_doubles_from_step_to_step_at_first() -> None:
+def test_budget_doubles_each_step_at_first() -> None:
     assert settle(chooser(), overhead(0.1), steps=10) == [256, 512, 1024, *[2048] * 7]
 
 
@@ -85,7 +85,7 @@ def test_noise_does_not_change_the_chosen_budget(seed: int) -> None:
     assert ran.count(1024) > 0.6 * len(ran)
 
 
-def test_a_pause_counts_as_one_bad_pair() -> None:
+def test_pause_counts_as_one_bad_pair() -> None:
     found = chooser()
     ran = settle(found, bowl(512), steps=3 + REST + 1)
     assert ran[-1] == 2048
@@ -99,7 +99,7 @@ def test_a_pause_counts_as_one_bad_pair() -> None:
     [([1.02] * 6, 2048), ([1.04] * 6, 1024), ([1.04] * 5 + [0.5], 1024), ([1.04] * 4 + [0.9] * 2, 2048)],
     ids=["too little", "clearly", "but for one pair", "but for two"],
 )
-def test_the_smaller_must_be_clearly_faster_in_nearly_all_pairs(gains: list[float], size: int) -> None:
+def test_smaller_budget_wins_only_when_clearly_faster_in_nearly_all_pairs(gains: list[float], size: int) -> None:
     found = chooser()
     settle(found, overhead(0.0), steps=4 + REST)
     for step in range(12):
@@ -125,14 +125,14 @@ def test_budget_is_tuned_again_when_costs_change() -> None:
         assert found.chosen == best
 
 
-def test_most_steps_have_the_chosen_size() -> None:
+def test_most_steps_have_the_chosen_budget() -> None:
     found = chooser()
     settle(found, bowl(512), steps=500)
     ran = settle(found, bowl(512), steps=1000)
     assert 0.9 < ran.count(512) / len(ran) < 1  # it goes on looking, rarely
 
 
-def test_no_step_is_made_that_takes_too_long() -> None:
+def test_tuner_tries_no_step_that_takes_too_long() -> None:
     found = chooser()
     # Larger steps are faster, token by token, but one of 512 tokens takes 10.8 seconds.
     ran = settle(found, lambda tokens: 4.0 + tokens / 75)
@@ -142,12 +142,12 @@ def test_no_step_is_made_that_takes_too_long() -> None:
     assert found.chosen == 128
 
 
-def test_what_is_too_slow_from_the_first_step_gets_the_least() -> None:
+def test_budget_is_the_smallest_when_the_first_step_is_too_slow() -> None:
     found = chooser()
     assert settle(found, lambda tokens: tokens / 9, steps=20) == [256, 256, *[128] * 18]
 
 
-def test_only_full_steps_that_read_prompts_count() -> None:
+def test_tuner_counts_only_full_prefill_steps() -> None:
     found = chooser()
     for _ in range(100):
         found.record(found.tokens - 1, 0, 1.0)  # the last of the prompts
@@ -165,7 +165,7 @@ def test_budget_stays_when_there_is_one_candidate() -> None:
     assert set(settle(found, overhead(9.0))) == {2048}
 
 
-def test_decodes_come_on_top_of_it_and_the_limit_holds() -> None:
+def test_decodes_come_on_top_of_the_budget_within_the_limit() -> None:
     runner = FakeRunner(num_blocks=400, max_model_len=1000)
     config = EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=20, decode_steps=1)
     engine = Engine(runner, None, config, prefill_budget=PrefillBudgetTuner([12]))

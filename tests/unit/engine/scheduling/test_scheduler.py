@@ -55,7 +55,7 @@ def test_prefill_and_decode_share_a_step_within_the_budget() -> None:
     assert scheduled(made) == {"a": (6, 7), "long": (40, 41), "b": (2, 3)}
 
 
-def test_a_chunk_leaves_a_token_to_every_decode_after_it() -> None:
+def test_chunk_leaves_a_token_to_every_later_decode() -> None:
     made = engine(tokens=8)
     for request_id in ("a", "b"):
         made.add(request_id, [1], GREEDY)
@@ -65,14 +65,14 @@ def test_a_chunk_leaves_a_token_to_every_decode_after_it() -> None:
     assert scheduled(made) == {"first": (6, 12), "a": (2, 3), "b": (2, 3)}
 
 
-def test_priority_then_arrival() -> None:
+def test_requests_start_by_priority_then_arrival() -> None:
     made = engine(seqs=1, tokens=64)
     for request_id, priority in (("a", 0), ("b", 0), ("c", 5)):
         made.add(request_id, [1], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True), priority=priority)
     assert [output.request_id for _ in range(3) for output in made.step()] == ["c", "a", "b"]
 
 
-def test_prefixes_are_shared_already_in_the_step_that_computes_them() -> None:
+def test_prefix_is_shared_in_the_step_that_computes_it() -> None:
     made = engine(tokens=64)
     for request_id in ("a", "b"):
         made.add(request_id, [5, 6, 7, 8, 9, 10, 11, 12, 13], GREEDY)

@@ -21,7 +21,7 @@ def finish(made: Engine) -> list[str]:
 
 
 @pytest.mark.parametrize(("seqs", "num_blocks"), [(2, 64), (8, 14)], ids=["no-slot", "no-blocks"])
-def test_lower_priority_yields_at_once(seqs: int, num_blocks: int) -> None:
+def test_lower_priority_is_preempted_at_once(seqs: int, num_blocks: int) -> None:
     made = engine(seqs=seqs, num_blocks=num_blocks)
     expected = {}
     for request_id in ("a", "b"):
@@ -44,7 +44,7 @@ def test_lower_priority_yields_at_once(seqs: int, num_blocks: int) -> None:
     assert {output.request_id: output.token_ids for output in outputs[1:]} == expected
 
 
-def test_equal_priority_waits() -> None:
+def test_equal_priority_waits_for_its_turn() -> None:
     made = engine(seqs=1)
     made.add("a", [5], LONG, priority=1)
     made.step()

@@ -78,42 +78,42 @@ def _policy(*answer: str, allow_private: bool = False) -> AddressPolicy:
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses_are_allowed(address: str) -> None:
+def test_public_address_is_allowed(address: str) -> None:
     assert _policy(address).addresses("a.example", 443, timeout=60) == [address]
 
 
 @pytest.mark.parametrize("address", PRIVATE + NEVER)
-def test_everything_else_is_refused(address: str) -> None:
+def test_non_public_address_is_refused(address: str) -> None:
     with pytest.raises(AddressRefused, match=r"may not reach a\.example \(.*\): .* address"):
         _policy(address).addresses("a.example", 443, timeout=60)
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_the_operator_may_open_the_private_network(address: str) -> None:
+def test_private_network_is_allowed_when_configured(address: str) -> None:
     assert _policy(address, allow_private=True).addresses("a.example", 80, timeout=60) == [str(canonical(address))]
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_but_not_more_than_that(address: str) -> None:
+def test_other_networks_are_refused_when_the_private_one_is_allowed(address: str) -> None:
     with pytest.raises(AddressRefused):
         _policy(address, allow_private=True).addresses("a.example", 80, timeout=60)
 
 
-def test_one_forbidden_address_refuses_them_all() -> None:
+def test_name_is_refused_when_one_of_its_addresses_is_forbidden() -> None:
     with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
         _policy("93.184.215.14", "2606:4700::1111", "10.0.0.1").addresses("a.example", 443, timeout=60)
 
 
-def test_every_address_is_returned_in_order() -> None:
+def test_addresses_are_returned_in_order() -> None:
     answer = ["2606:4700::1111", "93.184.215.14"]
     assert _policy(*answer).addresses("a.example", 443, timeout=60) == answer
 
 
-def test_the_mapped_form_connects_as_what_it_is() -> None:
+def test_mapped_ipv6_address_connects_as_ipv4() -> None:
     assert _policy("::ffff:93.184.215.14").addresses("a.example", 443, timeout=60) == ["93.184.215.14"]
 
 
-def test_no_answer_in_time_is_no_answer() -> None:
+def test_resolution_fails_when_it_takes_too_long() -> None:
     release = threading.Event()
 
     def silent(host: str, port: int) -> list[str]:
@@ -125,13 +125,13 @@ def test_no_answer_in_time_is_no_answer() -> None:
     release.set()
 
 
-def test_an_empty_answer_is_no_answer() -> None:
+def test_resolution_fails_when_the_answer_is_empty() -> None:
     with pytest.raises(ResolutionFailed, match="has no address"):
         _policy().addresses("a.example", 443, timeout=60)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 300])
-def test_names_that_do_not_resolve(host: str) -> None:
+def test_resolution_fails_when_the_name_is_unknown(host: str) -> None:
     with pytest.raises(ResolutionFailed):
         AddressPolicy().addresses(host, 80, timeout=60)
 
@@ -143,13 +143,13 @@ def test_every_spelling_of_loopback_is_seen_through(host: str) -> None:
 
 
 @given(st.ip_addresses(v=6))
-def test_no_ipv6_address_that_python_calls_inside_gets_through(address: ipaddress.IPv6Address) -> None:
+def test_ipv6_address_is_refused_when_python_calls_it_private(address: ipaddress.IPv6Address) -> None:
     refused = AddressPolicy().refusal(canonical(str(address))) is not None
     assert refused or address.is_global
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv4_address_that_python_calls_inside_gets_through(address: ipaddress.IPv4Address) -> None:
+def test_ipv4_address_is_refused_when_python_calls_it_private(address: ipaddress.IPv4Address) -> None:
     refused = AddressPolicy().refusal(address) is not None
     assert refused or address.is_global
     # The same address inside IPv6, in each of the ways that carry it.

@@ -29,7 +29,7 @@ def running(turn: Callable[[threading.Event], None], interval: float) -> Iterato
         timer.join(PATIENCE)
 
 
-def test_a_turn_now_and_every_interval() -> None:
+def test_periodic_runs_at_once_and_every_interval() -> None:
     turns: list[float] = []
     with running(lambda stopping: turns.append(time.monotonic()), 0.02):
         await_condition(lambda: len(turns) >= 4, "four turns")
@@ -38,7 +38,7 @@ def test_a_turn_now_and_every_interval() -> None:
     assert len(turns) == count
 
 
-def test_a_wake_up_is_heard_even_during_a_turn() -> None:
+def test_wake_up_during_a_turn_causes_another() -> None:
     turns: list[int] = []
     in_turn, go_on = threading.Event(), threading.Event()
 
@@ -54,9 +54,7 @@ def test_a_wake_up_is_heard_even_during_a_turn() -> None:
         await_condition(lambda: len(turns) == 2, "a second turn")
 
 
-def test_a_failing_turn_is_logged_tried_again_later_and_ends_nothing(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_turn_is_logged_and_retried(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(periodic, "FIRST_PAUSE", 0.01)
     turns: list[int] = []
 
@@ -87,7 +85,7 @@ def test_pauses_grow_and_are_bounded(caplog: pytest.LogCaptureFixture, monkeypat
         await_condition(lambda: len(turns) > 30, "thirty tries")
 
 
-def test_which_errors_mean_that_postgres_is_away() -> None:
+def test_connection_errors_mean_that_postgres_is_away() -> None:
     assert is_away(PoolTimeout())
     assert is_away(_error(OperationalError, psycopg.OperationalError("connection refused")))
     assert is_away(_error(OperationalError, psycopg.errors.AdminShutdown()))

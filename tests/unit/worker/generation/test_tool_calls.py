@@ -72,7 +72,7 @@ def test_format_is_told_from_the_template(form: CallFormat) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 class TestForced:
-    def test_a_call_is_all_that_may_come(self, form: CallFormat) -> None:
+    def test_required_call_allows_nothing_but_a_call(self, form: CallFormat) -> None:
         demanded = grammar(form, tool_choice="required")
         assert holds(demanded, GROW[form])
         assert not holds(demanded, "Let me see.")
