@@ -24,7 +24,7 @@ demo: $(READY)  ## run a real batch from REST to webhook on this machine, then s
 	@$(BIN)/python -m cli demo
 
 test: $(READY)  ## the ordinary tests (10 to 15 minutes on two cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full disk, wrong clocks (about a quarter of an hour)
 	$(BIN)/python -m pytest -m faults

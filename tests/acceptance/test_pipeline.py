@@ -23,7 +23,7 @@ from jobs.settings import Settings
 from tests.support.oracle import check
 from tests.support.processes import PATIENCE, await_condition
 
-LINES = 2000
+LINES = 600
 
 SCHEMA = {
     "x-guidance": {"whitespace_flexible": False},
@@ -110,12 +110,12 @@ def test_schemas_that_hold_and_one_that_cannot(stack: RunningStack) -> None:
     assert "JSON schema" in response["body"]["error"]["message"]
 
 
-def test_kill_9_of_the_worker_during_2000_lines(stack: RunningStack, tmp_path: Path) -> None:
-    problems = mixed_holdout(600)
+def test_job_loses_and_repeats_nothing_when_its_worker_is_killed(stack: RunningStack, tmp_path: Path) -> None:
+    problems = mixed_holdout(LINES)
     lines = tmp_path / "lines.jsonl"
     with lines.open("w") as file:
         for place in range(LINES):
-            prompt = problems[place % len(problems)].prompt
+            prompt = problems[place].prompt
             file.write(
                 json.dumps({"custom_id": str(place), "prompt": prompt, "temperature": 0, "max_tokens": 12}) + "\n"
             )
@@ -124,7 +124,7 @@ def test_kill_9_of_the_worker_during_2000_lines(stack: RunningStack, tmp_path: P
         webhook_receiver(client.webhook_secret()) as receiver,
     ):
         job = client.submit(lines, Submission(DEMO, webhook_url=receiver.url))
-        await_condition(lambda: client.job(job["id"])["last_seq"] >= 200, "200 results", timeout=250)
+        await_condition(lambda: client.job(job["id"])["last_seq"] >= 100, "100 results", timeout=250)
         before = [json.loads(line) for line in client.results(job["id"])]
         os.kill(stack.pids()["worker"], signal.SIGKILL)
         await_condition(lambda: client.job(job["id"])["status"] == "completed", "the end of the job", timeout=300)
@@ -137,7 +137,7 @@ def test_kill_9_of_the_worker_during_2000_lines(stack: RunningStack, tmp_path: P
     # A reader that resumes never sees a line change or come twice.
     assert results[: len(before)] == before
     texts = {int(r["custom_id"]): r["response"]["body"]["choices"][0]["text"] for r in results}
-    exact = sum(texts[place] == problems[place % len(problems)].answer for place in range(LINES))
+    exact = sum(texts[place] == problems[place].answer for place in range(LINES))
     assert exact >= 0.99 * LINES
     assert event["type"] == "job.completed"
     assert event["data"]["id"] == job["id"]

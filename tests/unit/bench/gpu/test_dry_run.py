@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 
+from bench.gpu.reporting import reports
 from bench.gpu.steps import STEPS
 from tests.support.gpu_machine import gpu_machine_environment
 from tests.support.paths import REPOSITORY
 
-# One of each kind: the steps left out run the same modules.
-ORDINARY = ("limits", "kernels", "tokens", "memcheck", "decode", "prefill", "small", "article", "vllm")
+# Steps in one process, which imports torch once; `compile` and `engine` take longer than all of these.
+TOGETHER = ("limits", "tokens", "memcheck", "decode", "prefill", "small", "case")
+PROGRAM = """
+import importlib, sys
+for name in sys.argv[1].split(","):
+    sys.argv[1:] = ["--dry-run", *["article"] * (name == "case")]
+    importlib.import_module(f"bench.gpu.steps.{name}").main()
+"""
 
 
 def dry_run(directory: Path, *options: str) -> list[dict[str, Any]]:
@@ -35,18 +42,33 @@ def dry_run(directory: Path, *options: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_dry_run_runs_its_steps_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None:
-    lines = dry_run(tmp_path, f"--only={','.join(ORDINARY)}", f"--kit={tmp_path / 'absent'}")
-    found = {line["step"]: line for line in lines}
-    assert {name: line["status"] for name, line in found.items()} == dict.fromkeys(ORDINARY, "done") | {
-        "vllm": "skipped"
-    }
-    assert "absent is missing" in found["vllm"]["reason"]
-    assert found["limits"]["data"][0]["versions"]["sqlalchemy"] is None
-    assert [one["same_tokens"] for one in found["tokens"]["data"]] == [1.0]
-    assert found["kernels"]["data"][-1]["passed"] > 5
-    assert any(one["what"].startswith("best of tiny") for one in found["decode"]["data"])
-    assert any(one["what"] == "pagemill: profile" for one in found["article"]["data"])
+def test_dry_run_keeps_reports_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None:
+    kernels, vllm = dry_run(tmp_path, "--only=kernels,vllm", f"--kit={tmp_path / 'absent'}")
+    assert (kernels["step"], kernels["status"]) == ("kernels", "done")
+    assert kernels["data"][-1]["passed"] > 5
+    assert (vllm["step"], vllm["status"]) == ("vllm", "skipped")
+    assert "absent is missing" in vllm["reason"]
+
+
+def test_steps_report_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ",".join(TOGETHER)],
+        cwd=REPOSITORY,
+        env=gpu_machine_environment(tmp_path) | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = reports(done.stdout)
+    assert [one for one in found if "failure" in one] == []
+    assert [one["versions"]["sqlalchemy"] for one in found if "versions" in one] == [None]
+    assert [one["same_tokens"] for one in found if "same_tokens" in one] == [1.0]
+    said = [one["what"] for one in found]
+    assert "program ran" in said
+    assert any(what.startswith("best of tiny") for what in said)
+    assert any("usual stages" in what for what in said)
+    assert "pagemill: profile" in said
 
 
 @pytest.mark.slow
