@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -16,7 +17,7 @@ from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
-from api.native import jobs, keys
+from api.native import detail, jobs, keys
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
@@ -29,7 +30,7 @@ from api.wrong_keys import WrongKeys
 from jobs.database import connect_async
 from jobs.file_store import FileStore
 from jobs.keys import load_pepper
-from jobs.queries import reading, tenants
+from jobs.queries import explaining, reading, tenants
 from jobs.settings import Settings
 
 K = TypeVar("K")
@@ -66,6 +67,15 @@ def create_app(settings: Settings) -> FastAPI:
             Cookies(pepper),
             WrongKeys(),
             Batcher(in_transaction(reading.get_jobs)),
+            Batcher(
+                in_transaction(
+                    partial(
+                        explaining.read_model_queues,
+                        limit=settings.claim_limit,
+                        solo_after_deaths=settings.solo_after_deaths,
+                    )
+                )
+            ),
             asyncio.Event(),
         )
         hub = app.state.live = LiveHub(services)
@@ -91,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMiddleware)
     routers = (
         jobs.router,
+        detail.router,
         live.router,
         batches.router,
         files.router,

@@ -26,6 +26,7 @@ from api.wrong_keys import WrongKeys
 from jobs import keys
 from jobs.errors import InvalidKey, RoleTooNarrow
 from jobs.file_store import FileStore
+from jobs.queries.explaining import ModelQueue
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
 from jobs.roles import Role
@@ -53,6 +54,9 @@ class Services:
     cookies: Cookies
     wrong_keys: WrongKeys
     jobs: Batcher[tuple[UUID, UUID], Job]
+    queues: Batcher[str, ModelQueue]
+    """By model. Callers who ask at once for why jobs wait share one look."""
+
     batches_wait: asyncio.Event
     """Set where a batch is to be validated or finalized; see `api.openai.batch_runner`."""
 

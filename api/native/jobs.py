@@ -1,4 +1,4 @@
-"""`/v1/jobs`: hand in, look, read results, cancel, delete."""
+"""`/v1/jobs`: hand in, list, read results, cancel, delete."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
 from api.native import submissions
+from api.native.finding import find_job, parse_job_id
 from api.schemas import JobDeleted, JobList, JobObject
 from jobs import patterns
-from jobs.errors import InvalidInput, JobNotDeletable, JobNotFound
+from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import reading, retention, settling
-from jobs.queries.reading import Job, StoredResult
-from jobs.queries.tenants import Tenant
+from jobs.queries.reading import StoredResult
 from jobs.requests import JobOptions, Params, PromptLine
 from jobs.states import JobState
 
@@ -43,15 +43,6 @@ class ListQuery(_Query):
     after: str | None = Field(default=None, description="`last_id` of the page before")
     limit: int = Field(default=20, ge=1, le=100)
     status: list[JobState] | None = Field(default=None, description="may stand several times")
-
-
-class PollQuery(_Query):
-    wait: float = Field(
-        default=0,
-        ge=0,
-        allow_inf_nan=False,
-        description="seconds to wait for the job's end; the server cuts it at PAGEMILL_MAX_WAIT, 60 unless set",
-    )
 
 
 class ResultsQuery(_Query):
@@ -154,18 +145,6 @@ async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated
     )
 
 
-@router.get("/{job_id}")
-async def get_job(
-    job_id: str, caller: Caller, services: InjectedServices, query: Annotated[PollQuery, Query()]
-) -> JobObject:
-    """A job as it stands; with `wait`, as it stands at its end or when the wait is over."""
-    job = await _find(services, caller, job_id)
-    if query.wait > 0 and not job.is_terminal:
-        await services.job_watch.wait(job.id, min(query.wait, services.settings.max_wait))
-        job = await _find(services, caller, job_id)
-    return JobObject.of(job)
-
-
 @router.get(
     "/{job_id}/results",
     response_class=StreamingResponse,
@@ -179,7 +158,7 @@ async def read_results(
     `seq` has no gaps, so a reader that comes back with the last one it saw misses nothing and gets nothing twice. The
     header `x-last-seq` says where this answer ends, `x-job-status` whether more will come.
     """
-    job = await _find(services, caller, job_id)
+    job = await find_job(services, caller, job_id)
     last = job.last_seq if query.limit is None else min(job.last_seq, query.after + query.limit)
     last = max(last, query.after)
     pages = _pages(services, job.id, after=query.after, last=last)
@@ -198,35 +177,21 @@ async def read_results(
 @router.post("/{job_id}/cancel")
 async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
     """Stop a job. What is finished is kept; a job at its end stays as it is."""
-    identity = _parse(job_id)
+    identity = parse_job_id(job_id)
     state = await services.transaction(settling.cancel_job, caller.id, identity)
     if state == JobState.CANCELLING:
         # The rest of a large job is the courier's.
         await services.transaction(settling.settle_open, identity, limit=services.settings.sweep_chunk)
-    return JobObject.of(await _find(services, caller, job_id))
+    return JobObject.of(await find_job(services, caller, job_id))
 
 
 @router.delete("/{job_id}")
 async def delete(job_id: str, caller: Caller, services: InjectedServices) -> JobDeleted:
     """Forget a job that is at its end, with its prompts and results."""
-    if not await services.transaction(retention.delete_job, caller.id, _parse(job_id)):
-        job = await _find(services, caller, job_id)
+    if not await services.transaction(retention.delete_job, caller.id, parse_job_id(job_id)):
+        job = await find_job(services, caller, job_id)
         raise JobNotDeletable(job_id, job.state)
     return JobDeleted(id=job_id)
-
-
-def _parse(job_id: str) -> UUID:
-    identity = parse_id(JOB_PREFIX, job_id)
-    if identity is None:
-        raise JobNotFound(job_id[:100])
-    return identity
-
-
-async def _find(services: Services, caller: Tenant, job_id: str) -> Job:
-    job = await services.jobs.get((caller.id, _parse(job_id)))
-    if job is None:
-        raise JobNotFound(job_id)
-    return job
 
 
 class _ResultsGone(Exception):

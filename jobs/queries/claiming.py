@@ -70,6 +70,26 @@ class Candidate:
     waiting: int
     is_live: bool = False
     is_fresh: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A model's jobs to choose from, by priority and age; each tenant's running requests and weight."""
+
+    candidates: Sequence[Candidate]
+    running: Mapping[UUID, int]
+    weights: Mapping[UUID, int]
+
+    def places(self, limit: int, live_limit: int = 0) -> dict[UUID, int]:
+        """How many requests of each job a claim takes, in the order in which they should run. See `claim`."""
+        live = [candidate for candidate in self.candidates if candidate.is_live]
+        places = share(max(limit, live_limit), live, self.running, self.weights) if live else {}
+        left = limit - sum(places.values())
+        if left > 0:
+            others = [candidate for candidate in self.candidates if not candidate.is_live]
+            places |= share(left, others, self.running, self.weights)
+        return places
 
 
 def claim(
@@ -101,21 +121,17 @@ def claim(
     ).scalar()
     if alive is None:
         raise LeaseLost("The worker's lease is over.")
-    suspect = _suspect_job(connection, model, solo_after_deaths)
+    suspect = suspect_job(connection, model, solo_after_deaths)
     if suspect is not None:
         if not is_idle:
             return Claim((), wants_idle=True)
         alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
         if alone:
             return Claim(alone, is_solo=True)
-    candidates, running, weights = _candidates(connection, model, solo_after_deaths)
-    live = [candidate for candidate in candidates if candidate.is_live]
-    places = share(max(limit, live_limit), live, running, weights) if live else {}
-    left = limit - sum(places.values())
-    if left > 0:
-        places |= share(left, [candidate for candidate in candidates if not candidate.is_live], running, weights)
+    queue = read_queue(connection, model, solo_after_deaths)
+    places = queue.places(limit, live_limit)
     taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
-    fresh = {candidate.job_id for candidate in candidates if candidate.is_fresh and not candidate.is_live}
+    fresh = {candidate.job_id for candidate in queue.candidates if candidate.is_fresh and not candidate.is_live}
     if first_claims := fresh.intersection(request.job_id for request in taken):
         job_events.add_first_claims(connection, first_claims, worker_id)
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
@@ -205,15 +221,13 @@ def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
     ).rowcount
 
 
-def _candidates(
-    connection: Connection, model: str, solo_after_deaths: int
-) -> tuple[list[Candidate], Mapping[UUID, int], Mapping[UUID, int]]:
-    """The jobs to choose from, by priority and age, and of each tenant its running requests and its weight."""
+def read_queue(connection: Connection, model: str, solo_after_deaths: int) -> Queue:
+    """What a claim of this moment chooses from."""
     # The first claimable jobs of each tenant. Open requests are read from the job's row, because counting pending ones
     # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0010).
     jobs = connection.execute(
         text("""
-            SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, ranked.last_seq, t.weight
+            SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, ranked.last_seq, ranked.priority, t.weight
             FROM (
                 SELECT j.id, j.tenant_id, j.priority, j.is_live, j.last_seq, j.total - j.last_seq AS open,
                        row_number() OVER (
@@ -234,29 +248,36 @@ def _candidates(
         {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
     ).all()
     if not jobs:
-        return [], {}, {}
-    # Count running requests by job. There are as many as the engines hold; OFFSET 0 reads them by their partial index.
-    # A request that is claimed between the two statements counts as running.
+        return Queue((), {}, {})
+    by_job = running_requests(connection)
+    running_by_tenant: dict[UUID, int] = defaultdict(int)
+    for tenant_id, requests in by_job.values():
+        running_by_tenant[tenant_id] += requests
+    candidates = []
+    for job in jobs:
+        _, running = by_job.get(job.id, (job.tenant_id, 0))
+        if job.open > running:
+            is_fresh = job.last_seq == 0 and running == 0
+            waiting = job.open - running
+            candidates.append(Candidate(job.id, job.tenant_id, waiting, job.is_live, is_fresh, job.priority))
+    return Queue(candidates, running_by_tenant, {job.tenant_id: job.weight for job in jobs})
+
+
+def running_requests(connection: Connection) -> dict[UUID, tuple[UUID, int]]:
+    """Of each job with running requests, its tenant and how many they are."""
+    # There are as many as the engines hold; OFFSET 0 reads them by their partial index. A request that is claimed
+    # after the caller's statement before counts as running.
     rows = connection.execute(
         text("""
             SELECT r.job_id, j.tenant_id, count(*) AS requests
             FROM (SELECT job_id FROM requests WHERE state = 'running' OFFSET 0) r JOIN jobs j ON j.id = r.job_id
             GROUP BY r.job_id, j.tenant_id
         """)
-    ).all()
-    running_by_job = {row.job_id: row.requests for row in rows}
-    running_by_tenant: dict[UUID, int] = defaultdict(int)
-    for row in rows:
-        running_by_tenant[row.tenant_id] += row.requests
-    candidates = [
-        Candidate(job.id, job.tenant_id, waiting, job.is_live, is_fresh=job.last_seq == 0 and waiting == job.open)
-        for job in jobs
-        if (waiting := job.open - running_by_job.get(job.id, 0)) > 0
-    ]
-    return candidates, running_by_tenant, {job.tenant_id: job.weight for job in jobs}
+    )
+    return {row.job_id: (row.tenant_id, row.requests) for row in rows}
 
 
-def _suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
+def suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
     """A claimable job with a request that must run alone."""
     # `deaths > 0` selects the partial index of the few requests that saw a worker die.
     suspect: UUID | None = connection.execute(

@@ -1,0 +1,96 @@
+"""`GET /v1/jobs/{id}`: how far a job is, when it ends, why it waits; with `include`, all that its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import Connection
+
+from api.deps import Caller, InjectedServices
+from api.native import views
+from api.native.finding import find_job
+from api.native.views import JobDetail
+from api.schemas import JobObject
+from jobs.estimates import percent
+from jobs.queries import lines, progress
+from jobs.queries.explaining import ModelQueue, explain
+from jobs.queries.lines import Filter
+from jobs.queries.reading import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+PARTS = ("progress", "failures", "timeline", "deliveries", "results")
+RESULTS = 50
+PREVIEW = 200
+
+
+class JobQuery(BaseModel):
+    """A misspelt parameter is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds to wait for the job's end; the server cuts it at PAGEMILL_MAX_WAIT, 60 unless set",
+    )
+    include: list[str] = Field(default=[], max_length=10, description=f"{', '.join(PARTS)}; separated by commas")
+
+    @field_validator("include")
+    @classmethod
+    def _known_parts(cls, parts: list[str]) -> list[str]:
+        named = [part for entry in parts for part in entry.split(",")]
+        for part in named:
+            if part not in PARTS:
+                raise ValueError(f"{part[:40]!r} is none of {', '.join(PARTS)}")
+        return named
+
+
+@router.get("/{job_id}", response_model_exclude_unset=True)
+async def get_job(
+    job_id: str, caller: Caller, services: InjectedServices, query: Annotated[JobQuery, Query()]
+) -> JobDetail:
+    """A job as it stands; with `wait`, as it stands at its end or when the wait is over."""
+    job = await find_job(services, caller, job_id)
+    if query.wait > 0 and not job.is_terminal:
+        await services.job_watch.wait(job.id, min(query.wait, services.settings.max_wait))
+        job = await find_job(services, caller, job_id)
+    queue = None if job.is_terminal else await services.queues.get(job.model)
+    return await services.transaction(read_detail, job, queue, query.include)
+
+
+def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, include: Collection[str]) -> JobDetail:
+    """All of an answer, in a transaction. `queue` is None where the job is at its end."""
+    detail: dict[str, object] = JobObject.of(job).model_dump() | {
+        "percent": percent(job.last_seq, job.total, is_ended=job.is_terminal),
+        "running": 0,
+        "lines_per_second": 0.0,
+        "eta": None,
+        "wait": None,
+        "held_back": None,
+    }
+    if queue is not None:
+        running = min(queue.running.get(job.id, 0), job.open)
+        reason = views.wait_object(explain(job, queue))
+        pace = progress.read_pace(connection, job, queue.now)
+        detail["running"] = running
+        detail["lines_per_second"] = round(pace.lines_per_second, 3)
+        detail["held_back" if running else "wait"] = reason
+        if queue.live_workers:
+            detail["eta"] = views.eta_object(pace.estimate)
+    if "progress" in include:
+        detail["progress"] = [views.point_object(point) for point in progress.read_points(connection, job.id)]
+    if "failures" in include:
+        detail["failures"] = [views.failure_object(group) for group in progress.read_failures(connection, job.id)]
+    if "timeline" in include:
+        detail["timeline"] = views.timeline(job, progress.read_events(connection, job.id))
+    if "deliveries" in include:
+        detail["deliveries"] = [views.delivery_object(one) for one in progress.read_deliveries(connection, job.id)]
+    if "results" in include:
+        newest = lines.read_page(connection, job.id, Filter(), limit=RESULTS, before=job.last_seq + 1)
+        detail["results"] = [views.result_summary(result, PREVIEW) for result in newest]
+    return JobDetail.model_validate(detail)

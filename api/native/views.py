@@ -1,0 +1,245 @@
+"""Bodies of answers about one job: its progress, why it waits, its failures, timeline, results and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from api.native import previews
+from api.schemas import JobObject
+from jobs import estimates, fingerprints
+from jobs.ids import EVENT_PREFIX, public_id
+from jobs.queries import progress
+from jobs.queries.explaining import Wait
+from jobs.queries.lines import LineResult
+from jobs.queries.reading import Job
+
+
+class EtaObject(BaseModel):
+    """When the job ends, if it goes on as in the minutes that `basis` names; half of those were within low and high."""
+
+    at: int
+    low: int
+    high: int
+    basis: str
+
+
+class WaitObject(BaseModel):
+    """A reason for programs and one for people; `args` has the figures of the text."""
+
+    code: str = Field(
+        description="cancelling, out_of_time, paused, no_worker, next, alone, priority, older_jobs, live, fair_share"
+    )
+    text: str
+    args: dict[str, Any]
+
+
+class ProgressPoint(BaseModel):
+    at: int = Field(description="its beginning")
+    seconds: int
+    lines: int = Field(description="settled, failed ones included")
+    failed: int
+    prompt: int
+    cached: int
+    completion: int
+
+
+class FailureExample(BaseModel):
+    line: int
+    custom_id: str | None
+    message: str | None = Field(description="in full, up to 2,000 characters")
+
+
+class FailureObject(BaseModel):
+    """Lines that failed alike: equal codes, and messages equal but for numbers, quoted text, ids and paths."""
+
+    fingerprint: str
+    code: str
+    message: str = Field(description="the part that the messages have in common")
+    lines: int
+    first_at: int
+    last_at: int
+    example: FailureExample
+
+
+class TimelineEntry(BaseModel):
+    at: int
+    kind: str = Field(
+        description="created, started, claimed, worker_lost, paused, resumed, priority, renamed, retried, cancelling, "
+        "or the state at the end"
+    )
+    text: str
+    detail: dict[str, Any]
+
+
+class DeliveryObject(BaseModel):
+    """A webhook of the job. `status`: pending, delivered or given_up."""
+
+    id: int
+    event: str
+    type: str
+    url: str
+    status: str
+    attempts: int
+    created_at: int
+    next_attempt_at: int | None
+    delivered_at: int | None
+    last_status: int | None
+    last_error: str | None
+
+
+class ResultSummary(BaseModel):
+    """A result in short. Texts are those of the first choice."""
+
+    seq: int
+    line: int
+    custom_id: str
+    state: str
+    text: str | None
+    is_cut: bool = Field(description="there is more of the text")
+    finish_reason: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    error_code: str | None
+    error_message: str | None
+    fingerprint: str | None
+    settled_at: int | None
+    took_ms: int | None = Field(description="from its claim to its result")
+    worker: str | None
+
+
+class JobDetail(JobObject):
+    """A job with how far it is. Parts that were not asked for by `include` are left out."""
+
+    percent: float = Field(description="of its lines, rounded down; 100 only at the end")
+    running: int = Field(description="of the open lines, those that workers hold")
+    lines_per_second: float = Field(description="over this minute and the one before")
+    eta: EtaObject | None = Field(description="null before 20 lines and 30 s, and while it waits")
+    wait: WaitObject | None = Field(description="why none of its lines runs; null where one does, and at the end")
+    held_back: WaitObject | None = Field(description="while some run: why the others do not")
+    progress: list[ProgressPoint] | None = None
+    failures: list[FailureObject] | None = None
+    timeline: list[TimelineEntry] | None = None
+    deliveries: list[DeliveryObject] | None = None
+    results: list[ResultSummary] | None = None
+
+
+def eta_object(found: estimates.Estimate | None) -> EtaObject | None:
+    if found is None:
+        return None
+    return EtaObject(at=_unix(found.at), low=_unix(found.low), high=_unix(found.high), basis=found.basis)
+
+
+def wait_object(reason: Wait | None) -> WaitObject | None:
+    return None if reason is None else WaitObject(code=reason.code, text=reason.text, args=dict(reason.args))
+
+
+def point_object(point: progress.Point) -> ProgressPoint:
+    return ProgressPoint(
+        at=_unix(point.at),
+        seconds=point.seconds,
+        lines=point.lines,
+        failed=point.failed,
+        prompt=point.prompt_tokens,
+        cached=point.cached_tokens,
+        completion=point.completion_tokens,
+    )
+
+
+def failure_object(group: progress.FailureGroup) -> FailureObject:
+    message = None
+    if group.example is not None:
+        *_, error = previews.read_body(group.example)
+        message = previews.cut(error.get("message"), 2000)
+    return FailureObject(
+        fingerprint=fingerprints.public(group.fingerprint),
+        code=group.code,
+        message=group.message,
+        lines=group.lines,
+        first_at=_unix(group.first_at),
+        last_at=_unix(group.last_at),
+        example=FailureExample(line=group.first_line, custom_id=group.custom_id, message=message),
+    )
+
+
+def delivery_object(delivery: progress.Delivery) -> DeliveryObject:
+    status = "given_up" if delivery.given_up else "pending" if delivery.delivered_at is None else "delivered"
+    return DeliveryObject(
+        id=delivery.id,
+        event=public_id(EVENT_PREFIX, delivery.event_id),
+        type=delivery.event_type,
+        url=delivery.url,
+        status=status,
+        attempts=delivery.attempts,
+        created_at=_unix(delivery.created_at),
+        next_attempt_at=None if delivery.due_at is None else _unix(delivery.due_at),
+        delivered_at=None if delivery.delivered_at is None else _unix(delivery.delivered_at),
+        last_status=delivery.last_status,
+        last_error=delivery.last_error,
+    )
+
+
+def result_summary(result: LineResult, length: int | None) -> ResultSummary:
+    return ResultSummary(**previews.summary(result, length))
+
+
+def timeline(job: Job, events: list[progress.JobEvent]) -> list[TimelineEntry]:
+    """A job's moments and events in their order."""
+    entries = [TimelineEntry(at=_unix(job.created_at), kind="created", text="Its first line came in.", detail={})]
+    entries.append(
+        TimelineEntry(
+            at=_unix(job.in_progress_at),
+            kind="started",
+            text=f"All of its {job.total:,} lines were stored, and workers may take them.",
+            detail={"lines": job.total},
+        )
+    )
+    entries += [event_entry(event) for event in events]
+    if job.cancelling_at is not None:
+        text = "Its owner asked to stop it."
+        entries.append(TimelineEntry(at=_unix(job.cancelling_at), kind="cancelling", text=text, detail={}))
+    if job.ended_at is not None:
+        entries.append(
+            TimelineEntry(
+                at=_unix(job.ended_at),
+                kind=job.state,
+                text=f"It ended as {job.state}: {job.completed:,} lines completed, {job.failed:,} failed.",
+                detail={"completed": job.completed, "failed": job.failed},
+            )
+        )
+    return sorted(entries, key=lambda entry: entry.at)
+
+
+def event_entry(event: progress.JobEvent) -> TimelineEntry:
+    return TimelineEntry(
+        at=_unix(event.at), kind=event.kind, text=event_text(event.kind, event.detail), detail=dict(event.detail)
+    )
+
+
+def event_text(kind: str, detail: Mapping[str, object]) -> str:
+    """A sentence for an event of `jobs.queries.job_events`."""
+    match kind:
+        case "claimed":
+            return f"A worker on {detail['host']} took its first lines."
+        case "worker_lost":
+            return f"A worker on {detail['host']} was lost; {detail['lines']} of its lines wait again."
+        case "paused":
+            return "It was paused; no line of it is started."
+        case "resumed":
+            return "It was resumed."
+        case "priority":
+            return f"Its priority went from {detail['from']} to {detail['to']}."
+        case "renamed":
+            return f"It was named {detail['to']}."
+        case "retried":
+            return f"{detail['lines']} of its lines run again as {detail['job']}."
+        case _:
+            return kind
+
+
+def _unix(moment: datetime) -> int:
+    return int(moment.timestamp())

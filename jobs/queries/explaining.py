@@ -1,0 +1,170 @@
+"""Why a job's lines wait: from the same candidates, and the same division of places, as the next claim of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.queries import claiming
+from jobs.queries.claiming import JOBS_PER_TENANT, Queue
+from jobs.queries.reading import Job
+from jobs.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQueue:
+    """A model's queue at one moment: what the next claim of an idle worker takes, and who is there to claim."""
+
+    model: str
+    now: datetime
+    queue: Queue
+    running: Mapping[UUID, int]
+    """Running requests of each job, of whichever model."""
+
+    suspect: UUID | None
+    """A job with a line that runs alone next: workers died while they held it."""
+
+    places: Mapping[UUID, int]
+    live_workers: int
+    last_seen: datetime | None
+    """The newest heartbeat of any worker of the model; None where no row of one is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A reason: `code` for programs, `text` for people, `args` the figures in it; times are Unix seconds."""
+
+    code: str
+    text: str
+    args: Mapping[str, object] = field(default_factory=dict)
+
+
+def read_model_queue(connection: Connection, model: str, *, limit: int, solo_after_deaths: int) -> ModelQueue:
+    """The queue of a model, divided as a claim of `limit` requests divides it."""
+    # Workers that have not ended are in a partial index, and few have.
+    workers = connection.execute(
+        text("""
+            SELECT clock_timestamp() AS now, max(heartbeat_at) AS last_seen,
+                   count(*) FILTER (WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()) AS live
+            FROM workers WHERE model = :model
+        """),
+        {"model": model},
+    ).one()
+    suspect = claiming.suspect_job(connection, model, solo_after_deaths)
+    queue = claiming.read_queue(connection, model, solo_after_deaths)
+    running = {job_id: requests for job_id, (_, requests) in claiming.running_requests(connection).items()}
+    places = queue.places(limit) if suspect is None else {suspect: 1}
+    return ModelQueue(model, workers.now, queue, running, suspect, places, workers.live, workers.last_seen)
+
+
+def read_model_queues(
+    connection: Connection, models: Collection[str], *, limit: int, solo_after_deaths: int
+) -> dict[str, ModelQueue]:
+    """The queues of several models."""
+    return {
+        model: read_model_queue(connection, model, limit=limit, solo_after_deaths=solo_after_deaths) for model in models
+    }
+
+
+def explain(job: Job, queue: ModelQueue) -> Wait | None:
+    """Why the job's pending lines are not running. None where it has none."""
+    pending = job.open - queue.running.get(job.id, 0)
+    if job.is_terminal or pending <= 0:
+        return None
+    if job.state == JobState.CANCELLING:
+        return Wait("cancelling", f"Being cancelled; {_lines(job.open)} still to settle.", {"lines": job.open})
+    if job.expires_at is not None and job.expires_at <= queue.now:
+        return Wait(
+            "out_of_time",
+            f"Its completion window closed at {_clock(job.expires_at)}; {_lines(job.open)} are about to expire.",
+            {"expires_at": _unix(job.expires_at), "lines": job.open},
+        )
+    if job.paused_at is not None:
+        args: dict[str, object] = {"paused_at": _unix(job.paused_at)}
+        said = f"Paused since {_clock(job.paused_at)}."
+        if job.expires_at is not None:
+            args["expires_at"] = _unix(job.expires_at)
+            said += f" Its completion window goes on, and closes at {_clock(job.expires_at)}."
+        return Wait("paused", said, args)
+    if queue.live_workers == 0:
+        return _no_worker(queue)
+    if job.id in queue.places:
+        return _next(job, queue)
+    if queue.suspect is not None:
+        return Wait(
+            "alone", "A line that was running when workers died runs alone first; no other line is taken meanwhile."
+        )
+    return _behind_others(job, queue)
+
+
+def _no_worker(queue: ModelQueue) -> Wait:
+    if queue.last_seen is None:
+        return Wait("no_worker", f"No live worker for {queue.model}.", {"model": queue.model, "last_seen": None})
+    return Wait(
+        "no_worker",
+        f"No live worker for {queue.model}, last seen {_clock(queue.last_seen)}.",
+        {"model": queue.model, "last_seen": _unix(queue.last_seen)},
+    )
+
+
+def _next(job: Job, queue: ModelQueue) -> Wait:
+    lines = queue.places[job.id]
+    args = {"lines": lines, "workers": queue.live_workers}
+    if queue.suspect is not None:
+        return Wait("next", "A line that was running when workers died runs next, alone, on an idle worker.", args)
+    workers = "the worker has" if queue.live_workers == 1 else f"one of {queue.live_workers} workers has"
+    return Wait("next", f"{_lines(lines).capitalize()} of it are next, as soon as {workers} room.", args)
+
+
+def _behind_others(job: Job, queue: ModelQueue) -> Wait:
+    own = [candidate for candidate in queue.queue.candidates if candidate.tenant_id == job.tenant_id]
+    ahead = [candidate for candidate in own if (-candidate.priority, candidate.job_id) < (-job.priority, job.id)]
+    served = any(candidate.job_id in queue.places for candidate in own)
+    lines = sum(candidate.waiting for candidate in ahead)
+    if served or len(ahead) >= JOBS_PER_TENANT:
+        higher = [candidate for candidate in ahead if candidate.priority > job.priority]
+        if higher:
+            lines = sum(candidate.waiting for candidate in higher)
+            return Wait(
+                "priority",
+                f"Behind {_lines(lines)} of {_jobs(len(higher))} of yours with a higher priority.",
+                {"jobs": len(higher), "lines": lines, "priority": job.priority},
+            )
+        return Wait(
+            "older_jobs",
+            f"Behind {_lines(lines)} of {_jobs(len(ahead))} of yours that are older.",
+            {"jobs": len(ahead), "lines": lines},
+        )
+    if all(candidate.is_live for candidate in queue.queue.candidates if candidate.job_id in queue.places):
+        return Wait("live", "Requests whose callers wait are taken first.")
+    running = queue.queue.running.get(job.tenant_id, 0)
+    return Wait(
+        "fair_share",
+        f"{_lines(running).capitalize()} of yours run now, which is your share while other tenants wait."
+        if running
+        else "Other tenants with fewer running lines for their weight are served first.",
+        {"running": running},
+    )
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count:,} lines"
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count:,} jobs"
+
+
+def _clock(moment: datetime) -> str:
+    """`13:02 UTC` within the last or next day, else with the date."""
+    moment = moment.astimezone(UTC)
+    is_near = abs((datetime.now(UTC) - moment).total_seconds()) < 86_400
+    return f"{moment:%H:%M} UTC" if is_near else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _unix(moment: datetime) -> int:
+    return int(moment.timestamp())

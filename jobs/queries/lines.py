@@ -1,0 +1,146 @@
+"""Lines of a job and their results, for people: a page by key, filtered by an index, and one line with all there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.queries.planner import force_index_scans
+
+MOST_LOOKED_AT = 20_000  # results that one page looks at for those without a failure, among which no index tells
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """A settled line. `body` is the JSON object `{"response": …, "error": …}`."""
+
+    seq: int
+    line: int
+    custom_id: str
+    state: str
+    body: bytes
+    fingerprint: int | None
+    is_truncated: bool
+    settled_at: datetime | None
+    claimed_at: datetime | None
+    worker_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results: of a state, of a kind of failure, cut by `max_tokens`. All of them where nothing is set."""
+
+    state: str | None = None
+    fingerprint: int | None = None
+    is_truncated: bool = False
+
+    @property
+    def condition(self) -> str:
+        """SQL over `results r`, by the index that fits; parameters are `:state` and `:fingerprint`."""
+        if self.fingerprint is not None:
+            return "r.fingerprint IS NOT NULL AND r.fingerprint = :fingerprint"
+        if self.is_truncated:
+            return "r.is_truncated"
+        if self.state is None:
+            return "true"
+        return "r.state = :state" + ("" if self.state == "completed" else " AND r.state <> 'completed'")
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        return {"state": self.state, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line: its request as it is stored, where it runs or ran, and its result where it has one."""
+
+    line: int
+    custom_id: str
+    request: bytes
+    state: str
+    epoch: int
+    deaths: int
+    claimed_at: datetime | None
+    worker_id: UUID | None
+    host: str | None
+    device: str | None
+    seq: int | None
+    result: bytes | None
+    settled_at: datetime | None
+    fingerprint: int | None
+    is_truncated: bool | None
+
+
+def read_page(
+    connection: Connection,
+    job_id: UUID,
+    which: Filter,
+    *,
+    limit: int,
+    after: int | None = None,
+    before: int | None = None,
+) -> list[LineResult]:
+    """Up to `limit` results after `after`, in the order of `seq`, or before `before`, newest first.
+
+    The newest ones where neither is given. A page of completed lines looks at `MOST_LOOKED_AT` results at most, so it
+    may be shorter than there are lines.
+    """
+    force_index_scans(connection)
+    is_forward = after is not None
+    order = "ASC" if is_forward else "DESC"
+    start = after if after is not None else before
+    bound = "r.seq > :start" if is_forward else "r.seq < :start"
+    if which.state == "completed":
+        bound += " AND r.seq <= :start + :looked_at" if is_forward else " AND r.seq >= :start - :looked_at"
+    # The key, or a partial index that ends with seq, gives the order; bodies, requests by their keys.
+    rows = connection.execute(
+        text(f"""
+            SELECT p.seq, p.line, b.custom_id, p.state, p.body, p.fingerprint, p.is_truncated, p.settled_at,
+                   q.claimed_at, p.worker_id
+            FROM (
+                SELECT r.* FROM results r
+                WHERE r.job_id = :job_id AND {bound} AND {which.condition}
+                ORDER BY r.job_id {order}, r.seq {order}
+                LIMIT :limit
+            ) p
+            CROSS JOIN LATERAL (
+                SELECT custom_id FROM bodies b WHERE b.job_id = p.job_id AND b.line BETWEEN p.line AND p.line
+                ORDER BY b.line LIMIT 1
+            ) b
+            CROSS JOIN LATERAL (
+                SELECT claimed_at FROM requests q WHERE q.job_id = p.job_id AND q.line BETWEEN p.line AND p.line
+                ORDER BY q.line LIMIT 1
+            ) q
+            ORDER BY p.seq {order}
+        """),
+        which.parameters
+        | {
+            "job_id": job_id,
+            "start": start if start is not None else 2**31 - 1,
+            "limit": limit,
+            "looked_at": MOST_LOOKED_AT,
+        },
+    )
+    return [LineResult(**row._mapping) for row in rows]
+
+
+def read_line(connection: Connection, job_id: UUID, line: int) -> Line | None:
+    """One line. None where the job has no such line."""
+    # Each table by its key; the worker that holds it now, or that held it at its end.
+    row = connection.execute(
+        text("""
+            SELECT q.line, b.custom_id, b.body AS request, q.state, q.epoch, q.deaths, q.claimed_at,
+                   coalesce(q.worker_id, r.worker_id) AS worker_id, w.host, w.device,
+                   r.seq, r.body AS result, r.settled_at, r.fingerprint, r.is_truncated
+            FROM requests q
+            JOIN bodies b ON b.job_id = q.job_id AND b.line = q.line
+            LEFT JOIN results r ON r.job_id = q.job_id AND r.line = q.line
+            LEFT JOIN workers w ON w.id = coalesce(q.worker_id, r.worker_id)
+            WHERE q.job_id = :job_id AND q.line = :line
+        """),
+        {"job_id": job_id, "line": line},
+    ).one_or_none()
+    return None if row is None else Line(**row._mapping)
