@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from api import errors, interface
 from api.batching import Batcher
+from api.dashboard import routes as dashboard
 from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
@@ -109,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
         models.router,
         keys.router,
         session.router,
+        dashboard.router,
         health.router,
     )
     for router in routers:

@@ -1,0 +1,78 @@
+"""The dashboard's files: read and compressed once, served under a digest over all of them.
+
+A file's address changes whenever any file changes, so browsers keep every answer for a year; imports between modules
+are relative and follow. Only the shell, which names the digest, is asked for anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import mimetypes
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+SHELL = "index.html"
+DIGEST_BYTES = 8
+
+# `text/javascript` everywhere: a machine's own registry may say otherwise, and a browser then refuses a module.
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file as it is sent."""
+
+    content: bytes
+    packed: bytes  # the same, by gzip
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """All files of one version of the dashboard."""
+
+    digest: str
+    shell: Asset
+    by_path: Mapping[str, Asset]
+
+
+@cache
+def load_assets() -> Assets:
+    """The files of the package `api.dashboard`, with the digest put into the shell."""
+    contents = dict(sorted(_walk(files("api.dashboard") / "static", "")))
+    digest = _digest(contents)
+    shell = contents.pop(SHELL).decode().replace("{digest}", digest).replace("{preloads}", _preloads(contents, digest))
+    return Assets(digest, _asset(SHELL, shell.encode()), {path: _asset(path, body) for path, body in contents.items()})
+
+
+def _walk(directory: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry.read_bytes()
+
+
+def _digest(contents: Mapping[str, bytes]) -> str:
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for path, body in contents.items():
+        state.update(f"{path}\0{len(body)}\0".encode())
+        state.update(body)
+    return state.hexdigest()
+
+
+def _preloads(paths: Mapping[str, bytes], digest: str) -> str:
+    """All modules at once: without these, a browser finds them one import after the other."""
+    modules = (path for path in paths if path.endswith(".js") and path != "theme.js")
+    return "\n".join(f'<link rel="modulepreload" href="/static/{digest}/{path}">' for path in modules)
+
+
+def _asset(path: str, content: bytes) -> Asset:
+    suffix = path[path.rindex(".") :]
+    kind = _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
+    charset = "; charset=utf-8" if suffix in _TYPES else ""
+    return Asset(content, gzip.compress(content, 9, mtime=0), kind + charset)

@@ -1,0 +1,3 @@
+import { h } from "../parts/render.js";
+export const open = () => ({ title: () => "queue", view: () => h("h1", null, "queue") });
+export const webhookPanel = () => null;
