@@ -27,6 +27,8 @@ SHIPPED = (
     "kernels/__init__.py",
     "kernels/cpu/source/linear.cpp",
     "kernels/cpu/source/vectors.h",
+    "api/dashboard/static/index.html",
+    "api/dashboard/static/pages/jobs.js",
     "cli/launcher.py",
 )
 

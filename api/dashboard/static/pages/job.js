@@ -5,7 +5,7 @@ import { failIcon, icon, stateIcon } from "../icons.js";
 import { act } from "../parts/actions.js";
 import { chart } from "../parts/chart.js";
 import { copy, menu, problem } from "../parts/dialog.js";
-import { bar, failedLines, isOpen, isWaiting, nameOf, settled, stateOf, waitText } from "../parts/job.js";
+import { bar, failedLines, isOpen, isWaiting, nameOf, rateOf, settled, stateOf, waitText } from "../parts/job.js";
 import { Results } from "../parts/results.js";
 import { timelineOf } from "../parts/timeline.js";
 import { h } from "../parts/render.js";
@@ -29,7 +29,10 @@ export function open({ id }) {
   }
 
   async function refresh() {
-    const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE }));
+    const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE })).catch((failure) => {
+      if (failure.status === 400) return get(`/v1/jobs/${id}`); // a service without the parts
+      throw failure;
+    });
     put({ pending: undefined, ...job });
     page.problem = null;
     results.newest(job.results, job);
@@ -176,7 +179,7 @@ function ending(job, now) {
     null,
     q,
     h("div", { class: "a" }, `About ${time(eta.at)} `, h("small", null, `in ${duration(Math.max(0, Math.round(eta.at - now)))}`)),
-    h("div", { class: late ? "basis fail" : "basis" }, late ? `${duration(eta.at - job.expires_at)} after its window closes · ` : "", eta.basis || `${plural(left, "line")} at ${rateText(job.rate)}${spread}`),
+    h("div", { class: late ? "basis fail" : "basis" }, late ? `${duration(eta.at - job.expires_at)} after its window closes · ` : "", `${plural(left, "line")} at ${eta.basis}${spread}`),
   );
 }
 
@@ -184,7 +187,7 @@ function ending(job, now) {
 function reason(job) {
   const waits = isWaiting(job);
   const text = waitText(job);
-  const [first, ...rest] = (text || (job.running ? `${plural(job.running, "line")} at once` : "")).split(/[;:] /);
+  const [first, ...rest] = (text || (job.running ? `${plural(job.running, "line")} run at once` : "")).split(/(?<=[a-z])[;:] /);
   const question = job.paused_at ? "Why does it wait?" : waits ? "Why does it wait?" : "Why not faster?";
   const second = job.paused_at ? `${plural(job.running ?? 0, "line")} still running` : rest.join("; ") || job.wait?.detail || "";
   return h(
@@ -225,7 +228,7 @@ function throughput(page, job) {
     setQuery({ unit: unit === "lines" ? "" : unit });
     changed();
   };
-  const now = isTokens ? points.at(-1)?.value : job.rate;
+  const now = isTokens ? points.at(-1)?.value : rateOf(job);
   const title = isTokens ? "Tokens per second" : "Lines per second";
   return h(
     "section",
@@ -243,11 +246,10 @@ function throughput(page, job) {
   );
 }
 
-/** Buckets of minutes as points of a rate; the bucket in progress is left out, since it is not full. */
+/** Buckets of minutes as points of a rate; one that is not over yet is left out, since it is not full. */
 function perSecond(progress, isTokens) {
-  const step = progress.length > 1 ? Math.min(...progress.slice(1).map((bucket, place) => bucket.at - progress[place].at)) : 60;
   const now = Date.now() / 1000;
-  return progress.filter((bucket) => bucket.at + step <= now || progress.length < 3).map((bucket) => ({ at: bucket.at, value: (isTokens ? bucket.completion : bucket.lines) / step }));
+  return progress.filter((bucket) => bucket.at + bucket.seconds <= now).map((bucket) => ({ at: bucket.at, value: (isTokens ? bucket.completion : bucket.lines) / bucket.seconds }));
 }
 
 const markText = (event) => ({ worker_lost: `${event.detail?.worker_name ?? event.detail?.host ?? "worker"} lost`, paused: "paused", resumed: "resumed", priority: "priority" })[event.kind];
@@ -274,7 +276,7 @@ function failures(job, put) {
             "tr",
             { key: group.fingerprint },
             h("td", { class: "count" }, count(group.lines)),
-            h("td", { class: "fp" }, h("div", { class: "m", title: group.message }, h("bdi", null, group.message)), h("div", { class: "tiny faint m" }, h("code", { class: "tiny" }, group.code), group.example && h("span", { class: "hide-s" }, " · example ", h("a", { class: "link", href: `/jobs/${job.id}/lines/${group.example.line ?? group.example}` }, `line ${exact(group.example.line ?? group.example)}`)))),
+            h("td", { class: "fp" }, h("div", { class: "m", title: group.message }, h("bdi", null, group.message)), h("div", { class: "tiny faint m" }, h("code", { class: "tiny" }, group.code), group.example && h("span", { class: "hide-s", title: group.example.message }, " · example ", h("a", { class: "link", href: `/jobs/${job.id}/lines/${group.example.line}` }, `line ${exact(group.example.line)}`)))),
             h("td", { class: "share", "aria-hidden": "true" }, h("svg", { preserveAspectRatio: "none" }, h("rect", { width: `${Math.max(2, (100 * group.lines) / failed)}%`, height: "100%" }))),
             h("td", { class: "seen small muted nowrap" }, time(group.first_at) === time(group.last_at) ? time(group.first_at) : `${time(group.first_at)} to ${time(group.last_at)}`),
             h("td", { class: "num" }, canWrite() && h("button", { class: "btn sm", type: "button", onclick: retry(group) }, `Retry ${count(group.lines)}`)),

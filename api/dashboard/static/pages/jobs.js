@@ -40,14 +40,15 @@ export function open() {
   if (remembered?.q === page.q) Object.assign(page, { rows: remembered.rows, hasMore: remembered.hasMore, counts: remembered.counts, isOld: true, isLoading: false });
 
   const filter = () => (isWall() ? "status:open" : page.q);
-  const list = (after) => get(address("/v1/jobs", { limit: PAGE, q: filter(), after, order: page.q ? null : "open_first" }));
+  const list = (after) => get(address("/v1/jobs", { limit: PAGE, q: filter(), after }));
 
   function adopt({ data, has_more: hasMore }) {
-    page.rows = data;
+    page.rows = [...data.filter(isOpen), ...data.filter((job) => !isOpen(job))];
     page.hasMore = hasMore;
+    page.oldest = data.at(-1)?.id;
     page.fresh = 0;
     page.isOld = false;
-    remembered = { q: page.q, rows: data, hasMore, counts: page.counts };
+    remembered = { q: page.q, rows: page.rows, hasMore, counts: page.counts };
   }
 
   /** Whether rows may change their places: nobody points at, selects or reads one. */
@@ -99,9 +100,10 @@ export function open() {
 
   async function older() {
     try {
-      const found = await list(page.rows.at(-1)?.id);
+      const found = await list(page.oldest);
       page.rows = [...page.rows, ...found.data].slice(-MOST_ROWS);
       page.hasMore = found.has_more;
+      page.oldest = found.data.at(-1)?.id;
     } catch (failure) {
       page.problem = failure;
     }

@@ -1,3 +1,194 @@
+// One line: what became of it in a sentence, prompt beside answer, where its time went, and running it again.
+import { get, ndjson, post } from "../api.js";
+import { count, duration, exact, plural, shortId, time, visible } from "../format.js";
+import { clockIcon, failIcon, stateIcon } from "../icons.js";
+import { copyButton, problem } from "../parts/dialog.js";
+import { phases } from "../parts/phases.js";
 import { h } from "../parts/render.js";
-export const open = () => ({ title: () => "line", view: () => h("h1", null, "line") });
-export const webhookPanel = () => null;
+import { curlOf } from "../parts/starters.js";
+import { go } from "../router.js";
+import { canWrite, changed, toast } from "../store.js";
+
+const POLL = 1000;
+
+export function open({ id, line }) {
+  const number = Number(line);
+  const page = { job: null, line: null, problem: null, edit: null, again: null };
+
+  async function refresh() {
+    [page.job, page.line] = await Promise.all([get(`/v1/jobs/${id}`), get(`/v1/jobs/${id}/lines/${number}`)]);
+    page.problem = null;
+    changed();
+  }
+  const load = () => refresh().catch((failure) => { page.problem = failure; changed(); });
+  const step = (by) => () => {
+    const next = number + by;
+    if (next >= 1 && (!page.job || next <= page.job.request_counts.total)) go(`/jobs/${id}/lines/${next}`);
+  };
+
+  async function run() {
+    const { prompt, max_tokens, temperature } = page.edit;
+    const given = page.line.params ?? {};
+    const body = {
+      model: page.job.model, name: `line ${number} again`, priority: 50,
+      prompts: [{ ...given, max_tokens, temperature, ...(isChat(page.line) ? { messages: JSON.parse(prompt) } : { prompt }) }],
+    };
+    try {
+      page.again = { job: await post("/v1/jobs", body), text: null };
+      changed();
+      const look = async () => {
+        const job = await get(`/v1/jobs/${page.again.job.id}`);
+        if (!job.ended_at) return void setTimeout(look, POLL);
+        const { lines } = await ndjson(`/v1/jobs/${job.id}/results`);
+        page.again.text = resultText(lines[0]);
+        return changed();
+      };
+      await look();
+    } catch (failure) {
+      toast(failure instanceof SyntaxError ? "The messages are no JSON" : failure.message, { bad: true });
+    }
+  }
+
+  const startEdit = () => {
+    const params = page.line.params ?? {};
+    page.edit = { prompt: isChat(page.line) ? JSON.stringify(page.line.messages, null, 2) : promptText(page.line), max_tokens: params.max_tokens ?? 256, temperature: params.temperature ?? 1 };
+    changed();
+  };
+
+  return {
+    key: `${id}-${number}`,
+    back: `/jobs/${id}`,
+    title: () => `line ${exact(number)}`,
+    load,
+    refresh,
+    watch: () => ({ topics: ["overview", "jobs"], jobs: [id], refresh, onEvent: (name) => name === "job" && !isEnded(page.line) && load() }),
+    keys: { "[": step(-1), "]": step(1), y: () => page.line && navigator.clipboard?.writeText(curlOfLine(page)) },
+    view(now) {
+      const crumb = h("nav", { class: "crumb", "aria-label": "Where you are" }, h("a", { href: "/" }, "Jobs"), "/", h("a", { href: `/jobs/${id}` }, page.job?.name ?? shortId(id)), "/", h("span", null, `line ${exact(number)}`));
+      if (page.problem) return [crumb, h("div", { class: "panel" }, problem(page.problem, load))];
+      const total = page.job?.request_counts.total;
+      return [
+        crumb,
+        h(
+          "div",
+          { class: "head" },
+          h("h1", null, `Line ${exact(number)}`, page.line?.custom_id && h("span", { class: "muted" }, " ", h("bdi", null, page.line.custom_id))),
+          h(
+            "div",
+            { class: "acts" },
+            h("button", { class: "btn", type: "button", "aria-label": "Previous line", disabled: number <= 1, onclick: step(-1) }, "←"),
+            h("button", { class: "btn", type: "button", "aria-label": "Next line", disabled: total !== undefined && number >= total, onclick: step(1) }, "→"),
+            page.line && copyButton(curlOfLine(page), "as curl", "Copy curl"),
+            page.line && canWrite() && h("button", { class: "btn", type: "button", onclick: startEdit }, "Edit, run again"),
+          ),
+        ),
+        page.line && content(page, number, now, run),
+      ];
+    },
+  };
+}
+
+const isChat = (line) => Array.isArray(line?.messages);
+const isEnded = (line) => line && !["pending", "running"].includes(line.state);
+
+function promptText(line) {
+  if (typeof line.prompt === "string") return line.prompt;
+  return JSON.stringify(line.prompt ?? line.messages ?? null);
+}
+
+/** The text of a stored result line. */
+function resultText(result) {
+  const body = result?.response?.body;
+  const choice = body?.choices?.[0];
+  if (!choice) return (result?.error ?? body?.error)?.message ?? "";
+  return choice.text ?? choice.message?.content ?? JSON.stringify(choice.message?.tool_calls ?? "");
+}
+
+const curlOfLine = (page) => curlOf({ model: page.job?.model, prompts: [{ ...page.line.params, ...(isChat(page.line) ? { messages: page.line.messages } : { prompt: page.line.prompt }) }] });
+
+function outcome(line, job, now) {
+  const where = line.worker?.name ?? line.worker?.host ?? line.worker;
+  const by = typeof where === "string" ? ` by ${where.length > 24 ? shortId(where) : where}` : "";
+  const took = line.took_ms ? ` in ${duration(line.took_ms / 1000)}` : "";
+  if (line.state === "completed") {
+    const after = line.settled_at && job?.in_progress_at ? `, ${duration(Math.max(0, line.settled_at - job.in_progress_at))} after it was sent` : "";
+    return [h("span", { class: "ok" }, stateIcon("completed")), `Answered${took}${by}${after}`];
+  }
+  if (line.state === "running") {
+    const phase = line.live?.phase ? `: ${line.live.phase}, ${line.live.tokens ?? 0} of ${line.params?.max_tokens ?? "?"} tokens` : line.claimed_at ? ` for ${duration(Math.max(0, Math.floor(now - line.claimed_at)))}` : "";
+    return [h("span", { class: "run" }, stateIcon("running", 0.5)), `Running${by}${phase}`];
+  }
+  if (line.state === "pending") return [h("span", { class: "wait" }, clockIcon()), "Waits for a worker to take it"];
+  const error = errorOf(line);
+  return [h("span", { class: "fail" }, failIcon()), line.state === "cancelled" ? "Cancelled before it ran" : line.state === "expired" ? "Expired before it ran" : `Failed${took}${by}: ${error?.message ?? "no reason was stored"}`];
+}
+
+const errorOf = (line) => (line.error_message ? { code: line.error_code, message: line.error_message } : (line.result?.error ?? line.result?.response?.body?.error));
+
+function content(page, number, now, run) {
+  const { line, job } = page;
+  const answer = line.text ?? resultText(line.result);
+  const usage = line.result?.response?.body?.usage ?? {};
+  const row = { prompt_tokens: line.prompt_tokens ?? usage.prompt_tokens, cached_tokens: line.cached_tokens ?? usage.prompt_tokens_details?.cached_tokens, completion_tokens: line.completion_tokens ?? usage.completion_tokens, took_ms: line.took_ms };
+  const finish = line.finish_reason ?? line.result?.response?.body?.choices?.[0]?.finish_reason;
+  const claims = line.claims ?? [];
+  return [
+    h("p", { class: "outcome" }, outcome(line, job, now)),
+    claims.length > 1 && h("ul", { class: "hint" }, claims.slice(0, -1).map((claim, place) => h("li", { key: place }, `claim ${place + 1}: ${claim.worker?.name ?? claim.worker ?? ""}, ${claim.kind ?? "given back"} at ${time(claim.at, { seconds: true })}`))),
+    h(
+      "div",
+      { class: "pair" },
+      h("section", { class: "panel", "aria-label": "Prompt" }, h("header", null, h("h2", null, "Prompt"), h("span", { class: "muted small" }, row.prompt_tokens !== undefined ? `${plural(row.prompt_tokens, "token")}${row.cached_tokens ? `, ${count(row.cached_tokens)} cached` : ""}` : ""), h("span", { class: "sp" }), copyButton(promptText(line), "the prompt")), h("div", { class: "body" }, prompt(page, run))),
+      h("section", { class: "panel", "aria-label": "Answer" }, h("header", null, h("h2", null, "Answer"), h("span", { class: "muted small" }, row.completion_tokens !== undefined && isEnded(line) ? `${plural(row.completion_tokens, "token")}${finish ? `, ${finish}` : ""}` : ""), h("span", { class: "sp" }), answer && copyButton(answer, "the answer")), h("div", { class: "body" }, answerShown(page, answer, line))),
+    ),
+    isEnded(line) && h("section", { class: "panel", "aria-label": "Timeline" }, h("header", null, h("h2", null, "Timeline")), phases(line, row, { label: `Timeline of line ${exact(number)}` })),
+    h("section", { class: "panel", "aria-label": "Parameters" }, h("header", null, h("h2", null, "Parameters")), h("dl", { class: "body facts" }, Object.entries({ model: job.model, ...line.params, seq: line.seq, epoch: line.epoch, worker: line.worker?.id ?? line.worker }).filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => [h("dt", null, name), h("dd", { title: typeof value === "object" ? JSON.stringify(value) : String(value) }, typeof value === "object" ? JSON.stringify(value) : String(value))]))),
+  ];
+}
+
+function prompt(page, run) {
+  const { line, edit } = page;
+  if (!edit) {
+    return isChat(line)
+      ? line.messages.map((message, place) => [h("p", { key: `role-${place}`, class: "role" }, message.role), h("div", { key: `text-${place}`, class: "text mono", dir: "auto", tabindex: 0 }, visible(typeof message.content === "string" ? message.content : JSON.stringify(message, null, 2)))])
+      : h("div", { class: "text mono", dir: "auto", tabindex: 0, role: "group", "aria-label": "The prompt" }, visible(promptText(line)));
+  }
+  const number = (name, label, step) => h("label", { class: "field" }, h("span", null, label), h("input", { class: "input", type: "number", step, value: edit[name], oninput: (event) => (edit[name] = event.target.valueAsNumber) }));
+  return h(
+    "form",
+    { class: "form", onsubmit: (event) => { event.preventDefault(); run(); } },
+    h("label", { class: "field" }, h("span", null, isChat(line) ? "Messages, as JSON" : "Prompt"), h("textarea", { class: "input mono", rows: 8, value: edit.prompt, autofocus: true, oninput: (event) => (edit.prompt = event.target.value) })),
+    h("div", { class: "params" }, number("max_tokens", "Tokens at most", 1), number("temperature", "Temperature", 0.1)),
+    h("p", { class: "btns" }, h("button", { class: "btn main", type: "submit" }, "Run"), h("button", { class: "btn ghost", type: "button", onclick: () => { page.edit = page.again = null; changed(); } }, "Leave it")),
+  );
+}
+
+function answerShown(page, answer, line) {
+  const failure = errorOf(line);
+  const old = failure ? h("p", { class: "text fail", dir: "auto" }, visible(failure.message)) : h("div", { class: "text mono", dir: "auto", tabindex: 0, role: "group", "aria-label": "The answer" }, visible(answer) || (isEnded(line) ? "(empty)" : "…"));
+  if (!page.again) return old;
+  const { text, job } = page.again;
+  return [
+    h("p", { class: "role" }, "before"), old,
+    h("p", { class: "role" }, "again, as ", h("a", { class: "link", href: `/jobs/${job.id}` }, shortId(job.id))),
+    text === null ? h("p", { class: "muted" }, "runs …") : h("div", { class: "text mono diff", dir: "auto", tabindex: 0, role: "group", "aria-label": "The new answer" }, text === answer ? [visible(text), h("span", { class: "muted" }, "\n(the same)")] : diff(answer ?? "", text)),
+  ];
+}
+
+/** Words that were taken out and put in, by the longest common subsequence; long texts are shown whole. */
+export function diff(before, after) {
+  const a = before.split(/(?<=\s)/);
+  const b = after.split(/(?<=\s)/);
+  if (a.length * b.length > 1e6) return [visible(after)];
+  const table = Array.from({ length: a.length + 1 }, () => new Uint32Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--) table[i][j] = a[i] === b[j] ? table[i + 1][j + 1] + 1 : Math.max(table[i + 1][j], table[i][j + 1]);
+  const parts = [];
+  let i = 0;
+  let j = 0;
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && a[i] === b[j]) parts.push(visible(a[i++])), j++;
+    else if (j < b.length && (i === a.length || table[i][j + 1] >= table[i + 1][j])) parts.push(h("ins", null, visible(b[j++])));
+    else parts.push(h("del", null, visible(a[i++])));
+  }
+  return parts;
+}

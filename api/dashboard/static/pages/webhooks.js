@@ -1,3 +1,91 @@
+// Where the service reports jobs' ends: the secret they are signed with, endpoints, and what became of each delivery.
+import { ApiError, get, post } from "../api.js";
+import { count, plural, time } from "../format.js";
+import { command, copyButton, greyRows, problem } from "../parts/dialog.js";
 import { h } from "../parts/render.js";
-export const open = () => ({ title: () => "webhooks", view: () => h("h1", null, "webhooks") });
-export const webhookPanel = () => null;
+import { canWrite, changed, toast } from "../store.js";
+
+const SHAPES = { delivered: "ok", pending: "wait", given_up: "fail" };
+const WORDS = { delivered: "delivered", pending: "tried again", given_up: "given up" };
+
+function outcome(delivery) {
+  const tone = SHAPES[delivery.status] ?? "muted";
+  const said = delivery.last_status ? `${delivery.last_status}` : (delivery.last_error ?? "");
+  return [h("b", { class: tone }, WORDS[delivery.status] ?? delivery.status), said && ` · ${said}`, delivery.attempts > 1 && ` · ${plural(delivery.attempts, "attempt")}`];
+}
+
+async function replay(delivery, again) {
+  try {
+    await post(`/v1/deliveries/${delivery.id}/replay`);
+    toast("It is sent again");
+    await again();
+  } catch (failure) {
+    toast(failure.message, { bad: true });
+  }
+}
+
+/** The webhooks of one job. */
+export function webhookPanel(job, again) {
+  const deliveries = job.deliveries ?? [];
+  if (!deliveries.length) return null;
+  return h(
+    "section",
+    { class: "panel", "aria-label": "Webhooks" },
+    h("header", null, h("h2", null, "Webhooks")),
+    h("ul", { class: "body steps small" }, deliveries.map((delivery) => h("li", { key: delivery.id }, h("div", null, delivery.type, " · ", outcome(delivery)), h("div", { class: "muted clip", title: delivery.url }, delivery.url), delivery.last_error && h("div", { class: "tiny faint" }, delivery.last_error), h("div", { class: "btns" }, h("span", { class: "tiny faint" }, delivery.next_attempt_at && delivery.status === "pending" ? `next at ${time(delivery.next_attempt_at, { seconds: true })}` : time(delivery.delivered_at ?? delivery.created_at, { seconds: true })), canWrite() && delivery.status !== "delivered" && h("button", { class: "btn sm", type: "button", onclick: () => replay(delivery, again) }, "Replay"))))),
+  );
+}
+
+export function open() {
+  const page = { endpoints: null, secret: null, problem: null, isMissing: false };
+
+  async function refresh() {
+    page.secret ??= await get("/v1/webhook_secret");
+    try {
+      page.endpoints = (await get("/v1/webhooks")).data;
+    } catch (failure) {
+      if (!(failure instanceof ApiError) || failure.status !== 404) throw failure;
+      page.isMissing = true;
+    }
+    changed();
+  }
+
+  const load = () => refresh().catch((failure) => { page.problem = failure; changed(); });
+  let shown = false;
+
+  return {
+    title: () => "Webhooks",
+    load,
+    refresh,
+    watch: () => ({ topics: ["overview"], refresh }),
+    view: () => [
+      h("div", { class: "head" }, h("h1", null, "Webhooks")),
+      page.problem && h("div", { class: "panel" }, problem(page.problem, load)),
+      h(
+        "section",
+        { class: "panel", "aria-label": "Secret" },
+        h("header", null, h("h2", null, "Secret")),
+        h("div", { class: "body steps" }, h("p", { class: "muted" }, "Every delivery is signed with it, as Standard Webhooks says."), h("p", { class: "btns" }, h("code", null, page.secret ? (shown ? page.secret.secret : `${page.secret.secret.slice(0, 10)}…`) : " "), page.secret && h("button", { class: "btn sm", type: "button", "aria-pressed": String(shown), onclick: () => { shown = !shown; changed(); } }, shown ? "Hide" : "Show"), page.secret && copyButton(page.secret.secret, "the secret"))),
+      ),
+      page.isMissing
+        ? h("section", { class: "panel empty" }, h("p", null, "A job names its own webhook, and its page shows what became of each delivery."), command(`curl ${location.origin}/v1/jobs -H "Authorization: Bearer $PAGEMILL_API_KEY" -H 'Content-Type: application/json' -d '{"model": "demo", "prompts": ["17 + 58 ="], "webhook": {"url": "https://example.com/hook"}}'`, "the curl command"))
+        : endpoints(page, load),
+    ],
+  };
+}
+
+function endpoints(page, load) {
+  if (page.endpoints && !page.endpoints.length) return h("section", { class: "panel empty" }, h("h2", null, "No endpoint yet"), h("p", { class: "muted" }, "A job brings its own: ", h("code", null, '"webhook": {"url": "https://…"}')));
+  return h(
+    "section",
+    { class: "panel", "aria-label": "Endpoints" },
+    h("header", null, h("h2", null, "Endpoints")),
+    h(
+      "table",
+      { class: "stack" },
+      h("thead", null, h("tr", null, h("th", null, "Endpoint"), h("th", null, "Last"), h("th", { class: "num" }, "Delivered, 24 h"), h("th", { class: "num" }, "Failed, 24 h"))),
+      h("tbody", null, page.endpoints ? page.endpoints.map((endpoint) => h("tr", { key: endpoint.id ?? endpoint.url }, h("td", { class: "clip wide" }, endpoint.url), h("td", { class: "muted small" }, endpoint.last_status ?? "–"), h("td", { class: "num", "data-label": "delivered" }, count(endpoint.delivered ?? 0)), h("td", { class: "num", "data-label": "failed" }, count(endpoint.failed ?? 0)))) : greyRows(3, 4)),
+    ),
+  );
+}
+

@@ -2,6 +2,7 @@
 import { count, duration, rateText, share, short, time } from "../format.js";
 import { clockIcon, failIcon, icon, stateIcon } from "../icons.js";
 import { state } from "../store.js";
+import { reasonText } from "./job.js";
 import { h } from "./render.js";
 
 export function answers(now) {
@@ -51,7 +52,7 @@ function waiting(o) {
   return answer({
     href: "/?q=status:waiting", shape: stateIcon("waiting"), tone: "wait", label: "Waiting",
     value: o ? jobsText(o.jobs.waiting) : "–",
-    sub: o ? (worst ? (typeof worst === "string" ? worst : worst.text) : o.jobs.paused ? `${jobsText(o.jobs.paused)} paused` : "none") : "",
+    sub: o ? (worst ? reasonText(worst) : o.jobs.paused ? `${jobsText(o.jobs.paused)} paused` : "none") : "",
   });
 }
 

@@ -38,11 +38,12 @@ export function stateOf(job) {
   }
 }
 
-/** An open job of which no line runs and none was settled lately. */
+/** Settled lines a second, of late. */
+export const rateOf = (job) => job.rate ?? job.lines_per_second;
+
+/** An open job of which no line runs. */
 export function isWaiting(job) {
-  if (job.status !== "in_progress" || job.paused_at) return false;
-  if (job.running) return false;
-  return Boolean(job.wait) || (job.running === 0 && !job.rate);
+  return job.status === "in_progress" && !job.paused_at && !job.running && Boolean(job.wait);
 }
 
 export function stateMark(job, classes = "") {
@@ -118,15 +119,24 @@ export function spark(values) {
 }
 
 export function rateCell(job) {
-  if (!isOpen(job) || job.paused_at || job.rate === undefined || job.rate === null) return null;
-  const [figure, unit] = rate(job.rate);
+  const value = rateOf(job);
+  if (!isOpen(job) || job.paused_at || value === undefined || value === null) return null;
+  const [figure, unit] = rate(value);
   return h("div", { class: "rate" }, spark(job.spark), h("span", null, figure, h("span", { class: "muted small" }, unit)));
 }
 
-/** The sentence that says why a job waits, or "" where it does not. */
+/** The sentence that says why a job waits, or why more of it does not run; "" where neither is so. */
 export function waitText(job) {
-  if (!job.wait) return isWaiting(job) ? "Waits for a worker to take its lines" : "";
-  return typeof job.wait === "string" ? job.wait : job.wait.text;
+  return reasonText(job.wait ?? job.held_back);
+}
+
+/** A reason in words. Times stand in this browser's zone, where the service's text has UTC. */
+export function reasonText(reason) {
+  if (!reason) return "";
+  const { code, args = {}, text } = reason;
+  if (code === "no_worker" && args.last_seen) return `No live worker for ${args.model}, last seen ${time(args.last_seen)}`;
+  if (code === "paused" && args.paused_at && !args.expires_at) return `Paused since ${time(args.paused_at)}`;
+  return text.replace(/\.$/, "");
 }
 
 export function why(text) {
@@ -146,7 +156,7 @@ export function endCell(job, now) {
       late ? h("span", { class: "fail" }, `${brief(late)} late`) : h("span", { class: "muted" }, `in ${brief(eta.at - now)}`),
     ];
   }
-  return h("span", { class: "muted" }, job.running || job.rate ? "Too early to tell" : "");
+  return h("span", { class: "muted" }, job.running || rateOf(job) ? "Too early to tell" : "");
 }
 
 function endText(job, now) {

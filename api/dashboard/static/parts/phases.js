@@ -12,10 +12,14 @@ const KINDS = [
   ["write", "s", "s", "written"],
 ];
 
-/** @param {Record<string, number> | null | undefined} timing milliseconds by phase */
-export function phases(timing, { usage = {}, href = null, label }) {
+/**
+ * @param {any} detail the line as `/v1/jobs/{id}/lines/{line}` gives it, once it came; its `timing` is in milliseconds
+ * @param {any} row its token counts
+ */
+export function phases(detail, row, { href = null, label }) {
   const link = href && h("a", { class: "btn sm", href }, "Open line");
-  if (!timing) return h("div", { class: "phases" }, h("span", null, "Its phases were not measured."), link);
+  const timing = detail?.timing;
+  if (!timing) return h("div", { class: "phases" }, h("span", null, detail ? (row.took_ms ? `Took ${duration(row.took_ms / 1000)}; its phases were not measured.` : "Its phases were not measured.") : " "), link);
   const shown = KINDS.map(([name, fill, key, text]) => ({ name, fill, key, text, ms: timing[name] ?? 0 })).filter((phase) => phase.ms > 0);
   const all = shown.reduce((sum, phase) => sum + phase.ms, 0) || 1;
   let x = 0;
@@ -26,8 +30,8 @@ export function phases(timing, { usage = {}, href = null, label }) {
     return rect;
   });
   const note = (phase) => {
-    if (phase.name === "prefill" && usage.prompt_tokens_details?.cached_tokens) return percent(usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens) + " cached";
-    if (phase.name === "decode" && usage.completion_tokens) return plural(usage.completion_tokens, "token");
+    if (phase.name === "prefill" && row.cached_tokens) return `${percent(row.cached_tokens, row.prompt_tokens)} cached`;
+    if (phase.name === "decode" && row.completion_tokens) return plural(row.completion_tokens, "token");
     if (phase.name === "preempted" && timing.preemptions) return `${timing.preemptions} times`;
     return "";
   };

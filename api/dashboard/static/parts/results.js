@@ -1,5 +1,5 @@
 // Answers while they come: newest first, a page by `seq` at a time, a row opens in place.
-import { address, ndjson } from "../api.js";
+import { address, get, ndjson } from "../api.js";
 import { count, duration, exact, visible } from "../format.js";
 import { go } from "../router.js";
 import { changed } from "../store.js";
@@ -10,46 +10,22 @@ import { h } from "./render.js";
 
 const PAGE = 50;
 
-/** The text of an answer, "" where there is none. */
-export function answerText(result) {
-  if (typeof result.preview === "string") return result.preview;
-  const choice = result.response?.body?.choices?.[0];
-  if (!choice) return "";
-  if (choice.text !== undefined && choice.text !== null) return choice.text;
-  const { content, tool_calls: calls } = choice.message ?? {};
-  return content || (calls?.length ? JSON.stringify(calls) : "");
-}
-
 /** {code, message} of a line without an answer, else null. */
-export function failureOf(result) {
-  const error = result.error ?? (result.response?.status_code >= 400 ? result.response.body?.error : null);
-  return error ? { code: error.code ?? "", message: error.message ?? error.code ?? "failed" } : null;
-}
-
-export const usageOf = (result) => result.usage ?? result.response?.body?.usage ?? {};
-export const lineOf = (result) => result.line ?? Number(String(result.id ?? "").split("-").at(-1));
-
-/** Seconds from the claim to the stored answer, or null where they were not measured. */
-export function tookOf(result) {
-  const { timing } = result;
-  if (!timing) return null;
-  return ["engine", "grammar", "prefill", "decode", "preempted", "write"].reduce((sum, name) => sum + (timing[name] ?? 0), 0) / 1000;
-}
+export const failureOf = (row) => (row.state === "completed" ? null : { code: row.error_code, message: row.error_message ?? row.error_code ?? row.state });
 
 export class Results {
   constructor(jobId) {
-    Object.assign(this, { jobId, rows: null, state: "", before: null, opened: null, cursor: -1, problem: null, fresh: 0, lastSeq: 0, filter: "", hasMore: false });
+    Object.assign(this, { jobId, rows: null, state: "", before: null, opened: null, details: new Map(), cursor: -1, problem: null, fresh: 0, lastSeq: 0, hasMore: false });
   }
 
   get cursorLine() {
-    const row = this.rows?.[this.cursor];
-    return row ? lineOf(row) : null;
+    return this.rows?.[this.cursor]?.line ?? null;
   }
 
   /** The newest ones as the job's page got them. */
   newest(rows, job) {
     this.lastSeq = job.last_seq;
-    if (this.before !== null || this.state || this.filter) {
+    if (this.before !== null || this.state) {
       this.fresh = Math.max(0, job.last_seq - (this.rows?.[0]?.seq ?? 0));
       return;
     }
@@ -82,7 +58,7 @@ export class Results {
 
   async load() {
     try {
-      const found = await ndjson(address(`/v1/jobs/${this.jobId}/results`, { before: this.before ?? (this.lastSeq || 0) + 1, limit: PAGE, state: this.state, id: this.filter, preview: 200 }));
+      const found = await ndjson(address(`/v1/jobs/${this.jobId}/results`, { before: this.before ?? (this.lastSeq || 0) + 1, limit: PAGE, state: this.state, preview: 200 }));
       this.take(found.lines);
     } catch (failure) {
       this.problem = failure;
@@ -118,6 +94,13 @@ export class Results {
   toggle(line = this.cursorLine) {
     this.opened = this.opened === line ? null : line;
     changed();
+    if (this.opened !== null && !this.details.has(line)) {
+      get(`/v1/jobs/${this.jobId}/lines/${line}`).catch(() => ({})).then((detail) => {
+        this.details.clear();
+        this.details.set(line, detail);
+        changed();
+      });
+    }
   }
 
   focusFilter() {
@@ -163,23 +146,22 @@ export class Results {
   }
 
   row(row, place, columns) {
-    const line = lineOf(row);
+    const { line } = row;
     const isOpened = this.opened === line;
     const failure = failureOf(row);
-    const usage = usageOf(row);
-    const text = failure ? failure.message : answerText(row);
-    const took = tookOf(row);
+    const text = failure ? failure.message : (row.text ?? "");
+    const took = row.took_ms === null || row.took_ms === undefined ? null : row.took_ms / 1000;
     const main = h(
       "tr",
       { key: row.seq, class: `${isOpened ? "open" : ""} ${place === this.cursor ? "cursor" : ""}` },
       h("td", { class: "num muted" }, h("a", { href: `/jobs/${this.jobId}/lines/${line}` }, exact(line))),
       h("td", { class: "hide-s muted clip" }, h("bdi", null, row.custom_id)),
       h("td", { class: "ans" }, h("button", { type: "button", class: failure ? "fail" : "", "aria-expanded": String(isOpened), onclick: () => this.toggle(line) }, h("bdi", null, visible(text).slice(0, 200) || h("span", { class: "faint" }, "(empty)")))),
-      h("td", { class: "num hide-s muted" }, count(usage.prompt_tokens)),
-      h("td", { class: "num hide-s muted" }, count(usage.completion_tokens)),
+      h("td", { class: "num hide-s muted" }, count(row.prompt_tokens)),
+      h("td", { class: "num hide-s muted" }, count(row.completion_tokens)),
       h("td", { class: "num muted" }, took === null ? "–" : duration(took)),
     );
     if (!isOpened) return [main];
-    return [main, h("tr", { key: `peek-${row.seq}`, class: "peek" }, h("td", { colspan: columns }, h("p", { class: "text", dir: "auto" }, visible(text)), phases(row.timing, { usage, href: `/jobs/${this.jobId}/lines/${line}`, label: `Timeline of line ${exact(line)}` })))];
+    return [main, h("tr", { key: `peek-${row.seq}`, class: "peek" }, h("td", { colspan: columns }, h("p", { class: "text", dir: "auto" }, visible(text), row.is_cut && " …"), phases(this.details.get(line), row, { href: `/jobs/${this.jobId}/lines/${line}`, label: `Timeline of line ${exact(line)}` })))];
   }
 }
