@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -117,9 +118,12 @@ def running_stack(
 
 
 def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
-    environment = child_environment(settings)
+    numbers = itertools.count()
 
     def child(name: str, arguments: Sequence[str], ready: Callable[[int], bool], grace: float, timeout: float) -> Child:
+        environment = child_environment(settings)
+        if settings.metrics_port and name != "api":
+            environment["PAGEMILL_METRICS_PORT"] = str(settings.metrics_port + next(numbers))
         return Child(
             name,
             # `-m` looks into the working directory first: what a user keeps there is not ours to import.

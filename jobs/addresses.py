@@ -29,6 +29,15 @@ def postgres(url: str) -> str:
     return url
 
 
+def with_password(url: str, password: str) -> str:
+    """The URL of a database with `password`, unless it has one. A URL that cannot be read stays as it is."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return url
+    return parsed.set(password=password).render_as_string(hide_password=False) if parsed.password is None else url
+
+
 def redis(url: str) -> str:
     """The URL of a Redis or Valkey database, in the spelling that Celery and redis-py share: redis://…/NUMBER."""
     try:

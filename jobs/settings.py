@@ -1,4 +1,4 @@
-"""Every setting of every process, in one place: the only reader of the environment.
+"""Every setting of every process, in one place: the only reader of the environment and of files with secrets.
 
 Settings are built on call (`Settings()`), never at import, so that a process sees the environment that it was started
 with and tests can shorten every clock. `docs/operations.md` lists them, and a test compares the two.
@@ -7,13 +7,16 @@ with and tests can shorten every clock. `docs/operations.md` lists them, and a t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 from jobs import addresses
 
 MIB = 1024 * 1024
+SECRETS_DIR = Path("/run/secrets")
+"""Where Docker, Podman and our Kubernetes manifests mount secrets: one file each, named `pagemill_` and the setting."""
 
 
 class Settings(BaseSettings):
@@ -21,7 +24,12 @@ class Settings(BaseSettings):
 
     # A complaint about one value must not print the others: some are secrets.
     model_config = SettingsConfigDict(
-        env_prefix="PAGEMILL_", frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
+        env_prefix="PAGEMILL_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        env_ignore_empty=True,  # Compose and systemd pass on what is not set as an empty value
     )
 
     # Where things are
@@ -31,6 +39,10 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None, description="Postgres, e.g. postgresql://user:password@host/name. Unset: `up` starts one."
+    )
+    database_password: SecretStr | None = Field(
+        default=None,
+        description="Password for a `PAGEMILL_DATABASE_URL` that holds none, as it is: not percent-encoded.",
     )
     redis_url: str | None = Field(default=None, description="Redis or Valkey. Unset: `up` starts one.")
     url: str = Field(
@@ -159,10 +171,46 @@ class Settings(BaseSettings):
     # Redis
     redis_timeout: float = Field(default=1.5, gt=0, description="Connecting to or asking Redis may take this long.")
 
+    # Metrics
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address that a worker's and a courier's metrics listen on."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of a worker's or courier's `/metrics`, `/healthz`, `/readyz`; 0 takes a free one. Unset: "
+        "none. `up` counts on from it: the courier's, then one for each worker.",
+    )
+
     # Logs
     log_level: str = Field(
         default="info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments before the environment before files: `PAGEMILL_API_KEY`, then `/run/secrets/pagemill_api_key`."""
+        if not SECRETS_DIR.is_dir():
+            return init_settings, env_settings
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=SECRETS_DIR)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_with_its_password(cls, values: dict[str, Any]) -> dict[str, Any]:
+        url, password = values.get("database_url"), values.get("database_password")
+        if not isinstance(url, str) or not password:
+            return values
+        if isinstance(password, SecretStr):
+            password = password.get_secret_value()
+        return values | {"database_url": addresses.with_password(url, str(password))}
 
     @field_validator("data_dir")
     @classmethod

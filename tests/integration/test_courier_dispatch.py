@@ -19,16 +19,25 @@ from tests.support.rows import Rows
 from worker.courier import dispatcher as dispatch
 from worker.courier.addresses import AddressPolicy
 from worker.courier.dispatcher import Dispatcher
+from worker.courier.metrics import CourierMetrics
 from worker.courier.periodic import Periodic
 
 
 @contextmanager
-def dispatching(database_url: str, *, allow_private: bool = True, **settings: object) -> Iterator[Dispatcher]:
+def dispatching(
+    database_url: str, *, allow_private: bool = True, metrics: CourierMetrics | None = None, **settings: object
+) -> Iterator[Dispatcher]:
     """A courier's deliveries, with a quick schedule unless told otherwise."""
     options = {"webhook_schedule": (0, 0.05, 0.05), "webhook_timeout": 60.0, "database_url": database_url}
     chosen = Settings.model_validate(options | settings)
     database = connect(chosen, "pagemill tests")
-    dispatcher = Dispatcher(database, chosen, AddressPolicy(allow_private=allow_private), on_free=lambda: timer.wake())
+    dispatcher = Dispatcher(
+        database,
+        chosen,
+        AddressPolicy(allow_private=allow_private),
+        metrics or CourierMetrics(),
+        on_free=lambda: timer.wake(),
+    )
     timer = Periodic("webhooks", dispatcher.turn, interval=0.05)
     timer.start()
     try:
@@ -86,9 +95,16 @@ def test_failed_delivery_is_retried_under_the_same_id(rows: Rows) -> None:
 def test_delivery_is_given_up_after_the_last_attempt(rows: Rows) -> None:
     with receiver((500, {})) as server:
         end_jobs(rows, server.url)
-        with dispatching(rows.database_url):
+        metrics = CourierMetrics()
+        with dispatching(rows.database_url, metrics=metrics):
             await_end(rows)
     assert len(server.received) == 3
+    outcomes = {
+        outcome: metrics.registry.get_sample_value("pagemill:webhook_attempts_total", {"outcome": outcome})
+        for outcome in ("delivered", "retry", "given_up")
+    }
+    assert outcomes == {"delivered": 0, "retry": 2, "given_up": 1}
+    assert metrics.registry.get_sample_value("pagemill:webhook_attempt_seconds_count") == 3
     row = delivery(rows)
     assert (row.given_up, row.attempts, row.last_status) == (True, 3, 500)
     assert row.last_error == "the receiver answered 500"

@@ -12,11 +12,12 @@ from jobs.settings import Settings
 from tests.support.rows import Rows
 from worker.app import make_app
 from worker.courier.maintenance import WORKERS_KEPT, Maintenance
+from worker.courier.metrics import CourierMetrics
 
 
-def maintenance(rows: Rows, **settings: object) -> Maintenance:
+def maintenance(rows: Rows, metrics: CourierMetrics | None = None, **settings: object) -> Maintenance:
     chosen = Settings.model_validate({"redis_url": "redis://127.0.0.1:1/0"} | settings)
-    return Maintenance(rows.database, chosen, make_app(chosen, "test"))
+    return Maintenance(rows.database, chosen, make_app(chosen, "test"), metrics or CourierMetrics())
 
 
 def test_delete_old_removes_jobs_past_their_retention(rows: Rows) -> None:
@@ -50,3 +51,20 @@ def test_delete_old_reports_the_retries_that_end_with_a_deleted_job(
     assert f"event evt_{event.id.hex}: given up, its job was deleted" in caplog.text
     assert caplog.text.count("given up") == 1
     assert len(rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL")) == 1
+
+
+def test_rescue_stalled_counts_what_a_dead_worker_held(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.courier.maintenance.PATIENCE", 0)
+    rows.job(2)
+    worker_id = rows.worker()
+    rows.claim(worker_id, limit=2)
+    rows.execute("UPDATE requests SET deaths = 2 WHERE line = 2")
+    rows.execute(
+        "UPDATE workers SET lease_expires_at = clock_timestamp() - interval '1 s' WHERE id = :id", id=worker_id
+    )
+    metrics = CourierMetrics()
+    maintenance(rows, metrics).rescue_stalled(threading.Event())
+    value = metrics.registry.get_sample_value
+    assert value("pagemill:dead_workers_total") == 1
+    assert value("pagemill:rescued_requests_total", {"outcome": "freed"}) == 1
+    assert value("pagemill:rescued_requests_total", {"outcome": "given_up"}) == 1

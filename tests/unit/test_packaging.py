@@ -146,8 +146,11 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def test_triton_is_for_linux() -> None:
-    (triton,) = (line for line in PROJECT["optional-dependencies"]["worker"] if line.startswith("triton"))
-    assert triton.endswith("; sys_platform == 'linux'")
+    extras = PROJECT["optional-dependencies"]
+    for extra in ("gpu", "dev"):
+        (triton,) = (line for line in extras[extra] if line.startswith("triton"))
+        assert triton.endswith("; sys_platform == 'linux'")
+    assert not [line for line in extras["worker"] if line.startswith("triton")], "700 MB that no CPU needs"
 
 
 def test_torch_is_the_workers_alone() -> None:

@@ -21,6 +21,7 @@ from jobs.queries.webhooks import DueDelivery
 from jobs.settings import Settings
 from worker.courier.addresses import AddressPolicy
 from worker.courier.delivery import WebhookResponse, attempt
+from worker.courier.metrics import CourierMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,18 @@ class Dispatcher:
     """
 
     def __init__(
-        self, database: Database, settings: Settings, policy: AddressPolicy, *, on_free: Callable[[], None]
+        self,
+        database: Database,
+        settings: Settings,
+        policy: AddressPolicy,
+        metrics: CourierMetrics,
+        *,
+        on_free: Callable[[], None],
     ) -> None:
         self._database = database
         self._settings = settings
         self._policy = policy
+        self._metrics = metrics
         self._on_free = on_free
         self._hold = settings.webhook_timeout + RECORD_MARGIN
         self._per_endpoint = max(1, settings.webhook_concurrency // ENDPOINT_SHARE)
@@ -78,14 +86,15 @@ class Dispatcher:
         threading.Thread(target=self._attempt, args=(delivery,), name=f"delivery {delivery.id}", daemon=True).start()
 
     def _attempt(self, delivery: DueDelivery) -> None:
-        record_until = time.monotonic() + self._hold
+        began = time.monotonic()
         try:
             try:
                 answer = attempt(delivery, self._policy, timeout=self._settings.webhook_timeout, tls=self._tls)
             except Exception:
                 logger.exception("event %s: the attempt itself failed", _name(delivery))
                 answer = WebhookResponse(error="internal error of the courier")
-            self._record(delivery, answer, record_until)
+            self._metrics.observe_attempt(time.monotonic() - began)
+            self._record(delivery, answer, began + self._hold)
         finally:
             with self._lock:
                 del self._under_way[delivery.id]
@@ -96,7 +105,8 @@ class Dispatcher:
         while True:
             try:
                 with self._database.begin() as connection:
-                    self._write(connection, delivery, answer)
+                    outcome = self._write(connection, delivery, answer)
+                self._metrics.count_attempt(outcome)
                 return
             except SQLAlchemyError as error:
                 if time.monotonic() > until:
@@ -105,13 +115,14 @@ class Dispatcher:
                 logger.warning("event %s: its outcome is not written yet: %s", _name(delivery), brief(error))
             time.sleep(RECORD_AGAIN)
 
-    def _write(self, connection: Connection, delivery: DueDelivery, answer: WebhookResponse) -> None:
+    def _write(self, connection: Connection, delivery: DueDelivery, answer: WebhookResponse) -> str:
+        """Write down what came of an attempt. Returns its outcome, as `CourierMetrics.count_attempt` has them."""
         name, number = _name(delivery), delivery.attempt
         if answer.error is None:
             assert answer.status is not None
             webhooks.mark_delivered(connection, delivery.id, status=answer.status)
             logger.info("event %s: delivered, attempt %d, status %d", name, number, answer.status)
-            return
+            return "delivered"
         delay = next_delay(self._settings.webhook_schedule, number, answer, spread=random.uniform(-JITTER, JITTER))
         if answer.is_final or delay is None:
             webhooks.give_up(
@@ -123,11 +134,10 @@ class Dispatcher:
                 disable=answer.is_gone,
             )
             logger.warning("event %s: given up after attempt %d: %s", name, number, answer.error)
-        else:
-            webhooks.put_off(
-                connection, delivery.id, attempt=number, delay=delay, status=answer.status, error=answer.error
-            )
-            logger.info("event %s: attempt %d failed, next in %.0f s: %s", name, number, delay, answer.error)
+            return "given_up"
+        webhooks.put_off(connection, delivery.id, attempt=number, delay=delay, status=answer.status, error=answer.error)
+        logger.info("event %s: attempt %d failed, next in %.0f s: %s", name, number, delay, answer.error)
+        return "retry"
 
 
 def next_delay(schedule: Sequence[float], attempt: int, answer: WebhookResponse, *, spread: float) -> float | None:

@@ -22,6 +22,7 @@ from jobs.ids import EVENT_PREFIX, public_id
 from jobs.queries import batches, creations, retention, settling, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
+from worker.courier.metrics import CourierMetrics
 from worker.courier.periodic import is_away
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,11 @@ class Maintenance:
     notify_waiting                  workers of models with waiting requests may have missed a notification
     """
 
-    def __init__(self, database: Database, settings: Settings, app: Celery) -> None:
+    def __init__(self, database: Database, settings: Settings, app: Celery, metrics: CourierMetrics) -> None:
         self._database = database
         self._settings = settings
         self._app = app
+        self._metrics = metrics
         self._is_broker_away = False
         self._is_postgres_away = True  # as far as a courier that just started can tell
         self._rescue_from = 0.0
@@ -69,6 +71,7 @@ class Maintenance:
                 raise
             if buried is None:
                 return
+            self._metrics.count_rescue(freed=buried.freed, given_up=buried.given_up)
             logger.warning(
                 "worker %s died: %d requests wait again, %d are given up",
                 buried.worker_id,

@@ -27,13 +27,27 @@ class Periodic:
     the thread. `turn` looks at `stopping` between its transactions.
     """
 
-    def __init__(self, name: str, turn: Callable[[threading.Event], None], *, interval: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[threading.Event], None],
+        *,
+        interval: float,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._name = name
         self._turn = turn
         self._interval = interval
+        self._on_failure = on_failure
+        self._works = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def works(self) -> bool:
+        """Whether the last turn went well; False before the first one ended."""
+        return self._works
 
     def start(self) -> None:
         self._thread.start()
@@ -58,6 +72,8 @@ class Periodic:
                 self._turn(self._stopping)
             except Exception as error:
                 failures += 1
+                self._works = False
+                self._on_failure()
                 pause = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE)
                 if is_away(error):
                     logger.warning("%s: Postgres is away, next try in %.1f s: %s", self._name, pause, brief(error))
@@ -68,6 +84,7 @@ class Periodic:
                 if failures:
                     logger.info("%s: works again", self._name)
                 failures = 0
+                self._works = True
                 self._wake.wait(self._interval)
 
 

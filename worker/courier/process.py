@@ -7,6 +7,8 @@ it sooner. Two couriers may run at once: each skips the rows that the other has 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 
 from celery import Celery, bootsteps
 
@@ -18,7 +20,9 @@ from worker.courier.addresses import AddressPolicy
 from worker.courier.dispatcher import Dispatcher
 from worker.courier.file_collection import FileCollection
 from worker.courier.maintenance import Maintenance
+from worker.courier.metrics import CourierMetrics
 from worker.courier.periodic import Periodic
+from worker.metrics_server import MetricsServer
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +35,31 @@ class Courier:
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         database = connect(settings, "pagemill courier")
-        maintenance = Maintenance(database, settings, app)
+        metrics = CourierMetrics()
+        self.metrics_server = MetricsServer(metrics.registry, self._is_ready)
+        maintenance = Maintenance(database, settings, app, metrics)
         self._dispatcher = Dispatcher(
             database,
             settings,
             AddressPolicy(allow_private=settings.webhook_allow_private),
+            metrics,
             on_free=lambda: self._webhooks.wake(),
         )
-        self._webhooks = Periodic("webhooks", self._dispatcher.turn, interval=settings.webhook_poll_interval)
+
+        def periodic(name: str, turn: Callable[[threading.Event], None], interval: float) -> Periodic:
+            return Periodic(name, turn, interval=interval, on_failure=lambda: metrics.count_failed_turn(name))
+
+        self._webhooks = periodic("webhooks", self._dispatcher.turn, settings.webhook_poll_interval)
+        sweeps = {
+            "rescue_stalled": maintenance.rescue_stalled,
+            "settle_cancelled_and_expired": maintenance.settle_cancelled_and_expired,
+            "delete_old": maintenance.delete_old,
+            "notify_waiting": maintenance.notify_waiting,
+            "collect_files": FileCollection(database, settings).sweep,
+        }
         self._timers = [
             self._webhooks,
-            Periodic("rescue_stalled", maintenance.rescue_stalled, interval=settings.sweep_interval),
-            Periodic(
-                "settle_cancelled_and_expired",
-                maintenance.settle_cancelled_and_expired,
-                interval=settings.sweep_interval,
-            ),
-            Periodic("delete_old", maintenance.delete_old, interval=settings.sweep_interval),
-            Periodic("notify_waiting", maintenance.notify_waiting, interval=settings.sweep_interval),
-            Periodic("collect_files", FileCollection(database, settings).sweep, interval=settings.sweep_interval),
+            *(periodic(name, turn, settings.sweep_interval) for name, turn in sweeps.items()),
         ]
 
     def start(self) -> None:
@@ -57,6 +67,10 @@ class Courier:
         for timer in self._timers:
             timer.start()
         logger.info("the courier is at work")
+
+    def _is_ready(self) -> bool:
+        """Whether each timer's last turn went well: it does not where Postgres is away."""
+        return all(timer.works for timer in self._timers)
 
     def nudge(self) -> None:
         """Something may be due: look now."""
@@ -79,6 +93,8 @@ def run_courier(settings: Settings) -> int:
     """
     app = make_app(settings, "pagemill.courier")
     courier = Courier(settings, app)
+    if settings.metrics_port is not None:
+        courier.metrics_server.start(settings.metrics_host, settings.metrics_port)
 
     class Timers(bootsteps.StartStopStep):  # type: ignore[misc]
         def start(self, worker: object) -> None:
@@ -96,4 +112,7 @@ def run_courier(settings: Settings) -> int:
     def nudge() -> None:
         courier.nudge()
 
-    return run_solo(app, queue=COURIER_QUEUE, name="courier", end_within=END_WITHIN)
+    try:
+        return run_solo(app, queue=COURIER_QUEUE, name="courier", end_within=END_WITHIN)
+    finally:
+        courier.metrics_server.close()

@@ -60,6 +60,8 @@ class EngineCallbacks:
     """Requests finished, and none is left."""
     on_fatal: OnFatal
     """The last call."""
+    on_step: Callable[[float], None] = lambda seconds: None
+    """A step ended, and took so many seconds."""
 
 
 class EngineThread:
@@ -237,11 +239,12 @@ class EngineThread:
     def _step(self, engine: Engine) -> None:
         if not engine.has_unfinished:
             return
-        self._step_began = time.monotonic()
+        began = self._step_began = time.monotonic()
         try:
             outputs = engine.step()
         finally:
             self._step_began = None
+        self._callbacks.on_step(time.monotonic() - began)
         self._stream(engine)
         for output in outputs:
             with self._changed:

@@ -31,8 +31,10 @@ from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, Engi
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.live import LiveAnswers
+from worker.generation.metrics import WorkerMetrics
 from worker.generation.vital_thread import VitalThread
 from worker.generation.writer import Writer
+from worker.metrics_server import MetricsServer
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,13 @@ class GenerationService:
             on_all_written=lambda: self._claims.notify(),
         )
         self._live = LiveAnswers(settings, model=model, on_cancel=lambda job_id: self._engine.abort_job(job_id))
+        metrics = WorkerMetrics(
+            model,
+            stats=lambda: self._engine.stats(),
+            unwritten=lambda: len(self._writer.unwritten()),
+            is_ready=self._is_ready,
+        )
+        self.metrics_server = MetricsServer(metrics.registry, self._is_ready)
         self._engine = EngineThread(
             load,
             EngineCallbacks(
@@ -69,6 +78,7 @@ class GenerationService:
                 on_capacity=self._on_capacity,
                 on_idle=self._writer.flush_soon,
                 on_fatal=self._on_fatal,
+                on_step=metrics.observe_step,
             ),
             model=model,
             share_prefixes=settings.share_prefixes,
@@ -102,6 +112,10 @@ class GenerationService:
     def exit_code(self) -> int:
         """What the process should end with."""
         return EXIT_OK if self._broken_at is None else EXIT_BROKEN
+
+    def _is_ready(self) -> bool:
+        """Whether the model is loaded and this worker may claim and write."""
+        return self._lease.is_good
 
     def start(self) -> None:
         """Begin to load the model, and return at once: Celery only stops what has started in full."""
@@ -225,6 +239,8 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
     SIGTERM lets what runs finish for `settings.drain_deadline` seconds; SIGINT and SIGQUIT give it back at once.
     """
     service = GenerationService(settings, load, model=model, device=device)
+    if settings.metrics_port is not None:
+        service.metrics_server.start(settings.metrics_host, settings.metrics_port)
 
     class Generation(bootsteps.StartStopStep):  # type: ignore[misc]
         def start(self, worker: object) -> None:
@@ -252,4 +268,5 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
     )
     # Where Celery could not start in full it stops nothing.
     service.stop(drain=0)
+    service.metrics_server.close()
     return service.exit_code or code

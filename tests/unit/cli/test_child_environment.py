@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.stack import child_environment
+from cli.stack import _children, child_environment
 from jobs.settings import Settings
 
 
@@ -40,3 +40,16 @@ def test_unset_settings_are_left_to_their_defaults(monkeypatch: pytest.MonkeyPat
     assert "PAGEMILL_PORT" in names
     assert "PAGEMILL_LEASE" not in names
     assert "PAGEMILL_TEST_DATABASE_URL" not in names
+
+
+def test_each_child_gets_a_metrics_port_of_its_own() -> None:
+    settings = Settings(
+        metrics_port=9400, database_url="postgresql://u@127.0.0.1:1/name", redis_url="redis://127.0.0.1:1"
+    )
+    children = _children(settings, ["demo", "demo"])
+    ports = {child.name: (child.environment or {}).get("PAGEMILL_METRICS_PORT") for child in children}
+    assert {name: port for name, port in ports.items() if name != "api"} == {
+        "courier": "9400",
+        "worker": "9401",
+        "worker-2": "9402",
+    }

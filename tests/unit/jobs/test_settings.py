@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from kombu.utils.url import parse_url
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from redis import Redis
+from sqlalchemy.engine import make_url
 
+from jobs import settings as settings_module
 from jobs.settings import Settings
 
 SECRET = "hunter2"
@@ -98,6 +102,29 @@ def test_url_of_the_api_is_refused(url: str) -> None:
 @pytest.mark.parametrize("value", ["inf", "nan"])
 def test_number_is_refused_when_it_is_not_finite(name: str, value: str) -> None:
     assert_refused(name, value)
+
+
+@pytest.mark.parametrize("password", ["hunter2", "with / ? # @ : % in it"])
+def test_database_password_completes_a_url_that_has_none(password: str) -> None:
+    read = Settings(database_url="postgresql://u@h:5432/name", database_password=SecretStr(password)).database_url
+    assert read is not None
+    assert (make_url(read).password, make_url(read).host) == (password, "h")
+
+
+def test_database_password_leaves_a_url_that_has_one() -> None:
+    read = Settings(database_url="postgresql://u:p@h/name", database_password=SecretStr(SECRET)).database_url
+    assert read == "postgresql://u:p@h/name"
+
+
+def test_secrets_are_read_from_files_unless_a_variable_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "SECRETS_DIR", tmp_path)
+    (tmp_path / "pagemill_api_key").write_text("from-a-file-of-24-chars\n")
+    (tmp_path / "pagemill_key_pepper").write_text("from-a-file\n")
+    monkeypatch.setenv("PAGEMILL_KEY_PEPPER", "from-a-variable")
+    monkeypatch.setenv("PAGEMILL_API_KEY", "")
+    read = Settings()
+    assert read.api_key == SecretStr("from-a-file-of-24-chars")
+    assert read.key_pepper == SecretStr("from-a-variable")
 
 
 def assert_refused(name: str, value: object) -> None:
