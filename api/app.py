@@ -18,7 +18,7 @@ from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
-from api.native import detail, jobs, keys
+from api.native import detail, jobs, keys, results
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     routers = (
         jobs.router,
         detail.router,
+        results.router,
         live.router,
         batches.router,
         files.router,

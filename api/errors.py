@@ -38,6 +38,7 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.KeyNotFound, 404),
     (errors.ModelNotFound, 404),
     (errors.JobNotFound, 404),
+    (errors.LineNotFound, 404),
     (errors.BatchMissing, 404),
     (errors.BatchEnded, 409),
     (errors.FileMissing, 404),

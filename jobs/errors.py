@@ -191,6 +191,15 @@ class LeaseLost(PagemillError):
     code = "lease_lost"
 
 
+class LineNotFound(PagemillError):
+    """A job has no line of that number."""
+
+    code = "line_not_found"
+
+    def __init__(self, job_id: str, line: int) -> None:
+        super().__init__(f"The job {job_id} has no line {line}.")
+
+
 class BatchMissing(PagemillError):
     """No such batch, or another tenant's."""
 

@@ -91,6 +91,14 @@ def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, incl
     if "deliveries" in include:
         detail["deliveries"] = [views.delivery_object(one) for one in progress.read_deliveries(connection, job.id)]
     if "results" in include:
-        newest = lines.read_page(connection, job.id, Filter(), limit=RESULTS, before=job.last_seq + 1)
+        newest, _ = lines.read_chunk(
+            connection,
+            job.id,
+            Filter(),
+            at=job.last_seq + 1,
+            last_seq=job.last_seq,
+            is_forward=False,
+            limit=RESULTS,
+        )
         detail["results"] = [views.result_summary(result, PREVIEW) for result in newest]
     return JobDetail.model_validate(detail)

@@ -1,26 +1,21 @@
-"""`/v1/jobs`: hand in, list, read results, cancel, delete."""
+"""`/v1/jobs`: hand in, list, cancel, delete."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.deps import Caller, InjectedServices, Services
+from api.deps import Caller, InjectedServices
 from api.errors import UnsupportedMediaType
 from api.native import submissions
 from api.native.finding import find_job, parse_job_id
 from api.schemas import JobDeleted, JobList, JobObject
 from jobs import patterns
 from jobs.errors import InvalidInput, JobNotDeletable
-from jobs.ids import JOB_PREFIX, parse_id, public_id
+from jobs.ids import JOB_PREFIX, parse_id
 from jobs.queries import reading, retention, settling
-from jobs.queries.reading import StoredResult
 from jobs.requests import JobOptions, Params, PromptLine
 from jobs.states import JobState
 
@@ -28,9 +23,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
-PAGE_ROWS = 500
-PAGE_BYTES = 1024 * 1024
-MAX_SEQ = 2**31 - 1  # what the column holds
 
 
 class _Query(BaseModel):
@@ -43,11 +35,6 @@ class ListQuery(_Query):
     after: str | None = Field(default=None, description="`last_id` of the page before")
     limit: int = Field(default=20, ge=1, le=100)
     status: list[JobState] | None = Field(default=None, description="may stand several times")
-
-
-class ResultsQuery(_Query):
-    after: int = Field(default=0, ge=0, le=MAX_SEQ, description="`seq` of the last line that you have")
-    limit: int | None = Field(default=None, ge=1, le=MAX_SEQ, description="lines at most")
 
 
 class InlineJob(JobOptions):
@@ -145,35 +132,6 @@ async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated
     )
 
 
-@router.get(
-    "/{job_id}/results",
-    response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {}}, "description": "Result lines in the order of `seq`."}},
-)
-async def read_results(
-    job_id: str, caller: Caller, services: InjectedServices, query: Annotated[ResultsQuery, Query()]
-) -> StreamingResponse:
-    """Result lines `{"id", "custom_id", "seq", "response", "error"}` after `after`, up to the newest at this moment.
-
-    `seq` has no gaps, so a reader that comes back with the last one it saw misses nothing and gets nothing twice. The
-    header `x-last-seq` says where this answer ends, `x-job-status` whether more will come.
-    """
-    job = await find_job(services, caller, job_id)
-    last = job.last_seq if query.limit is None else min(job.last_seq, query.after + query.limit)
-    last = max(last, query.after)
-    pages = _pages(services, job.id, after=query.after, last=last)
-    # The first page comes before the status: what is wrong with the database by now is still a proper answer.
-    first = await anext(pages, b"")
-
-    async def lines() -> AsyncIterator[bytes]:
-        yield first
-        async for page in pages:
-            yield page
-
-    headers = {"x-last-seq": str(last), "x-job-status": job.state}
-    return StreamingResponse(lines(), headers=headers, media_type=NDJSON)
-
-
 @router.post("/{job_id}/cancel")
 async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
     """Stop a job. What is finished is kept; a job at its end stays as it is."""
@@ -192,29 +150,3 @@ async def delete(job_id: str, caller: Caller, services: InjectedServices) -> Job
         job = await find_job(services, caller, job_id)
         raise JobNotDeletable(job_id, job.state)
     return JobDeleted(id=job_id)
-
-
-class _ResultsGone(Exception):
-    """The job was deleted while its results were being read."""
-
-
-async def _pages(services: Services, job_id: UUID, *, after: int, last: int) -> AsyncIterator[bytes]:
-    """Lines `after < seq <= last`, a page a transaction."""
-    rows = PAGE_ROWS // 10
-    while after < last:
-        results = await services.transaction(reading.read_results, job_id, after=after, limit=min(rows, last - after))
-        if not results:
-            raise _ResultsGone
-        page = b"".join(_line(job_id, result) for result in results)
-        after = results[-1].seq
-        # Results may be bytes or megabytes each: the next page is as large as this one says it may be.
-        rows = max(1, min(PAGE_ROWS, PAGE_BYTES * len(results) // len(page)))
-        yield page
-
-
-def _line(job_id: UUID, result: StoredResult) -> bytes:
-    # What is stored is the rest of the object: {"response": …, "error": …}.
-    beginning = orjson.dumps(
-        {"id": f"{public_id('req_', job_id)}-{result.line}", "custom_id": result.custom_id, "seq": result.seq}
-    )
-    return beginning[:-1] + b"," + result.body[1:] + b"\n"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, Field
 
 from api.native import previews
 from api.schemas import JobObject
 from jobs import estimates, fingerprints
-from jobs.ids import EVENT_PREFIX, public_id
+from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import progress
 from jobs.queries.explaining import Wait
-from jobs.queries.lines import LineResult
+from jobs.queries.lines import Line, LineResult
 from jobs.queries.reading import Job
 
 
@@ -112,6 +113,47 @@ class ResultSummary(BaseModel):
     worker: str | None
 
 
+class Claim(BaseModel):
+    """The newest claim of a line. `number` counts its claims, `deaths` those that ended with their worker."""
+
+    number: int
+    deaths: int
+    at: int | None
+    worker: str | None
+    host: str | None
+    device: str | None
+
+
+class LineTiming(BaseModel):
+    """Milliseconds: from the job's start to the newest claim, and from that to the result."""
+
+    waited_ms: int | None
+    ran_ms: int | None
+
+
+class LineObject(BaseModel):
+    """A line. `state`: pending, running, or as it ended."""
+
+    object: Literal["line"] = "line"
+    job: str
+    line: int
+    custom_id: str
+    model: str
+    state: str
+    prompt: str | list[int] | None
+    messages: list[dict[str, Any]] | None
+    params: dict[str, Any] = Field(description="that hold for it, the job's included; tools, too")
+    result: dict[str, Any] | None = Field(description="`response` and `error` as in a result line")
+    seq: int | None
+    fingerprint: str | None
+    is_truncated: bool
+    sent_at: int
+    claimed_at: int | None
+    settled_at: int | None
+    claims: list[Claim]
+    timing: LineTiming
+
+
 class JobDetail(JobObject):
     """A job with how far it is. Parts that were not asked for by `include` are left out."""
 
@@ -187,6 +229,49 @@ def result_summary(result: LineResult, length: int | None) -> ResultSummary:
     return ResultSummary(**previews.summary(result, length))
 
 
+def line_object(job: Job, line: Line) -> LineObject:
+    request: dict[str, Any] = orjson.loads(line.request)
+    claimed, settled = line.claimed_at, line.settled_at
+    ran = None
+    if claimed is not None and settled is not None and line.worker_id is not None:
+        ran = _milliseconds(claimed, settled)
+    claims = []
+    if line.epoch > 0:
+        worker = None if line.worker_id is None else str(line.worker_id)
+        claims.append(
+            Claim(
+                number=line.epoch,
+                deaths=line.deaths,
+                at=None if claimed is None else _unix(claimed),
+                worker=worker,
+                host=line.host,
+                device=line.device,
+            )
+        )
+    return LineObject(
+        job=public_id(JOB_PREFIX, job.id),
+        line=line.line,
+        custom_id=line.custom_id,
+        model=job.model,
+        state=line.state,
+        prompt=request.pop("prompt", None),
+        messages=request.pop("messages", None),
+        params=request,
+        result=None if line.result is None else orjson.loads(line.result),
+        seq=line.seq,
+        fingerprint=None if line.fingerprint is None else fingerprints.public(line.fingerprint),
+        is_truncated=bool(line.is_truncated),
+        sent_at=_unix(job.in_progress_at),
+        claimed_at=None if claimed is None else _unix(claimed),
+        settled_at=None if settled is None else _unix(settled),
+        claims=claims,
+        timing=LineTiming(
+            waited_ms=None if claimed is None else _milliseconds(job.in_progress_at, claimed),
+            ran_ms=ran,
+        ),
+    )
+
+
 def timeline(job: Job, events: list[progress.JobEvent]) -> list[TimelineEntry]:
     """A job's moments and events in their order."""
     entries = [TimelineEntry(at=_unix(job.created_at), kind="created", text="Its first line came in.", detail={})]
@@ -239,6 +324,10 @@ def event_text(kind: str, detail: Mapping[str, object]) -> str:
             return f"{detail['lines']} of its lines run again as {detail['job']}."
         case _:
             return kind
+
+
+def _milliseconds(start: datetime, end: datetime) -> int:
+    return max(0, round(1000 * (end - start).total_seconds()))
 
 
 def _unix(moment: datetime) -> int:

@@ -74,57 +74,45 @@ class Line:
     is_truncated: bool | None
 
 
-def read_page(
-    connection: Connection,
-    job_id: UUID,
-    which: Filter,
-    *,
-    limit: int,
-    after: int | None = None,
-    before: int | None = None,
-) -> list[LineResult]:
-    """Up to `limit` results after `after`, in the order of `seq`, or before `before`, newest first.
+def read_chunk(
+    connection: Connection, job_id: UUID, which: Filter, *, at: int, last_seq: int, is_forward: bool, limit: int
+) -> tuple[list[LineResult], int]:
+    """Up to `limit` results after `at`, to `last_seq`, or before `at`, newest first; and where the next chunk begins.
 
-    The newest ones where neither is given. A page of completed lines looks at `MOST_LOOKED_AT` results at most, so it
-    may be shorter than there are lines.
+    A chunk of completed lines, of which no index tells, looks at `MOST_LOOKED_AT` results and may be empty.
     """
     force_index_scans(connection)
-    is_forward = after is not None
     order = "ASC" if is_forward else "DESC"
-    start = after if after is not None else before
-    bound = "r.seq > :start" if is_forward else "r.seq < :start"
-    if which.state == "completed":
-        bound += " AND r.seq <= :start + :looked_at" if is_forward else " AND r.seq >= :start - :looked_at"
-    # The key, or a partial index that ends with seq, gives the order; bodies, requests by their keys.
+    looked_at = MOST_LOOKED_AT if which.state == "completed" else last_seq + 1
+    first, last = (at + 1, min(last_seq, at + looked_at)) if is_forward else (max(1, at - looked_at), at - 1)
+    # The key, or a partial index that ends with seq, gives the order; bodies and requests come by their keys, each one
+    # that stands alone in its range (decision 0010).
     rows = connection.execute(
         text(f"""
             SELECT p.seq, p.line, b.custom_id, p.state, p.body, p.fingerprint, p.is_truncated, p.settled_at,
                    q.claimed_at, p.worker_id
             FROM (
                 SELECT r.* FROM results r
-                WHERE r.job_id = :job_id AND {bound} AND {which.condition}
-                ORDER BY r.job_id {order}, r.seq {order}
+                WHERE r.job_id = :job_id AND r.seq BETWEEN :first AND :last AND {which.condition}
+                ORDER BY r.seq {order}
                 LIMIT :limit
             ) p
             CROSS JOIN LATERAL (
-                SELECT custom_id FROM bodies b WHERE b.job_id = p.job_id AND b.line BETWEEN p.line AND p.line
-                ORDER BY b.line LIMIT 1
+                SELECT custom_id FROM bodies b
+                WHERE b.job_id = p.job_id AND b.line BETWEEN p.line AND p.line ORDER BY b.line LIMIT 1
             ) b
             CROSS JOIN LATERAL (
-                SELECT claimed_at FROM requests q WHERE q.job_id = p.job_id AND q.line BETWEEN p.line AND p.line
-                ORDER BY q.line LIMIT 1
+                SELECT claimed_at FROM requests q
+                WHERE q.job_id = p.job_id AND q.line BETWEEN p.line AND p.line ORDER BY q.line LIMIT 1
             ) q
-            ORDER BY p.seq {order}
         """),
-        which.parameters
-        | {
-            "job_id": job_id,
-            "start": start if start is not None else 2**31 - 1,
-            "limit": limit,
-            "looked_at": MOST_LOOKED_AT,
-        },
+        which.parameters | {"job_id": job_id, "first": first, "last": last, "limit": limit},
     )
-    return [LineResult(**row._mapping) for row in rows]
+    found = [LineResult(**row._mapping) for row in rows]
+    found.sort(key=lambda result: result.seq, reverse=not is_forward)
+    if len(found) == limit:
+        return found, found[-1].seq
+    return found, last if is_forward else first
 
 
 def read_line(connection: Connection, job_id: UUID, line: int) -> Line | None:
