@@ -18,7 +18,7 @@ from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
 from api.middleware import RequestMiddleware
-from api.native import detail, jobs, keys, results
+from api.native import detail, jobs, keys, results, workers
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
@@ -110,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
         uploads.router,
         models.router,
         keys.router,
+        workers.router,
         session.router,
         dashboard.router,
         health.router,

@@ -36,6 +36,8 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.ForeignPage, 403),
     (errors.TooManyWrongKeys, 429),
     (errors.KeyNotFound, 404),
+    (errors.WorkerNotFound, 404),
+    (errors.WorkerEnded, 409),
     (errors.ModelNotFound, 404),
     (errors.JobNotFound, 404),
     (errors.LineNotFound, 404),
@@ -60,6 +62,7 @@ HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},
     errors.JobNotDeletable: {"x-should-retry": "false"},
+    errors.WorkerEnded: {"x-should-retry": "false"},
     errors.BatchEnded: {"x-should-retry": "false"},
     errors.FileInUse: {"x-should-retry": "false"},
     errors.UploadClosed: {"x-should-retry": "false"},

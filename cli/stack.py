@@ -120,7 +120,14 @@ def running_stack(
 def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
     numbers = itertools.count()
 
-    def child(name: str, arguments: Sequence[str], ready: Callable[[int], bool], grace: float, timeout: float) -> Child:
+    def child(
+        name: str,
+        arguments: Sequence[str],
+        ready: Callable[[int], bool],
+        grace: float,
+        timeout: float,
+        may_end: bool = False,
+    ) -> Child:
         environment = child_environment(settings)
         if settings.metrics_port and name != "api":
             environment["PAGEMILL_METRICS_PORT"] = str(settings.metrics_port + next(numbers))
@@ -133,6 +140,7 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
             directory=IMPORT_ROOT,
             grace=grace,
             ready_timeout=timeout,
+            may_end=may_end,
         )
 
     assert settings.database_url is not None
@@ -152,6 +160,7 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
                 _worker_is_ready(database),
                 settings.drain_deadline + WORKER_STOP_MARGIN,
                 MODEL_TIMEOUT,
+                may_end=True,  # an operator drains or stops it
             )
         )
     return children

@@ -52,6 +52,7 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     death_signal: signal.Signals = signal.SIGKILL  # sent by the kernel when the supervisor dies
     grace: float = 10.0  # between stop_signal and SIGKILL
+    may_end: bool = False  # ended with status 0, it was asked to, and is not started again
 
 
 @dataclass(frozen=True)
@@ -279,14 +280,14 @@ class Supervisor:
                 for life in group:
                     life.adopted = True
                     if life.exited.is_set():
-                        self._mend(life, _ending(life.process.returncode))
+                        self._after_end(life, _ending(life.process.returncode))
             case _End(group):
                 for life in group:
                     self._end(life)
             case _Exited(life):
                 self._reap(life)
                 if life.adopted and not life.ending and not self._stopping:
-                    self._mend(life, _ending(life.process.returncode))
+                    self._after_end(life, _ending(life.process.returncode))
             case _Stop(hurry):
                 self._stop(hurry)
             case _Close():
@@ -354,6 +355,13 @@ class Supervisor:
         life.process.wait()
         life.kill_at = None
         life.exited.set()
+
+    def _after_end(self, life: _Life, what: str) -> None:
+        """A child that was ready has ended: start it again, unless it was asked to end."""
+        if life.child.may_end and life.process.returncode == 0:
+            self._log.write(life.child.name, "[supervisor] ended as it was asked to, and is not started again")
+        else:
+            self._mend(life, what)
 
     def _mend(self, life: _Life, what: str) -> None:
         """A child died, or could not be started again: see to its next start."""

@@ -256,6 +256,7 @@ class Engine:
         """Counters and gauges of this moment."""
         scheduler, throughput = self.scheduler, self._loop.throughput
         return EngineStats(
+            seats=self.config.max_num_seqs,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             compiling=self._grammars.num_sequences,
@@ -269,6 +270,7 @@ class Engine:
             computed_tokens=throughput.num_computed_tokens,
             output_tokens_per_second=throughput.output_per_second,
             computed_tokens_per_second=throughput.computed_per_second,
+            busy_seconds=throughput.busy_seconds,
             finished=dict(self._tracker.num_finished),
             rejected=self._num_rejected,
         )

@@ -106,6 +106,9 @@ class RequestOutput:
 class EngineStats:
     """The engine at one moment. Counters run since it was made; rates cover the last seconds with work."""
 
+    seats: int
+    """Completions that the batch holds at most."""
+
     running: int
     """Completions in the batch."""
 
@@ -131,6 +134,9 @@ class EngineStats:
 
     output_tokens_per_second: float
     computed_tokens_per_second: float
+    busy_seconds: float
+    """Time inside steps."""
+
     finished: Mapping[FinishReason, int] = field(default_factory=dict)
     """Requests by how they ended."""
 

@@ -28,6 +28,8 @@ from __future__ import annotations
 # ├── ForeignPage               a write with a session's cookie that does not come from our own page
 # ├── TooManyWrongKeys          an address tries one key after the other
 # ├── KeyNotFound               no such key for this tenant
+# ├── WorkerNotFound            no such worker
+# ├── WorkerEnded               nothing can be asked of a worker that has ended
 # └── LeaseLost                 this worker's lease is gone: its later results may not be written
 
 
@@ -183,6 +185,24 @@ class KeyNotFound(PagemillError):
 
     def __init__(self, key_id: str) -> None:
         super().__init__(f"There is no key {key_id!r}.")
+
+
+class WorkerNotFound(PagemillError):
+    """No such worker."""
+
+    code = "worker_not_found"
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(f"There is no worker {worker_id!r}.")
+
+
+class WorkerEnded(PagemillError):
+    """Nothing can be asked of a worker that has ended."""
+
+    code = "worker_ended"
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(f"The worker {worker_id!r} has ended.")
 
 
 class LeaseLost(PagemillError):

@@ -43,6 +43,26 @@ class RequestState(StrEnum):
     EXPIRED = "expired"
 
 
+class Wanted(StrEnum):
+    """What an operator asks of a worker. Its next heartbeat brings it there."""
+
+    DRAIN = "drain"
+    """Claim nothing more, and end when what runs is written."""
+    STOP = "stop"
+    """End now, and give everything back."""
+
+
+class EndReason(StrEnum):
+    """Why a worker's row ended."""
+
+    STOPPED = "stopped"
+    """By itself: a signal, or what an operator wanted."""
+    BROKEN = "broken"
+    """By itself: its engine or one of its threads broke or hung."""
+    LOST = "lost"
+    """By the reaper: its lease ran out."""
+
+
 JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
     {
         (JobState.VALIDATING, JobState.IN_PROGRESS),  # published by the API

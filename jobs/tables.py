@@ -11,11 +11,13 @@ from collections.abc import Iterable
 
 from sqlalchemy import (
     ARRAY,
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -47,7 +49,8 @@ from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 #            ├─ files                          contents lie in the file store, by id
 #            └─ uploads ── upload_parts        files that come in parts
 #   models      every model that a worker ever served
-#   workers     one row for each process life, with the lease
+#   workers ─── worker_minutes                  one row for each process life, with the lease
+#   wait_minutes   how long lines had waited when they were claimed
 
 metadata = MetaData(
     naming_convention={
@@ -125,7 +128,42 @@ workers = Table(
     Column("lease_expires_at", DateTime(timezone=True), nullable=False),
     Column("ended_at", DateTime(timezone=True)),  # set by its own stop or by the reaper; never unset
     Column("stats", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("wanted", Text),  # what an operator asked of it: drain or stop; its next heartbeat brings it there
+    Column("end_reason", Text),
+    Column("freed", Integer, nullable=False, server_default="0"),  # lines that it held when it ended
+    CheckConstraint("wanted IN ('drain', 'stop')", name="wanted"),
+    CheckConstraint("end_reason IN ('stopped', 'broken', 'lost')", name="end_reason"),
+    Index("ix_workers_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("ix_workers_live", "lease_expires_at", postgresql_where=text("ended_at IS NULL")),
+)
+
+# A worker's counters since its start, as its first heartbeat of each minute gave them: rates are their differences.
+worker_minutes = Table(
+    "worker_minutes",
+    metadata,
+    Column("worker_id", ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True),
+    Column("minute", DateTime(timezone=True), primary_key=True),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("preemptions", BigInteger, nullable=False),
+    Column("busy_seconds", Double, nullable=False),  # inside steps
+    Column("running", Integer, nullable=False),
+    Column("kv_usage", REAL, nullable=False),
+)
+
+# How long the lines claimed in a minute had waited, counted by `jobs.queries.waits.bucket`. Each worker has rows of its
+# own, so that no claim waits for another's lock.
+wait_minutes = Table(
+    "wait_minutes",
+    metadata,
+    Column("minute", DateTime(timezone=True), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("worker_id", Uuid, primary_key=True),
+    Column("bucket", SmallInteger, primary_key=True),
+    Column("lines", Integer, nullable=False),
+    postgresql_with={"fillfactor": "50"},
 )
 
 webhook_endpoints = Table(

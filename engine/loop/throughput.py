@@ -31,6 +31,8 @@ class Throughput:
         self.num_output_tokens = 0
         self.num_computed_tokens = 0
         """Tokens run through the model, recomputed ones included."""
+        self.busy_seconds = 0.0
+        """Time inside steps, idle time left out."""
         self._slices: deque[list[float]] = deque()
         self._sum = [0.0, 0.0, 0.0]
 
@@ -49,7 +51,9 @@ class Throughput:
         yield measured
         output, computed = self.num_output_tokens - output, self.num_computed_tokens - computed
         if computed or measured.is_busy:
-            self._record(time.perf_counter() - began, output, computed)
+            seconds = time.perf_counter() - began
+            self.busy_seconds += seconds
+            self._record(seconds, output, computed)
 
     def _record(self, seconds: float, output_tokens: int, computed_tokens: int) -> None:
         if not self._slices or self._slices[-1][0] >= _SLICE_SECONDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries import job_events
+from jobs.queries import job_events, waits
 from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import ClaimToken, lock_jobs
 
@@ -127,6 +127,7 @@ def claim(
             return Claim((), wants_idle=True)
         alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
         if alone:
+            waits.note_claim(connection, worker_id, model, {suspect: 1})
             return Claim(alone, is_solo=True)
     queue = read_queue(connection, model, solo_after_deaths)
     places = queue.places(limit, live_limit)
@@ -134,6 +135,8 @@ def claim(
     fresh = {candidate.job_id for candidate in queue.candidates if candidate.is_fresh and not candidate.is_live}
     if first_claims := fresh.intersection(request.job_id for request in taken):
         job_events.add_first_claims(connection, first_claims, worker_id)
+    if taken:
+        waits.note_claim(connection, worker_id, model, Counter(request.job_id for request in taken))
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
     return Claim(taken, is_cut=is_cut)
 

@@ -105,6 +105,23 @@ def remove_deleted(connection: Connection, *, limit: int) -> bool:
     return True
 
 
+def forget_minutes(connection: Connection, *, retention: float) -> None:
+    """Drop what workers did, and how long lines waited, in minutes more than `retention` seconds ago."""
+    # Each worker's oldest minutes, by primary key.
+    connection.execute(
+        text("""
+            DELETE FROM worker_minutes m USING workers w
+            WHERE m.worker_id = w.id AND m.minute < clock_timestamp() - make_interval(secs => :retention)
+        """),
+        {"retention": retention},
+    )
+    # The minute is the first part of the primary key.
+    connection.execute(
+        text("DELETE FROM wait_minutes WHERE minute < clock_timestamp() - make_interval(secs => :retention)"),
+        {"retention": retention},
+    )
+
+
 def forget_workers(connection: Connection, *, retention: float) -> int:
     """Drop rows of workers that ended more than `retention` seconds ago. Returns how many."""
     # A worker that still holds requests keeps its row.

@@ -20,7 +20,7 @@ from jobs.fingerprints import Failure
 from jobs.ids import new_id
 from jobs.queries import failures, job_events
 from jobs.queries.planner import force_index_scans
-from jobs.states import JobState, RequestState
+from jobs.states import EndReason, JobState, RequestState
 
 
 class ClaimToken(NamedTuple):
@@ -306,7 +306,12 @@ def reap_worker(connection: Connection, *, max_deaths: int) -> ReapResult | None
 
 
 def release_dead_worker(
-    connection: Connection, worker_id: UUID, *, max_deaths: int, suspects: Collection[ClaimToken] | None = None
+    connection: Connection,
+    worker_id: UUID,
+    *,
+    max_deaths: int,
+    reason: EndReason = EndReason.LOST,
+    suspects: Collection[ClaimToken] | None = None,
 ) -> ReapResult:
     """End a worker that died or is about to: release its requests, counting one death for each suspect.
 
@@ -318,7 +323,13 @@ def release_dead_worker(
     connection.execute(text("SELECT 1 FROM workers WHERE id = :id FOR UPDATE"), {"id": worker_id})
     # End the worker; a row that was ended before keeps its time.
     connection.execute(
-        text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
+        text("""
+            UPDATE workers
+            SET ended_at = clock_timestamp(), end_reason = :reason,
+                freed = (SELECT count(*) FROM requests WHERE worker_id = :id AND state = 'running')
+            WHERE id = :id AND ended_at IS NULL
+        """),
+        {"id": worker_id, "reason": reason},
     )
     lock_held_jobs(connection, worker_id)
     job_events.add_lost_worker(connection, worker_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, text
 from jobs.errors import LeaseLost
 from jobs.queries.settling import lock_held_jobs
 from jobs.requests import ModelLimits
+from jobs.states import EndReason, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,13 @@ class WorkerIdentity:
     device: str
 
 
-def register(connection: Connection, worker: WorkerIdentity, model: ModelLimits, *, lease: float) -> None:
-    """Insert the worker with a lease of `lease` seconds, and its model."""
+def register(
+    connection: Connection, worker: WorkerIdentity, model: ModelLimits, *, lease: float, wanted: Wanted | None = None
+) -> None:
+    """Insert the worker with a lease of `lease` seconds, and its model.
+
+    `wanted` is what was asked of this process under another id.
+    """
     # A model's limits are those of the worker that registered last; jobs that wait for it stay.
     connection.execute(
         text("""
@@ -38,8 +45,8 @@ def register(connection: Connection, worker: WorkerIdentity, model: ModelLimits,
     # The lease is Postgres' time.
     connection.execute(
         text("""
-            INSERT INTO workers (id, model, host, pid, device, lease_expires_at)
-            VALUES (:id, :model, :host, :pid, :device, clock_timestamp() + make_interval(secs => :lease))
+            INSERT INTO workers (id, model, host, pid, device, wanted, lease_expires_at)
+            VALUES (:id, :model, :host, :pid, :device, :wanted, clock_timestamp() + make_interval(secs => :lease))
         """),
         {
             "id": worker.id,
@@ -47,13 +54,17 @@ def register(connection: Connection, worker: WorkerIdentity, model: ModelLimits,
             "host": worker.host,
             "pid": worker.pid,
             "device": worker.device,
+            "wanted": wanted,
             "lease": lease,
         },
     )
 
 
-def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: dict[str, object]) -> None:
-    """Renew the lease. Raises `LeaseLost` if the row was ended: all that this worker held was released."""
+def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: Mapping[str, object]) -> Wanted | None:
+    """Renew the lease. Returns what an operator wants of the worker.
+
+    Raises `LeaseLost` if the row was ended: all that this worker held was released.
+    """
     # A lease that ran out unnoticed is renewed; a row that a reaper ended is not.
     renewed = connection.execute(
         text("""
@@ -61,11 +72,34 @@ def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: d
                                stats = CAST(:stats AS jsonb),
                                lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
             WHERE id = :id AND ended_at IS NULL
+            RETURNING wanted
         """),
         {"id": worker_id, "lease": lease, "stats": orjson.dumps(stats).decode()},
-    )
-    if renewed.rowcount == 0:
+    ).one_or_none()
+    if renewed is None:
         raise LeaseLost("The worker's row was ended: its lease ran out and a reaper came by.")
+    return None if renewed.wanted is None else Wanted(renewed.wanted)
+
+
+def keep_minute(connection: Connection, worker_id: UUID) -> None:
+    """Keep the counters of the worker's last heartbeat as those of this minute."""
+    # A worker that has not loaded its model has no counters. One row a minute, so the first of the minute stays.
+    connection.execute(
+        text("""
+            INSERT INTO worker_minutes (worker_id, minute, prompt_tokens, cached_tokens, completion_tokens,
+                                        preemptions, busy_seconds, running, kv_usage)
+            SELECT w.id, date_trunc('minute', w.heartbeat_at), s.prompt_tokens, s.cached_prompt_tokens,
+                   s.output_tokens, s.preemptions, s.busy_seconds, s.running,
+                   s.kv_blocks_used::real / greatest(s.kv_blocks, 1)
+            FROM workers w CROSS JOIN LATERAL jsonb_to_record(w.stats) AS s (
+                prompt_tokens bigint, cached_prompt_tokens bigint, output_tokens bigint, preemptions bigint,
+                busy_seconds double precision, running int, kv_blocks_used int, kv_blocks int
+            )
+            WHERE w.id = :id AND s.output_tokens IS NOT NULL
+            ON CONFLICT (worker_id, minute) DO NOTHING
+        """),
+        {"id": worker_id},
+    )
 
 
 def end(connection: Connection, worker_id: UUID) -> int:
@@ -80,7 +114,11 @@ def end(connection: Connection, worker_id: UUID) -> int:
     ).rowcount
     # A row that a reaper ended before keeps its time.
     connection.execute(
-        text("UPDATE workers SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL"), {"id": worker_id}
+        text("""
+            UPDATE workers SET ended_at = clock_timestamp(), end_reason = :reason, freed = :freed
+            WHERE id = :id AND ended_at IS NULL
+        """),
+        {"id": worker_id, "reason": EndReason.STOPPED, "freed": released},
     )
     return released
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from jobs.queries import fleet
+from jobs.queries.fleet import FleetWorker
 from jobs.queries.settling import cancel_job, settle_open
 from jobs.queues import DRAIN_TASK, model_queue
+from jobs.states import Wanted
 from tests.support.fake_worker import MODEL
 from tests.support.oracle import check
 from tests.support.pipeline import Pipeline
@@ -140,6 +143,56 @@ def test_sigterm_releases_requests_that_do_not_finish_in_time(pipeline: Pipeline
     check(pipeline.database_url)
     with pipeline.worker():
         assert pipeline.wait_for_end(job_id).completed == 200
+    check(pipeline.database_url)
+
+
+def want(pipeline: Pipeline, wanted: Wanted | None) -> None:
+    with pipeline.database.begin() as connection:
+        [worker] = [worker for worker in fleet.list_workers(connection) if worker.is_live]
+        assert fleet.set_wanted(connection, worker.id, wanted)
+
+
+def ended_worker(pipeline: Pipeline) -> FleetWorker:
+    with pipeline.database.begin() as connection:
+        [worker] = fleet.list_workers(connection)
+    return worker
+
+
+def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeline: Pipeline) -> None:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.1", PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
+        job_id = pipeline.submit(prompts(500))
+        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
+        want(pipeline, Wanted.DRAIN)
+        assert process.wait(timeout=PATIENCE) == 0
+    states = pipeline.states(job_id)
+    assert set(states) == {"completed", "pending"}
+    # Nothing that it had claimed was given back.
+    assert pipeline.query("SELECT count(*) AS lines FROM requests WHERE epoch > 0")[0].lines == states["completed"]
+    assert (ended_worker(pipeline).end_reason, ended_worker(pipeline).freed) == ("stopped", 0)
+    check(pipeline.database_url)
+
+
+def test_undrained_worker_claims_again(pipeline: Pipeline) -> None:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.1", PAGEMILL_HEARTBEAT_INTERVAL="0.1") as process:
+        job_id = pipeline.submit(prompts(150), max_tokens=8)
+        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
+        want(pipeline, Wanted.DRAIN)
+        log = pipeline.directory / "worker.log"
+        await_condition(lambda: "wants of this worker: drain" in log.read_text(), "the heartbeat that brings it")
+        want(pipeline, None)
+        assert pipeline.wait_for_end(job_id).completed == 150
+        assert process.poll() is None
+
+
+def test_stopped_worker_gives_its_lines_back_at_once(pipeline: Pipeline) -> None:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.5", PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
+        job_id = pipeline.submit(prompts(200))
+        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
+        want(pipeline, Wanted.STOP)
+        assert process.wait(timeout=PATIENCE) == 0
+    assert "running" not in pipeline.states(job_id)
+    assert pipeline.query("SELECT max(deaths) AS deaths FROM requests")[0].deaths == 0
+    assert ended_worker(pipeline).freed > 0
     check(pipeline.database_url)
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 JOBS_A_ROUND = 100  # jobs that are ended side by side, a chunk each
 MODELS_A_ROUND = 1000
 PATIENCE = 3  # heartbeats that a worker may take to be heard again after an outage of Postgres
+MINUTES_KEPT = 25 * 3600.0  # seconds; a page shows 24 hours
 WORKERS_KEPT = 7 * 86400.0  # seconds that a worker's row outlives it, for an operator who looks into an incident
 
 
@@ -106,6 +107,7 @@ class Maintenance:
             creations.forget_expired(connection)
         with self._database.begin() as connection:
             retention.forget_workers(connection, retention=WORKERS_KEPT)
+            retention.forget_minutes(connection, retention=MINUTES_KEPT)
         if abandoned or retired:
             logger.info("%d uploads that were cut and %d old jobs are removed", abandoned, retired)
         with self._database.begin() as connection:

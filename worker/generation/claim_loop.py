@@ -70,6 +70,7 @@ class ClaimLoop:
         self._is_closing = False
         self._runs_solo = False
         self._found_all = False
+        self._on_drained: Callable[[], None] | None = None  # set while it pauses
         self.thread = VitalThread("claims", self._run, on_crash)
 
     def start(self) -> None:
@@ -83,6 +84,16 @@ class ClaimLoop:
         """Claim now if the last claim left work behind: the engine has room again."""
         if not self._found_all:
             self._wake.set()
+
+    def pause(self, on_drained: Callable[[], None]) -> None:
+        """Claim nothing more for now. `on_drained` is called once everything that was claimed is written."""
+        self._on_drained = on_drained
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Claim again."""
+        self._on_drained = None
+        self._wake.set()
 
     def stop(self) -> None:
         """Claim nothing more. Takes no lock, so that a signal's handler may call it."""
@@ -143,6 +154,12 @@ class ClaimLoop:
         # What is finished and not written yet would be charged, too, if a request that runs alone ended the process. In
         # this order: a request reaches the writer before it leaves the engine.
         is_idle = not self._consumer.held() and not self._unwritten()
+        on_drained = self._on_drained
+        if on_drained is not None:
+            if is_idle:
+                self._on_drained = _no_news
+                on_drained()
+            return 0
         if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
             return 0
         self._runs_solo = False
@@ -178,3 +195,7 @@ class ClaimLoop:
                 is_idle=is_idle,
                 solo_after_deaths=self._settings.solo_after_deaths,
             )
+
+
+def _no_news() -> None:
+    """In place of what was called once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -19,8 +20,12 @@ from jobs.queries import workers
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
+from jobs.states import Wanted
 from worker.generation.lease import Lease
+from worker.generation.rates import Rates
 from worker.generation.vital_thread import OnCrash, VitalThread
+
+MINUTE = 60.0  # seconds between two rows of counters
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,8 @@ class Heartbeat:
     """Registers the worker and renews its lease from a thread of its own, beside engine and broker.
 
     A heartbeat that matches no row means that this worker was taken for dead: the worker registers anew under
-    another id, and `on_change` lets the claim loop drop what the old one held.
+    another id, and `on_change` lets the claim loop drop what the old one held. `on_wanted` is told, from this thread,
+    what an operator wants of the worker, once for each change.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class Heartbeat:
         device: str,
         stats: Callable[[], dict[str, object]],
         on_change: Callable[[], None],
+        on_wanted: Callable[[Wanted | None], None],
         on_crash: OnCrash,
     ) -> None:
         self._database = database
@@ -49,6 +56,10 @@ class Heartbeat:
         self._device = device
         self._stats = stats
         self._on_change = on_change
+        self._on_wanted = on_wanted
+        self._wanted: Wanted | None = None
+        self._rates = Rates()
+        self._minute_kept = -math.inf  # monotonic
         self._on_crash = on_crash
         self._closing = threading.Event()
         self.thread: VitalThread | None = None
@@ -86,14 +97,22 @@ class Heartbeat:
 
     def _beat(self, model: ModelLimits, began: float) -> None:
         worker_id = self._lease.worker_id
+        wanted = self._wanted
         with self._database.begin() as connection:
             if worker_id is not None:
-                workers.heartbeat(connection, worker_id, lease=self._settings.lease, stats=self._stats())
+                stats = self._rates.added_to(self._stats())
+                wanted = workers.heartbeat(connection, worker_id, lease=self._settings.lease, stats=stats)
+                if began - self._minute_kept >= MINUTE:
+                    workers.keep_minute(connection, worker_id)
+                    self._minute_kept = began
             else:
                 worker_id = new_id()
                 identity = WorkerIdentity(worker_id, socket.gethostname(), os.getpid(), self._device)
-                workers.register(connection, identity, model, lease=self._settings.lease)
+                workers.register(connection, identity, model, lease=self._settings.lease, wanted=wanted)
         is_new = self._lease.worker_id != worker_id
         self._lease.take(worker_id, began)
         if is_new:
             self._on_change()
+        if wanted is not self._wanted:
+            self._wanted = wanted
+            self._on_wanted(wanted)

@@ -25,6 +25,7 @@ from jobs.queries.settling import ClaimToken, Outcome, release_dead_worker
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
+from jobs.states import EndReason, Wanted
 from worker.app import make_app, run_solo
 from worker.generation.claim_loop import ClaimLoop
 from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, EngineThread, LoadEngine
@@ -100,6 +101,7 @@ class GenerationService:
             device=device,
             stats=self._engine.stats,
             on_change=self._claims.notify,
+            on_wanted=self._on_wanted,
             on_crash=self._on_crash,
         )
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -107,6 +109,7 @@ class GenerationService:
         self._started = False
         self._stopped = threading.Event()
         self._broken_at: float | None = None  # monotonic
+        self._gives_back = False  # what runs, at once
 
     @property
     def exit_code(self) -> int:
@@ -142,7 +145,7 @@ class GenerationService:
             if self._stopped.is_set() or not self._started:
                 return
             self._claims.close()
-            if self._broken_at is None and not self._engine.drain(drain):
+            if self._broken_at is None and not self._engine.drain(0 if self._gives_back else drain):
                 logger.info("%d requests did not finish in time; they go back", len(self._engine.held()))
             self._engine.close()
             self._writer.close(WRITE_TIMEOUT)
@@ -172,6 +175,22 @@ class GenerationService:
         # To the writer first: what its caller has seen is then on its way to Postgres.
         self._writer.put(outcome)
         self._live.finish(outcome)
+
+    def _on_wanted(self, wanted: Wanted | None) -> None:
+        """From the heartbeat: an operator drains this worker, stops it, or takes that back."""
+        logger.info("an operator wants of this worker: %s", wanted or "to go on")
+        if wanted is Wanted.STOP:
+            self._gives_back = True
+            celery_state.should_stop = EXIT_OK
+        elif wanted is Wanted.DRAIN:
+            self._claims.pause(self._on_drained)
+        else:
+            self._claims.resume()
+
+    def _on_drained(self) -> None:
+        """From the claim loop: nothing runs, and everything is written."""
+        logger.info("this worker is drained, and ends")
+        celery_state.should_stop = EXIT_OK
 
     def _on_capacity(self) -> None:
         self._claims.claim_again_if_more()
@@ -204,7 +223,13 @@ class GenerationService:
             return
         try:
             with self._database.begin() as connection:
-                release_dead_worker(connection, worker_id, max_deaths=self._settings.max_deaths, suspects=suspects)
+                release_dead_worker(
+                    connection,
+                    worker_id,
+                    max_deaths=self._settings.max_deaths,
+                    reason=EndReason.BROKEN,
+                    suspects=suspects,
+                )
         except SQLAlchemyError as error:
             logger.warning("could not free what is held, the lease will run out instead: %s", brief(error))
 

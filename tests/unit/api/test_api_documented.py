@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from api import errors as api_errors
 from api.dashboard import session
-from api.native import jobs, keys
+from api.native import jobs, keys, workers
 from api.openai import batches, files, live, uploads
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
@@ -38,6 +38,7 @@ def test_page_names_every_route() -> None:
             uploads.router,
             models.router,
             keys.router,
+            workers.router,
             session.router,
             health.router,
         )
@@ -45,7 +46,7 @@ def test_page_names_every_route() -> None:
     ]
     for route in routes:
         assert isinstance(route, APIRoute)
-        path = re.sub(r"\{(job|batch|file|upload|key)_id\}", "{id}", route.path).replace(":path", "")
+        path = re.sub(r"\{(job|batch|file|upload|key|worker)_id\}", "{id}", route.path).replace(":path", "")
         for method in route.methods:
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
 
