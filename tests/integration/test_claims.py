@@ -185,6 +185,7 @@ def test_lease_counts_from_before_the_heartbeat_was_sent(rows: Rows, monkeypatch
         device="cpu",
         stats=stats,
         on_change=lambda: None,
+        on_wanted=lambda wanted: None,
         on_crash=on_crash,
     )
     heartbeat.start(MODEL)

@@ -159,7 +159,7 @@ def ended_worker(pipeline: Pipeline) -> FleetWorker:
 
 
 def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeline: Pipeline) -> None:
-    with pipeline.worker(FAKE_STEP_SECONDS="0.1", PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
+    with pipeline.worker(FAKE_STEP_SECONDS="0.03", PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
         job_id = pipeline.submit(prompts(500))
         await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
         want(pipeline, Wanted.DRAIN)
