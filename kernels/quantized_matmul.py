@@ -327,7 +327,9 @@ def _blocks(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows and outputs of a program, and its warps: first guesses. Few rows: small blocks, so that all SMs have one."""
     if rows <= 16:
         return 16, 32, 4
-    if rows <= 64 or dtype is torch.float32:
+    if dtype is torch.float32:
+        return 32, 32, 8  # there are no tensor cores for it, and larger blocks do not fit into registers
+    if rows <= 64:
         return 32 if rows <= 32 else 64, 64, 4
     return 128, 128, 8
 

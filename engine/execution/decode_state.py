@@ -52,17 +52,24 @@ class Column(IntEnum):
 NUM_COLUMNS = Column.STOP + MAX_STOP_TOKENS
 
 
+def padding_rows(count: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Rows that have ended: greedy, with filters that leave all tokens in; int64 `[count, columns]`."""
+    rows = torch.zeros(count, NUM_COLUMNS, dtype=torch.int64, device=device)
+    rows[:, Column.TOP_K] = vocab_size
+    rows[:, Column.TOP_P] = _bits(1.0)
+    return rows
+
+
 class DecodeState:
     """The rows, and the host's knowledge of what stands in them."""
 
     def __init__(self, batch_slots: int, max_blocks: int, vocab_size: int, device: torch.device) -> None:
         """For `batch_slots` sequences of at most `max_blocks` blocks."""
         self.device = device
+        self.batch_slots = batch_slots
         self.padding_row = batch_slots
         """A row that has ended for good: what a batch is filled up with."""
-        self.rows = torch.zeros(batch_slots + 1, NUM_COLUMNS, dtype=torch.int64, device=device)
-        self.rows[self.padding_row, Column.TOP_K] = vocab_size
-        self.rows[self.padding_row, Column.TOP_P] = _bits(1.0)
+        self.rows = padding_rows(batch_slots + 1, vocab_size, device)
         self.table = torch.zeros(batch_slots + 1, max_blocks, dtype=torch.int32, device=device)
         self.vocab_size = vocab_size
         self._admission_id = [-1] * batch_slots

@@ -6,6 +6,8 @@ gpu_memory_utilization × all  =  weights  +  the largest step  +  graphs       
                                                                   and something for each
 
 All graphs share one pool, which grows to what the largest of them needs. It is no part of what other steps may use.
+Steps whose tokens the host samples need more for each row; they are measured with few rows, since few requests need
+the host, and `MemoryBackoff` halves a step that has too many.
 """
 
 from __future__ import annotations
@@ -14,17 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from engine.attention import AttentionLayer
 from engine.attention.kv_cache import block_bytes
 from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
+from engine.device.cuda_graphs import batch_size
 from engine.errors import ModelError
 from engine.execution.decode_state import NUM_COLUMNS
-from engine.sampling.sampler import Sampler
-from engine.sampling.state import SamplingState
-from engine.sampling_params import SamplingParams
 
 # Share of the CPU's free memory that is left to activations and to everything else.
 _CPU_SHARE = 0.5
@@ -32,19 +31,24 @@ _CPU_SHARE = 0.5
 _GRAPH_SHARE = 1 / 32
 _MOST_GRAPH_BYTES = 2**30
 
+HOST_SAMPLED_ROWS = 256
+"""Rows of logits in the largest step that is measured with sampling on the host."""
+
 
 def graph_bytes(total: int, decode_step: int) -> int:
     """What CUDA graphs may take of `total` bytes, where a decode step of the largest batch takes `decode_step`."""
     return decode_step + min(_MOST_GRAPH_BYTES, int(total * _GRAPH_SHARE))
 
 
-def state_bytes(batch_slots: int, max_blocks: int) -> int:
-    """What `DecodeState` takes."""
-    return (batch_slots + 1) * (8 * NUM_COLUMNS + 4 * max_blocks)
+def state_bytes(batch_slots: int, max_blocks: int, max_steps: int) -> int:
+    """What `DecodeState` takes, and the buffers of graphs."""
+    state = (batch_slots + 1) * (8 * NUM_COLUMNS + 4 * max_blocks)
+    return state + batch_size(batch_slots) * (8 + 4 * max_blocks + 8 * max_steps) + 8
 
 
-def largest_step(config: EngineConfig, max_model_len: int) -> tuple[Batch, int]:
-    """A step with as many tokens, and as many rows of logits, as any can have; and how many blocks it needs.
+def largest_step(config: EngineConfig, max_model_len: int, *, num_logits: int) -> tuple[Batch, int]:
+    """A step with as many tokens as any can have, of which `num_logits` rows of logits are wanted, or as many as it has
+    tokens; and how many blocks it needs.
 
     Its sequences overwrite each other's blocks: only the memory matters.
     """
@@ -53,7 +57,7 @@ def largest_step(config: EngineConfig, max_model_len: int) -> tuple[Batch, int]:
     lengths += [rest] if (rest := num_tokens % max_model_len) else []
     lengths.sort()
     num_blocks = -(-lengths[-1] // config.block_size)
-    missing = min(config.max_num_seqs, num_tokens)
+    missing = min(num_logits, num_tokens)
     entries = []
     for place, length in enumerate(lengths):
         rows = min(length, -(-missing // (len(lengths) - place)))
@@ -67,18 +71,15 @@ def largest_decode(batch_slots: int, block: int) -> Batch:
     return Batch([BatchEntry([0], 0, [block], 1)] * batch_slots)
 
 
-def step_bytes(run: Callable[[Batch], Tensor], batch: Batch, device: torch.device) -> int:
-    """What a step takes on the GPU beyond what is there before it, by running it and sampling from its logits.
+def step_bytes(step: Callable[[Batch], None], batch: Batch, device: torch.device) -> int:
+    """What a step takes on the GPU beyond what is there before it, by running it.
 
     Raises `ModelError` when it does not fit.
     """
-    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
-        logits = run(batch)
-        states = [SamplingState(params, seed=row, index=0, position=1) for row in range(len(logits))]
-        Sampler(logits.shape[-1]).sample(logits, states)
+        step(batch)
         torch.cuda.synchronize(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(

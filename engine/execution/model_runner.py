@@ -15,14 +15,15 @@ from engine.attention import CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, cache_dtype
 from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
-from engine.device.cuda_graphs import CudaGraphRunner, EagerRunner, GraphRunner, batch_size
+from engine.device.cuda_graphs import CapturedRunner, CudaCapture, EagerRunner, GraphRunner, batch_size
 from engine.device.threads import Threads
 from engine.errors import ModelError, UnsupportedModel
 from engine.execution.batch_invariance import check_invariance
-from engine.execution.decode_state import DecodeState
+from engine.execution.decode_state import DecodeState, padding_rows
 from engine.execution.fixed_passes import pad_pass, split_into_passes
 from engine.execution.inputs import prepare_inputs
 from engine.execution.memory_budget import (
+    HOST_SAMPLED_ROWS,
     choose_num_blocks,
     graph_bytes,
     largest_decode,
@@ -30,12 +31,16 @@ from engine.execution.memory_budget import (
     state_bytes,
     step_bytes,
 )
-from engine.execution.multi_step import MultiStepDecoder
+from engine.execution.multi_step import MultiStepDecoder, most_demanding_mode, sample_tokens
 from engine.linears import LinearReplacer, prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
 from engine.loading.weights import load_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
+from engine.sampling.sampler import Sampler
+from engine.sampling.state import SamplingState
+from engine.sampling_params import SamplingParams
+from engine.scheduling.decode_steps import MOST_STEPS
 
 
 class ModelRunner:
@@ -99,8 +104,10 @@ class ModelRunner:
             self._graphs(),
             block_size=config.block_size,
             padding_block=self.cache.padding_block,
+            max_steps=_max_steps(config),
             is_static=self.device.type == "cuda",
         )
+        self._decoder.capture()
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
@@ -168,7 +175,7 @@ class ModelRunner:
 
     def _graphs(self) -> GraphRunner:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
-            return CudaGraphRunner(self.device, self._graph_bytes)
+            return CapturedRunner(CudaCapture(self.device), self._graph_bytes)
         return EagerRunner()
 
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> Tensor:
@@ -184,9 +191,12 @@ class ModelRunner:
     def _run(self, batch: Batch, cache: KVCache) -> Tensor:
         if self._is_deterministic:
             return self._run_in_passes(batch, cache)
+        return self._logits(batch, cache).float()
+
+    def _logits(self, batch: Batch, cache: KVCache) -> Tensor:
         inputs, layout = prepare_inputs(batch.entries, cache.block_size, self.device)
         logits: Tensor = self.model(inputs, self.backend.prepare(layout, cache))
-        return logits.float()
+        return logits
 
     def _run_in_passes(self, batch: Batch, cache: KVCache) -> Tensor:
         """The same in passes of a fixed shape; see `fixed_passes.py`."""
@@ -233,23 +243,43 @@ class ModelRunner:
         total = torch.cuda.get_device_properties(self.device).total_memory
         self._graph_bytes = graph_bytes(total, decode_step)
         max_blocks = -(-self.max_model_len // config.block_size)
-        return step + self._graph_bytes + state_bytes(_max_batch_slots(config), max_blocks)
+        return step + self._graph_bytes + state_bytes(_max_batch_slots(config), max_blocks, _max_steps(config))
 
     def _measured_steps(self, config: EngineConfig) -> tuple[int, int]:
         """What the largest step of all takes, and the largest that only decodes."""
-        batch, num_blocks = largest_step(config, self.max_model_len)
+        batch, num_blocks = largest_step(config, self.max_model_len, num_logits=config.max_num_seqs)
+        host_sampled, _ = largest_step(
+            config, self.max_model_len, num_logits=min(config.max_num_seqs, HOST_SAMPLED_ROWS)
+        )
         cache = self._cache(num_blocks, config.block_size, self.kv_dtype)
         decodes = largest_decode(batch_size(_max_batch_slots(config)), cache.padding_block)
 
-        def run(batch: Batch) -> Tensor:
-            return self._run(batch, cache)
+        @torch.inference_mode()
+        def sample_on_device(batch: Batch) -> None:
+            logits = self._logits(batch, cache)
+            state = padding_rows(len(logits), self.vocab_size, self.device)
+            sample_tokens(logits, state, most_demanding_mode(self.vocab_size), is_static=True)
 
-        return step_bytes(run, batch, self.device), step_bytes(run, decodes, self.device)
+        def sample_on_host(batch: Batch) -> None:
+            logits = self._run(batch, cache)
+            params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
+            states = [SamplingState(params, seed=row, index=0, position=1) for row in range(len(logits))]
+            Sampler(self.vocab_size).sample(logits, states)
+
+        largest = max(
+            step_bytes(sample_on_device, batch, self.device), step_bytes(sample_on_host, host_sampled, self.device)
+        )
+        return largest, step_bytes(sample_on_device, decodes, self.device)
 
 
 def _max_batch_slots(config: EngineConfig) -> int:
     """Sequences that may be in the batch: each takes a token of a step."""
     return min(config.max_num_seqs, config.max_num_batched_tokens)
+
+
+def _max_steps(config: EngineConfig) -> int:
+    """Steps in a multi-step batch at most."""
+    return config.decode_steps or MOST_STEPS
 
 
 def _check_deterministic(model: Decoder, device: torch.device) -> None:

@@ -4,14 +4,16 @@
       ▲                                                                                     │
       └───────────────────────────── k times, no host read ────────────────────────────────┘
 
-An ended row goes on as padding and writes into the padding block. All shapes follow from the batch size, the number of
-steps and the widest block table, as CUDA graphs need it. On the CPU rows leave the batch as they end.
+An ended row goes on as padding and writes into the padding block. A step's shapes follow from the batch size alone, as
+CUDA graphs need it: a graph holds one step, and k steps are k replays, enqueued at once. On the CPU rows leave the
+batch as they end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from engine.attention import DecodeMetadata
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch
-from engine.device.cuda_graphs import GraphRunner, batch_size
+from engine.device.cuda_graphs import GraphRunner, batch_size, batch_sizes
 from engine.execution.decode_state import Column, DecodeState, float_column
 from engine.models.decoder import TokenInputs
 from engine.sampling.settings import filters_of
@@ -44,7 +46,14 @@ class SamplingMode:
     bans_stop_tokens: bool
     """Whether any row has not reached its `min_tokens`."""
 
-    filters: Filters
+    filters: Filters = field(compare=False)
+    """Which filters any row uses, for implementations that pay for each."""
+
+    is_filtered: bool = field(init=False)
+    """Whether any row uses one: all that the kernel has to know."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_filtered", self.filters.any)
 
     @classmethod
     def of(cls, entries: Sequence[DecodeEntry], vocab_size: int) -> SamplingMode:
@@ -59,6 +68,41 @@ class SamplingMode:
         )
 
 
+# What nearly all batches are, in the order in which graphs for them are captured.
+_COMMON_MODES = (
+    SamplingMode(random=False, bans_stop_tokens=False, filters=Filters(0, False, False)),
+    SamplingMode(random=True, bans_stop_tokens=False, filters=Filters(0, True, False)),
+    SamplingMode(random=True, bans_stop_tokens=False, filters=Filters(0, False, False)),
+)
+
+
+def most_demanding_mode(vocab_size: int) -> SamplingMode:
+    """The mode that takes the most memory."""
+    filters = Filters(top_k=vocab_size, top_p=True, min_p=True)
+    return SamplingMode(random=True, bans_stop_tokens=True, filters=filters)
+
+
+class StaticBuffers:
+    """Where graphs find their rows and leave their tokens: those of all sizes use the first rows."""
+
+    def __init__(self, state: DecodeState, max_steps: int) -> None:
+        size, max_blocks = batch_size(state.batch_slots), state.table.shape[1]
+        self.rows = torch.empty(size, dtype=torch.int64, device=state.device)
+        self.tables = torch.empty(size, max_blocks, dtype=torch.int32, device=state.device)
+        self.tokens = torch.empty(max_steps, size, dtype=torch.int64, device=state.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=state.device)
+
+    def begin(self, state: DecodeState, rows: Tensor) -> None:
+        """Take in the rows `[size]` of a batch: its first step is next."""
+        self.rows[: len(rows)].copy_(rows)
+        torch.index_select(state.table, 0, rows, out=self.tables[: len(rows)])
+        self.step.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.rows, self.tables, self.tokens, self.step))
+
+
 class MultiStepDecoder:
     """Runs multi-step batches over one model, one cache and one state."""
 
@@ -70,10 +114,12 @@ class MultiStepDecoder:
         *,
         block_size: int,
         padding_block: int,
+        max_steps: int,
         is_static: bool,
     ) -> None:
-        """`padding_block` belongs to no sequence: padding is written there. `is_static` keeps shapes and places, as
-        graphs need it; without it, rows leave as they end, which the host has to look for.
+        """`padding_block` belongs to no sequence: padding is written there. No batch has more than `max_steps`.
+        `is_static` keeps shapes and places, as graphs need it; without it, rows leave as they end, which the host has
+        to look for.
         """
         self._forward = forward
         self._state = state
@@ -81,17 +127,30 @@ class MultiStepDecoder:
         self._block_size = block_size
         self._padding_slot = padding_block * block_size
         self._is_static = is_static
-        self._buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._buffers = StaticBuffers(state, max_steps) if is_static else None
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Make graphs ready for all sizes of batches and the common ways to sample, as far as memory allows.
+
+        The largest comes first, because all graphs share the memory that it needs.
+        """
+        if self._buffers is None:
+            return
+        for mode in _COMMON_MODES:
+            for size in batch_sizes(self._state.batch_slots):
+                self._buffers.begin(self._state, self._state.update([], size, 0))
+                if not self._graphs.prepare((size, mode), partial(self._static_step, self._buffers, size, mode)):
+                    return
 
     @torch.inference_mode()
     def decode(self, batch: MultiStepBatch) -> AsyncTokens:
         """See `Runner.decode`."""
         entries = batch.entries
-        width = max(len(entry.block_table) for entry in entries)
         mode = SamplingMode.of(entries, self._state.vocab_size)
         try:
-            run = self._run_static if self._is_static else self._run_leaving
-            tokens = run(batch, width, mode)
+            buffers = self._buffers
+            tokens = self._run_leaving(batch, mode) if buffers is None else self._run_static(batch, mode, buffers)
         except Exception:
             self._state.invalidate([entry.batch_slot for entry in entries])
             raise
@@ -119,9 +178,10 @@ class MultiStepDecoder:
         host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=self._state.device.type == "cuda")
         return host.copy_(tokens, non_blocking=True)
 
-    def _run_leaving(self, batch: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
+    def _run_leaving(self, batch: MultiStepBatch, mode: SamplingMode) -> Tensor:
         """`[S, num_steps]`; rows leave as they end."""
         num_steps = batch.num_steps
+        width = max(len(entry.block_table) for entry in batch.entries)
         rows = self._state.update(batch.entries, len(batch.entries), num_steps)
         tokens = torch.full((len(rows), num_steps), NO_TOKEN, dtype=torch.int64)
         places = torch.arange(len(rows))
@@ -135,34 +195,20 @@ class MultiStepDecoder:
                     break
         return tokens
 
-    def _run_static(self, batch: MultiStepBatch, width: int, mode: SamplingMode) -> Tensor:
+    def _run_static(self, batch: MultiStepBatch, mode: SamplingMode, buffers: StaticBuffers) -> Tensor:
         """`[S, num_steps]`, on its way to the host; ended rows stay as padding."""
-        entries, num_steps = batch.entries, batch.num_steps
-        padded = batch_size(len(entries))
-        # The next power of two, so that a graph serves until the tables have doubled.
-        width = min(1 << (width - 1).bit_length(), self._state.table.shape[1])
-        rows, tokens = self._buffers_for(padded, num_steps)
-        rows.copy_(self._state.update(entries, padded, num_steps))
+        size = batch_size(len(batch.entries))
+        buffers.begin(self._state, self._state.update(batch.entries, size, batch.num_steps))
+        step = partial(self._static_step, buffers, size, mode)
+        for _ in range(batch.num_steps):
+            self._graphs.run((size, mode), step)
+        return self._to_host(buffers.tokens[: batch.num_steps, : len(batch.entries)].t().contiguous())
 
-        def steps() -> None:
-            tables = self._state.table.index_select(0, rows)[:, :width]
-            for step in range(num_steps):
-                sampled, _ = self._step(rows, tables, mode)
-                tokens[:, step] = sampled
-
-        self._graphs.run((padded, num_steps, width, mode), steps)
-        return self._to_host(tokens[: len(entries)])
-
-    def _buffers_for(self, padded: int, num_steps: int) -> tuple[Tensor, Tensor]:
-        """Where the graphs of one size find their rows, and leave their tokens."""
-        key = (padded, num_steps)
-        if key not in self._buffers:
-            device = self._state.device
-            self._buffers[key] = (
-                torch.empty(padded, dtype=torch.int64, device=device),
-                torch.empty(padded, num_steps, dtype=torch.int64, device=device),
-            )
-        return self._buffers[key]
+    def _static_step(self, buffers: StaticBuffers, size: int, mode: SamplingMode) -> None:
+        """One step for the first `size` rows of the buffers: what a graph holds."""
+        sampled, _ = self._step(buffers.rows[:size], buffers.tables[:size], mode)
+        buffers.tokens[:, :size].index_copy_(0, buffers.step, sampled[None])
+        buffers.step += 1
 
     def _step(self, rows: Tensor, tables: Tensor, mode: SamplingMode) -> tuple[Tensor, Tensor]:
         """One token for each row: what was sampled, and which rows go on; `[S]` each."""

@@ -58,7 +58,7 @@ def load_model(
     if is_gguf(path) and not config.random_weights:
         return _load_gguf_model(path, model_config, config, device, on_module_loaded)
     files = [] if config.random_weights else weight_files(path)
-    dtype = choose_dtype(config, model_config)
+    dtype = choose_dtype(config, model_config, device)
     form = quantization_of(model_config) if files else None
     native = empty_model(model_config, device=device)
     if native is not None and files and _has_another_head(native.weights(), files, dtype):
@@ -98,7 +98,7 @@ def _load_gguf_model(
     native = empty_model(model_config, device=device)
     if native is None:
         raise UnsupportedModel(f"{path.name} is a {model_config.model_type} that the models here do not cover")
-    dtype = choose_dtype(config, model_config)
+    dtype = choose_dtype(config, model_config, device)
     filling = ModelFiller(native, dtype=dtype, device=device, on_module_loaded=on_module_loaded(native))
     load_gguf(filling, GGUFFile(path), model_config)
     return native
@@ -228,9 +228,15 @@ def randomize_weights(filling: ModelFiller, *, seed: int) -> None:
             _randomize(part, name, seed=its_seed)
 
 
-def choose_dtype(config: EngineConfig, model_config: Any) -> torch.dtype:
-    """What the configuration asks for, or else what the checkpoint was saved in; raises `ModelError`."""
+def choose_dtype(config: EngineConfig, model_config: Any, device: torch.device) -> torch.dtype:
+    """What the configuration asks for, or else what the checkpoint was saved in; raises `ModelError`.
+
+    A checkpoint of no type or of float32 is computed in bfloat16 on a GPU, because float32 has no tensor cores there.
+    """
     name = config.dtype if config.dtype != "auto" else getattr(model_config, "dtype", None) or "float32"
+    if config.dtype == "auto" and device.type == "cuda" and str(name).removeprefix("torch.") == "float32":
+        logger.info("float32 weights are computed with in bfloat16 on the GPU; dtype='float32' keeps them")
+        name = "bfloat16"
     dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."))
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the checkpoint's type {dtype} cannot be computed with: set dtype")

@@ -16,7 +16,7 @@ from engine.scheduling.admission import LengthStatistics
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.step import ScheduledSequence
 
-_MOST = 16
+MOST_STEPS = 16
 """The most steps unless the configuration says otherwise."""
 
 _LONGEST = 0.25
@@ -36,7 +36,7 @@ class DecodeStepPolicy:
         """`most` is `EngineConfig.decode_steps`; what was asked for is not cut short for the time it takes.
         `rope_length` is `Runner.rope_length`.
         """
-        self._most = _MOST if most is None else most
+        self._most = MOST_STEPS if most is None else most
         self._longest = _LONGEST if most is None else math.inf
         self._rope_length = rope_length
         self._seconds_per_step = 0.0

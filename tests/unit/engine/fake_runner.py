@@ -63,6 +63,7 @@ class FakeRunner:
             EagerRunner(),
             block_size=block_size,
             padding_block=num_blocks,
+            max_steps=64,
             is_static=is_static,
         )
         generator = torch.Generator().manual_seed(7)

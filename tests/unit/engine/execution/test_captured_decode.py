@@ -7,6 +7,7 @@ where the work looks at a value, as capturing would; the recording is then run a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from engine.attention import (
 )
 from engine.attention.kv_cache import KVCache
 from engine.execution.model_runner import ModelRunner
-from engine.execution.multi_step import MultiStepDecoder
+from engine.execution.multi_step import MultiStepDecoder, SamplingMode
 from tests.parity.tiny_models import NATIVE
 
 
@@ -96,27 +97,36 @@ class Recorded:
     """Stands for CUDA graphs: work is recorded when its key first comes up, and from then on replayed."""
 
     def __init__(self, state: Sequence[Tensor] = ()) -> None:
-        self._state = state
+        self.state = list(state)
         """What the work changes: recording it must not."""
-        self._recorders: dict[Hashable, Recorder] = {}
+        self.recorders: dict[Hashable, Recorder] = {}
+        self.prepared: list[tuple[int, SamplingMode]] = []
         self.replays = 0
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        if key not in self._recorders:
-            before = [tensor.clone() for tensor in self._state]
-            self._recorders[key] = Recorder()
-            with self._recorders[key]:
+        if key not in self.recorders:
+            before = [tensor.clone() for tensor in self.state]
+            self.recorders[key] = Recorder()
+            with self.recorders[key]:
                 work()
-            for tensor, old in zip(self._state, before, strict=True):
+            for tensor, old in zip(self.state, before, strict=True):
                 tensor.copy_(old)
         self.replays += 1
-        self._recorders[key].replay()
+        self.recorders[key].replay()
+
+    def prepare(self, key: Hashable, work: Callable[[], None]) -> bool:
+        assert isinstance(key, tuple)
+        self.prepared.append(key)
+        self.run(key, work)
+        return True
 
 
 def engine(directory: Path, *, decode_steps: int) -> Engine:
     return Engine.from_pretrained(
         directory,
-        EngineConfig(device="cpu", dtype="float32", num_kv_blocks=64, block_size=8, decode_steps=decode_steps),
+        EngineConfig(
+            device="cpu", dtype="float32", num_kv_blocks=64, block_size=8, decode_steps=decode_steps, max_num_seqs=5
+        ),
     )
 
 
@@ -129,8 +139,16 @@ def recording(made: Engine) -> Recorded:
     state = runner._decoder._state
     graphs = Recorded([state.rows, *(part for layer in runner.cache.layers for part in layer)])
     runner._decoder = MultiStepDecoder(
-        runner._forward, state, graphs, block_size=8, padding_block=runner.cache.padding_block, is_static=True
+        runner._forward,
+        state,
+        graphs,
+        block_size=8,
+        padding_block=runner.cache.padding_block,
+        max_steps=4,
+        is_static=True,
     )
+    assert runner._decoder._buffers is not None
+    graphs.state.append(runner._decoder._buffers.step)
     return graphs
 
 
@@ -159,6 +177,31 @@ def test_recorded_decode_gives_the_tokens_of_single_steps(
     assert [output.finish_reason for output in outputs] == [output.finish_reason for output in expected]
     assert graphs.replays >= 4
     assert "tried one by one" not in caplog.text
+
+
+@torch.inference_mode()
+def test_graphs_prepared_before_the_first_request_serve_all_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
+    prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(3)]
+    params = [PARAMS[0], replace(PARAMS[1], seed=11), replace(PARAMS[2], top_k=0)]
+    expected = engine(tmp_path, decode_steps=1).generate(prompts, params)
+    made = engine(tmp_path, decode_steps=4)
+    graphs = recording(made)
+    runner = made.runner
+    assert isinstance(runner, ModelRunner)
+    cache = [part.clone() for layer in runner.cache.layers for part in layer]
+    runner._decoder.capture()
+    sizes = [size for size, _ in graphs.prepared]
+    assert sizes == [8, 4, 2, 1] * 3
+    padding = runner.cache.padding_block
+    for part, before in zip((part for layer in runner.cache.layers for part in layer), cache, strict=True):
+        assert torch.equal(part[:padding], before[:padding])
+    outputs = made.generate(prompts, params)
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
+    assert set(graphs.recorders) == set(graphs.prepared)
 
 
 def test_recorder_detects_host_reads() -> None:

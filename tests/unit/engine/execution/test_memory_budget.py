@@ -13,6 +13,7 @@ from engine.device.cuda_graphs import batch_size
 from engine.execution.decode_state import DecodeState
 from engine.execution.memory_budget import graph_bytes, largest_decode, largest_step, state_bytes
 from engine.execution.model_runner import ModelRunner
+from engine.execution.multi_step import StaticBuffers
 from kernels.device import interprets
 from tests.parity.tiny_models import NATIVE
 
@@ -22,7 +23,7 @@ from tests.parity.tiny_models import NATIVE
 )
 def test_largest_step_bounds_every_step(tokens: int, seqs: int, longest: int) -> None:
     config = EngineConfig(max_num_batched_tokens=tokens, max_num_seqs=seqs, block_size=16)
-    batch, num_blocks = largest_step(config, longest)
+    batch, num_blocks = largest_step(config, longest, num_logits=seqs)
     assert batch.num_tokens == tokens
     assert sum(entry.num_logits for entry in batch.entries) == min(seqs, tokens)
     for entry in batch.entries:
@@ -31,9 +32,10 @@ def test_largest_step_bounds_every_step(tokens: int, seqs: int, longest: int) ->
     assert max(max(entry.block_table) for entry in batch.entries) < num_blocks
 
 
-def test_state_bytes_is_the_size_of_the_decode_state() -> None:
+def test_state_bytes_is_the_size_of_the_decode_state_and_of_the_graphs_buffers() -> None:
     state = DecodeState(100, 77, 50, torch.device("cpu"))
-    assert state.rows.nbytes + state.table.nbytes == state_bytes(100, 77)
+    buffers = StaticBuffers(state, max_steps=16)
+    assert state.rows.nbytes + state.table.nbytes + buffers.nbytes == state_bytes(100, 77, 16)
 
 
 @pytest.mark.parametrize("batch_slots", [1, 256, 2048, 3000])
