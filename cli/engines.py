@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from engine import EngineConfig
+from engine.device.limits import limits_of
 from jobs.settings import Settings
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """The engine's part of the settings."""
+    """The engine's part of the settings; what they leave open fits the device. Raises `InvalidConfig`."""
+    limits = limits_of(settings.device)
     return EngineConfig(
         dtype=settings.dtype,
         kv_cache_dtype=settings.kv_cache_dtype,
@@ -15,8 +17,9 @@ def engine_config(settings: Settings) -> EngineConfig:
         deterministic=settings.deterministic,
         device=settings.device,
         max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs or limits.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens or limits.max_num_batched_tokens,
+        block_size=settings.block_size or limits.block_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_bytes=settings.kv_cache_bytes,
     )

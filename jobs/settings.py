@@ -117,8 +117,15 @@ class Settings(BaseSettings):
         default=False, description="The same bits for a request in any batch, on a CPU, at the price of speed."
     )
     max_model_len: int | None = Field(default=None, ge=1, description="Context, if shorter than the model's own.")
-    max_num_seqs: int = Field(default=256, ge=1, description="Requests that run in one step at most.")
-    max_num_batched_tokens: int = Field(default=2048, ge=16, description="Tokens in one step at most.")
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, description="Requests that run in one step at most. Unset: 256, more on a large GPU."
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=16, description="Tokens in one step at most. Unset: 2,048, more on a large GPU."
+    )
+    block_size: int | None = Field(
+        default=None, ge=1, description="Positions in a block of the KV cache. Unset: 16, and 64 on a GPU."
+    )
     kv_cache_bytes: int | None = Field(
         default=None,
         ge=1,

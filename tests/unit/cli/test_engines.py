@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
 from cli.engines import engine_config
 from cli.main import app
+from engine import EngineConfig
 from jobs.settings import Settings
 
 
@@ -19,14 +22,33 @@ def test_settings_reach_the_engine() -> None:
         max_model_len=100,
         max_num_seqs=3,
         max_num_batched_tokens=64,
+        block_size=8,
         kv_cache_bytes=2**20,
         gpu_memory_utilization=0.5,
     )
     config = engine_config(settings)
     assert (config.dtype, config.device, config.max_model_len) == ("float32", "cpu", 100)
     assert (config.quantization, config.deterministic) == ("int8", True)
-    assert (config.max_num_seqs, config.max_num_batched_tokens) == (3, 64)
+    assert (config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (3, 64, 8)
     assert (config.cpu_kv_cache_bytes, config.gpu_memory_utilization) == (2**20, 0.5)
+
+
+def test_limits_that_are_not_set_are_the_engines_own_on_a_cpu() -> None:
+    assert engine_config(Settings(device="cpu")) == EngineConfig(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("gib", "sequences", "tokens"), [(141, 1024, 8192), (79.2, 1024, 8192), (23.6, 512, 4096), (15.7, 256, 2048)]
+)
+def test_limits_that_are_not_set_follow_a_gpus_memory(
+    gib: float, sequences: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(name="a card", total_memory=int(gib * 2**30))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda place: card)
+    config = engine_config(Settings(device="auto", max_model_len=100))
+    assert (config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (sequences, tokens, 64)
+    assert engine_config(Settings(device="cpu")).block_size == 16
 
 
 @pytest.mark.parametrize("command", [["worker", "-m", "demo"], ["generate", "-m", "demo", "-p", "1+1="]])
