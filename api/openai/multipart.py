@@ -21,7 +21,7 @@ from api.errors import UnsupportedMediaType
 from jobs.errors import InvalidInput, TooLarge
 from jobs.file_store import Writer
 
-MAX_FIELDS = 64
+MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 * 1024
 _BOUNDARY = re.compile(rb"[ -~]{1,70}")
 
@@ -56,10 +56,16 @@ class _Events:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, bytes]] = []
+        self._num_parts = 0
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value = b"", b""
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
+        def on_part_begin() -> None:
+            self._num_parts += 1
+            if self._num_parts > MAX_PARTS:  # those of equal names and of none, too
+                raise TooLarge(f"More than {MAX_PARTS} parts in a form.")
+
         def on_header_field(data: bytes, start: int, end: int) -> None:
             self._name += data[start:end]
 
@@ -154,6 +160,4 @@ def _part(disposition: bytes, form: Form, file_field: str) -> _Part:
         given = options.get(b"filename", b"").decode("utf-8", "replace")
         form.filename = unquote(given, errors="replace") or "upload"
         return _Part(name, form.filename)
-    if len(form.fields) >= MAX_FIELDS:
-        raise TooLarge(f"More than {MAX_FIELDS} fields in a form.")
     return _Part(name, None)

@@ -103,7 +103,9 @@ async def add_part(
     settings = services.settings
     upload = await _find(services, caller, upload_id)
     _require_pending(upload)
-    part_id = await services.transaction(files.reserve_part, upload.id)
+    part_id = await services.transaction(files.reserve_part, upload.id, most=MAX_PARTS)
+    if part_id is None:
+        raise InvalidInput(f"an upload has at most {MAX_PARTS} parts", param="data")
     pieces = read_body(request, max_bytes=settings.max_part_bytes + FORM_OVERHEAD, timeout=settings.body_timeout)
     async with storing():
         form = await read_form(

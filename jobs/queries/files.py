@@ -274,15 +274,22 @@ def get_upload(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Uplo
     return None if row is None else Upload(**row._mapping)
 
 
-def reserve_part(connection: Connection, upload_id: UUID) -> UUID:
-    """A row for a part whose content is about to come in."""
+def reserve_part(connection: Connection, upload_id: UUID, *, most: int) -> UUID | None:
+    """A row for a part whose content is about to come in. None where the upload has `most` parts.
+
+    Empty parts, which no quota of bytes bounds, are counted as well. Calls side by side may each add one more.
+    """
     # Without `stored_at`, so that it is no part yet.
     part_id = new_id()
-    connection.execute(
-        text("INSERT INTO upload_parts (id, upload_id) VALUES (:id, :upload_id)"),
-        {"id": part_id, "upload_id": upload_id},
+    made = connection.execute(
+        text("""
+            INSERT INTO upload_parts (id, upload_id)
+            SELECT :id, :upload_id
+            WHERE (SELECT count(*) FROM upload_parts WHERE upload_id = :upload_id) < :most
+        """),
+        {"id": part_id, "upload_id": upload_id, "most": most},
     )
-    return part_id
+    return part_id if made.rowcount else None
 
 
 def store_part(connection: Connection, tenant_id: UUID, part_id: UUID, *, size: int, quota: int) -> Part | None:

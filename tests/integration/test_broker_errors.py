@@ -88,6 +88,10 @@ ATTACKS = {
     "READONLY": (["REPLICAOF 127.0.0.1 1"], ["REPLICAOF NO ONE"]),
     "NOREPLICAS": (["CONFIG SET min-replicas-to-write 1"], ["CONFIG SET min-replicas-to-write 0"]),
     "NOPERM": (["ACL SETUSER default -brpop"], ["ACL SETUSER default +brpop"]),
+    "MASTERDOWN": (
+        ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
+        ["REPLICAOF NO ONE", "CONFIG SET replica-serve-stale-data yes"],
+    ),
     "UNBLOCKED": (["CLIENT UNBLOCK {blocked} ERROR"], []),
     "NOAUTH": (["CONFIG SET requirepass other", "CLIENT KILL TYPE normal"], ["CONFIG SET requirepass {password}"]),
 }
@@ -108,6 +112,39 @@ def test_worker_survives_an_error_answer_and_hears_again_after_it(listener: List
     listener.await_message(100 + number)
     listener.await_words(RECOVERY, recoveries + 1)
     assert listener.log.read_text().count(OUTAGE) == outages + 1
+    assert "Traceback" not in listener.log.read_text()
+
+
+def test_worker_survives_a_redis_that_cannot_save(listener: Listener) -> None:
+    """MISCONF: every write is refused once a snapshot failed."""
+    listener.await_message(201)
+    outages, recoveries = (listener.log.read_text().count(words) for words in (OUTAGE, RECOVERY))
+    # Where a directory stands, no snapshot can be put.
+    directory = Path(os.fsdecode(listener.valkey.config_get("dir")["dir"]))
+    (directory / os.fsdecode(listener.valkey.config_get("dbfilename")["dbfilename"]) / "in the way").mkdir(parents=True)
+    listener.valkey.config_set("save", "3600 1")
+    _execute(listener, "BGSAVE")
+    listener.await_words(OUTAGE, outages + 1)
+    _execute(listener, "CONFIG SET stop-writes-on-bgsave-error no")
+    listener.await_message(202)
+    listener.await_words(RECOVERY, recoveries + 1)
+    listener.valkey.config_set("save", "")  # or it would not end
+
+
+def test_worker_survives_a_redis_without_memory(listener: Listener) -> None:
+    """OOM answers only what takes memory, such as Celery's note of a message that it just got."""
+    listener.await_message(301)
+    outages, recoveries = (listener.log.read_text().count(words) for words in (OUTAGE, RECOVERY))
+    make_app(Settings(redis_url=listener.redis_url), "test").send_task("note", args=[302], queue="aside")
+    [message] = listener.valkey.lrange("aside", 0, -1)
+    with listener.valkey.pipeline(transaction=True) as transaction:
+        transaction.lpush(QUEUE, message)
+        transaction.config_set("maxmemory", 1)
+        transaction.execute()
+    listener.await_words(OUTAGE, outages + 1)
+    _execute(listener, "CONFIG SET maxmemory 0")
+    listener.await_message(303)
+    listener.await_words(RECOVERY, recoveries + 1)
     assert "Traceback" not in listener.log.read_text()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +158,15 @@ class TestWhatIsRefused:
         assert contents(api) <= before
         assert api.client.get("/v1/files").json() == listed
 
+    @pytest.mark.parametrize("part", [FIELD, b"a: b\r\n\r\n"], ids=["equal names", "no names"])
+    def test_form_of_many_parts_is_refused_at_the_first_too_many(self, api: Api, part: bytes) -> None:
+        before = contents(api)
+        began = time.process_time()  # of the API, too, which runs in this process
+        error = error_of(api.client.post("/v1/files", content=form(*[part] * 50_000), headers=FORM), 413)
+        assert "More than 64 parts" in str(error["message"])
+        assert time.process_time() - began < 0.5  # all of them take one or two seconds
+        assert contents(api) == before
+
     def test_other_media_type_is_a_415(self, api: Api) -> None:
         error_of(api.client.post("/v1/files", json={"purpose": "batch"}), 415)
 
@@ -234,6 +244,17 @@ class TestUploads:
         done = client.uploads.complete(upload.id, part_ids=[part.id])
         assert done.file is not None
         assert client.files.content(done.file.id).read() == b"1234"
+
+    def test_upload_takes_no_more_parts_than_one_can_have(
+        self, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("api.openai.uploads.MAX_PARTS", 3)
+        upload = client.uploads.create(bytes=0, filename="a", mime_type="text/plain", purpose="batch")
+        for _ in range(3):
+            client.uploads.parts.create(upload.id, data=b"")
+        with pytest.raises(openai.BadRequestError, match="at most 3 parts"):
+            client.uploads.parts.create(upload.id, data=b"")
+        assert client.uploads.cancel(upload.id).status == "cancelled"
 
     def test_cancelled_upload_takes_no_parts_and_loses_those_it_had(self, api: Api, client: openai.OpenAI) -> None:
         upload = client.uploads.create(bytes=4, filename="a", mime_type="text/plain", purpose="batch")
