@@ -17,13 +17,14 @@ from api.dashboard import routes as dashboard
 from api.dashboard import session
 from api.deps import Services
 from api.long_poll import JobWatch
+from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
 from api.native import detail, jobs, keys, results, workers
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads
 from api.openai.batch_runner import BatchRunner
 from api.openai.live_hub import LiveHub
-from api.routes import health, models
+from api.routes import health, metrics, models
 from api.schemas import ErrorAnswer
 from api.session_cookie import Cookies
 from api.upload_locks import UploadLocks
@@ -99,7 +100,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect of an upload makes the client send it twice
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
-    app.add_middleware(RequestMiddleware)
+    http_metrics = app.state.http_metrics = HttpMetrics()
+    app.add_middleware(RequestMiddleware, metrics=http_metrics)
     routers = (
         jobs.router,
         detail.router,
@@ -114,6 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
         session.router,
         dashboard.router,
         health.router,
+        metrics.router,
     )
     for router in routers:
         app.include_router(router)

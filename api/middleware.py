@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import unexpected
+from api.metrics import HttpMetrics
 from jobs.ids import new_id
 
 logger = logging.getLogger("pagemill.api")
@@ -27,8 +28,9 @@ def new_request_id() -> str:
 class RequestMiddleware:
     """ASGI middleware, outside of everything else."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,7 +51,11 @@ class RequestMiddleware:
                 await unexpected().response()(scope, exchange.receive, exchange.send)
             # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
         finally:
-            logger.info("%s %s %.0f ms", what, exchange.status, (time.monotonic() - began) * 1000)
+            seconds = time.monotonic() - began
+            # The router leaves the route that took the request.
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.observe(scope["method"], route, exchange.status, seconds)
+            logger.info("%s %s %.0f ms", what, exchange.status, seconds * 1000)
 
 
 class _Exchange:

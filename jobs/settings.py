@@ -190,6 +190,10 @@ class Settings(BaseSettings):
         "none. `up` counts on from it: the courier's, then one for each worker.",
     )
 
+    metrics_token: SecretStr | None = Field(
+        default=None, description="Bearer token for the API's `/metrics`, which is closed without one."
+    )
+
     # Logs
     log_level: str = Field(
         default="info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning or error."
