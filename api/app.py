@@ -19,9 +19,9 @@ from api.deps import Services
 from api.long_poll import JobWatch
 from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
-from api.native import detail, jobs, keys, results, workers
+from api.native import deliveries, detail, jobs, keys, results, workers
 from api.notifier import Notifier
-from api.openai import batches, files, live, uploads
+from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
 from api.openai.live_hub import LiveHub
 from api.routes import health, metrics, models
@@ -110,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
         batches.router,
         files.router,
         uploads.router,
+        webhook_endpoints.router,
+        deliveries.router,
         models.router,
         keys.router,
         workers.router,

@@ -45,6 +45,8 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.BatchEnded, 409),
     (errors.FileMissing, 404),
     (errors.UploadMissing, 404),
+    (errors.WebhookEndpointMissing, 404),
+    (errors.WebhookDeliveryMissing, 404),
     (errors.FileInUse, 409),
     (errors.UploadClosed, 409),
     (errors.FileQuotaExceeded, 403),

@@ -17,6 +17,8 @@ from __future__ import annotations
 # ├── FileQuotaExceeded         the tenant's files would take more than they may
 # ├── UploadMissing             no such upload for this tenant
 # ├── UploadClosed              the upload is complete, cancelled or expired
+# ├── WebhookEndpointMissing    no such webhook endpoint for this tenant
+# ├── WebhookDeliveryMissing    no such delivery for this tenant, or its endpoint is disabled
 # ├── StorageFailed             the store of files' contents is away or refuses
 # │   └── StorageFull           its disk is full
 # ├── JobNotDeletable           a job that still runs is cancelled first
@@ -281,6 +283,24 @@ class UploadClosed(PagemillError):
 
     def __init__(self, upload_id: str, state: str) -> None:
         super().__init__(f"The upload {upload_id} is {state}.")
+
+
+class WebhookEndpointMissing(PagemillError):
+    """No such webhook endpoint, or another tenant's."""
+
+    code = "webhook_endpoint_not_found"
+
+    def __init__(self, endpoint_id: str) -> None:
+        super().__init__(f"There is no webhook endpoint {endpoint_id!r}.")
+
+
+class WebhookDeliveryMissing(PagemillError):
+    """No such delivery, or another tenant's, or one whose endpoint is disabled."""
+
+    code = "webhook_delivery_not_found"
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(f"There is no delivery {delivery_id!r}, or its endpoint is disabled.")
 
 
 class StorageFailed(PagemillError):

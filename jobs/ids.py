@@ -12,6 +12,8 @@ FILE_PREFIX = "file-"
 BATCH_PREFIX = "batch_"
 UPLOAD_PREFIX = "upload_"
 PART_PREFIX = "part_"
+ENDPOINT_PREFIX = "we_"
+DELIVERY_PREFIX = "dlv_"
 KEY_PREFIX = "key_"
 WORKER_PREFIX = "worker_"
 

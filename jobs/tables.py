@@ -41,7 +41,7 @@ from jobs.states import TERMINAL_REQUEST_STATES, JobState, RequestState
 #            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
 #            │        ├─ results                   one row for each settled line, key (job_id, seq)
 #            │        ├─ job_minutes, failure_groups, job_events      its progress, written as it happens
-#            │        └─ events ── deliveries ─┐
+#            │        └─ events ── deliveries ─┐    each with its delivery_attempts
 #            ├─ webhook_endpoints ─────────────┘
 #            ├─ idempotency_keys
 #            ├─ creations                     what requests made that may be sent again
@@ -172,9 +172,18 @@ webhook_endpoints = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
     Column("url", Text, nullable=False),
+    Column("name", Text),
+    Column("event_types", ARRAY(Text)),  # NULL: named by jobs, which say what it gets
+    Column("secret", Text),  # NULL: the tenant's
+    Column("old_secret", Text),  # signs, too, until …
+    Column("old_secret_until", DateTime(timezone=True)),
     Column("disabled_at", DateTime(timezone=True)),  # the receiver answered 410
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
-    UniqueConstraint("tenant_id", "url"),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Index(
+        "ix_webhook_endpoints_of_jobs", "tenant_id", "url", unique=True, postgresql_where=text("event_types IS NULL")
+    ),
+    Index("ix_webhook_endpoints_tenant_id_id", "tenant_id", "id"),
 )
 
 jobs = Table(
@@ -313,10 +322,12 @@ events = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
-    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    Column("type", Text, nullable=False),  # job.completed …
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE")),  # neither: a test
+    Column("type", Text, nullable=False),  # job.completed, batch.failed …
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     UniqueConstraint("job_id", "type"),
+    UniqueConstraint("batch_id", "type"),
 )
 
 deliveries = Table(
@@ -334,6 +345,19 @@ deliveries = Table(
     Column("last_error", Text),
     UniqueConstraint("event_id", "endpoint_id"),
     Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    Index("ix_deliveries_endpoint_id_id", "endpoint_id", "id"),
+)
+
+delivery_attempts = Table(
+    "delivery_attempts",
+    metadata,
+    Column("delivery_id", ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", SmallInteger, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("status", Integer),  # NULL: there was no answer
+    Column("error", Text),  # NULL: delivered
+    Column("answer", LargeBinary, nullable=False),  # the first bytes of its body
 )
 
 idempotency_keys = Table(

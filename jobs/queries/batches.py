@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy import Connection, Row, text
 
 from jobs.ids import new_id
+from jobs.queries import webhook_endpoints
 from jobs.states import TERMINAL_JOB_STATES, JobState
 
 OnError = Literal["fail", "skip"]
@@ -200,17 +201,18 @@ def is_reading(connection: Connection, file_id: UUID) -> bool:
 def cancel_validating(connection: Connection, tenant_id: UUID, batch_id: UUID) -> bool:
     """Cancel a batch that has no job yet. False where it has one, or is at its end."""
     # The guard is the one that `publish` has, so one of the two wins.
-    return (
-        connection.execute(
-            text("""
-                UPDATE batches SET cancelling_at = clock_timestamp(), held_until = NULL
-                WHERE id = :id AND tenant_id = :tenant_id
-                  AND job_id IS NULL AND failed_at IS NULL AND cancelling_at IS NULL
-            """),
-            {"id": batch_id, "tenant_id": tenant_id},
-        ).rowcount
-        == 1
+    cancelled = connection.execute(
+        text("""
+            UPDATE batches SET cancelling_at = clock_timestamp(), held_until = NULL
+            WHERE id = :id AND tenant_id = :tenant_id
+              AND job_id IS NULL AND failed_at IS NULL AND cancelling_at IS NULL
+        """),
+        {"id": batch_id, "tenant_id": tenant_id},
     )
+    if cancelled.rowcount == 0:
+        return False
+    webhook_endpoints.announce_batch(connection, batch_id, "batch.cancelled")
+    return True
 
 
 def take(connection: Connection, holder: UUID, *, seconds: float) -> Batch | None:
@@ -282,16 +284,17 @@ def release(connection: Connection, holder: UUID, batch_id: UUID, *, seconds: fl
 def fail(connection: Connection, holder: UUID, batch_id: UUID, errors: Sequence[dict[str, Any]]) -> bool:
     """End a batch whose input has errors. False where it is not held any more."""
     # Its job, if one was staged, is abandoned by the caller.
-    return (
-        connection.execute(
-            text("""
-                UPDATE batches SET failed_at = clock_timestamp(), errors = CAST(:errors AS jsonb), held_until = NULL
-                WHERE id = :id AND holder = :holder AND job_id IS NULL AND cancelling_at IS NULL AND failed_at IS NULL
-            """),
-            {"id": batch_id, "holder": holder, "errors": orjson.dumps(list(errors)).decode()},
-        ).rowcount
-        == 1
+    failed = connection.execute(
+        text("""
+            UPDATE batches SET failed_at = clock_timestamp(), errors = CAST(:errors AS jsonb), held_until = NULL
+            WHERE id = :id AND holder = :holder AND job_id IS NULL AND cancelling_at IS NULL AND failed_at IS NULL
+        """),
+        {"id": batch_id, "holder": holder, "errors": orjson.dumps(list(errors)).decode()},
     )
+    if failed.rowcount == 0:
+        return False
+    webhook_endpoints.announce_batch(connection, batch_id, "batch.failed")
+    return True
 
 
 def attach_job(connection: Connection, holder: UUID, batch_id: UUID, job_id: UUID, model: str) -> bool:
@@ -372,6 +375,8 @@ def finalize(
             """),
             {"id": file_id, "size": size, "seconds": batch.output_seconds},
         )
+    assert batch.job is not None
+    webhook_endpoints.announce_batch(connection, batch.id, f"batch.{batch.job.state}")
     return True
 
 

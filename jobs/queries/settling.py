@@ -173,7 +173,8 @@ def lock_jobs(connection: Connection, job_ids: Collection[UUID]) -> list[UUID]:
 
 def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ...]:
     """End those of the jobs that have nothing open. Returns them."""
-    # Move them to their final state, insert one event for each, and its delivery where the job's webhook wants it.
+    # Move them to their final state, insert one event for each, and a delivery where the job's webhook wants it and for
+    # each endpoint that subscribed; a live request has a caller who is told.
     return tuple(
         connection.execute(
             text("""
@@ -184,7 +185,7 @@ def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ..
                                                  ELSE 'completed' END
                     WHERE id = ANY(CAST(:job_ids AS uuid[])) AND state IN ('in_progress', 'cancelling')
                       AND completed + failed + cancelled + expired = total
-                    RETURNING id, tenant_id, 'job.' || state AS event, webhook_endpoint_id, webhook_events
+                    RETURNING id, tenant_id, 'job.' || state AS event, webhook_endpoint_id, webhook_events, is_live
                 ), inserted AS (
                     INSERT INTO events (id, tenant_id, job_id, type)
                     SELECT n.event_id, e.tenant_id, e.id, e.event
@@ -199,6 +200,12 @@ def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ..
                     JOIN inserted i ON i.job_id = e.id
                     JOIN webhook_endpoints w ON w.id = e.webhook_endpoint_id AND w.disabled_at IS NULL
                     WHERE e.webhook_events IS NULL OR e.event = ANY(e.webhook_events)
+                    UNION ALL
+                    SELECT i.id, w.id
+                    FROM ended e
+                    JOIN inserted i ON i.job_id = e.id
+                    JOIN webhook_endpoints w ON w.tenant_id = e.tenant_id AND w.disabled_at IS NULL
+                    WHERE NOT e.is_live AND e.event = ANY(w.event_types)
                 )
                 SELECT id FROM ended
             """),

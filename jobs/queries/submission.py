@@ -89,7 +89,7 @@ def _endpoint(connection: Connection, tenant_id: UUID, webhook: Webhook) -> UUID
     endpoint_id: UUID = connection.execute(
         text("""
             INSERT INTO webhook_endpoints (id, tenant_id, url) VALUES (:id, :tenant_id, :url)
-            ON CONFLICT (tenant_id, url) DO UPDATE SET disabled_at = NULL
+            ON CONFLICT (tenant_id, url) WHERE event_types IS NULL DO UPDATE SET disabled_at = NULL
             RETURNING id
         """),
         {"id": new_id(), "tenant_id": tenant_id, "url": webhook.url},

@@ -12,26 +12,34 @@ from sqlalchemy import Connection, text
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """One attempt to make. `attempt` counts from 1."""
+    """One attempt to make. `attempt` counts from 1; it is signed with each of `secrets`.
+
+    The event is that of a job, whose counters stand here, of a batch, or of neither: a test.
+    """
 
     id: int
     attempt: int
     taken_at: datetime
     endpoint_id: UUID
     url: str
-    webhook_secret: str
+    secrets: Sequence[str]
     event_id: UUID
     event_type: str
     event_created_at: datetime
-    job_id: UUID
-    job_state: str
-    model: str
-    metadata: dict[str, str]
-    total: int
-    completed: int
-    failed: int
-    cancelled: int
-    expired: int
+    batch_id: UUID | None
+    job_id: UUID | None
+    job_state: str | None
+    model: str | None
+    metadata: dict[str, str] | None
+    total: int | None
+    completed: int | None
+    failed: int | None
+    cancelled: int | None
+    expired: int | None
+
+    @property
+    def is_test(self) -> bool:
+        return self.job_id is None and self.batch_id is None
 
 
 def take_due(
@@ -76,15 +84,18 @@ def take_due(
                 WHERE d.id = due.id
                 RETURNING d.id, d.attempts, d.event_id, d.endpoint_id
             )
-            SELECT t.id, t.attempts AS attempt, clock_timestamp() AS taken_at, t.endpoint_id, w.url, n.webhook_secret,
+            SELECT t.id, t.attempts AS attempt, clock_timestamp() AS taken_at, t.endpoint_id, w.url,
+                   array_remove(ARRAY[coalesce(w.secret, n.webhook_secret),
+                                      CASE WHEN w.old_secret_until > clock_timestamp() THEN w.old_secret END], NULL)
+                       AS secrets,
                    e.id AS event_id, e.type AS event_type, e.created_at AS event_created_at,
-                   j.id AS job_id, j.state AS job_state, j.model, j.metadata,
+                   e.batch_id, j.id AS job_id, j.state AS job_state, j.model, j.metadata,
                    j.total, j.completed, j.failed, j.cancelled, j.expired
             FROM taken t
             JOIN events e ON e.id = t.event_id
             JOIN webhook_endpoints w ON w.id = t.endpoint_id
             JOIN tenants n ON n.id = e.tenant_id
-            JOIN jobs j ON j.id = e.job_id
+            LEFT JOIN jobs j ON j.id = e.job_id
             ORDER BY t.id
         """),
         {"limit": limit, "per_endpoint": per_endpoint, "under_way": list(under_way), "hold": hold},
@@ -104,6 +115,35 @@ def give_up_deleted(connection: Connection) -> list[UUID]:
                 RETURNING d.event_id
             """)
         ).scalars()
+    )
+
+
+def log_attempt(
+    connection: Connection,
+    delivery: DueDelivery,
+    *,
+    milliseconds: int,
+    status: int | None,
+    error: str | None,
+    answer: bytes,
+) -> None:
+    """Keep what came of an attempt, for the owner's eyes."""
+    # Once, because a commit can succeed and its reply be lost; not where the endpoint was deleted by now.
+    connection.execute(
+        text("""
+            INSERT INTO delivery_attempts (delivery_id, number, at, milliseconds, status, error, answer)
+            SELECT id, :number, :at, :milliseconds, :status, :error, :answer FROM deliveries WHERE id = :id
+            ON CONFLICT (delivery_id, number) DO NOTHING
+        """),
+        {
+            "id": delivery.id,
+            "number": delivery.attempt,
+            "at": delivery.taken_at,
+            "milliseconds": milliseconds,
+            "status": status,
+            "error": error,
+            "answer": answer,
+        },
     )
 
 

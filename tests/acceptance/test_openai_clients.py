@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.webhooks import BatchCompletedWebhookEvent
 from sqlalchemy import create_engine, text
 
 from cli.models import DEMO
@@ -24,6 +25,7 @@ from jobs.database import sqlalchemy_url
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy
+from tests.support.receivers import receiver
 
 GREEDY = {"model": DEMO, "temperature": 0, "max_tokens": 12}
 
@@ -37,6 +39,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         fence_after=3,
         heartbeat_interval=1,
         sweep_interval=1,
+        webhook_allow_private=True,
     )
     with running_stack(settings, [DEMO]) as stack:
         yield stack
@@ -308,13 +311,16 @@ class TestBatches:
         lines[7]["body"] = {"prompt": "1 + " * 2000, **GREEDY}
         content = "\n".join(map(json.dumps, lines)).encode()
         file = client.files.create(file=("in.jsonl", content), purpose="batch")
-        batch = client.batches.create(
-            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"kind": "test"}
-        )
-        await_condition(
-            lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "expired", "cancelled"),
-            "end of the batch",
-        )
+        with receiver() as server:
+            endpoint = client.webhooks.create(name="test", url=server.url, event_types=["batch.completed"])
+            batch = client.batches.create(
+                input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"kind": "test"}
+            )
+            (told,) = server.await_requests(1)
+            client.webhooks.delete(endpoint.id)
+        event = client.webhooks.unwrap(told.body.decode(), told.headers, secret=endpoint.signing_secret)
+        assert isinstance(event, BatchCompletedWebhookEvent)
+        assert event.data.id == batch.id
         done = client.batches.retrieve(batch.id)
         assert done.status == "completed"
         answers = {}

@@ -43,7 +43,8 @@ def due(url: str, **changes: object) -> DueDelivery:
         taken_at=datetime.now(UTC),
         endpoint_id=UUID(int=3),
         url=url,
-        webhook_secret=new_webhook_secret(),
+        secrets=[new_webhook_secret()],
+        batch_id=None,
         event_id=UUID(int=1),
         event_type="job.completed",
         event_created_at=datetime(2026, 1, 2, 3, 4, 5, 678, UTC),
@@ -71,7 +72,7 @@ def test_delivery_is_signed_so_that_the_receiver_can_verify() -> None:
         delivery = due(server.url + "?token=t")
         assert send(delivery) == WebhookResponse(204)
         (request,) = server.received
-    event = Webhook(delivery.webhook_secret).verify(request.body, request.headers)
+    event = Webhook(delivery.secrets[0]).verify(request.body, request.headers)
     assert event == {
         "id": "evt_00000000000000000000000000000001",
         "object": "event",
@@ -100,14 +101,14 @@ def test_next_attempt_is_the_same_message_with_a_new_signature() -> None:
     assert first.body == second.body
     changed = {name for name in first.headers if first.headers[name] != second.headers[name]}
     assert changed == {"webhook-timestamp", "webhook-signature"}
-    Webhook(delivery.webhook_secret).verify(second.body, second.headers)
+    Webhook(delivery.secrets[0]).verify(second.body, second.headers)
 
 
 def test_timestamp_is_utc_wherever_postgres_is() -> None:
     with receiver() as server:
         delivery = due(server.url, taken_at=datetime.now(timezone(timedelta(hours=9))))
         send(delivery)
-        Webhook(delivery.webhook_secret).verify(server.received[0].body, server.received[0].headers)
+        Webhook(delivery.secrets[0]).verify(server.received[0].body, server.received[0].headers)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -215,7 +216,7 @@ def test_body_that_drips_is_cut_and_the_status_stands() -> None:
 
 def test_body_of_ten_gigabytes_is_capped() -> None:
     with raw_receiver(endless_body) as server:
-        assert send(due(server.url), timeout=60) == WebhookResponse(200)
+        assert send(due(server.url), timeout=60) == WebhookResponse(200, answer=b"z" * 256)
         # What the two sockets' buffers hold was sent, not read.
         assert server.sent < 50_000_000
 

@@ -18,7 +18,7 @@ def test_delivery_holds_what_its_event_needs(rows: Rows) -> None:
     rows.finish(job_id)
     (delivery,) = _take(rows)
     assert (delivery.attempt, delivery.url) == (1, "https://receiver.example/hook")
-    assert delivery.webhook_secret == rows.tenant().webhook_secret
+    assert delivery.secrets == [rows.tenant().webhook_secret]
     assert (delivery.job_id, delivery.event_type, delivery.job_state) == (job_id, "job.completed", "completed")
     assert (delivery.model, delivery.metadata) == ("demo", {"made": "for a test"})
     assert (delivery.total, delivery.completed, delivery.failed) == (3, 3, 0)

@@ -48,8 +48,11 @@ _RULES = {
         WHERE j.in_progress_at IS NOT NULL GROUP BY j.id
         HAVING count(e.id) <> (j.ended_at IS NOT NULL)::int OR bool_or(e.type <> 'job.' || j.state)
     """,
-    "an event of a job with a webhook has at most one delivery": """
-        SELECT e.id FROM events e JOIN deliveries d ON d.event_id = e.id GROUP BY e.id HAVING count(*) > 1
+    "an event of a job with a webhook has at most one delivery to it": """
+        SELECT e.id
+        FROM events e JOIN deliveries d ON d.event_id = e.id JOIN webhook_endpoints w ON w.id = d.endpoint_id
+        WHERE w.event_types IS NULL
+        GROUP BY e.id HAVING count(*) > 1
     """,
     "a delivery is due, delivered or given up, and only one of them": """
         SELECT id FROM deliveries

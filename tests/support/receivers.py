@@ -33,6 +33,7 @@ class Receiver:
     replies: list[Reply]
     received: list[Received] = field(default_factory=list)
     url: str = ""
+    answer: bytes = b""  # the body of each reply
 
     def reply(self) -> Reply:
         return self.replies[min(len(self.received), len(self.replies)) - 1]
@@ -57,6 +58,7 @@ def receiver(*replies: Reply, tls: ssl.SSLContext | None = None) -> Iterator[Rec
             for name, value in extra.items():
                 self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(state.answer)
 
         do_GET = do_POST  # a redirect that is followed would show
 

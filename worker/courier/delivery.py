@@ -16,7 +16,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import httpcore
@@ -24,11 +24,12 @@ import httpx
 import orjson
 from standardwebhooks.webhooks import Webhook
 
-from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
+from jobs.ids import BATCH_PREFIX, EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries.webhooks import DueDelivery
 from worker.courier.addresses import AddressPolicy, AddressRefused, ResolutionFailed
 
 BODY_CAP = 16 * 1024  # bytes of an answer's body that are read; the status alone decides
+ANSWER_KEPT = 256  # bytes of an answer's body that its owner can read
 HEAD_CAP = 64 * 1024  # bytes of an answer that are kept to find its status in, if its headers cannot be parsed
 LONGEST_RETRY_AFTER = 86400.0  # seconds; a receiver may ask for a day's rest, not for a year's
 
@@ -42,6 +43,7 @@ class WebhookResponse:
     is_final: bool = False  # no retry can mend it
     is_gone: bool = False  # 410: the receiver wants nothing more, ever
     retry_after: float | None = None  # seconds, where the receiver asked to be left alone for a while
+    answer: bytes = b""  # the first bytes of the body
 
 
 def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls: ssl.SSLContext) -> WebhookResponse:
@@ -75,29 +77,39 @@ def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls
 
 
 def payload(delivery: DueDelivery) -> bytes:
-    """The event as JSON: the same bytes on every attempt, since a job at its end does not change."""
+    """The event as JSON: the same bytes on every attempt, since a job at its end does not change.
+
+    A batch's event has OpenAI's shape; a test's object has the event's own id.
+    """
+    prefix = BATCH_PREFIX if delivery.event_type.startswith("batch.") else JOB_PREFIX
+    data: dict[str, object] = {"id": public_id(prefix, delivery.batch_id or delivery.job_id or delivery.event_id)}
+    if delivery.job_id is not None:
+        data |= _job(delivery)
     return orjson.dumps(
         {
             "id": public_id(EVENT_PREFIX, delivery.event_id),
             "object": "event",
             "type": delivery.event_type,
             "created_at": int(delivery.event_created_at.timestamp()),
-            "data": {
-                "id": public_id(JOB_PREFIX, delivery.job_id),
-                "object": "job",
-                "status": delivery.job_state,
-                "model": delivery.model,
-                "metadata": delivery.metadata,
-                "request_counts": {
-                    "total": delivery.total,
-                    "completed": delivery.completed,
-                    "failed": delivery.failed,
-                    "cancelled": delivery.cancelled,
-                    "expired": delivery.expired,
-                },
-            },
+            "data": data,
         }
     )
+
+
+def _job(delivery: DueDelivery) -> dict[str, object]:
+    return {
+        "object": "job",
+        "status": delivery.job_state,
+        "model": delivery.model,
+        "metadata": delivery.metadata,
+        "request_counts": {
+            "total": delivery.total,
+            "completed": delivery.completed,
+            "failed": delivery.failed,
+            "cancelled": delivery.cancelled,
+            "expired": delivery.expired,
+        },
+    }
 
 
 def signed_headers(delivery: DueDelivery, body: bytes) -> dict[str, str]:
@@ -108,7 +120,10 @@ def signed_headers(delivery: DueDelivery, body: bytes) -> dict[str, str]:
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(int(timestamp.timestamp())),
-        "webhook-signature": Webhook(delivery.webhook_secret).sign(message_id, timestamp, body.decode()),
+        # Parted by blanks: a receiver takes any that it knows.
+        "webhook-signature": " ".join(
+            Webhook(secret).sign(message_id, timestamp, body.decode()) for secret in delivery.secrets
+        ),
     }
 
 
@@ -153,7 +168,7 @@ def _post(delivery: DueDelivery, url: httpx.URL, backend: _PinnedBackend, tls: s
             # The status decides. A little of the body is read, for receivers that cannot bear to be cut off, and a
             # fault in it changes nothing.
             with contextlib.suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
-                _read_some(response)
+                answer = replace(answer, answer=_read_some(response))
             return answer
     except httpcore.RemoteProtocolError:
         # The receiver took the event and said so, in headers that h11 refuses: a retry would deliver it again.
@@ -189,12 +204,15 @@ def _judge(status: int, wait: bytes | None, now: datetime) -> WebhookResponse:
     return WebhookResponse(status, f"the receiver answered {status}", retry_after=asked)
 
 
-def _read_some(response: httpcore.Response) -> None:
-    received = 0
+def _read_some(response: httpcore.Response) -> bytes:
+    """The first bytes of the body."""
+    kept, received = b"", 0
     for chunk in response.iter_stream():
         received += len(chunk)
+        kept += chunk[: ANSWER_KEPT - len(kept)]
         if received >= BODY_CAP:
-            return
+            break
+    return kept
 
 
 def _is_address(host: str) -> bool:

@@ -93,18 +93,27 @@ class Dispatcher:
             except Exception:
                 logger.exception("event %s: the attempt itself failed", _name(delivery))
                 answer = WebhookResponse(error="internal error of the courier")
-            self._metrics.observe_attempt(time.monotonic() - began)
-            self._record(delivery, answer, began + self._hold)
+            took = time.monotonic() - began
+            self._metrics.observe_attempt(took)
+            self._record(delivery, answer, round(took * 1000), began + self._hold)
         finally:
             with self._lock:
                 del self._under_way[delivery.id]
                 self._lock.notify_all()
             self._on_free()
 
-    def _record(self, delivery: DueDelivery, answer: WebhookResponse, until: float) -> None:
+    def _record(self, delivery: DueDelivery, answer: WebhookResponse, milliseconds: int, until: float) -> None:
         while True:
             try:
                 with self._database.begin() as connection:
+                    webhooks.log_attempt(
+                        connection,
+                        delivery,
+                        milliseconds=milliseconds,
+                        status=answer.status,
+                        error=answer.error,
+                        answer=answer.answer,
+                    )
                     outcome = self._write(connection, delivery, answer)
                 self._metrics.count_attempt(outcome)
                 return
@@ -124,7 +133,7 @@ class Dispatcher:
             logger.info("event %s: delivered, attempt %d, status %d", name, number, answer.status)
             return "delivered"
         delay = next_delay(self._settings.webhook_schedule, number, answer, spread=random.uniform(-JITTER, JITTER))
-        if answer.is_final or delay is None:
+        if answer.is_final or delivery.is_test or delay is None:
             webhooks.give_up(
                 connection,
                 delivery.id,

@@ -19,7 +19,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ids import EVENT_PREFIX, public_id
-from jobs.queries import batches, creations, retention, settling, webhooks
+from jobs.queries import batches, creations, retention, settling, webhook_endpoints, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.metrics import CourierMetrics
@@ -105,6 +105,7 @@ class Maintenance:
             retired = retention.retire_old(connection, retention=self._settings.retention)
             batches.retire(connection, retention=self._settings.retention)
             creations.forget_expired(connection)
+            webhook_endpoints.forget_tests(connection, retention=self._settings.retention)
         with self._database.begin() as connection:
             retention.forget_workers(connection, retention=WORKERS_KEPT)
             retention.forget_minutes(connection, retention=MINUTES_KEPT)

@@ -10,8 +10,8 @@ from fastapi.routing import APIRoute
 
 from api import errors as api_errors
 from api.dashboard import session
-from api.native import jobs, keys, workers
-from api.openai import batches, files, live, uploads
+from api.native import deliveries, jobs, keys, workers
+from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
 from jobs.requests import JobOptions, Params
@@ -36,6 +36,8 @@ def test_page_names_every_route() -> None:
             files.router,
             live.router,
             uploads.router,
+            webhook_endpoints.router,
+            deliveries.router,
             models.router,
             keys.router,
             workers.router,
@@ -46,7 +48,8 @@ def test_page_names_every_route() -> None:
     ]
     for route in routes:
         assert isinstance(route, APIRoute)
-        path = re.sub(r"\{(job|batch|file|upload|key|worker)_id\}", "{id}", route.path).replace(":path", "")
+        names = "job|batch|file|upload|key|endpoint|delivery|worker"
+        path = re.sub(rf"\{{({names})_id\}}", "{id}", route.path).replace(":path", "")
         for method in route.methods:
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
 
