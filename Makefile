@@ -20,8 +20,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m kernels.cpu >/dev/null || true  # compiled now, so that nobody waits for it later; it says what it lacks
 	@touch $(READY)
 
-demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything
-	@$(BIN)/python -m cli demo
+demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything; KEEP=1 goes on serving
+	@$(BIN)/python -m cli demo $(if $(KEEP),--keep)
 
 test: $(READY)  ## the ordinary tests (10 to 15 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'

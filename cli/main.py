@@ -89,11 +89,13 @@ def doctor() -> None:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    keep: Annotated[bool, typer.Option(help="Go on serving until Ctrl-C, to look around in the dashboard.")] = False,
+) -> None:
     """Start everything, run a real batch through it, show what came back, and stop everything."""
     from cli.commands.demo import demo as run
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(keep=keep))
 
 
 # Jobs

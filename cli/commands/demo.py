@@ -18,6 +18,7 @@ from cli.client import Client, ServiceError, Submission
 from cli.commands.jobs import follow
 from cli.commands.terminal import out, reports_errors
 from cli.commands.webhook_receiver import webhook_receiver
+from cli.login_link import login_link
 from cli.models import DEMO
 from cli.stack import CannotListen, RunningStack, running_stack
 from cli.supervisor import ChildFailed, StopRequested
@@ -31,11 +32,15 @@ INTERRUPTED = 130  # the exit code of a shell command that Ctrl-C ended
 
 
 @reports_errors
-def demo() -> int:
-    """Returns 0 where every request came back and the webhook's signature held; stops all that it started."""
+def demo(*, keep: bool = False) -> int:
+    """Returns 0 where every request came back and the webhook's signature held; stops all that it started.
+
+    With `keep` it goes on serving until Ctrl-C, which then is no failure.
+    """
     examples = mixed_holdout(REQUESTS)
+    result: int | None = None
     try:
-        with _workspace() as directory, _service(directory) as stack:
+        with _workspace() as directory, _service(settings := _settings(directory)) as stack:
             client = Client(stack.base_url, stack.api_key)
             with (
                 stack.supervisor.stopping_explains(ServiceError),
@@ -64,10 +69,15 @@ def demo() -> int:
                     return 1
                 out.print(f"webhook {event['type']} for {event['data']['id']}: signature verified")
                 whole = job["status"] == "completed" and len(answers) == REQUESTS
-                return 0 if whole and event["data"]["id"] == job["id"] else 1
+                result = 0 if whole and event["data"]["id"] == job["id"] else 1
+            if keep:
+                out.print("It goes on serving until Ctrl-C.")
+                _show_dashboard(settings, stack)
+                stack.supervisor.wait()
+            return result
     except StopRequested:
         out.print("Stopped.")
-        return INTERRUPTED
+        return INTERRUPTED if result is None else result
     except (CannotListen, ChildFailed) as failure:
         out.print(str(failure), style="red", markup=False)
         return 1
@@ -83,15 +93,24 @@ def _workspace() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+def _settings(directory: Path) -> Settings:
+    return Settings(data_dir=directory / "data", port=0, webhook_allow_private=True)
+
+
 @contextlib.contextmanager
-def _service(directory: Path) -> Iterator[RunningStack]:
-    settings = Settings(data_dir=directory / "data", port=0, webhook_allow_private=True)
+def _service(settings: Settings) -> Iterator[RunningStack]:
     began = time.monotonic()
     out.print("Starting Postgres, Valkey, the API, the courier and a worker with the demo model …")
     with running_stack(settings, [DEMO], stop_on_signals=True) as stack:
         out.print(f"ready after {time.monotonic() - began:.1f} s: {stack.base_url}")
+        _show_dashboard(settings, stack)
         yield stack
         out.print("Stopping everything …")
+
+
+def _show_dashboard(settings: Settings, stack: RunningStack) -> None:
+    # On one line however narrow the terminal is: a link that is broken in two opens nothing.
+    out.print(f"watch it in a browser: {login_link(settings, stack)}", markup=False, soft_wrap=True)
 
 
 def _write(file: Path, examples: Sequence[Example]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
+import pytest
 
 from tests.support.paths import REPOSITORY
 
@@ -26,3 +29,32 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
         if process.pid not in before and "pagemill-demo" in " ".join(process.info["cmdline"] or [])
     ]
     assert left == []
+
+
+@pytest.mark.slow
+def test_demo_goes_on_serving_its_page_when_asked_to() -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "cli", "demo", "--keep"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert demo.stdout is not None
+        said = []
+        for line in demo.stdout:
+            said.append(line)
+            if line.startswith("It goes on serving"):
+                break
+        link = demo.stdout.readline().split()[-1]
+        assert "signature verified" in "".join(said)
+        page, _, code = link.partition("#")
+        assert httpx.get(page).text.startswith("<!doctype html>")
+        login = httpx.post(
+            page.replace("/login", "/session"),
+            json={"code": code},
+            headers={"sec-fetch-site": "same-origin", "x-pagemill-page": "1"},
+        )
+        assert login.json()["role"] == "operator"
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
+    finally:
+        demo.kill()
+        demo.wait()

@@ -33,7 +33,6 @@ const NAV = [
 ];
 const IN_RAIL = { job: "jobs", line: "jobs", worker: "fleet" };
 const root = document.getElementById("app");
-const holder = { menu: null };
 
 let name = "";
 let page = null;

@@ -66,9 +66,9 @@ function units(large, largeName, little, littleName) {
   return little ? `${large} ${largeName} ${little} ${littleName}` : `${large} ${largeName}`;
 }
 
-/** The largest unit alone, for narrow cells; hours keep their minutes. */
+/** For narrow cells: minutes without their seconds. */
 export function brief(seconds) {
-  return seconds >= 600 && seconds < 3600 ? `${Math.floor(seconds / 60)} min` : duration(seconds);
+  return seconds >= 60 && seconds < 3600 ? `${Math.floor(seconds / 60)} min` : duration(Math.round(seconds));
 }
 
 /** Unix seconds as 14:32 today, Tue 14:32 within six days, else 2026-11-03 14:32. */

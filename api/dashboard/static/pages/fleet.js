@@ -8,33 +8,30 @@ import { spark } from "../parts/job.js";
 import { h } from "../parts/render.js";
 import { changed, isOperator, toast } from "../store.js";
 
-export const isLive = (worker) => !worker.ended_at && worker.state !== "lost";
-export const workerName = (worker) => worker.name ?? `${worker.host}:${worker.pid}`;
-const seen = (worker) => worker.heartbeat_at ?? worker.last_seen_at ?? worker.seen_at;
+export const isLive = (worker) => worker.ended_at === null;
 
 /** Drain, take it back, or stop; each heartbeat brings the wish to the worker. */
 export async function wishFor(action, worker, put) {
   if (action === "stop") {
-    const running = worker.stats?.running ?? worker.running ?? 0;
-    const sure = await ask({ title: `Stop ${workerName(worker)}?`, body: h("p", null, running ? `It gives its ${count(running)} running lines back at once; another worker runs them.` : "It runs nothing now."), accept: "Stop it", danger: true });
+    const running = worker.running;
+    const sure = await ask({ title: `Stop ${worker.name}?`, body: h("p", null, running ? `It gives its ${count(running)} running lines back at once; another worker runs them.` : "It runs nothing now."), accept: "Stop it", danger: true });
     if (!sure) return;
   }
-  const before = worker.wanted;
-  put({ ...worker, wanted: action === "undrain" ? null : action });
+  put({ ...worker, status: { drain: "draining", undrain: "live", stop: "stopping" }[action] });
   try {
     put(await post(`/v1/workers/${worker.id}/${action}`));
     const text = { drain: "claims nothing more and ends when it is empty", undrain: "claims lines again", stop: "stops" }[action];
-    toast(`${workerName(worker)} ${text}`, { undo: action === "drain" ? () => wishFor("undrain", worker, put) : null });
+    toast(`${worker.name} ${text}`, { undo: action === "drain" ? () => wishFor("undrain", worker, put) : null });
   } catch (failure) {
-    put({ ...worker, wanted: before });
+    put(worker);
     toast(failure.message, { bad: true });
   }
 }
 
 export function workerActions(worker, put) {
   if (!isOperator() || !isLive(worker)) return null;
-  const button = (text, action, danger) => h("button", { class: `btn sm ${danger ? "danger" : ""}`, type: "button", "aria-label": `${text} ${workerName(worker)}`, onclick: () => wishFor(action, worker, put) }, text);
-  return h("div", { class: "btns" }, worker.wanted === "drain" ? button("Undrain", "undrain") : worker.wanted !== "stop" && button("Drain", "drain"), worker.wanted !== "stop" && button("Stop…", "stop", true));
+  const button = (text, action, danger) => h("button", { class: `btn sm ${danger ? "danger" : ""}`, type: "button", "aria-label": `${text} ${worker.name}`, onclick: () => wishFor(action, worker, put) }, text);
+  return h("div", { class: "btns" }, worker.status === "draining" ? button("Undrain", "undrain") : worker.status !== "stopping" && button("Drain", "drain"), worker.status !== "stopping" && button("Stop…", "stop", true));
 }
 
 export function open() {
@@ -87,53 +84,47 @@ export function open() {
 }
 
 function totals(alive) {
-  const sum = (of) => alive.reduce((total, worker) => total + (of(worker) ?? 0), 0);
-  const seats = sum((worker) => worker.seats);
-  const prompt = sum((worker) => worker.stats?.prompt_tokens);
+  const sum = (name) => alive.reduce((total, worker) => total + worker[name], 0);
   const figure = (name, value) => h("div", null, h("dt", null, name), h("dd", null, value));
   return h(
     "dl",
     { class: "figures" },
-    figure("Busy", share(sum((worker) => worker.busy) / alive.length)),
-    figure("Seats", `${count(sum(running))} of ${seats ? count(seats) : "–"}`),
-    figure("KV cache", share(sum(kvOf) / alive.length)),
-    figure("Generated", `${short(sum((worker) => worker.tokens_per_s))} tok/s`),
-    prompt > 0 && figure("From the prefix cache", share(sum((worker) => worker.stats?.cached_tokens) / prompt)),
+    figure("Busy", share(sum("busy") / alive.length)),
+    figure("Seats", `${count(sum("running"))} of ${count(sum("seats"))}`),
+    figure("KV cache", share(sum("kv_usage") / alive.length)),
+    figure("Generated", `${short(sum("tokens_per_second"))} tok/s`),
+    sum("prompt_tokens") > 0 && figure("From the prefix cache", share(sum("cached_tokens") / sum("prompt_tokens"))),
   );
 }
 
-const running = (worker) => worker.stats?.running ?? worker.running ?? 0;
-const kvOf = (worker) => worker.stats?.kv_usage ?? worker.kv_usage ?? 0;
-
-export function kvBar(worker) {
-  const used = kvOf(worker);
+export function kvBar({ kv_usage: used }) {
   return h("div", { class: "kv" }, h("svg", { class: "bar", preserveAspectRatio: "none", "aria-hidden": "true" }, h("rect", { class: "d", width: `${(used * 100).toFixed(1)}%`, height: "100%" })), h("span", { class: "fig small" }, share(used)));
 }
 
+export const prefixShare = (worker) => (worker.prompt_tokens ? share(worker.cached_tokens / worker.prompt_tokens) : "–");
+
 function row(worker, now, put) {
-  const { stats = {} } = worker;
-  const wish = { drain: "draining", stop: "stopping" }[worker.wanted];
+  const leaves = worker.status !== "live";
   return h(
     "tr",
     { key: worker.id },
-    h("td", null, h("div", { class: "jobname" }, h("span", { class: wish ? "wait" : "ok", title: wish ?? "live" }, stateIcon(wish ? "waiting" : "completed"), h("span", { class: "sr" }, wish ?? "live")), h("a", { class: "t", href: `/fleet/${worker.id}` }, workerName(worker)), wish && h("span", { class: "wait small" }, wish))),
+    h("td", null, h("div", { class: "jobname" }, h("span", { class: leaves ? "wait" : "ok", title: worker.status }, stateIcon(leaves ? "waiting" : "completed"), h("span", { class: "sr" }, worker.status)), h("a", { class: "t", href: `/fleet/${worker.id}` }, worker.name), leaves && h("span", { class: "wait small" }, worker.status))),
     h("td", { class: "small muted" }, worker.model),
     h("td", { class: "small muted" }, worker.device),
-    h("td", { class: "num", "data-label": "run / wait" }, `${count(running(worker))} / ${count(stats.waiting ?? 0)}`),
+    h("td", { class: "num", "data-label": "run / wait" }, `${count(worker.running)} / ${count(worker.waiting)}`),
     h("td", { "data-label": "KV" }, kvBar(worker)),
-    h("td", { class: "num", "data-label": "prefix" }, stats.prompt_tokens ? share(stats.cached_tokens / stats.prompt_tokens) : "–"),
-    h("td", { class: "num c-rate" }, h("div", { class: "rate" }, spark(worker.spark), h("span", null, short(worker.tokens_per_s ?? 0)))),
-    h("td", { class: "num muted small", "data-label": "beat" }, seen(worker) ? `${brief(Math.max(0, Math.floor(now - seen(worker))))} ago` : "–"),
+    h("td", { class: "num", "data-label": "prefix" }, prefixShare(worker)),
+    h("td", { class: "num c-rate" }, h("div", { class: "rate" }, spark(worker.spark), h("span", null, short(worker.tokens_per_second)))),
+    h("td", { class: "num muted small", "data-label": "beat" }, `${brief(Math.max(0, Math.floor(now - worker.heartbeat_at)))} ago`),
     h("td", { class: "num wide" }, workerActions(worker, put)),
   );
 }
 
 function lost(worker) {
-  const why = { lost: `lost ${time(worker.ended_at)}, its lease ran out`, stopped: `stopped ${time(worker.ended_at)}`, broken: `broken ${time(worker.ended_at)}` }[worker.end_reason] ?? `ended ${time(worker.ended_at)}`;
+  const why = { lost: ", its lease ran out", broken: ", its engine failed" }[worker.status] ?? "";
   return h(
     "tr",
     { key: worker.id, class: "lost" },
-    h("td", { colspan: 9, class: "wide" }, h("div", { class: "jobname" }, h("span", { class: worker.end_reason === "stopped" ? "idle" : "fail" }, stateIcon("lost")), h("a", { class: "t", href: `/fleet/${worker.id}` }, workerName(worker)), h("span", { class: "small" }, why, worker.freed ? `; its ${count(worker.freed)} lines run elsewhere` : ""))),
+    h("td", { colspan: 9, class: "wide" }, h("div", { class: "jobname" }, h("span", { class: worker.status === "stopped" ? "idle" : "fail" }, stateIcon("lost")), h("a", { class: "t", href: `/fleet/${worker.id}` }, worker.name), h("span", { class: "small" }, `${worker.status} ${time(worker.ended_at)}${why}`, worker.freed > 0 && `; its ${count(worker.freed)} lines run elsewhere`))),
   );
 }
-

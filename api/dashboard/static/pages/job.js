@@ -96,7 +96,7 @@ export function open({ id }) {
           "div",
           { class: "cols" },
           h("div", null, job && throughput(page, job), job && failures(job, put), results.view(job)),
-          h("div", null, job && timelinePanel(job, now), job && tokens(job), job && about(job), job && webhookPanel(job, refresh)),
+          h("div", null, job && timelinePanel(job), job && tokens(job), job && about(job), job && webhookPanel(job, refresh)),
         ),
       ];
     },
@@ -172,7 +172,7 @@ function ending(job, now) {
   const q = h("div", { class: "q" }, "When will it be done?");
   if (job.paused_at) return h("div", null, q, h("div", { class: "a" }, `Paused since ${time(job.paused_at)}`), h("div", { class: "basis" }, `${plural(left, "line")} to go, once it is resumed`));
   if (!eta?.at) return h("div", null, q, h("div", { class: "a" }, isWaiting(job) ? "When its lines begin to run" : "Too early to tell"), h("div", { class: "basis" }, eta?.basis || `${plural(left, "line")} to go; an estimate needs 20 lines and 30 s`));
-  const spread = eta.high && eta.low ? `; ± ${brief(Math.max(1, (eta.high - eta.low) / 2))}` : "";
+  const spread = eta.high - eta.low >= 2 ? `; ± ${brief((eta.high - eta.low) / 2)}` : "";
   const late = job.expires_at && eta.at > job.expires_at;
   return h(
     "div",
@@ -287,8 +287,8 @@ function failures(job, put) {
   );
 }
 
-function timelinePanel(job, now) {
-  const entries = timelineOf(job, now);
+function timelinePanel(job) {
+  const entries = timelineOf(job);
   return h("section", { class: "panel", "aria-label": "Timeline" }, h("header", null, h("h2", null, "Timeline")), h("div", { class: "body" }, h("ol", { class: "time" }, entries)));
 }
 

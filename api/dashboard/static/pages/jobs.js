@@ -199,7 +199,7 @@ export function open() {
           }),
         ),
         page.selected.size > 0 && selection(page, put, load),
-        page.problem ? h("div", { class: "panel" }, problem(page.problem, load)) : page.isLoading || page.rows.length ? table(page, self, now, select, selectPage) : empty(page, search),
+        page.problem ? h("div", { class: "panel" }, problem(page.problem, load)) : page.isLoading || page.rows.length ? table(page, self, now, select, selectPage) : empty(page),
         !page.problem && page.rows.length > 0 && pager(page, older, load),
       ];
     },
@@ -229,14 +229,14 @@ function table(page, self, now, select, selectPage) {
         null,
         canWrite() && h("th", { class: "sel" }, h("input", { type: "checkbox", "aria-label": "Select all on this page", checked: all, indeterminate: !all && page.selected.size > 0, onchange: selectPage })),
         h("th", null, "Job"),
-        isOperator() && h("th", { class: "hide-m" }, "Tenant"),
-        h("th", null, "Model"),
-        h("th", null, "Progress"),
-        h("th", { class: "num" }, "Lines/s"),
-        h("th", null, "Ends"),
-        h("th", { class: "num" }, "Failed"),
-        h("th", { class: "num hide-m" }, "Tokens"),
-        h("th", { class: "num hide-m" }, "Age"),
+        isOperator() && h("th", { class: "c-tenant hide-m" }, "Tenant"),
+        h("th", { class: "c-model" }, "Model"),
+        h("th", { class: "c-prog" }, "Progress"),
+        h("th", { class: "num c-rate" }, "Lines/s"),
+        h("th", { class: "c-end" }, "Ends"),
+        h("th", { class: "num c-failed" }, "Failed"),
+        h("th", { class: "num c-tok hide-m" }, "Tokens"),
+        h("th", { class: "num c-age hide-m" }, "Age"),
       ),
     ),
     h("tbody", null, page.isLoading ? greyRows(8, 8) : page.rows.map((job, place) => row(page, job, place, now, select))),
@@ -293,7 +293,7 @@ function pager(page, older, load) {
   );
 }
 
-function empty(page, search) {
+function empty(page) {
   if (!page.q) return h("div", { class: "panel empty" }, h("h2", null, "No jobs yet"), starters());
   const terms = page.q.split(/\s+/).filter(Boolean);
   return h(

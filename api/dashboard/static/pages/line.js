@@ -2,7 +2,7 @@
 import { get, ndjson, post } from "../api.js";
 import { count, duration, exact, plural, shortId, time, visible } from "../format.js";
 import { clockIcon, failIcon, stateIcon } from "../icons.js";
-import { copyButton, problem } from "../parts/dialog.js";
+import { copy, copyButton, problem } from "../parts/dialog.js";
 import { phases } from "../parts/phases.js";
 import { h } from "../parts/render.js";
 import { curlOf } from "../parts/starters.js";
@@ -62,7 +62,7 @@ export function open({ id, line }) {
     load,
     refresh,
     watch: () => ({ topics: ["overview", "jobs"], jobs: [id], refresh, onEvent: (name) => name === "job" && !isEnded(page.line) && load() }),
-    keys: { "[": step(-1), "]": step(1), y: () => page.line && navigator.clipboard?.writeText(curlOfLine(page)) },
+    keys: { "[": step(-1), "]": step(1), y: () => page.line && copy(curlOfLine(page), "as curl") },
     view(now) {
       const crumb = h("nav", { class: "crumb", "aria-label": "Where you are" }, h("a", { href: "/" }, "Jobs"), "/", h("a", { href: `/jobs/${id}` }, page.job?.name ?? shortId(id)), "/", h("span", null, `line ${exact(number)}`));
       if (page.problem) return [crumb, h("div", { class: "panel" }, problem(page.problem, load))];
@@ -106,44 +106,67 @@ function resultText(result) {
 
 const curlOfLine = (page) => curlOf({ model: page.job?.model, prompts: [{ ...page.line.params, ...(isChat(page.line) ? { messages: page.line.messages } : { prompt: page.line.prompt }) }] });
 
-function outcome(line, job, now) {
-  const where = line.worker?.name ?? line.worker?.host ?? line.worker;
-  const by = typeof where === "string" ? ` by ${where.length > 24 ? shortId(where) : where}` : "";
-  const took = line.took_ms ? ` in ${duration(line.took_ms / 1000)}` : "";
-  if (line.state === "completed") {
-    const after = line.settled_at && job?.in_progress_at ? `, ${duration(Math.max(0, line.settled_at - job.in_progress_at))} after it was sent` : "";
-    return [h("span", { class: "ok" }, stateIcon("completed")), `Answered${took}${by}${after}`];
+/** Where the newest claim of it is. */
+const placeOf = (line) => line.claims.at(-1)?.host;
+
+function outcome(line, now) {
+  const by = placeOf(line) ? ` on ${placeOf(line)}` : "";
+  const took = line.timing.ran_ms === null ? "" : ` in ${duration(line.timing.ran_ms / 1000)}`;
+  const after = line.settled_at === null ? "" : `, ${duration(Math.max(0, line.settled_at - line.sent_at))} after it was sent`;
+  switch (line.state) {
+    case "completed":
+      return [h("span", { class: "ok" }, stateIcon("completed")), `Answered${took}${by}${after}`];
+    case "running":
+      return [h("span", { class: "run" }, stateIcon("running", 0.5)), `Running${by} for ${duration(Math.max(0, Math.floor(now - line.claimed_at)))}`];
+    case "pending":
+      return [h("span", { class: "wait" }, clockIcon()), `Waits for a worker to take it, for ${duration(Math.max(0, Math.floor(now - line.sent_at)))}`];
+    case "cancelled":
+    case "expired":
+      return [h("span", { class: "idle" }, stateIcon(line.state)), `${line.state[0].toUpperCase()}${line.state.slice(1)} before it had an answer`];
+    default:
+      return [h("span", { class: "fail" }, failIcon()), `Failed${took}${by}: ${errorOf(line)?.message ?? "no reason was stored"}`];
   }
-  if (line.state === "running") {
-    const phase = line.live?.phase ? `: ${line.live.phase}, ${line.live.tokens ?? 0} of ${line.params?.max_tokens ?? "?"} tokens` : line.claimed_at ? ` for ${duration(Math.max(0, Math.floor(now - line.claimed_at)))}` : "";
-    return [h("span", { class: "run" }, stateIcon("running", 0.5)), `Running${by}${phase}`];
-  }
-  if (line.state === "pending") return [h("span", { class: "wait" }, clockIcon()), "Waits for a worker to take it"];
-  const error = errorOf(line);
-  return [h("span", { class: "fail" }, failIcon()), line.state === "cancelled" ? "Cancelled before it ran" : line.state === "expired" ? "Expired before it ran" : `Failed${took}${by}: ${error?.message ?? "no reason was stored"}`];
 }
 
-const errorOf = (line) => (line.error_message ? { code: line.error_code, message: line.error_message } : (line.result?.error ?? line.result?.response?.body?.error));
+const errorOf = (line) => line.result?.error ?? line.result?.response?.body?.error;
+
+function tokensOf(line) {
+  const usage = line.result?.response?.body?.usage ?? {};
+  return { ...usage, cached_tokens: usage.prompt_tokens_details?.cached_tokens };
+}
 
 function content(page, number, now, run) {
-  const { line, job } = page;
-  const answer = line.text ?? resultText(line.result);
-  const usage = line.result?.response?.body?.usage ?? {};
-  const row = { prompt_tokens: line.prompt_tokens ?? usage.prompt_tokens, cached_tokens: line.cached_tokens ?? usage.prompt_tokens_details?.cached_tokens, completion_tokens: line.completion_tokens ?? usage.completion_tokens, took_ms: line.took_ms };
-  const finish = line.finish_reason ?? line.result?.response?.body?.choices?.[0]?.finish_reason;
-  const claims = line.claims ?? [];
+  const { line } = page;
+  const answer = resultText(line.result);
+  const tokens = tokensOf(line);
+  const finish = line.result?.response?.body?.choices?.[0]?.finish_reason;
+  const deaths = line.claims.at(-1)?.deaths ?? 0;
   return [
-    h("p", { class: "outcome" }, outcome(line, job, now)),
-    claims.length > 1 && h("ul", { class: "hint" }, claims.slice(0, -1).map((claim, place) => h("li", { key: place }, `claim ${place + 1}: ${claim.worker?.name ?? claim.worker ?? ""}, ${claim.kind ?? "given back"} at ${time(claim.at, { seconds: true })}`))),
+    h("p", { class: "outcome" }, outcome(line, now)),
+    line.claims.length > 0 && line.claims.at(-1).number > 1 && h("p", { class: "hint" }, `Claimed ${line.claims.at(-1).number} times${deaths ? `; ${plural(deaths, "worker")} ended while it ran there` : ""}.`),
     h(
       "div",
       { class: "pair" },
-      h("section", { class: "panel", "aria-label": "Prompt" }, h("header", null, h("h2", null, "Prompt"), h("span", { class: "muted small" }, row.prompt_tokens !== undefined ? `${plural(row.prompt_tokens, "token")}${row.cached_tokens ? `, ${count(row.cached_tokens)} cached` : ""}` : ""), h("span", { class: "sp" }), copyButton(promptText(line), "the prompt")), h("div", { class: "body" }, prompt(page, run))),
-      h("section", { class: "panel", "aria-label": "Answer" }, h("header", null, h("h2", null, "Answer"), h("span", { class: "muted small" }, row.completion_tokens !== undefined && isEnded(line) ? `${plural(row.completion_tokens, "token")}${finish ? `, ${finish}` : ""}` : ""), h("span", { class: "sp" }), answer && copyButton(answer, "the answer")), h("div", { class: "body" }, answerShown(page, answer, line))),
+      section("Prompt", [tokens.prompt_tokens && plural(tokens.prompt_tokens, "token"), tokens.cached_tokens && `${count(tokens.cached_tokens)} cached`], copyButton(promptText(line), "the prompt"), prompt(page, run)),
+      section("Answer", [tokens.completion_tokens && plural(tokens.completion_tokens, "token"), finish], answer && copyButton(answer, "the answer"), answerShown(page, answer, line)),
     ),
-    isEnded(line) && h("section", { class: "panel", "aria-label": "Timeline" }, h("header", null, h("h2", null, "Timeline")), phases(line, row, { label: `Timeline of line ${exact(number)}` })),
-    h("section", { class: "panel", "aria-label": "Parameters" }, h("header", null, h("h2", null, "Parameters")), h("dl", { class: "body facts" }, Object.entries({ model: job.model, ...line.params, seq: line.seq, epoch: line.epoch, worker: line.worker?.id ?? line.worker }).filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => [h("dt", null, name), h("dd", { title: typeof value === "object" ? JSON.stringify(value) : String(value) }, typeof value === "object" ? JSON.stringify(value) : String(value))]))),
+    isEnded(line) && h("section", { class: "panel", "aria-label": "Timeline" }, h("header", null, h("h2", null, "Timeline")), phases(line, tokens, { label: `Timeline of line ${exact(number)}` })),
+    section("Parameters", [], null, h("dl", { class: "facts" }, facts(line))),
   ];
+}
+
+const section = (name, notes, button, body) =>
+  h("section", { class: "panel", "aria-label": name }, h("header", null, h("h2", null, name), h("span", { class: "muted small" }, notes.filter(Boolean).join(", ")), h("span", { class: "sp" }), button), h("div", { class: "body" }, body));
+
+function facts(line) {
+  const claim = line.claims.at(-1) ?? {};
+  const all = { model: line.model, ...line.params, "settled as seq": line.seq, claim: claim.number, worker: claim.worker, device: claim.device, settled: line.settled_at && time(line.settled_at, { seconds: true }) };
+  return Object.entries(all)
+    .filter(([, value]) => value !== null && value !== undefined)
+    .map(([name, value]) => {
+      const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+      return [h("dt", null, name), h("dd", { title: text }, text)];
+    });
 }
 
 function prompt(page, run) {

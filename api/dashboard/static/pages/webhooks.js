@@ -1,7 +1,7 @@
-// Where the service reports jobs' ends: the secret they are signed with, endpoints, and what became of each delivery.
-import { ApiError, get, post } from "../api.js";
-import { count, plural, time } from "../format.js";
-import { command, copyButton, greyRows, problem } from "../parts/dialog.js";
+// Where the service reports jobs' ends: the secret they are signed with, and what became of a job's deliveries.
+import { get, post } from "../api.js";
+import { plural, time } from "../format.js";
+import { command, copyButton, problem } from "../parts/dialog.js";
 import { h } from "../parts/render.js";
 import { canWrite, changed, toast } from "../store.js";
 
@@ -37,16 +37,10 @@ export function webhookPanel(job, again) {
 }
 
 export function open() {
-  const page = { endpoints: null, secret: null, problem: null, isMissing: false };
+  const page = { secret: null, problem: null };
 
   async function refresh() {
     page.secret ??= await get("/v1/webhook_secret");
-    try {
-      page.endpoints = (await get("/v1/webhooks")).data;
-    } catch (failure) {
-      if (!(failure instanceof ApiError) || failure.status !== 404) throw failure;
-      page.isMissing = true;
-    }
     changed();
   }
 
@@ -67,25 +61,7 @@ export function open() {
         h("header", null, h("h2", null, "Secret")),
         h("div", { class: "body steps" }, h("p", { class: "muted" }, "Every delivery is signed with it, as Standard Webhooks says."), h("p", { class: "btns" }, h("code", null, page.secret ? (shown ? page.secret.secret : `${page.secret.secret.slice(0, 10)}…`) : " "), page.secret && h("button", { class: "btn sm", type: "button", "aria-pressed": String(shown), onclick: () => { shown = !shown; changed(); } }, shown ? "Hide" : "Show"), page.secret && copyButton(page.secret.secret, "the secret"))),
       ),
-      page.isMissing
-        ? h("section", { class: "panel empty" }, h("p", null, "A job names its own webhook, and its page shows what became of each delivery."), command(`curl ${location.origin}/v1/jobs -H "Authorization: Bearer $PAGEMILL_API_KEY" -H 'Content-Type: application/json' -d '{"model": "demo", "prompts": ["17 + 58 ="], "webhook": {"url": "https://example.com/hook"}}'`, "the curl command"))
-        : endpoints(page, load),
+      h("section", { class: "panel empty" }, h("p", null, "A job names its own webhook, and its page shows what became of each delivery."), command(`curl ${location.origin}/v1/jobs -H "Authorization: Bearer $PAGEMILL_API_KEY" -H 'Content-Type: application/json' -d '{"model": "demo", "prompts": ["17 + 58 ="], "webhook": {"url": "https://example.com/hook"}}'`, "the curl command"))
     ],
   };
 }
-
-function endpoints(page, load) {
-  if (page.endpoints && !page.endpoints.length) return h("section", { class: "panel empty" }, h("h2", null, "No endpoint yet"), h("p", { class: "muted" }, "A job brings its own: ", h("code", null, '"webhook": {"url": "https://…"}')));
-  return h(
-    "section",
-    { class: "panel", "aria-label": "Endpoints" },
-    h("header", null, h("h2", null, "Endpoints")),
-    h(
-      "table",
-      { class: "stack" },
-      h("thead", null, h("tr", null, h("th", null, "Endpoint"), h("th", null, "Last"), h("th", { class: "num" }, "Delivered, 24 h"), h("th", { class: "num" }, "Failed, 24 h"))),
-      h("tbody", null, page.endpoints ? page.endpoints.map((endpoint) => h("tr", { key: endpoint.id ?? endpoint.url }, h("td", { class: "clip wide" }, endpoint.url), h("td", { class: "muted small" }, endpoint.last_status ?? "–"), h("td", { class: "num", "data-label": "delivered" }, count(endpoint.delivered ?? 0)), h("td", { class: "num", "data-label": "failed" }, count(endpoint.failed ?? 0)))) : greyRows(3, 4)),
-    ),
-  );
-}
-

@@ -1,12 +1,12 @@
 // One worker: its figures, its last day, and the lines it runs.
 import { get } from "../api.js";
-import { count, duration, exact, share, short, shortId, time } from "../format.js";
+import { count, duration, exact, short, shortId } from "../format.js";
 import { stateIcon } from "../icons.js";
 import { chart } from "../parts/chart.js";
 import { problem } from "../parts/dialog.js";
 import { h } from "../parts/render.js";
 import { changed } from "../store.js";
-import { isLive, kvBar, workerActions, workerName } from "./fleet.js";
+import { isLive, kvBar, prefixShare, workerActions } from "./fleet.js";
 
 export function open({ id }) {
   const page = { worker: null, problem: null };
@@ -21,7 +21,7 @@ export function open({ id }) {
   return {
     key: id,
     back: "/fleet",
-    title: () => (page.worker ? workerName(page.worker) : "Worker"),
+    title: () => (page.worker ? page.worker.name : "Worker"),
     load,
     refresh,
     watch: () => ({ topics: ["overview", "workers"], refresh, onEvent: (name, data) => name === "worker" && data.id === id && put(data) }),
@@ -31,7 +31,7 @@ export function open({ id }) {
       if (!worker) return h("h1", { class: "sr" }, "Worker");
       return [
         h("nav", { class: "crumb", "aria-label": "Where you are" }, h("a", { href: "/fleet" }, "Fleet"), "/", h("span", null, shortId(id))),
-        h("div", { class: "head" }, h("span", { class: `badge ${isLive(worker) ? "ok" : "fail"}` }, stateIcon(isLive(worker) ? "completed" : "lost"), isLive(worker) ? ({ drain: "Draining", stop: "Stopping" }[worker.wanted] ?? "Live") : (worker.end_reason ?? "ended")), h("h1", null, workerName(worker)), h("div", { class: "acts" }, workerActions(worker, put))),
+        h("div", { class: "head" }, h("span", { class: `badge ${isLive(worker) ? "ok" : "fail"}` }, stateIcon(isLive(worker) ? "completed" : "lost"), worker.status), h("h1", null, worker.name), h("div", { class: "acts" }, workerActions(worker, put))),
         figures(worker, now),
         day(worker),
         lines(worker, now),
@@ -41,41 +41,41 @@ export function open({ id }) {
 }
 
 function figures(worker, now) {
-  const { stats = {} } = worker;
   const fact = (name, value) => h("div", null, h("dt", null, name), h("dd", null, value));
   return h(
     "dl",
     { class: "figures panel body" },
-    fact("Model", worker.model), fact("Device", worker.device ?? "–"),
-    fact("Running / waiting", `${count(stats.running ?? 0)} / ${count(stats.waiting ?? 0)}`),
-    worker.seats > 0 && fact("Seats", count(worker.seats)),
+    fact("Model", worker.model), fact("Device", worker.device),
+    fact("Running / waiting", `${count(worker.running)} / ${count(worker.waiting)}`),
+    fact("Seats", count(worker.seats)),
     fact("KV cache", kvBar(worker)),
-    fact("Generated", `${short(worker.tokens_per_s ?? 0)} tok/s`),
-    stats.prompt_tokens > 0 && fact("From the prefix cache", share(stats.cached_tokens / stats.prompt_tokens)),
-    stats.preemptions !== undefined && fact("Preemptions", exact(stats.preemptions)),
+    fact("Generated", `${short(worker.tokens_per_second)} tok/s`),
+    fact("From the prefix cache", prefixShare(worker)),
+    fact("Preemptions", exact(worker.preemptions)),
     fact("Up", duration(Math.floor((worker.ended_at ?? now) - worker.started_at))),
   );
 }
 
+const CURVES = [["tokens_per_second", "Tokens per second"], ["running", "Running at once"], ["kv_usage", "KV cache, share in use"], ["preemptions", "Preemptions a minute"]];
+
 function day(worker) {
-  const minutes = worker.minutes ?? worker.history;
-  if (!minutes?.length) return null;
-  const points = minutes.map((minute) => ({ at: minute.at, value: minute.tokens_per_s ?? minute.completion_tokens / 60 }));
-  return h("section", { class: "panel", "aria-label": "Tokens per second" }, h("header", null, h("h2", null, "Tokens per second")), chart({ points, label: "Tokens per second", unit: "tok/s", isRunning: isLive(worker) }));
+  return CURVES.map(([name, title]) => {
+    const points = worker.minutes.map((minute) => ({ at: minute.at, value: minute[name] }));
+    return h("section", { key: name, class: "panel", "aria-label": title }, h("header", null, h("h2", null, title)), chart({ points, label: title, unit: title, isRunning: isLive(worker) }));
+  });
 }
 
-function lines(worker, now) {
-  const rows = worker.lines ?? [];
+function lines({ lines: rows }, now) {
   return h(
     "section",
     { class: "panel", "aria-label": "Lines it runs" },
-    h("header", null, h("h2", null, rows.length ? `Runs ${count(rows.length)} lines` : "Runs nothing now")),
+    h("header", null, h("h2", null, rows.length ? `Runs ${count(rows.length)}${rows.length === 100 ? " or more" : ""} lines of yours` : "Runs no line of yours now")),
     rows.length > 0 &&
       h(
         "table",
         { class: "res" },
         h("thead", null, h("tr", null, h("th", { class: "num" }, "Line"), h("th", null, "Job"), h("th", null, "Since"))),
-        h("tbody", null, rows.slice(0, 100).map((row) => h("tr", { key: `${row.job}-${row.line}` }, h("td", { class: "num" }, row.job ? h("a", { href: `/jobs/${row.job}/lines/${row.line}` }, exact(row.line)) : exact(row.line)), h("td", null, row.job ? h("a", { href: `/jobs/${row.job}` }, row.name ?? shortId(row.job)) : h("span", { class: "faint" }, "another tenant's")), h("td", { class: "muted" }, row.claimed_at ? `${duration(Math.max(0, Math.floor(now - row.claimed_at)))}` : time(row.claimed_at))))),
+        h("tbody", null, rows.map((row) => h("tr", { key: `${row.job}-${row.line}` }, h("td", { class: "num" }, h("a", { href: `/jobs/${row.job}/lines/${row.line}` }, exact(row.line))), h("td", null, h("a", { href: `/jobs/${row.job}` }, shortId(row.job))), h("td", { class: "muted" }, row.claimed_at && duration(Math.max(0, Math.floor(now - row.claimed_at))))))),
       ),
   );
 }

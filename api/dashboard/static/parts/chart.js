@@ -13,7 +13,7 @@ export function chart({ points, marks = [], height = 168, label, unit, isRunning
     return h(
       "div",
       { class: "chart" },
-      h("div", { class: "y", "aria-hidden": "true" }, h("span", null, ""), h("span", null, "0")),
+      h("div", { class: "y" }),
       h("div", { class: "plot" }, h("svg", { "aria-hidden": "true" }), h("p", { class: "none" }, isRunning ? "The first minute is not over yet." : "It took less than two minutes: too short for a curve.")),
       h("div", { class: "x" }),
     );

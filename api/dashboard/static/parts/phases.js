@@ -1,27 +1,21 @@
-// Where a line's time went, as one bar: in the worker's queue, prefill, decode, preempted, written.
+// Where a line's time went, as one bar: until a worker took it, and from then until its answer was stored.
 import { duration, percent, plural } from "../format.js";
 import { h } from "./render.js";
 
 const KINDS = [
-  ["wait", "w", "q", "waited"],
-  ["engine", "w", "q", "in the engine's queue"],
-  ["grammar", "o", "o", "grammar"],
-  ["prefill", "p", "p", "prefill"],
-  ["decode", "g", "g", "decode"],
-  ["preempted", "o", "o", "preempted"],
-  ["write", "s", "s", "written"],
+  ["waited_ms", "w", "q", "waited"],
+  ["ran_ms", "g", "g", "ran"],
 ];
 
 /**
- * @param {any} detail the line as `/v1/jobs/{id}/lines/{line}` gives it, once it came; its `timing` is in milliseconds
- * @param {any} row its token counts
+ * @param {any} line as `/v1/jobs/{id}/lines/{line}` gives it, once it came
+ * @param {any} tokens its token counts
  */
-export function phases(detail, row, { href = null, label }) {
+export function phases(line, tokens, { href = null, label }) {
   const link = href && h("a", { class: "btn sm", href }, "Open line");
-  const timing = detail?.timing;
-  if (!timing) return h("div", { class: "phases" }, h("span", null, detail ? (row.took_ms ? `Took ${duration(row.took_ms / 1000)}; its phases were not measured.` : "Its phases were not measured.") : " "), link);
-  const shown = KINDS.map(([name, fill, key, text]) => ({ name, fill, key, text, ms: timing[name] ?? 0 })).filter((phase) => phase.ms > 0);
-  const all = shown.reduce((sum, phase) => sum + phase.ms, 0) || 1;
+  const shown = KINDS.map(([name, fill, key, text]) => ({ name, fill, key, text, ms: line?.timing?.[name] ?? 0 })).filter((phase) => phase.ms > 0);
+  if (!shown.length) return h("div", { class: "phases" }, h("span", null, line ? "It was not timed." : " "), link);
+  const all = shown.reduce((sum, phase) => sum + phase.ms, 0);
   let x = 0;
   const rects = shown.map((phase) => {
     const width = (100 * phase.ms) / all;
@@ -29,12 +23,7 @@ export function phases(detail, row, { href = null, label }) {
     x += width;
     return rect;
   });
-  const note = (phase) => {
-    if (phase.name === "prefill" && row.cached_tokens) return `${percent(row.cached_tokens, row.prompt_tokens)} cached`;
-    if (phase.name === "decode" && row.completion_tokens) return plural(row.completion_tokens, "token");
-    if (phase.name === "preempted" && timing.preemptions) return `${timing.preemptions} times`;
-    return "";
-  };
+  const note = (phase) => (phase.name !== "ran_ms" ? "" : [tokens.completion_tokens && plural(tokens.completion_tokens, "token"), tokens.cached_tokens && `${percent(tokens.cached_tokens, tokens.prompt_tokens)} of the prompt cached`].filter(Boolean).join(", "));
   return h(
     "div",
     { class: "phases" },

@@ -9,6 +9,7 @@ import { phases } from "./phases.js";
 import { h } from "./render.js";
 
 const PAGE = 50;
+const FEW = 12; // rows until somebody wants more
 
 /** {code, message} of a line without an answer, else null. */
 export const failureOf = (row) => (row.state === "completed" ? null : { code: row.error_code, message: row.error_message ?? row.error_code ?? row.state });
@@ -66,6 +67,10 @@ export class Results {
     changed();
   }
 
+  shown() {
+    return this.isWhole || this.before !== null ? this.rows : this.rows.slice(0, FEW);
+  }
+
   older() {
     this.before = this.rows.at(-1).seq;
     this.cursor = -1;
@@ -86,7 +91,7 @@ export class Results {
 
   move(step) {
     if (!this.rows?.length) return;
-    this.cursor = Math.max(0, Math.min(this.rows.length - 1, this.cursor + step));
+    this.cursor = Math.max(0, Math.min(this.shown().length - 1, this.cursor + step));
     changed();
     requestAnimationFrame(() => document.querySelector(".res tr.cursor")?.scrollIntoView({ block: "nearest" }));
   }
@@ -134,9 +139,9 @@ export class Results {
               { class: "res", "aria-busy": String(!this.rows) },
               h("caption", { class: "sr" }, "Results, newest first"),
               h("thead", null, h("tr", null, h("th", { class: "num" }, "Line"), h("th", { class: "hide-s" }, "Id"), h("th", null, "Answer"), h("th", { class: "num hide-s" }, "Prompt"), h("th", { class: "num hide-s" }, "Out"), h("th", { class: "num" }, "Took"))),
-              h("tbody", null, this.rows ? this.rows.flatMap((row, place) => this.row(row, place, columns)) : greyRows(5, columns)),
+              h("tbody", null, this.rows ? this.shown().flatMap((row, place) => this.row(row, place, columns)) : greyRows(5, columns)),
             ),
-      this.rows && (this.hasMore || this.before !== null) && h("div", { class: "pager body" }, this.before !== null && h("button", { class: "btn sm", type: "button", onclick: () => this.back() }, "Newest"), h("span", { class: "sp" }), this.hasMore && h("button", { class: "btn sm", type: "button", onclick: () => this.older() }, "Older")),
+      this.rows && (this.hasMore || this.before !== null || this.rows.length > this.shown().length) && h("div", { class: "pager body" }, this.before !== null && h("button", { class: "btn sm", type: "button", onclick: () => this.back() }, "Newest"), h("span", { class: "sp" }), this.rows.length > this.shown().length ? h("button", { class: "btn sm", type: "button", onclick: () => { this.isWhole = true; changed(); } }, `Show ${this.rows.length - FEW} more`) : this.hasMore && h("button", { class: "btn sm", type: "button", onclick: () => this.older() }, "Older")),
     );
   }
 
@@ -155,7 +160,7 @@ export class Results {
       "tr",
       { key: row.seq, class: `${isOpened ? "open" : ""} ${place === this.cursor ? "cursor" : ""}` },
       h("td", { class: "num muted" }, h("a", { href: `/jobs/${this.jobId}/lines/${line}` }, exact(line))),
-      h("td", { class: "hide-s muted clip" }, h("bdi", null, row.custom_id)),
+      h("td", { class: "hide-s muted clip" }, h("bdi", null, row.custom_id === `request-${line}` ? "" : row.custom_id)),
       h("td", { class: "ans" }, h("button", { type: "button", class: failure ? "fail" : "", "aria-expanded": String(isOpened), onclick: () => this.toggle(line) }, h("bdi", null, visible(text).slice(0, 200) || h("span", { class: "faint" }, "(empty)")))),
       h("td", { class: "num hide-s muted" }, count(row.prompt_tokens)),
       h("td", { class: "num hide-s muted" }, count(row.completion_tokens)),

@@ -23,7 +23,7 @@ const KINDS = {
   retried: (d) => ["", `Retried ${d.lines ? plural(d.lines, "line") : ""}`, d.job ? `as ${shortId(d.job)}` : ""],
 };
 
-export function timelineOf(job, now) {
+export function timelineOf(job) {
   const entries = [...(job.timeline ?? [])].reverse().map(({ at, kind, text, detail = {} }, place) => {
     const [dot, said, note] = KINDS[kind]?.(detail, job, at) ?? ["", text, ""];
     const when = h("time", { datetime: new Date(at * 1000).toISOString(), title: fullTime(at) }, time(at, { seconds: true }));

@@ -1,0 +1,355 @@
+"""The dashboard in a real browser, over the whole service with the demo model: by its buttons and its keys.
+
+One stack serves the module. Each test opens a page of its own; what one leaves in the service the others ignore.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.login_link import login_link
+from cli.models import DEMO
+from cli.stack import RunningStack, running_stack
+from jobs.settings import Settings
+from tests.support import browser as browsers
+from tests.support.api_server import anonymous
+from tests.support.browser import DESKTOP, PHONE, needs_browser
+from tests.support.processes import await_condition
+
+pytestmark = needs_browser
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"> \u202e\u05e9\u05dc\u05d5\u05dd"
+LOOK_AHEAD = {"prompt": "a", "structured_outputs": {"regex": "(?=a)b"}}
+Open = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        data_dir=tmp_path_factory.mktemp("dashboard") / "data", port=0, lease=4, fence_after=3, heartbeat_interval=1
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings) -> Iterator[RunningStack]:
+    with running_stack(settings, [DEMO]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(stack: RunningStack) -> Iterator[httpx.Client]:
+    with anonymous(stack.base_url, stack.api_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browsers.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(chromium: Any, stack: RunningStack) -> Open:
+    """Opens an address as somebody who is logged in with the first key, or with `key`."""
+
+    @contextmanager
+    def open_one(path: str = "/", *, key: str | None = None, **options: Any) -> Iterator[Any]:
+        with browsers.opened(chromium, stack.base_url, **options) as page:
+            login = page.request.post(
+                "/session",
+                data={"key": key or stack.api_key},
+                headers={"origin": stack.base_url, "x-pagemill-page": "1"},
+            )
+            assert login.ok, login.text()
+            page.goto(path)
+            page.wait_for_selector("h1")
+            yield page
+
+    return open_one
+
+
+def sent(api: httpx.Client, prompts: list[Any], **head: Any) -> str:
+    """A job's id."""
+    body = {"model": DEMO, "prompts": prompts, "params": {"temperature": 0, "max_tokens": 8}} | head
+    answer = api.post("/v1/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+def ended(api: httpx.Client, job_id: str) -> dict[str, Any]:
+    job: dict[str, Any] = {}
+
+    def is_over() -> bool:
+        job.update(api.get(f"/v1/jobs/{job_id}?wait=5").json())
+        return job["ended_at"] is not None
+
+    await_condition(is_over, "the end of the job")
+    return job
+
+
+@pytest.fixture(scope="module")
+def with_failures(api: httpx.Client) -> dict[str, Any]:
+    """A job of 24 lines of which four failed in one way."""
+    prompts = [{"prompt": f"{number} + 7 =", "custom_id": f"ticket-{number}"} for number in range(10, 30)]
+    return ended(api, sent(api, [*prompts, *[LOOK_AHEAD] * 4], name="with failures"))
+
+
+def test_printed_link_logs_in_once_and_sign_out_ends_it(chromium: Any, stack: RunningStack, settings: Settings) -> None:
+    link = login_link(settings, stack)
+    with browsers.opened(chromium, stack.base_url) as page:
+        page.allowed.append("401")
+        page.goto(link)
+        page.wait_for_selector(".answers")
+        assert "#" not in page.url
+        page.goto("/settings")
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_selector("#key")
+        page.goto("/jobs/job_none")
+        page.wait_for_selector("#key")
+        page.goto(link)
+        page.get_by_text("This link was used").wait_for()
+        page.fill("#key", "pm_wrong")
+        page.keyboard.press("Enter")
+        page.get_by_text("no key of this service").wait_for()
+        page.fill("#key", stack.api_key)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/jobs/job_none")
+
+
+def test_empty_service_shows_commands_and_its_sample_runs(chromium: Any, stack: RunningStack, open_page: Open) -> None:
+    key = new_key_over_http(stack, "empty")
+    with open_page("/", key=key) as page:
+        page.get_by_role("heading", name="No jobs yet").wait_for()
+        assert f"curl {stack.base_url}/v1/jobs" in page.locator(".cmd").first.inner_text()
+        page.get_by_role("button", name="Send this sample").click()
+        page.wait_for_url("**/jobs/job_*")
+        page.get_by_text("Nothing: every line has an answer").wait_for()
+        assert page.locator(".res .ans").first.inner_text() == "75"
+
+
+def new_key_over_http(stack: RunningStack, tenant: str, role: str = "read-write") -> str:
+    with anonymous(stack.base_url, stack.api_key) as client:
+        answer = client.post("/v1/keys", json={"tenant": tenant, "role": role, "name": f"{tenant} {role}"})
+        assert answer.status_code == 201, answer.text
+        key: str = answer.json()["key"]
+        return key
+
+
+def test_pasted_prompts_are_sent_and_watched_to_the_end(open_page: Open) -> None:
+    with open_page("/new") as page:
+        page.get_by_label("Prompts: one a line").fill("17 + 58 =\nreverse stone =\nsort garden =")
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("Tokens at most").fill("12")
+        page.get_by_label("Name, for people").fill("pasted")
+        page.get_by_text("3 lines ≈").wait_for()
+        page.get_by_role("button", name="Send 3").click()
+        page.wait_for_url("**/jobs/job_*")
+        page.get_by_text("Nothing: every line has an answer").wait_for()
+        assert sorted(page.locator(".res .ans").all_inner_texts()) == ["75", "adegnr", "enots"]
+        assert page.title().startswith("Completed · pasted")
+
+
+def test_wrong_line_of_a_file_is_named_before_anything_is_sent(open_page: Open) -> None:
+    lines = [json.dumps({"prompt": f"{number} ="}) for number in range(3000)]
+    lines[1233] = '{"prompt": '
+    with open_page("/new") as page:
+        chooser = page.get_by_label("Choose a file")
+        chooser.set_input_files(
+            {"name": "p.jsonl", "mimeType": "application/x-ndjson", "buffer": "\n".join(lines).encode()}
+        )
+        page.get_by_text("Line 1,234: it is no JSON object").wait_for()
+        assert page.locator("button.main").is_disabled()
+        lines[1233] = '{"prompt": "2 ="}'
+        page.get_by_role("button", name="Take it out").click()
+        chooser.set_input_files(
+            {"name": "p.jsonl", "mimeType": "application/x-ndjson", "buffer": "\n".join(lines[:300]).encode()}
+        )
+        page.get_by_label("Tokens at most").fill("4")
+        page.get_by_role("button", name="Send 300").click()
+        page.wait_for_url("**/jobs/job_*")
+        page.locator(".hero").get_by_text("300", exact=True).first.wait_for()
+
+
+def test_running_job_shows_progress_pauses_and_goes_on(open_page: Open, api: httpx.Client) -> None:
+    job_id = sent(api, [f"{number % 90 + 10} + 7 =" for number in range(6000)], name="long one")
+    with open_page(f"/jobs/{job_id}") as page:
+        page.locator(".badge", has_text="Running").wait_for()
+        page.wait_for_function("parseFloat(document.querySelector('.hero .big').textContent) > 0")
+        page.keyboard.press("p")
+        page.locator(".badge", has_text="Paused").wait_for()
+        assert api.get(f"/v1/jobs/{job_id}").json()["paused_at"] is not None
+        page.get_by_role("button", name="Undo").click()
+        page.locator(".badge", has_text=re.compile("Running|Waiting")).wait_for()
+        assert api.get(f"/v1/jobs/{job_id}").json()["paused_at"] is None
+        page.get_by_role("button", name="Cancel…").click()
+        page.locator(".badge", has_text="Cancelled").wait_for()
+    assert ended(api, job_id)["status"] == "cancelled"
+
+
+def test_failures_are_one_row_a_kind_and_retry_runs_exactly_those(
+    open_page: Open, api: httpx.Client, with_failures: dict[str, Any]
+) -> None:
+    with open_page(f"/jobs/{with_failures['id']}") as page:
+        page.locator(".badge", has_text="Completed with failures").wait_for()
+        rows = page.locator(".fail-table tbody tr")
+        assert rows.count() == 1
+        assert "invalid_grammar" in rows.first.inner_text()
+        rows.first.get_by_role("button", name="Retry 4").click()
+        page.get_by_text("Retried 4 lines as").wait_for()
+    newest = api.get("/v1/jobs?limit=1").json()["data"][0]
+    assert newest["retry_of"] == with_failures["id"]
+    assert newest["request_counts"]["total"] == 4
+
+
+def test_line_is_shown_edited_and_run_again(open_page: Open, with_failures: dict[str, Any]) -> None:
+    with open_page(f"/jobs/{with_failures['id']}/lines/8") as page:
+        page.get_by_text("Answered in").wait_for()
+        assert page.get_by_label("The prompt").inner_text() == "17 + 7 ="
+        assert page.get_by_label("The answer").inner_text() == "24"
+        page.get_by_role("button", name="Edit, run again").click()
+        page.locator("textarea").fill("17 + 58 =")
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.get_by_label("The new answer").get_by_text("75").wait_for()
+        assert page.get_by_label("The answer").inner_text() == "24"
+        page.keyboard.press("Escape")
+        page.locator("h1").click()
+        page.keyboard.press("]")
+        page.wait_for_url("**/lines/9")
+
+
+def test_search_completes_finds_and_is_in_the_address(open_page: Open, with_failures: dict[str, Any]) -> None:
+    with open_page("/") as page:
+        page.keyboard.press("/")
+        page.keyboard.type("sta")
+        page.get_by_role("option", name="status:").wait_for()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.keyboard.type("comp")
+        page.get_by_role("option", name="completed").wait_for()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.keyboard.type("failed:>3")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/?q=status%3Acompleted+failed%3A%3E3")
+        page.get_by_role("link", name="with failures").wait_for()
+        assert page.locator("table.jobs tbody tr").count() == 1
+        address = page.url
+        page.keyboard.press("Escape")
+        page.get_by_role("link", name="with failures").click()
+        page.wait_for_url("**/jobs/*")
+        page.go_back()
+        page.wait_for_url("**/?q=*")
+        assert page.url == address
+        page.fill("#search", "modle:demo")
+        page.get_by_role("button", name="model").click()
+        page.wait_for_url("**model%3Ademo*")
+
+
+def test_page_says_that_it_is_cut_off_and_comes_back_alone(open_page: Open) -> None:
+    with open_page("/") as page:
+        page.allowed += ["Failed to load resource", "net::ERR"]
+        page.locator(".rail .live", has_text="Live").wait_for()
+        page.context.set_offline(True)
+        page.locator(".rail .live", has_text="Not live since").wait_for()
+        page.context.set_offline(False)
+        page.locator(".rail .live", has_text=re.compile("^Live")).wait_for()
+
+
+def test_read_only_key_has_no_actions(open_page: Open, stack: RunningStack, api: httpx.Client) -> None:
+    key = new_key_over_http(stack, "default", "read-only")
+    job_id = ended(api, sent(api, ["1 + 1 ="]))["id"]
+    for path in ("/", f"/jobs/{job_id}", "/keys"):
+        with open_page(path, key=key) as page:
+            page.locator(".badge", has_text="read-only key").first.wait_for()
+            for name in ("Pause", "Retry", "Cancel", "Delete", "New key", "Revoke"):
+                assert page.get_by_role("button", name=re.compile(name)).count() == 0
+            assert page.locator("input[type=checkbox]").count() == 0
+
+
+def test_markup_right_to_left_and_nul_are_text(open_page: Open, api: httpx.Client) -> None:
+    job_id = ended(api, sent(api, [HOSTILE, "nul \x00 here"], name='<img src=x onerror="alert(1)">'))["id"]
+    with open_page(f"/jobs/{job_id}") as page:
+        assert page.locator("h1").inner_text() == '<img src=x onerror="alert(1)">'
+        page.goto(f"/jobs/{job_id}/lines/1")
+        page.get_by_label("The prompt").wait_for()
+        assert page.get_by_label("The prompt").inner_text() == HOSTILE
+        page.goto(f"/jobs/{job_id}/lines/2")
+        page.get_by_label("The prompt").wait_for()
+        assert page.get_by_label("The prompt").inner_text() == "nul ␀ here"
+        assert page.locator("img").count() == 0
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    source = browsers.axe_source(tmp_path_factory.mktemp("axe"))
+    if source is None:
+        pytest.skip("npm cannot install axe-core here")
+    return source
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(
+    open_page: Open, axe: str, with_failures: dict[str, Any], theme: str, size: tuple[int, int]
+) -> None:
+    job = f"/jobs/{with_failures['id']}"
+    found: dict[str, Any] = {}
+    with open_page("/", theme=theme, size=size) as page:
+        for path in ("/", job, f"{job}/lines/3", "/queue", "/fleet", "/new", "/keys", "/webhooks", "/settings"):
+            page.goto(path)
+            page.wait_for_selector("main h1, main h2")
+            page.wait_for_function("!document.querySelector('[aria-busy=true]')")
+            found[path] = browsers.violations(page, axe)
+            width = page.evaluate("document.documentElement.scrollWidth")
+            if width > size[0]:
+                found[path].append(f"{width} pixels wide")
+    assert {path: bad for path, bad in found.items() if bad} == {}
+
+
+def test_modules_of_the_page_keep_their_word(open_page: Open) -> None:
+    """Formats, the search's grammar and what a pasted text means, in the browser itself."""
+    with open_page("/") as page:
+        prefix = page.locator("link[rel=modulepreload]").first.get_attribute("href").rsplit("/", 1)[0]
+        prefix = re.match(r"/static/\w+", prefix).group()  # type: ignore[union-attr]
+        call = lambda module, expression: page.evaluate(f"import('{prefix}/{module}').then(m => {expression})")  # noqa: E731
+        formats = {
+            "m.percent(999999, 1000000)": "99.9 %",
+            "m.percent(1, 1000000)": "< 0.1 %",
+            "m.percent(1000000, 1000000)": "100 %",
+            "m.percent(0, 5)": "0 %",
+            "m.count(999999)": "999,999",
+            "m.count(1254000)": "1.25M",
+            "m.short(41230)": "41.2k",
+            "m.short(999999)": "1.00M",
+            "m.duration(0.9)": "0.9 s",
+            "m.duration(614)": "10 min 14 s",
+            "m.duration(18120)": "5 h 2 min",
+            "m.duration(273600)": "3 d 4 h",
+            "m.rateText(612.3)": "612/s",
+            "m.rateText(3.9)": "3.9/s",
+            "m.rateText(0.2333)": "14/min",
+            "m.visible('a\\u0000b\\u001b')": "a␀b␛",
+        }
+        assert {text: call("format.js", text) for text in formats} == formats
+        terms = call("search.js", "m.parse('-status:waiting,paused \"two words\" metadata.team:x lins:>1')")
+        assert [(term["negated"], term["field"], term["value"], term["known"]) for term in terms] == [
+            (True, "status", "waiting,paused", True),
+            (False, None, '"two words"', True),
+            (False, "metadata.team", "x", True),
+            (False, "lins", ">1", False),
+        ]
+        assert call("search.js", "m.nearest('lins')") == "lines"
+        assert call("pages/new.js", 'm.csvPrompts(\'id,prompt\\n1,"a, ""b""\\nc"\\n2,d\')') == ['a, "b"\nc', "d"]
+        assert call("pages/new.js", "m.toLines('x\\n\\n{\"prompt\": 1}')") == '{"prompt":"x"}\n{"prompt": 1}'
+        assert call("pages/new.js", "m.look('{\"prompt\": 1}\\n{}').bad") == {
+            "line": 2,
+            "why": "it has neither “prompt” nor “messages”",
+        }
