@@ -33,28 +33,26 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_demo_goes_on_serving_its_page_when_asked_to() -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "cli", "demo", "--keep"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert demo.stdout is not None
-        said = []
-        for line in demo.stdout:
-            said.append(line)
-            if line.startswith("It goes on serving"):
-                break
-        link = demo.stdout.readline().split()[-1]
-        assert "signature verified" in "".join(said)
-        page, _, code = link.partition("#")
-        assert httpx.get(page).text.startswith("<!doctype html>")
-        login = httpx.post(
-            page.replace("/login", "/session"),
-            json={"code": code},
-            headers={"sec-fetch-site": "same-origin", "x-pagemill-page": "1"},
-        )
-        assert login.json()["role"] == "operator"
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(60) == 0
-    finally:
-        demo.kill()
-        demo.wait()
+    command = [sys.executable, "-m", "cli", "demo", "--keep"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            said = []
+            for line in demo.stdout:
+                said.append(line)
+                if line.startswith("It goes on serving"):
+                    break
+            link = demo.stdout.readline().split()[-1]
+            assert "signature verified" in "".join(said)
+            page, _, code = link.partition("#")
+            assert httpx.get(page).text.startswith("<!doctype html>")
+            login = httpx.post(
+                page.replace("/login", "/session"),
+                json={"code": code},
+                headers={"sec-fetch-site": "same-origin", "x-pagemill-page": "1"},
+            )
+            assert login.json()["role"] == "operator"
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(60) == 0
+        finally:
+            demo.kill()
