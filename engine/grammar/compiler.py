@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from llguidance import LLMatcher
@@ -26,6 +27,15 @@ from engine.structured_outputs import StructuredOutputs
 
 Compiled = Future[Grammar]
 
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is compiled, and cached."""
+
+    outputs: StructuredOutputs
+    forces: bool
+
+
 # Bytes that a kept outcome counts for at least.
 _LEAST_BYTES = 1 << 16
 
@@ -38,9 +48,12 @@ class GrammarCompiler:
         self._workshop = _Workshop(read_vocabulary, limits or GrammarLimits())
         self._end = weakref.finalize(self, self._workshop.close)
 
-    def request(self, wanted: StructuredOutputs) -> Compiled:
-        """Return a grammar's future, the same for equal requests; it fails with `GrammarError`. Never waits."""
-        return self._workshop.request(wanted)
+    def request(self, wanted: StructuredOutputs, *, forces: bool = True) -> Compiled:
+        """Return a grammar's future, the same for equal requests; it fails with `GrammarError`. Never waits.
+
+        `forces` as for `grammar_text`; a vocabulary without a tokenizer forces nothing.
+        """
+        return self._workshop.request(_Wanted(wanted, forces))
 
     @property
     def num_cached(self) -> int:
@@ -65,11 +78,11 @@ class _Workshop:
         self._limits = limits
         self._lock = threading.Lock()  # guards the cache and the pending futures
         self.cache = _Cache(limits.cached, limits.cached_bytes)
-        self._pending: dict[StructuredOutputs, Compiled] = {}
-        self._queue: SimpleQueue[tuple[StructuredOutputs, Compiled] | None] = SimpleQueue()
+        self._pending: dict[_Wanted, Compiled] = {}
+        self._queue: SimpleQueue[tuple[_Wanted, Compiled] | None] = SimpleQueue()
         self._trials: list[TrialProcess] = []
 
-    def request(self, wanted: StructuredOutputs) -> Compiled:
+    def request(self, wanted: _Wanted) -> Compiled:
         with self._lock:
             known = self.cache.get(wanted) or self._pending.get(wanted)
             if known is not None:
@@ -107,22 +120,25 @@ class _Workshop:
             else:
                 future.set_exception(outcome)
 
-    def _compile(self, wanted: StructuredOutputs, trial: TrialProcess) -> Grammar:
+    def _compile(self, wanted: _Wanted, trial: TrialProcess) -> Grammar:
         vocabulary = self._known_vocabulary()
+        name = _NAMES[wanted.outputs.kind]
         try:
-            text = grammar_text(wanted)
+            # The trial draws at random, and has no tokenizer to spell with.
+            tried = grammar_text(wanted.outputs, forces=False)
+            text = grammar_text(wanted.outputs, forces=wanted.forces and vocabulary.can_spell)
         except ValueError as error:
-            raise GrammarError(f"not a {_NAMES[wanted.kind]}: {grammar_message(str(error))}") from error
+            raise GrammarError(f"not a {name}: {grammar_message(str(error))}") from error
         try:
-            verdict = trial.judge(text, vocabulary)
+            verdict = trial.judge(tried, vocabulary)
         except TrialFailed as error:
-            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be compiled: {error}") from error
+            raise GrammarError(f"the {name} cannot be compiled: {error}") from error
         if "error" in verdict:
-            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {grammar_message(verdict['error'])}")
+            raise GrammarError(f"the {name} cannot be used: {grammar_message(verdict['error'])}")
         limits = self._limits.parser.for_llguidance()
         matcher = LLMatcher(vocabulary.for_llguidance, text, log_level=0, limits=limits)
         if matcher.is_error():
-            raise GrammarError(f"the {_NAMES[wanted.kind]} cannot be used: {grammar_message(matcher.get_error())}")
+            raise GrammarError(f"the {name} cannot be used: {grammar_message(matcher.get_error())}")
         return Grammar(matcher, vocabulary, verdict["bytes"])
 
     def _known_vocabulary(self) -> Vocabulary:
@@ -152,13 +168,13 @@ class _Cache:
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[StructuredOutputs, tuple[Compiled, Grammar | None, int]] = OrderedDict()
+        self._entries: OrderedDict[_Wanted, tuple[Compiled, Grammar | None, int]] = OrderedDict()
         self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, wanted: StructuredOutputs) -> Compiled | None:
+    def get(self, wanted: _Wanted) -> Compiled | None:
         entry = self._entries.get(wanted)
         if entry is None:
             return None
@@ -169,13 +185,13 @@ class _Cache:
         self._entries.move_to_end(wanted)
         return future
 
-    def put(self, wanted: StructuredOutputs, future: Compiled, outcome: Grammar | GrammarError) -> None:
+    def put(self, wanted: _Wanted, future: Compiled, outcome: Grammar | GrammarError) -> None:
         grammar = outcome if isinstance(outcome, Grammar) else None
-        size = max(_LEAST_BYTES, len(wanted.source) + (0 if grammar is None else grammar.num_bytes))
+        size = max(_LEAST_BYTES, len(wanted.outputs.source) + (0 if grammar is None else grammar.num_bytes))
         self._entries[wanted] = (future, grammar, size)
         self.num_bytes += size
         while len(self._entries) > self._max_entries or self.num_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def _drop(self, wanted: StructuredOutputs) -> None:
+    def _drop(self, wanted: _Wanted) -> None:
         self.num_bytes -= self._entries.pop(wanted)[2]

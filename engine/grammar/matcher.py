@@ -59,6 +59,14 @@ class Matcher:
         if not self._matcher.consume_token(token_id):
             raise self.failure()
 
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that must come next, spelled as the tokenizer does; empty where there is a choice.
+
+        The last few may be left out, where what follows them may change their spelling.
+        """
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
     @property
     def is_complete(self) -> bool:
         """Whether no token can follow."""

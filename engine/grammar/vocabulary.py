@@ -11,6 +11,7 @@ import numpy.typing as npt
 from llguidance import LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
 
+from engine.grammar.spelling import Speller
 from engine.tokenization.token_bytes import UnreadableDecoder, piece_reader
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Vocabulary:
             if token not in self.special and (name.startswith(_SPECIAL) or len(name) > _MAX_TOKEN_BYTES):
                 self.tokens[token] = b""
         self.end_id = vocab_size
+        self._speller: Speller | None = None
         self.real_bits = self._bits(token for token, name in enumerate(self.tokens) if name)
         """Tokens that a grammar may allow; `num_words` words, bit `t % 32` of word `t // 32` for token t."""
         self.eos_bits = self._bits(self.eos_token_ids)
@@ -85,7 +87,13 @@ class Vocabulary:
         names = {token: info.content.encode() for token, info in added.items()}
         vocabulary = cls(tokens, special, eos_token_ids, vocab_size, special_names=names)
         vocabulary._compare(backend)
+        vocabulary._speller = Speller(backend, vocabulary.tokens, vocabulary.special)
         return vocabulary
+
+    @property
+    def can_spell(self) -> bool:
+        """Whether there is a tokenizer that says how a text is spelled, so that grammars may force tokens."""
+        return self._speller is not None
 
     @property
     def num_words(self) -> int:
@@ -94,7 +102,7 @@ class Vocabulary:
     @cached_property
     def for_llguidance(self) -> LLTokenizer:
         """The trie of all tokens; takes about a second for 128,000."""
-        return LLTokenizer(_Wrapped(self.wire_tokens(), self.end_id))
+        return LLTokenizer(_Wrapped(self.wire_tokens(), self.end_id, self._speller))
 
     def wire_tokens(self) -> list[bytes]:
         """Return tokens as llguidance reads them: special ones marked, `end_id` last."""
@@ -136,9 +144,10 @@ class Vocabulary:
 
 
 class _Wrapped(TokenizerWrapper):
-    """The attributes of a tokenizer that llguidance reads. Never called, because no grammar here forces tokens."""
+    """The attributes of a tokenizer that llguidance reads; it is called for text that a grammar forces."""
 
-    def __init__(self, tokens: list[bytes], end_id: int) -> None:
+    def __init__(self, tokens: list[bytes], end_id: int, speller: Speller | None) -> None:
+        self._speller = speller
         self.is_tokenizer_wrapper = True
         self.tokens = tokens
         self.special_token_ids: list[int] = []
@@ -146,4 +155,5 @@ class _Wrapped(TokenizerWrapper):
         self.bos_token_id = None
 
     def __call__(self, text: str | bytes) -> list[int]:
-        raise AssertionError("a grammar forces tokens")
+        assert self._speller is not None, "a grammar forces tokens that cannot be spelled"
+        return self._speller.spell(text if isinstance(text, str) else text.decode())

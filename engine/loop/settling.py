@@ -83,12 +83,34 @@ class Settler:
             self._tracker.finish(sequence, Stop("stop", None))
             return 0
 
-        sequence.token_ids.append(sampled.token_id)
         if sampled.logprobs is not None:
             sequence.logprobs.append(sampled.logprobs)
-        sequence.sampling.advance(sampled.token_id)
+        self._append(sequence, sampled.token_id)
+        num_forced = 0 if sequence.finished else self._append_forced(sequence)
+        self._follow_rope(sequence)
+        return 1 + num_forced
+
+    def _append(self, sequence: Sequence, token_id: int) -> None:
+        """Take a token into the output, which may end with it."""
+        sequence.token_ids.append(token_id)
+        sequence.sampling.advance(token_id)
         self._check_stop(sequence)
-        return 1
+
+    def _append_forced(self, sequence: Sequence) -> int:
+        """Take in the tokens that the grammar demands next: they run with the last one, as a chunk of a prompt does.
+
+        Returns how many. Where log-probabilities are wanted they are sampled one by one instead, since each needs the
+        logits before it.
+        """
+        matcher = sequence.sampling.matcher
+        if matcher is None or sequence.request.params.logprobs is not None:
+            return 0
+        before = sequence.num_output
+        for token_id in matcher.forced_tokens():
+            self._append(sequence, token_id)
+            if sequence.finished:
+                break
+        return sequence.num_output - before
 
     def _advance_from_in_flight(self, sequence: Sequence, item: ScheduledSequence, sampled: Sequence_[int]) -> int:
         """Move a sequence on by tokens that the device sampled, and a code where it ended without one.
@@ -110,18 +132,23 @@ class Settler:
             sequence.sampling.skip(len(part))
             self._scheduler.blocks.cache_full_blocks(sequence.table, sequence.token_ids, sequence.num_tokens - 1)
             self._check_stop(sequence)
+        self._follow_rope(sequence)
         if num_taken < len(sampled) and sampled[num_taken] in _FAILURES and not sequence.finished:
             raise RequestFailed(_FAILURES[sampled[num_taken]])
         return num_taken
 
     def _check_stop(self, sequence: Sequence) -> None:
-        """Finish the sequence if its newest token ends it; preempt it where its rope length changes."""
+        """Finish the sequence if its newest token ends it."""
         stop = token_stop(sequence, self._runner.eos_token_ids)
         maybe = sequence.stop_scanner is not None and sequence.stop_scanner.feed(sequence.token_ids[-1])
         if stop is not None or maybe:
             self._tracker.finish(sequence, stop)
-        if not sequence.finished:
-            rope_length = self._runner.rope_length(sequence.num_prompt, sequence.num_tokens)
-            if rope_length != sequence.rope_length:
-                self._scheduler.preempt(sequence)
-                sequence.set_rope_length(rope_length)
+
+    def _follow_rope(self, sequence: Sequence) -> None:
+        """Preempt the sequence where its new length turns its keys by another rope length."""
+        if sequence.finished:
+            return
+        rope_length = self._runner.rope_length(sequence.num_prompt, sequence.num_tokens)
+        if rope_length != sequence.rope_length:
+            self._scheduler.preempt(sequence)
+            sequence.set_rope_length(rope_length)

@@ -19,11 +19,21 @@ if TYPE_CHECKING:
     from engine.batch import Runner
     from engine.grammar.compiler import GrammarCompiler
     from engine.grammar.limits import GrammarLimits
+    from engine.sampling_params import SamplingParams
     from engine.structured_outputs import StructuredOutputs
     from engine.tokenization.tokenizer import Tokenizer
 
 # Seconds that `take` waits when there is nothing else to do.
 _PATIENCE = 0.05
+
+
+def _may_force(params: SamplingParams) -> bool:
+    """Whether text that the grammar demands has but one spelling: not where parameters may ban a token of it."""
+    return (
+        not params.banned_token_ids
+        and params.allowed_token_ids is None
+        and not (params.min_tokens and params.stop_token_ids)
+    )
 
 
 class GrammarQueue:
@@ -51,7 +61,7 @@ class GrammarQueue:
 
     def put(self, request: Request, wanted: StructuredOutputs) -> None:
         """Have a grammar compiled for the request, which waits for it; never waits itself."""
-        grammar = request.grammar = self._started().request(wanted)
+        grammar = request.grammar = self._started().request(wanted, forces=_may_force(request.params))
         for sequence in request.sequences:
             sequence.status = Status.COMPILING
         self._waiting.add(request)

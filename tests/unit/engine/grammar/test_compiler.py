@@ -41,8 +41,8 @@ def compiler(vocabulary: Vocabulary) -> Iterator[GrammarCompiler]:
     compiler.close()
 
 
-def compiled(compiler: GrammarCompiler, **wanted: object) -> Grammar:
-    return compiler.request(StructuredOutputs(**wanted)).result(PATIENCE)  # type: ignore[arg-type]
+def compiled(compiler: GrammarCompiler, *, forces: bool = False, **wanted: object) -> Grammar:
+    return compiler.request(StructuredOutputs(**wanted), forces=forces).result(PATIENCE)  # type: ignore[arg-type]
 
 
 def spelled(vocabulary: Vocabulary, text: str) -> list[int]:
@@ -129,14 +129,27 @@ class TestGrammar:
         everything = allowed(compiled(compiler, grammar="start: <[*]>").start())
         assert everything == {t for t, text in enumerate(vocabulary.tokens) if text}
 
-    def test_blanks_between_json_tokens_are_bounded(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
-        (blank,) = spelled(vocabulary, "\n")
+    @pytest.mark.parametrize(
+        ("blanks", "too_many"), [(" ", " "), (" ", "\n"), ("\n", "\n"), ("\n" + 32 * " ", " "), ("\r\n\t\t", "\n")]
+    )
+    def test_blanks_between_json_tokens_are_a_space_or_a_line_break_and_an_indent(
+        self, compiler: GrammarCompiler, vocabulary: Vocabulary, blanks: str, too_many: str
+    ) -> None:
+        (blank,) = spelled(vocabulary, too_many)
         matcher = compiled(compiler, json={"type": "array", "items": {"type": "null"}}).start()
-        for token in [*spelled(vocabulary, "["), *[blank] * 64]:
+        for token in spelled(vocabulary, f"[{blanks}"):
             matcher.accept(token)
         assert blank not in allowed(matcher)
         with pytest.raises(GrammarError):
             matcher.accept(blank)
+
+    def test_blanks_are_those_that_the_schema_asks_for(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        schema = {"type": "array", "items": {"type": "null"}, "x-guidance": {"whitespace_pattern": "_{3}"}}
+        matcher = compiled(compiler, json=schema).start()
+        for token in spelled(vocabulary, "[___null"):
+            assert token in allowed(matcher)
+            matcher.accept(token)
+        assert not allowed(matcher) & set(spelled(vocabulary, " \n"))
 
     def test_dead_end_is_no_grammar_error(self) -> None:
         """The form wants a byte that no token of this model has."""
