@@ -300,8 +300,12 @@ def redis(settings: Settings) -> Finding:
         client = Redis.from_url(settings.redis_url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
         with contextlib.closing(client):
             server = client.info("server")
-    except (RedisError, ValueError) as error:
+    except RedisError as error:
         return Finding(Verdict.BAD, str(error), "Start it, or mend PAGEMILL_REDIS_URL.")
+    except (ValueError, TypeError) as error:
+        # Of the URL's options. Its text may quote the URL, and a password with an unquoted `?` ends up there.
+        detail = f"the URL cannot be used ({type(error).__name__})"
+        return Finding(Verdict.BAD, detail, "Mend PAGEMILL_REDIS_URL: its options, and characters to percent-encode.")
     return Finding(Verdict.GOOD, f"version {server['redis_version']}")
 
 

@@ -21,10 +21,13 @@ keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=Tru
 app.add_typer(keys, name="keys")
 tenants = typer.Typer(help="List tenants, and set their share of the workers.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
+webhooks = typer.Typer(help="Receive webhooks on this machine.", no_args_is_help=True)
+app.add_typer(webhooks, name="webhooks")
 
 MODEL_HELP = "demo, smollm2, a directory, a GGUF file, or a hub's id: org/name or org/name:file.gguf."
 LINES_HELP = "A file, plain or .gz; - reads standard input."
 ModelName = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for scripts.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submit` printed it.")]
 
 
@@ -118,8 +121,12 @@ def submit(
         str | None, typer.Option(help="What is not finished by then expires, e.g. 30m, 24h or 7d.")
     ] = None,
     webhook: Annotated[str | None, typer.Option(help="Call this URL at the job's end.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Submit prompts, one JSON object a line: {"prompt": "...", "custom_id": "...", "max_tokens": 64}."""
+    """Submit prompts, one JSON object a line: {"prompt": "...", "custom_id": "...", "max_tokens": 64}.
+
+    Exit code: 0; with --wait 1 where a line failed; 130 after Ctrl-C, which ends the wait and not the job.
+    """
     from cli.commands import jobs
 
     if window is not None and not re.fullmatch(r"[1-9][0-9]{0,3}[mhd]", window):
@@ -128,7 +135,15 @@ def submit(
     options = [(name, str(value)) for name, value in named.items() if value is not None]
     options += [_name_and_value(pair) for pair in param or []]
     raise typer.Exit(
-        jobs.submit(file, model=model, wait=wait or output is not None, output=output, webhook=webhook, options=options)
+        jobs.submit(
+            file,
+            model=model,
+            wait=wait or output is not None,
+            output=output,
+            webhook=webhook,
+            options=options,
+            as_json=as_json,
+        )
     )
 
 
@@ -140,19 +155,25 @@ def _name_and_value(pair: str) -> tuple[str, str]:
 
 
 @app.command()
-def status(job: JobId) -> None:
+def status(job: JobId, as_json: AsJson = False) -> None:
     """Show a job as it stands."""
     from cli.commands import jobs
 
-    raise typer.Exit(jobs.status(job))
+    raise typer.Exit(jobs.status(job, as_json=as_json))
 
 
 @app.command()
-def watch(job: JobId) -> None:
-    """Show a job's progress until it has ended."""
+def watch(
+    job: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, as `submit` printed them.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the progress of one or more jobs until all have ended.
+
+    Exit code: 0 where all completed without a failed line, else 1; 130 after Ctrl-C.
+    """
     from cli.commands import jobs
 
-    raise typer.Exit(jobs.watch(job))
+    raise typer.Exit(jobs.watch(job, as_json=as_json))
 
 
 @app.command()
@@ -160,19 +181,43 @@ def results(
     job: JobId,
     after: Annotated[int, typer.Option(min=0, help="Only those with a `seq` above this.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write them here instead of printing.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    resume: Annotated[bool, typer.Option(help="Append to --output what it does not have yet.")] = False,
 ) -> None:
-    """Print a job's results, one JSON object a line; while it runs, those that are there."""
+    """Print a job's results, one JSON object a line; while it runs, those that are there.
+
+    Exit code: 0; with --follow 1 where a line failed; 130 after Ctrl-C.
+    """
     from cli.commands import jobs
 
-    raise typer.Exit(jobs.results(job, after=after, output=output))
+    if resume and output is None:
+        raise typer.BadParameter("needs --output, the file to go on with", param_hint="--resume")
+    raise typer.Exit(jobs.results(job, after=after, output=output, follows=follow, resumes=resume))
 
 
 @app.command()
-def cancel(job: JobId) -> None:
+def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job; what is finished stays."""
     from cli.commands import jobs
 
-    raise typer.Exit(jobs.cancel(job))
+    raise typer.Exit(jobs.cancel(job, as_json=as_json))
+
+
+@webhooks.command()
+def listen(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    secret: Annotated[str | None, typer.Option(help="whsec_…; unless given, the service is asked.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
+) -> None:
+    """Receive webhooks on this machine, verify their signatures and print them, one JSON object a line.
+
+    The courier must be allowed to reach it: PAGEMILL_WEBHOOK_ALLOW_PRIVATE=true. What is not signed as it should be is
+    answered 401 and reported on standard error. Exit code: 0 after --count events, 130 after Ctrl-C.
+    """
+    from cli.commands.webhooks import listen as run
+
+    raise typer.Exit(run(host=host, port=port, secret=secret, count=count))
 
 
 # The engine by itself

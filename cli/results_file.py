@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from cli.client import Client, OnOutage
+from cli.client import Client, OnOutage, ServiceError
+
+INTERVAL = 0.5  # seconds between two looks for new results
+TAIL = 1 << 16  # bytes that are read at once of a file's end
 
 
 def require_writable(path: Path) -> None:
@@ -44,6 +48,45 @@ def write_stream(
     for line in client.results(job_id, after=after, on_outage=on_outage):
         stream.write(line + b"\n")
     stream.flush()
+
+
+def follow_results(
+    client: Client, job_id: str, stream: BinaryIO, *, after: int = 0, on_outage: OnOutage | None = None
+) -> dict[str, Any]:
+    """Write results as they come until the job has ended. Returns the job at its end."""
+    for job in client.follow(job_id, interval=INTERVAL, on_outage=on_outage):
+        # Read after the job was seen: what ended it is there.
+        if job["last_seq"] > after:
+            for line in client.results(job_id, after=after, on_outage=on_outage):
+                stream.write(line + b"\n")
+                after = json.loads(line)["seq"]
+            stream.flush()
+    return job
+
+
+def last_seq(path: Path) -> int:
+    """The `seq` of a file's last whole line, 0 where there is none. A line that was cut off is removed."""
+    try:
+        content = path.open("r+b")
+    except FileNotFoundError:
+        return 0
+    with content:
+        end = content.seek(0, os.SEEK_END)
+        tail = b""
+        start = end
+        # Back to the beginning of the last whole line.
+        while start > 0 and tail.rstrip(b"\n").count(b"\n") < 2:
+            size = min(TAIL, start)
+            start -= size
+            content.seek(start)
+            tail = content.read(size) + tail
+        whole = tail[: tail.rfind(b"\n") + 1]
+        content.truncate(end - (len(tail) - len(whole)))
+    lines = whole.splitlines()
+    try:
+        return int(json.loads(lines[-1])["seq"]) if lines else 0
+    except (ValueError, KeyError, TypeError):
+        raise ServiceError(f"{path} does not end with a result: it is left as it is.") from None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from cli.client import Client, ServiceError, Submission
-from cli.commands.jobs import follow
+from cli.commands.following import INTERRUPTED, follow_all
 from cli.commands.terminal import out, reports_errors
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.login_link import login_link
@@ -28,7 +28,6 @@ from jobs.settings import Settings
 REQUESTS = 300
 SHOWN = 9
 WEBHOOK_TIMEOUT = 30.0  # seconds
-INTERRUPTED = 130  # the exit code of a shell command that Ctrl-C ended
 
 
 @reports_errors
@@ -53,7 +52,7 @@ def demo(*, keep: bool = False) -> int:
                 began = time.monotonic()
                 options = (("temperature", "0"), ("max_tokens", "12"))
                 job = client.submit(lines, Submission(DEMO, receiver.url, options))
-                job = follow(client, job)
+                (job,) = follow_all(client, [job])
                 seconds = time.monotonic() - began
                 answers = _answers(client, job["id"])
                 _show_answers(examples, answers)

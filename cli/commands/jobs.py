@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from cli.client import Client, OnOutage, ServiceError, ServiceUnavailable, Submission
+from cli.client import Client, ServiceError, ServiceUnavailable, Submission
+from cli.commands.following import COUNTS, INTERRUPTED, exit_code, follow_all
 from cli.commands.terminal import err, out, reports_errors
-from cli.results_file import require_writable, write_file, write_stream
+from cli.results_file import follow_results, last_seq, require_writable, write_file, write_stream
 from jobs.settings import Settings
-
-COUNTS = ("completed", "failed", "cancelled", "expired", "open")
-INTERRUPTED = 130  # the exit code of a shell command that Ctrl-C ended
 
 
 @contextlib.contextmanager
@@ -37,29 +35,31 @@ def submit(
     output: Path | None,
     webhook: str | None,
     options: Sequence[tuple[str, str]] = (),
+    as_json: bool = False,
 ) -> int:
     """Stream the file, "-" for standard input; with `wait`, follow the job and fail where a line did."""
+    show = _show_json if as_json else _show_id
     if output is not None:
         require_writable(output)  # not after hours of work
     with _client() as client, _opened(file) as lines:
         job = client.submit_stream(lines, Submission(model or only_model(client), webhook_url=webhook, options=options))
         if not wait:
-            out.print(job["id"])
+            show(job)
             return 0
         job_id = job["id"]
         err.print(f"{job_id}: {job['request_counts']['total']} requests for {job['model']}")
         try:
-            job = follow(client, job, on_outage=_say_outage)
+            (job,) = follow_all(client, [job], on_outage=_say_outage)
             if output is not None:
                 write_file(client, job_id, output, on_outage=_say_outage)
-            else:
-                out.print(job_id)
+            if output is None or as_json:
+                show(job)
         except KeyboardInterrupt:
             return _interrupted(job_id)
         except OSError:
             err.print(f"The results stay with the service: pagemill results {job_id} -o FILE", style="yellow")
             raise
-    return 0 if job["status"] == "completed" and not job["request_counts"]["failed"] else 1
+    return exit_code([job])
 
 
 @contextlib.contextmanager
@@ -82,19 +82,23 @@ def _say_outage(outage: ServiceUnavailable | None) -> None:
         )
 
 
-def _interrupted(job_id: str) -> int:
-    err.print(
-        f"{job_id} goes on. `pagemill watch {job_id}` waits for it, `pagemill results {job_id}` shows what is there, "
-        f"`pagemill cancel {job_id}` stops it.",
-        style="yellow",
-    )
+def _interrupted(*job_ids: str) -> int:
+    for job_id in job_ids:
+        err.print(
+            f"{job_id} goes on. `pagemill watch {job_id}` waits for it, `pagemill results {job_id}` shows what is "
+            f"there, `pagemill cancel {job_id}` stops it.",
+            style="yellow",
+        )
     return INTERRUPTED
 
 
 @reports_errors
-def status(job_id: str) -> int:
+def status(job_id: str, *, as_json: bool = False) -> int:
     with _client() as client:
         job = client.job(job_id)
+    if as_json:
+        _show_json(job)
+        return 0
     table = Table(show_header=False, box=None)
     for name in ("id", "status", "model", "priority", "metadata"):
         table.add_row(name, Text(str(job[name])))  # a caller's brackets are no markup
@@ -109,30 +113,54 @@ def status(job_id: str) -> int:
 
 
 @reports_errors
-def watch(job_id: str) -> int:
+def watch(job_ids: Sequence[str], *, as_json: bool = False) -> int:
+    """Follow jobs to their ends, and fail where a job or a line of one did."""
     with _client() as client:
         try:
-            job = follow(client, client.job(job_id), on_outage=_say_outage)
+            jobs = follow_all(client, [client.job(job_id) for job_id in job_ids], on_outage=_say_outage)
         except KeyboardInterrupt:
-            return _interrupted(job_id)
-    return 0 if job["status"] == "completed" else 1
+            return _interrupted(*job_ids)
+    if as_json:
+        for job in jobs:
+            _show_json(job)
+    return exit_code(jobs)
 
 
 @reports_errors
-def results(job_id: str, *, after: int, output: Path | None) -> int:
+def results(job_id: str, *, after: int, output: Path | None, follows: bool = False, resumes: bool = False) -> int:
+    """With `follows` go on until the job has ended; with `resumes` append to `output` what it does not have yet."""
     with _client() as client:
+        if resumes or (follows and output is not None):
+            assert output is not None
+            after = max(after, last_seq(output)) if resumes else after
+            with output.open("ab" if resumes else "wb") as stream:
+                return _stream(client, job_id, stream, after=after, follows=follows)
         if output is None:
-            write_stream(client, job_id, sys.stdout.buffer, after=after)
-        else:
-            require_writable(output)
-            write_file(client, job_id, output, after=after, on_outage=_say_outage)
+            return _stream(client, job_id, sys.stdout.buffer, after=after, follows=follows)
+        require_writable(output)
+        write_file(client, job_id, output, after=after, on_outage=_say_outage)
     return 0
 
 
+def _stream(client: Client, job_id: str, stream: BinaryIO, *, after: int, follows: bool) -> int:
+    if not follows:
+        write_stream(client, job_id, stream, after=after)
+        return 0
+    try:
+        job = follow_results(client, job_id, stream, after=after, on_outage=_say_outage)
+    except KeyboardInterrupt:
+        return _interrupted(job_id)
+    return exit_code([job])
+
+
 @reports_errors
-def cancel(job_id: str) -> int:
+def cancel(job_id: str, *, as_json: bool = False) -> int:
     with _client() as client:
-        out.print(client.cancel(job_id)["status"])
+        job = client.cancel(job_id)
+    if as_json:
+        _show_json(job)
+    else:
+        out.print(job["status"])
     return 0
 
 
@@ -144,27 +172,11 @@ def only_model(client: Client) -> str:
     return str(names[0])
 
 
-def follow(client: Client, job: dict[str, Any], *, on_outage: OnOutage | None = None) -> dict[str, Any]:
-    """Show a progress bar until the job has ended; only its end where there is no terminal to draw on."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("in_progress", total=job["request_counts"]["total"], rate="")
-        began, before = time.monotonic(), _done(job)
-        for seen in client.follow(job["id"], on_outage=on_outage):
-            job = seen
-            done, elapsed = _done(job), time.monotonic() - began
-            rate = f"{(done - before) / elapsed:,.0f} requests/s" if elapsed > 0.5 else ""
-            progress.update(bar, completed=done, description=job["status"], rate=rate)
-    if not err.is_terminal:
-        err.print(f"{job['status']}: " + ", ".join(f"{job['request_counts'][name]} {name}" for name in COUNTS))
-    return job
+def _show_id(job: dict[str, Any]) -> None:
+    out.print(job["id"])
 
 
-def _done(job: dict[str, Any]) -> int:
-    return int(job["request_counts"]["total"] - job["request_counts"]["open"])
+def _show_json(document: object) -> None:
+    """One line that a script can read, whatever the terminal's width."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.flush()

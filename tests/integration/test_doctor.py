@@ -146,3 +146,10 @@ def test_gpu_without_a_c_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.verdict, "no C compiler" in found.detail) == (Verdict.NOTE, True)
     monkeypatch.setenv("CC", "cc")
     assert checkup._for_triton("a GPU").verdict is Verdict.GOOD
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@127.0.0.1:1/0?hunter2=1", "redis://127.0.0.1:1/0?port=hunter2"])
+def test_redis_finding_does_not_repeat_the_url(url: str) -> None:
+    finding = checkup.redis(Settings(redis_url=url))
+    assert finding.verdict == Verdict.BAD
+    assert "hunter2" not in finding.detail + finding.mend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.commands.following import Pace, describe
 from cli.main import app
 from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE, await_condition
@@ -138,3 +140,68 @@ def test_results_end_quietly_when_their_reader_does() -> None:
             process.stdout.readline()
             process.stdout.close()
             assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
+def test_watch_follows_many_jobs_and_fails_where_a_line_did(failed: int, status: int) -> None:
+    good, other = job(), job(failed=failed) | {"id": "job_2"}
+    replies = [Reply.of(job("in_progress", opened=2)), Reply.of(other), *[Reply.of(good), Reply.of(other)] * 2]
+    with ScriptedService.serving(replies) as service:
+        found, shown, told = run(service, "watch", "job_1", "job_2", "--json")
+    assert found == status
+    assert [json.loads(line)["id"] for line in shown.splitlines()] == ["job_1", "job_2"]
+    assert f"job_2 completed: {2 - failed} completed, {failed} failed" in told
+
+
+def test_watch_fails_where_a_job_was_cancelled() -> None:
+    with ScriptedService.serving([Reply.of(job("cancelled"))]) as service:
+        assert run(service, "watch", "job_1")[0] == 1
+
+
+@pytest.mark.parametrize("command", [["status"], ["cancel"], ["watch"]])
+def test_json_is_one_object_a_line(command: list[str]) -> None:
+    with ScriptedService.serving([Reply.of(job())]) as service:
+        status, shown, _ = run(service, *command, "job_1", "--json")
+    assert (status, json.loads(shown)) == (0, job())
+    assert len(shown.splitlines()) == 1
+
+
+def test_results_resume_behind_the_last_whole_line(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"seq": 1}\n{"seq": 2}\n{"seq": 3, "cut')
+    with ScriptedService.serving([Reply(b'{"seq": 3}\n{"seq": 4}\n')]) as service:
+        assert run(service, "results", "job_1", "-o", str(output), "--resume")[0] == 0
+    assert service.received[0].path.endswith("/v1/jobs/job_1/results?after=2")
+    assert [json.loads(line)["seq"] for line in output.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_results_resume_leaves_a_file_of_something_else_alone(tmp_path: Path) -> None:
+    output = tmp_path / "notes.txt"
+    output.write_text("my notes\n")
+    with ScriptedService.serving([Reply(b"")]) as service:
+        status, _, told = run(service, "results", "job_1", "-o", str(output), "--resume")
+    assert status == 1
+    assert "does not end with a result" in told
+    assert output.read_text() == "my notes\n"
+
+
+def test_results_follow_until_the_job_has_ended() -> None:
+    running, ended = job("in_progress", opened=1) | {"last_seq": 1}, job(failed=1) | {"last_seq": 2}
+    replies = [Reply.of(running), Reply(b'{"seq": 1}\n'), Reply.of(ended), Reply(b'{"seq": 2}\n')]
+    with ScriptedService.serving(replies) as service:
+        status, shown, _ = run(service, "results", "job_1", "--follow")
+    assert (status, shown) == (1, '{"seq": 1}\n{"seq": 2}\n')
+    assert [request.path for request in service.received if "results" in request.path] == [
+        "/v1/jobs/job_1/results?after=0",
+        "/v1/jobs/job_1/results?after=1",
+    ]
+
+
+def test_pace_tells_lines_tokens_and_the_time_that_is_left() -> None:
+    pace = Pace()
+    for second in range(100):
+        seen = job("in_progress", opened=0) | {"usage": {"completion_tokens": 50 * second}}
+        counts = {"total": 1000, "open": 1000 - 10 * second, "failed": 3}
+        pace.add(seen | {"request_counts": counts}, float(second))
+    told = describe(seen | {"request_counts": counts}, pace)
+    assert told == "10 lines/s · 50 tokens/s · [red]3 failed[/red] · ETA 0:00:01"
