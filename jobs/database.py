@@ -21,6 +21,7 @@ from jobs.settings import Settings
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 3  # seconds
+CANCEL_TIMEOUT = 0.5  # seconds in which a server takes the word that a query is cancelled
 POOL_TIMEOUT = 10  # seconds
 # Execution options of a statement whose rows come as Postgres keeps them and not as text: bytea in half the bytes.
 BINARY_RESULTS = {"binary_results": True}
@@ -176,6 +177,16 @@ class _AsyncConnection(psycopg.AsyncConnection[Any]):
             return await super().wait(gen, interval, limit)
         except psycopg.errors._WaitTimeout:
             raise _gave_up(self, limit) from None
+
+    async def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
+        """Tell the server that the query is cancelled; close the connection where it does not listen.
+
+        psycopg calls it with 5 s, and waits 5 s more for the query's end: a caller with a deadline would have to wait.
+        """
+        try:
+            await self.cancel_safe(timeout=min(timeout, CANCEL_TIMEOUT))
+        except psycopg.Error:
+            self.pgconn.finish()
 
 
 def _limit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limits: Limits | None) -> float | None:

@@ -99,6 +99,23 @@ def test_session_gives_up_a_server_that_is_frozen(database_url: str) -> None:
     asyncio.run(asyncio.wait_for(try_it(), 20))
 
 
+def test_cancelled_query_ends_at_once_when_the_server_is_frozen(database_url: str) -> None:
+    async def try_it() -> float:
+        with proxied(database_url) as (proxy, url):
+            pool = connect_async(Settings(database_url=url), "pagemill tests")
+            async with pool.connect() as connection:
+                proxy.hang()
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await connection.execute(text("SELECT 1"))
+            proxy.up()
+            await pool.dispose()
+        return time.monotonic() - began
+
+    assert asyncio.run(try_it()) < 4  # psycopg alone gives the server 10 s
+
+
 @pytest.mark.parametrize("kind", ["pool", "session"])
 def test_connection_is_closed_at_once_when_its_opening_is_cancelled(kind: str) -> None:
     async def try_it(listener: socket.socket) -> None:
