@@ -19,7 +19,7 @@ from api.deps import Services
 from api.long_poll import JobWatch
 from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
-from api.native import deliveries, detail, jobs, keys, results, workers
+from api.native import actions, deliveries, detail, jobs, keys, results, workers
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
@@ -105,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     routers = (
         jobs.router,
         detail.router,
+        actions.router,
         results.router,
         live.router,
         batches.router,

@@ -39,7 +39,7 @@ async def reserved(
     services: Services, tenant: Tenant, options: JobOptions, key: str | None
 ) -> AsyncGenerator[Reservation | None]:
     """What the key stands for, if there is one. If it is ours, it counts as alive until the block ends."""
-    check_priority(options, services.settings.max_priority)
+    check_priority(options.priority, services.settings.max_priority)
     if key is None:
         yield None
         return

@@ -213,6 +213,33 @@ class LeaseLost(PagemillError):
     code = "lease_lost"
 
 
+class JobNotOpen(PagemillError):
+    """The job is being cancelled, or at its end."""
+
+    code = "job_not_open"
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"The job {job_id} is {status}; only one that is in_progress can be changed so.")
+
+
+class NothingToRetry(PagemillError):
+    """No line of the job is as the retry wants it."""
+
+    code = "nothing_to_retry"
+
+    def __init__(self) -> None:
+        super().__init__("No line of this job ended in that way. Nothing was made.")
+
+
+class PromptsGone(PagemillError):
+    """The job was deleted, by its owner or by its age, while its lines were being copied."""
+
+    code = "prompts_gone"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"The prompts of the job {job_id} are gone: it was deleted, or its retention is over.")
+
+
 class LineNotFound(PagemillError):
     """A job has no line of that number."""
 

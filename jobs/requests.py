@@ -207,10 +207,10 @@ class JobOptions(StrictModel):
     completion_window: Window | None = None
 
 
-def check_priority(options: JobOptions, ceiling: int) -> None:
+def check_priority(priority: int, ceiling: int) -> None:
     """Raise `InvalidInput` if the priority is above the operator's ceiling."""
-    if options.priority > ceiling:
-        raise InvalidInput(f"{options.priority} is above {ceiling}, the most that this server allows", param="priority")
+    if priority > ceiling:
+        raise InvalidInput(f"{priority} is above {ceiling}, the most that this server allows", param="priority")
 
 
 @dataclass(frozen=True, slots=True)
