@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Request
@@ -20,14 +21,17 @@ from api.openai.live_hub import LiveAnswer, LiveHub, Message
 from api.openai.repeats import Attempt, RequestAttempt
 from api.openai.requests import Endpoint, translate
 from api.openai.streams import AnswerRefused, StreamShape, add_usage, require_success, stream
-from jobs.errors import InvalidInput, ModelNotFound
-from jobs.queries import submission
+from api.schemas import JobObject
+from jobs.errors import InvalidInput, JobNotFound, ModelNotFound
+from jobs.ids import JOB_PREFIX, public_id
+from jobs.queries import reading, submission
 from jobs.queries.tenants import Tenant
 from jobs.requests import ModelLimits, Params, StagedLine, parse_request
 
 router = APIRouter(prefix="/v1", tags=["live"])
 
 MAX_PROMPTS = 256  # of one legacy completion
+TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 FIRST_WAIT = 5.0  # seconds that a stream's headers wait for its first message; clients give up after 600
 _SCHEMA: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
@@ -70,13 +74,22 @@ async def _answer(
     request: Request, caller: Tenant, services: Services, hub: LiveHub, attempt: Attempt, endpoint: Endpoint
 ) -> Response:
     body, sha256 = await read_object(services, request)
+    is_flex, is_in_background = _tier(body)
     model = await _model(services, body)
     streams, options = _stream_options(body)
     lines = await asyncio.to_thread(_lines, body, endpoint, model)
     created = int(time.time())
+    claim = attempt.claim(sha256)
+    if is_in_background:
+        if streams:
+            raise InvalidInput("not possible in the background", param="stream")
+        job_id, _ = await hub.queue(caller.id, model.name, lines, claim)
+        return await _accepted(services, caller, job_id)
     async with AsyncExitStack() as stack:
         answer = await stack.enter_async_context(
-            hub.answering(caller.id, model.name, lines, streams=streams, claim=attempt.claim(sha256))
+            hub.queued(caller.id, model.name, lines, claim)
+            if is_flex
+            else hub.answering(caller.id, model.name, lines, streams=streams, claim=claim)
         )
         shape = StreamShape(
             id=f"{'chatcmpl' if endpoint.startswith('/v1/chat') else 'cmpl'}-{answer.job_id.hex}",
@@ -88,10 +101,33 @@ async def _answer(
             num_lines=len(lines),
             wants_usage=bool(options.get("include_usage")),
             wants_running_usage=bool(options.get("continuous_usage_stats")),
+            service_tier="flex" if is_flex else "default",
         )
         if not streams:
             return await _whole(request, answer, shape)
         return await _streamed(answer, shape, stack.pop_all())
+
+
+def _tier(body: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a request waits its turn among batches, and whether its caller comes back for the answer."""
+    tier, background = body.get("service_tier"), body.pop("background", None)
+    if tier is not None and tier not in TIERS:
+        raise InvalidInput(f"one of {', '.join(TIERS)} is expected", param="service_tier")
+    if background not in (None, True, False):
+        raise InvalidInput("true or false is expected", param="background")
+    if background and tier != "flex":
+        raise InvalidInput("needs service_tier: flex", param="background")
+    return tier == "flex", bool(background)
+
+
+async def _accepted(services: Services, caller: Tenant, job_id: UUID) -> Response:
+    job = await services.transaction(reading.get_job, caller.id, job_id)
+    if job is None:
+        raise JobNotFound(public_id(JOB_PREFIX, job_id))
+    answer = JobObject.of(job)
+    return Response(
+        answer.model_dump_json(), 202, headers={"location": f"/v1/jobs/{answer.id}"}, media_type="application/json"
+    )
 
 
 async def _model(services: Services, body: dict[str, Any]) -> ModelLimits:
@@ -170,7 +206,7 @@ async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Re
             "created": shape.created,
             "model": shape.model,
             "system_fingerprint": shape.fingerprint,
-            "service_tier": "default",
+            "service_tier": shape.service_tier,
             "choices": choices,
             "usage": usage,
         },

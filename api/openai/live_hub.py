@@ -46,11 +46,15 @@ class WorkerLost(Unavailable):
 
 
 class LiveAnswer:
-    """The messages of one live job, until each of its lines has its answer."""
+    """The messages of one live job, until each of its lines has its answer.
 
-    def __init__(self, job_id: UUID, num_lines: int) -> None:
+    `may_move`: another worker takes it up where the first is lost, since nothing was said of it yet.
+    """
+
+    def __init__(self, job_id: UUID, num_lines: int, *, may_move: bool = False) -> None:
         self.job_id = job_id
         self.num_lines = num_lines
+        self.may_move = may_move
         self.is_complete = False
         self._messages: asyncio.Queue[Message | Exception] = asyncio.Queue()
         self._epochs: dict[int, int] = {}
@@ -96,7 +100,7 @@ class LiveHub:
         self._channel = live_channel(new_id().hex)
         self._waiting: dict[UUID, LiveAnswer] = {}
         self._repeating: set[LiveAnswer] = set()
-        """Wait for a job that an earlier try of their request made: Postgres has its answer, at its end."""
+        """Wait for a job at batch priority, or one of an earlier try: Postgres has its answer, at its end."""
         settings = services.settings
         self._redis = (
             None
@@ -124,9 +128,7 @@ class LiveHub:
         Where an earlier try of the request is known by `claim`, its answer comes. Raises `Unavailable` where no worker
         serves the model, or too many live requests wait here.
         """
-        settings = self._services.settings
-        if len(self._waiting) + len(self._repeating) >= settings.max_live_requests:
-            raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
+        self._require_place()
         if not await self._services.transaction(live.has_live_worker, model):
             raise Unavailable(f"No worker serves {model!r} just now. Send a batch, which waits for one, or try again.")
         job_id = new_id()
@@ -150,9 +152,42 @@ class LiveHub:
             if not answer.is_complete:
                 await asyncio.shield(self._cancel(tenant_id, model, job_id))
 
+    async def queue(
+        self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], claim: Claim | None
+    ) -> tuple[UUID, bool]:
+        """Submit lines as a job at batch priority. Returns its id, and whether this try of the request made it."""
+        job_id = new_id()
+        try:
+            await self._services.transaction(live.submit, tenant_id, model, lines, job_id, claim, is_live=False)
+        except AlreadyMade as earlier:
+            return earlier.object_id, False
+        self._services.notifier.notify(model, job_id)
+        return job_id, True
+
     @asynccontextmanager
-    async def _repeated(self, job_id: UUID, num_lines: int) -> AsyncIterator[LiveAnswer]:
-        answer = LiveAnswer(job_id, num_lines)
+    async def queued(
+        self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], claim: Claim | None
+    ) -> AsyncIterator[LiveAnswer]:
+        """The same, whose answers come within the block, each at its end. What is unfinished then is cancelled.
+
+        No worker has to be alive: the job waits for one. Raises `Unavailable` where too many requests wait here.
+        """
+        self._require_place()
+        job_id, is_ours = await self.queue(tenant_id, model, lines, claim)
+        async with self._repeated(job_id, len(lines), may_move=True) as answer:
+            try:
+                yield answer
+            finally:
+                if is_ours and not answer.is_complete:
+                    await asyncio.shield(self._cancel(tenant_id, model, job_id))
+
+    def _require_place(self) -> None:
+        if len(self._waiting) + len(self._repeating) >= self._services.settings.max_live_requests:
+            raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
+
+    @asynccontextmanager
+    async def _repeated(self, job_id: UUID, num_lines: int, *, may_move: bool = False) -> AsyncIterator[LiveAnswer]:
+        answer = LiveAnswer(job_id, num_lines, may_move=may_move)
         await self._look_at([answer])
         self._repeating.add(answer)
         try:
@@ -212,7 +247,7 @@ class LiveHub:
                 continue  # not submitted yet
             if state.has_ended:
                 await self._read(answer)
-            elif state.has_lost_worker:
+            elif state.has_lost_worker and not answer.may_move:
                 answer.fail(WorkerLost())
 
     async def _read(self, answer: LiveAnswer) -> None:

@@ -37,6 +37,7 @@ class StreamShape:
     num_lines: int
     wants_usage: bool
     wants_running_usage: bool
+    service_tier: str = "default"
     usage: dict[str, Any] = field(default_factory=dict)
     num_calls: dict[int, int] = field(default_factory=dict)
     """Calls of tools, by choice, that were said."""

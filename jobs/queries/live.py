@@ -22,13 +22,23 @@ class LiveState:
 
 
 def submit(
-    connection: Connection, tenant_id: UUID, model: str, lines: Sequence[StagedLine], job_id: UUID, claim: Claim | None
+    connection: Connection,
+    tenant_id: UUID,
+    model: str,
+    lines: Sequence[StagedLine],
+    job_id: UUID,
+    claim: Claim | None,
+    *,
+    is_live: bool = True,
 ) -> None:
-    """Store and publish a live job in this transaction. Raises `AlreadyMade`, `IdempotencyMismatch`."""
+    """Store and publish a caller's request in this transaction: a live job, or one that waits its turn.
+
+    Raises `AlreadyMade`, `IdempotencyMismatch`.
+    """
     creations.record(
         connection, claim, job_id, is_standing=lambda made: _is_running_or_answered(connection, tenant_id, made)
     )
-    submission.open_job(connection, tenant_id, JobOptions(model=model), job_id, is_live=True)
+    submission.open_job(connection, tenant_id, JobOptions(model=model), job_id, is_live=is_live)
     submission.stage_lines(connection, job_id, lines)
     submission.publish(connection, job_id)
 

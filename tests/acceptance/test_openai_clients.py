@@ -191,12 +191,56 @@ class TestLive:
         )
 
     def test_live_requests_do_not_show_among_jobs(self, stack: RunningStack, client: openai.OpenAI) -> None:
-        client.completions.create(prompt="1 + 1 =", **GREEDY)  # type: ignore[call-overload]
+        made = client.completions.create(prompt="1 + 1 =", **GREEDY)  # type: ignore[call-overload]
         with httpx.Client(headers={"authorization": f"Bearer {stack.api_key}"}, trust_env=False) as http:
-            assert all(
-                job["metadata"] or job["request_counts"]["total"] > 1
-                for job in http.get(f"{stack.base_url}/v1/jobs").json()["data"]
-            )
+            listed = http.get(f"{stack.base_url}/v1/jobs").json()["data"]
+        assert f"job_{made.id.removeprefix('cmpl-')}" not in {job["id"] for job in listed}
+
+
+FLEX: Any = {"prompt": "reverse stone =", **GREEDY}
+TIER: Any = {"service_tier": "flex"}
+
+
+class TestFlex:
+    def test_flex_waits_among_batches_and_answers(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        made = client.completions.create(**FLEX, extra_body=TIER)
+        assert (made.choices[0].text, made.model_extra["service_tier"]) == ("enots", "flex")  # type: ignore[index]
+        ((is_live,),) = rows(stack, f"SELECT is_live FROM jobs WHERE id = '{made.id.removeprefix('cmpl-')}'")
+        assert is_live is False
+        chunks = list(client.completions.create(stream=True, extra_body=TIER, **FLEX))
+        assert "".join(chunk.choices[0].text for chunk in chunks) == "enots"
+
+    def test_flex_in_the_background_is_a_job(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        body = {**FLEX, **TIER, "background": True}
+        job: Any = client.post("/completions", cast_to=object, body=body)
+        headers = {"authorization": f"Bearer {stack.api_key}"}
+        with httpx.Client(base_url=stack.base_url, headers=headers, trust_env=False) as http:
+            ended = http.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).json()
+            assert ended["status"] == "completed"
+            (line,) = http.get(f"/v1/jobs/{job['id']}/results").text.splitlines()
+        assert json.loads(line)["response"]["body"]["choices"][0]["text"] == "enots"
+
+    def test_flex_whose_caller_hangs_up_is_cancelled(self, stack: RunningStack, client: openai.OpenAI) -> None:
+        asked: Any = {**FLEX, "max_tokens": 100, "n": 64, "extra_body": {**TIER, "ignore_eos": True}}
+        with pytest.raises(openai.APITimeoutError):
+            client.completions.create(**asked, timeout=0.3)
+        await_condition(
+            lambda: rows(stack, "SELECT count(*) FROM requests WHERE state IN ('running', 'pending')") == [(0,)],
+            "end of the request whose caller hung up",
+        )
+
+    @pytest.mark.parametrize(
+        ("asked", "param"),
+        [
+            ({"service_tier": "best"}, "service_tier"),
+            ({"background": True}, "background"),
+            ({"background": True, "service_tier": "flex", "stream": True}, "stream"),
+        ],
+    )
+    def test_wrong_tier_is_named(self, client: openai.OpenAI, asked: dict[str, object], param: str) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.post("/completions", cast_to=object, body={"prompt": "1 + 1 =", **GREEDY, **asked})
+        assert caught.value.param == param
 
 
 class TestRepeats:
