@@ -30,7 +30,7 @@ class WorkerMinuteObject(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    tokens_per_second: float = Field(description="generated ones")
+    tokens_per_s: float = Field(description="generated ones")
     preemptions: int
     busy: float = Field(description="share of the time inside steps, 0 to 1")
     running: int
@@ -43,7 +43,7 @@ class WorkerMinuteObject(BaseModel):
             prompt_tokens=minute.prompt_tokens,
             cached_tokens=minute.cached_tokens,
             completion_tokens=minute.completion_tokens,
-            tokens_per_second=round(minute.completion_tokens / minute.seconds, 2),
+            tokens_per_s=round(minute.completion_tokens / minute.seconds, 2),
             preemptions=minute.preemptions,
             busy=round(minute.busy, 4),
             running=minute.running,
@@ -82,8 +82,8 @@ class WorkerObject(BaseModel):
     prompt_tokens: int
     cached_tokens: int = Field(description="prompt tokens that the prefix cache saved")
     completion_tokens: int
-    tokens_per_second: float = Field(description="generated between the last two heartbeats")
-    prompt_tokens_per_second: float
+    tokens_per_s: float = Field(description="generated between the last two heartbeats")
+    prompt_tokens_per_s: float
     busy: float = Field(description="share of the time between the last two heartbeats inside steps, 0 to 1")
     preemptions: int
     spark: list[float] = Field(description="tokens a second of the last 60 minutes, oldest first")
@@ -110,8 +110,8 @@ class WorkerObject(BaseModel):
             prompt_tokens=_count(stats, "prompt_tokens"),
             cached_tokens=_count(stats, "cached_prompt_tokens"),
             completion_tokens=_count(stats, "output_tokens"),
-            tokens_per_second=round(float(at_work.get("tokens_per_second", 0.0)), 2),
-            prompt_tokens_per_second=round(float(at_work.get("prompt_tokens_per_second", 0.0)), 2),
+            tokens_per_s=round(float(at_work.get("tokens_per_second", 0.0)), 2),
+            prompt_tokens_per_s=round(float(at_work.get("prompt_tokens_per_second", 0.0)), 2),
             busy=round(float(at_work.get("busy", 0.0)), 4),
             preemptions=_count(stats, "preemptions"),
             spark=[round(minute.completion_tokens / minute.seconds, 2) for minute in minutes],

@@ -50,7 +50,7 @@ def test_worker_shows_what_its_heartbeat_said(api: Api, api_rows: Rows) -> None:
     expected = {
         "id": name(worker_id), "model": "demo", "device": "cpu", "status": "live", "wanted": None, "seats": 8,
         "running": 2, "waiting": 4, "kv_usage": 0.25, "prompt_tokens": 1000, "cached_tokens": 400,
-        "completion_tokens": 300, "preemptions": 5, "busy": 0.75, "tokens_per_second": 12.5, "ended_at": None,
+        "completion_tokens": 300, "preemptions": 5, "busy": 0.75, "tokens_per_s": 12.5, "ended_at": None,
     }  # fmt: skip
     assert {key: worker[key] for key in expected} == expected
 

@@ -1,0 +1,225 @@
+"""The five answers: what moves, what is done next, what waits, whether the machine is busy, what failed today."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.queries import explaining, progress, reading
+from jobs.queries.explaining import Wait
+from jobs.queries.reading import Job
+
+MOVING = 30.0  # seconds in which a job that moves has settled a line
+IDLE_WITH_WORK = 10.0  # seconds that lines have waited beside a free worker
+NEXT_CANDIDATES = 5  # jobs whose estimates are compared
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJobs:
+    """How many jobs are open, and in what way. One that moves and has no running line counts as moving and waiting."""
+
+    open: int
+    moving: int
+    waiting: int
+    paused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The live workers together. `busy` is the mean of their shares of time inside steps, 0 to 1."""
+
+    live: int
+    seats: int
+    running: int
+    busy: float
+    tokens_per_s: float
+    is_idle_with_work: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailedToday:
+    lines: int
+    kinds: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class NextDone:
+    job: Job
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorstWait:
+    job: Job
+    reason: Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    jobs: OpenJobs
+    lines_per_s: float
+    next_done: NextDone | None
+    worst_wait: WorstWait | None
+    machine: Machine
+    failed_today: FailedToday
+
+
+_OPEN = """
+    j.ended_at IS NULL AND j.state IN ('in_progress', 'cancelling') AND j.deleted_at IS NULL AND NOT j.is_live
+    AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
+"""
+
+
+def read_overview(connection: Connection, tenant_id: UUID | None, *, limit: int, solo_after_deaths: int) -> Overview:
+    """The five answers for a tenant, or for all of them. `limit` is a claim's, as `explaining` needs it."""
+    now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return Overview(
+        _open_jobs(connection, tenant_id),
+        _lines_per_s(connection, tenant_id),
+        _next_done(connection, tenant_id, now),
+        _worst_wait(connection, tenant_id, limit=limit, solo_after_deaths=solo_after_deaths),
+        _machine(connection),
+        _failed_today(connection, tenant_id),
+    )
+
+
+def _open_jobs(connection: Connection, tenant_id: UUID | None) -> OpenJobs:
+    # Open jobs by their partial index; of each the newest result, by primary key, and whether a line runs, by the
+    # partial index of running requests.
+    row = connection.execute(
+        text(f"""
+            SELECT count(*) AS open, count(*) FILTER (WHERE r.settled_at IS NOT NULL) AS moving,
+                   count(*) FILTER (WHERE n.job_id IS NULL AND j.paused_at IS NULL) AS waiting,
+                   count(j.paused_at) AS paused
+            FROM jobs j
+            LEFT JOIN results r ON r.job_id = j.id AND r.seq = j.last_seq
+                AND r.settled_at > clock_timestamp() - make_interval(secs => :moving)
+            LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
+            WHERE {_OPEN}
+        """),
+        {"tenant_id": tenant_id, "moving": MOVING},
+    ).one()
+    return OpenJobs(row.open, row.moving, row.waiting, row.paused)
+
+
+def _lines_per_s(connection: Connection, tenant_id: UUID | None) -> float:
+    """Lines settled in this minute and the one before, by the time that these have lasted."""
+    # By the index of minutes.
+    return float(
+        connection.execute(
+            text("""
+                SELECT coalesce(sum(m.lines), 0)
+                       / extract(epoch FROM clock_timestamp() - date_trunc('minute', clock_timestamp()) + interval '1m')
+                FROM job_minutes m JOIN jobs j ON j.id = m.job_id
+                WHERE m.minute >= date_trunc('minute', clock_timestamp()) - interval '1 minute'
+                  AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
+            """),
+            {"tenant_id": tenant_id},
+        ).scalar_one()
+    )
+
+
+def _next_done(connection: Connection, tenant_id: UUID | None, now: datetime) -> NextDone | None:
+    """The job that ends first by its own page's estimate, among those that seem nearest to it."""
+    # Jobs that settled lines in the last ten minutes, by the index of minutes; the fewest seconds of work left first.
+    rows = connection.execute(
+        text(f"""
+            SELECT j.id, j.tenant_id
+            FROM jobs j JOIN (
+                SELECT job_id, sum(lines) AS lines FROM job_minutes
+                WHERE minute >= date_trunc('minute', clock_timestamp()) - interval '10 minutes' GROUP BY job_id
+            ) m ON m.job_id = j.id
+            WHERE {_OPEN} AND j.paused_at IS NULL AND j.state = 'in_progress'
+            ORDER BY (j.total - j.last_seq)::double precision / greatest(m.lines, 1), j.id
+            LIMIT :limit
+        """),
+        {"tenant_id": tenant_id, "limit": NEXT_CANDIDATES},
+    ).all()
+    jobs = reading.get_jobs(connection, [(row.tenant_id, row.id) for row in rows]).values()
+    estimates = [(job, progress.read_pace(connection, job, now).estimate) for job in jobs]
+    ends = [NextDone(job, estimate.at) for job, estimate in estimates if estimate is not None]
+    return min(ends, key=lambda end: end.at, default=None)
+
+
+def _worst_wait(
+    connection: Connection, tenant_id: UUID | None, *, limit: int, solo_after_deaths: int
+) -> WorstWait | None:
+    """The oldest job that has no running line and is not paused, and why."""
+    # Jobs of models without a live worker first: nothing happens to them by itself.
+    row = connection.execute(
+        text(f"""
+            SELECT j.id, j.tenant_id
+            FROM jobs j
+            LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
+            LEFT JOIN (SELECT DISTINCT model FROM workers
+                       WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()) w ON w.model = j.model
+            WHERE {_OPEN} AND n.job_id IS NULL AND j.paused_at IS NULL
+            ORDER BY w.model IS NOT NULL, j.id
+            LIMIT 1
+        """),
+        {"tenant_id": tenant_id},
+    ).one_or_none()
+    job = None if row is None else reading.get_job(connection, row.tenant_id, row.id)
+    if job is None:
+        return None
+    queue = explaining.read_model_queue(connection, job.model, limit=limit, solo_after_deaths=solo_after_deaths)
+    reason = explaining.explain(job, queue)
+    return None if reason is None else WorstWait(job, reason)
+
+
+def _machine(connection: Connection) -> Machine:
+    # Few workers live. Lines wait beside a free worker where a job's open lines are more than its running ones.
+    row = connection.execute(
+        text("""
+            WITH live AS (
+                SELECT model, coalesce((stats ->> 'seats')::int, 0) AS seats,
+                       coalesce((stats ->> 'running')::int, 0) AS running,
+                       coalesce((stats ->> 'waiting')::int, 0) AS waiting,
+                       coalesce((stats ->> 'busy')::double precision, 0) AS busy,
+                       coalesce((stats ->> 'tokens_per_second')::double precision, 0) AS tokens
+                FROM workers
+                WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()
+            ), held AS (
+                SELECT job_id, count(*) AS lines
+                FROM (SELECT job_id FROM requests WHERE state = 'running' OFFSET 0) r GROUP BY job_id
+            )
+            SELECT count(*) AS live, coalesce(sum(seats), 0) AS seats, coalesce(sum(running), 0) AS running,
+                   coalesce(avg(busy), 0) AS busy, coalesce(sum(tokens), 0) AS tokens,
+                   coalesce(bool_or(running + waiting = 0 AND seats > 0 AND EXISTS (
+                       SELECT FROM jobs j LEFT JOIN held ON held.job_id = j.id
+                       WHERE j.model = live.model AND j.state = 'in_progress' AND j.ended_at IS NULL
+                         AND j.paused_at IS NULL AND j.total - j.last_seq > coalesce(held.lines, 0)
+                         AND j.in_progress_at < clock_timestamp() - make_interval(secs => :seconds)
+                   )), false) AS is_idle_with_work
+            FROM live
+        """),
+        {"seconds": IDLE_WITH_WORK},
+    ).one()
+    return Machine(row.live, row.seats, row.running, row.busy, row.tokens, row.is_idle_with_work)
+
+
+def _failed_today(connection: Connection, tenant_id: UUID | None) -> FailedToday:
+    """Since midnight of UTC."""
+    # By the index of minutes; kinds by the primary key, of the jobs with failures of today.
+    row = connection.execute(
+        text("""
+            WITH today AS (
+                SELECT m.job_id, sum(m.lines) AS lines, sum(m.failed) AS failed
+                FROM job_minutes m JOIN jobs j ON j.id = m.job_id
+                WHERE m.minute >= date_trunc('day', clock_timestamp(), 'UTC')
+                  AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
+                GROUP BY m.job_id
+            )
+            SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(failed), 0) AS failed,
+                   (SELECT count(DISTINCT g.fingerprint) FROM failure_groups g JOIN today t ON t.job_id = g.job_id
+                    WHERE t.failed > 0 AND g.last_at >= date_trunc('day', clock_timestamp(), 'UTC')) AS kinds
+            FROM today
+        """),
+        {"tenant_id": tenant_id},
+    ).one()
+    lines, failed = int(row.lines), int(row.failed)
+    return FailedToday(failed, row.kinds, failed / lines if lines else 0.0)
