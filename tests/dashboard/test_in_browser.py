@@ -182,7 +182,7 @@ def test_running_job_shows_progress_pauses_and_goes_on(open_page: Open, api: htt
     job_id = sent(api, [f"{number % 90 + 10} + 7 =" for number in range(6000)], name="long one")
     with open_page(f"/jobs/{job_id}") as page:
         page.locator(".badge", has_text="Running").wait_for()
-        page.wait_for_function("parseFloat(document.querySelector('.hero .big').textContent) > 0")
+        page.locator(".hero .legend b").first.filter(has_text=re.compile("[1-9]")).wait_for()
         page.keyboard.press("p")
         page.locator(".badge", has_text="Paused").wait_for()
         assert api.get(f"/v1/jobs/{job_id}").json()["paused_at"] is not None
@@ -233,7 +233,7 @@ def test_search_completes_finds_and_is_in_the_address(open_page: Open, with_fail
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
         page.keyboard.type("comp")
-        page.get_by_role("option", name="completed").wait_for()
+        page.get_by_role("option", name="completed").first.wait_for()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
         page.keyboard.type("failed:>3")
@@ -306,7 +306,7 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(
         for path in ("/", job, f"{job}/lines/3", "/queue", "/fleet", "/new", "/keys", "/webhooks", "/settings"):
             page.goto(path)
             page.wait_for_selector("main h1, main h2")
-            page.wait_for_function("!document.querySelector('[aria-busy=true]')")
+            page.locator("[aria-busy=true]").first.wait_for(state="detached")
             found[path] = browsers.violations(page, axe)
             width = page.evaluate("document.documentElement.scrollWidth")
             if width > size[0]:

@@ -1,5 +1,5 @@
 // Starts the page: who is it, which address, what is shown, and the rail around it.
-import { ApiError, get, remove } from "./api.js";
+import { ApiError, get } from "./api.js";
 import { duration, time } from "./format.js";
 import { icon, logo } from "./icons.js";
 import * as keyboard from "./keys.js";
@@ -62,7 +62,7 @@ async function arrive() {
   if (isSame && page.arrive) page.arrive();
   else {
     page?.close?.();
-    live.close();
+    live.stop();
     name = found.name;
     page = (PAGES[name] ?? missing).open(found.params, enter);
     page.params = found.params;
@@ -70,9 +70,9 @@ async function arrive() {
   }
   changed();
   const mine = page;
-  if (!page.bare) refreshOverview();
+  if (!page.bare) refreshOverview().catch(() => null);
   await page.load?.();
-  if (mine === page && page.watch) live.watch(page.watch());
+  if (mine === page && !page.bare) live.watch({ refresh: () => Promise.all([refreshOverview(), page.refresh?.()]) });
   changed();
 }
 
@@ -89,19 +89,8 @@ function enter() {
 
 /** The five answers of a page that opens, or that is not live by events. */
 async function refreshOverview() {
-  try {
-    state.overview = await get("/v1/overview");
-    state.overviewProblem = null;
-  } catch (failure) {
-    state.overviewProblem = failure;
-    if (failure.status === 401) return logOut();
-  }
+  state.overview = await get("/v1/overview");
   changed();
-}
-
-export async function logOut() {
-  await remove("/session").catch(() => null);
-  location.assign("/login");
 }
 
 function draw() {
@@ -138,7 +127,7 @@ function frame(now) {
 
 function navLink([href, key, text, picture], current) {
   const o = state.overview;
-  const counts = { jobs: o?.jobs.open, queue: o?.jobs.waiting, fleet: o?.workers?.live ?? o?.workers };
+  const counts = { jobs: o?.jobs.open, queue: o?.jobs.waiting, fleet: o?.workers.live };
   return h("a", { key: href, class: "nav", href, "aria-current": key === current ? "page" : null, title: text }, icon(picture), text, h("span", { class: "count" }, counts[key] || ""));
 }
 
@@ -148,7 +137,6 @@ function foot(now) {
   return h(
     "div",
     { class: "foot" },
-    state.updated && h("button", { type: "button", class: "run", onclick: () => location.reload() }, "New version: reload"),
     liveState(now),
     h("a", { href: "/keys", class: "word" }, role),
     h("button", { type: "button", onclick: keyboard.help, "aria-label": "Keyboard shortcuts" }, h("kbd", null, "?"), h("span", { class: "word" }, " keyboard")),
@@ -158,8 +146,7 @@ function foot(now) {
 function liveState(now) {
   const wait = Math.max(0, Math.ceil(state.retryAt / 1000 - now));
   const [kind, text, note] = {
-    live: ["", "Live", "Changes come as they happen. Click to stop."],
-    polling: ["", "Live, each 5 s", "Read anew every five seconds. Click to stop."],
+    live: ["", "Live", "Read anew every five seconds. Click to stop."],
     cut: ["cut", `Not live since ${time(state.cutSince / 1000, { seconds: true })}`, `Tries again in ${wait} s`],
     off: ["off", "Live is off", "Click for live updates."],
   }[state.live] ?? ["off", "Connecting", ""];
@@ -223,6 +210,5 @@ keyboard.install({
     keepAwake();
   },
 });
-setInterval(() => state.live !== "live" && state.live !== "off" && !document.hidden && page && !page.bare && refreshOverview(), 5000);
 arrive();
 

@@ -5,11 +5,9 @@ const STORED = "pagemill";
 export const state = {
   me: null, // {tenant, role, key_name, key_hint} of the session
   overview: null, // the five answers
-  overviewProblem: null,
-  live: "starting", // starting, live, polling, cut, off
+  live: "starting", // starting, live, cut, off
   cutSince: 0, // milliseconds; since when nothing arrives
   retryAt: 0,
-  updated: false, // the service runs a newer version of this page
   toasts: [],
   models: [],
 };

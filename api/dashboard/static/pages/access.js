@@ -63,7 +63,6 @@ export function open() {
     title: () => "Keys",
     load,
     refresh,
-    watch: () => ({ topics: ["overview"], refresh }),
     view: (now) => [
       h("div", { class: "head" }, h("h1", null, "Keys"), h("div", { class: "acts" }, canWrite() ? h("button", { class: "btn main", type: "button", onclick: create }, "New key") : h("span", { class: "badge idle" }, "read-only key"))),
       page.problem && h("div", { class: "panel" }, problem(page.problem, load)),

@@ -56,7 +56,6 @@ export function open() {
     title: () => "Fleet",
     load,
     refresh,
-    watch: () => ({ topics: ["overview", "workers"], refresh, onEvent: (name, data) => name === "worker" && put(data) }),
     view: (now) => {
       const alive = (page.workers ?? []).filter(isLive);
       const gone = (page.workers ?? []).filter((worker) => !isLive(worker));

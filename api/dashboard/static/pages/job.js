@@ -29,10 +29,7 @@ export function open({ id }) {
   }
 
   async function refresh() {
-    const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE })).catch((failure) => {
-      if (failure.status === 400) return get(`/v1/jobs/${id}`); // a service without the parts
-      throw failure;
-    });
+    const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE }));
     put({ pending: undefined, ...job });
     page.problem = null;
     results.newest(job.results, job);
@@ -59,20 +56,6 @@ export function open({ id }) {
     arrive() {
       page.unit = query("unit") || "lines";
     },
-    watch: () => ({
-      topics: ["overview", "jobs", "minute", "failures", "timeline", "delivery"],
-      jobs: [id],
-      job: id,
-      refresh,
-      onEvent(name, data) {
-        if (name === "job" && data.id === id) {
-          put(data);
-          results.grown(data);
-        } else if (name === "minute") put({ progress: mergeMinutes(page.job?.progress, data) });
-        else if (name === "failures") put({ failures: data.failures ?? data });
-        else if (name === "timeline" || name === "delivery") refresh().catch(() => null);
-      },
-    }),
     keys: {
       p: () => page.job && canWrite() && isOpen(page.job) && act(page.job.paused_at ? "resume" : "pause", page.job, put),
       r: () => page.job && canWrite() && failedLines(page.job) && act("retry", page.job, put),
@@ -210,13 +193,6 @@ function endedTop(job) {
     h("div", null, h("div", { class: "q" }, "When did it end?"), h("div", { class: "a" }, `${stateOf(job).word.replace(" with failures", "")} ${time(job.ended_at)}, `, h("small", null, `took ${took ? duration(took) : "under 1 s"}`)), h("div", { class: "basis" }, took ? `${plural(settled(job), "line")} at ${rateText(settled(job) / took)}` : plural(settled(job), "line"))),
     h("div", null, h("div", { class: "q" }, "What failed?"), failed ? h("div", { class: "big fail" }, count(failed), h("small", null, " failed")) : h("div", { class: "a" }, lost ? `${plural(lost, "line")} never ran` : "Nothing: every line has an answer")),
   );
-}
-
-function mergeMinutes(known = [], data) {
-  const fresh = Array.isArray(data) ? data : (data.progress ?? [data]);
-  const merged = new Map(known.map((minute) => [minute.at, minute]));
-  for (const minute of fresh) merged.set(minute.at, minute);
-  return [...merged.values()].sort((a, b) => a.at - b.at);
 }
 
 function throughput(page, job) {

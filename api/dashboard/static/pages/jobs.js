@@ -1,7 +1,6 @@
 // All jobs: the five answers, the search, and a table that changes in place and never moves a row under the pointer.
 import { address, get } from "../api.js";
-import { count, exact, tail } from "../format.js";
-import * as live from "../live.js";
+import { count, exact, plural, tail } from "../format.js";
 import { act, bulk } from "../parts/actions.js";
 import { answers } from "../parts/answers.js";
 import { SearchField } from "../parts/combobox.js";
@@ -10,73 +9,74 @@ import { ageOf, endCell, failedLines, hasName, hrefOf, isOpen, isWaiting, nameOf
 import { h } from "../parts/render.js";
 import { starters } from "../parts/starters.js";
 import { go, query, setQuery } from "../router.js";
-import { announce, canWrite, changed, isOperator } from "../store.js";
+import { matches } from "../search.js";
+import { announce, canWrite, changed } from "../store.js";
 
-const PAGE = 50;
-const MOST_ROWS = 200;
+const PAGE = 100;
+const MOST_ROWS = 2000; // that are held for the search
+const SHOWN = 200; // rows in the document at most
+const DETAILS = 12; // open jobs whose rate and reason are read, each by a request
 const SAVED = [
-  ["All", "", "all"],
-  ["Open", "status:open", "open"],
-  ["Waiting", "status:waiting", "waiting"],
-  ["With failures", "failed:>0", "with_failures"],
-  ["At risk", "deadline:risk", "at_risk"],
-  ["Ended", "-status:open", "ended"],
+  ["All", ""],
+  ["Open", "status:open"],
+  ["Waiting", "status:waiting"],
+  ["With failures", "failed:>0"],
+  ["Ended", "status:ended"],
 ];
 let remembered = null; // what was shown last, for the first moment of the next visit
 
 export function open() {
-  const isWall = () => query("wall") === "1";
   const page = {
-    q: query("q"), rows: [], hasMore: false, counts: null, problem: null, isLoading: true, isOld: false,
-    cursor: -1, anchor: -1, selected: new Set(), all: false, fresh: 0, washed: new Set(), pointerInside: false, filterHint: null,
+    q: query("q"), jobs: remembered?.jobs ?? [], hasMore: remembered?.hasMore ?? false, problem: null, isLoading: !remembered,
+    cursor: -1, anchor: -1, selected: new Set(), fresh: 0, washed: new Set(), pointerInside: false,
   };
+  const isWall = () => query("wall") === "1";
   const search = new SearchField((text) => {
     if (text === page.q) return;
     setQuery({ q: text }, { push: true });
     self.arrive();
-    self.load();
-  });
+    changed();
+  }, () => page.jobs);
   search.text = page.q;
-  if (remembered?.q === page.q) Object.assign(page, { rows: remembered.rows, hasMore: remembered.hasMore, counts: remembered.counts, isOld: true, isLoading: false });
-
   const filter = () => (isWall() ? "status:open" : page.q);
-  const list = (after) => get(address("/v1/jobs", { limit: PAGE, q: filter(), after }));
+  /** Open jobs first, then the newest; what the search asks for. */
+  const found = () => {
+    const fitting = page.jobs.filter((job) => matches(job, filter()));
+    return [...fitting.filter(isOpen), ...fitting.filter((job) => !isOpen(job))].slice(0, SHOWN);
+  };
+  page.rows = found();
 
-  function adopt({ data, has_more: hasMore }) {
-    page.rows = [...data.filter(isOpen), ...data.filter((job) => !isOpen(job))];
-    page.hasMore = hasMore;
-    page.oldest = data.at(-1)?.id;
+  const list = (after) => get(address("/v1/jobs", { limit: PAGE, after }));
+
+  /** An open job's rate, estimate and reason are not in the list. */
+  const detailed = (jobs) => Promise.all(jobs.filter(isOpen).slice(0, DETAILS).map((job) => get(`/v1/jobs/${job.id}`).then((detail) => Object.assign(job, detail), () => null)));
+
+  function arrange() {
+    page.rows = found();
     page.fresh = 0;
-    page.isOld = false;
-    remembered = { q: page.q, rows: page.rows, hasMore, counts: page.counts };
+    remembered = { jobs: page.jobs, hasMore: page.hasMore };
   }
 
   /** Whether rows may change their places: nobody points at, selects or reads one. */
-  const mayMove = () => scrollY < 80 && !page.selected.size && page.cursor < 0 && !page.pointerInside && page.rows.length <= PAGE;
+  const mayMove = () => scrollY < 80 && !page.selected.size && page.cursor < 0 && !page.pointerInside;
 
   function put(job) {
-    const place = page.rows.findIndex((row) => row.id === job.id);
-    if (place < 0) return false;
-    const before = page.rows[place];
-    page.rows[place] = job.spark === undefined ? { ...before, ...job } : job;
+    const place = page.jobs.findIndex((row) => row.id === job.id);
+    if (place < 0) return;
+    const before = page.jobs[place];
+    page.jobs[place] = { ...before, ...job };
+    const row = page.rows.findIndex((one) => one.id === job.id);
+    if (row >= 0) page.rows[row] = page.jobs[place];
     if (isOpen(before) && !isOpen(job)) {
       page.washed.add(job.id);
       setTimeout(() => page.washed.delete(job.id), 1300);
       announce(`${nameOf(job)}: ${stateOf(job).word}${failedLines(job) ? `, ${exact(failedLines(job))} lines failed` : ""}`);
     }
-    return true;
-  }
-
-  async function counts() {
-    page.counts = await get("/v1/jobs/counts").catch(() => null);
-    if (remembered) remembered.counts = page.counts;
   }
 
   async function load() {
     try {
-      const [found] = await Promise.all([list(), counts()]);
-      page.problem = null;
-      adopt(found);
+      await refresh();
     } catch (failure) {
       page.problem = failure;
     }
@@ -85,30 +85,33 @@ export function open() {
   }
 
   async function refresh() {
-    const [found] = await Promise.all([list(), counts()]);
+    const { data, has_more: hasMore } = await list();
+    await detailed(data);
     page.problem = null;
-    const known = new Set(page.rows.map((row) => row.id));
-    if (mayMove()) {
-      for (const job of found.data) if (known.has(job.id)) put(job);
-      adopt(found);
-    } else {
-      for (const job of found.data) put(job);
-      page.fresh = found.data.filter((job) => !known.has(job.id)).length;
-    }
+    const known = new Set(page.jobs.map((job) => job.id));
+    for (const job of data) put({ pending: undefined, ...job });
+    const fresh = data.filter((job) => !known.has(job.id));
+    page.jobs = [...fresh, ...page.jobs].slice(0, MOST_ROWS);
+    if (page.jobs.length <= PAGE) page.hasMore = hasMore;
+    // A job that is deleted is no longer among the newest.
+    const oldest = data.at(-1)?.created_at ?? 0;
+    const alive = new Set(data.map((job) => job.id));
+    page.jobs = page.jobs.filter((job) => alive.has(job.id) || (hasMore && job.created_at <= oldest));
+    if (mayMove() || !page.rows.length) arrange();
+    else page.fresh = fresh.filter((job) => matches(job, filter())).length;
     changed();
   }
 
   async function older() {
     try {
-      const found = await list(page.oldest);
-      page.rows = [...page.rows, ...found.data].slice(-MOST_ROWS);
-      page.hasMore = found.has_more;
-      page.oldest = found.data.at(-1)?.id;
+      const { data, has_more: hasMore } = await list(page.jobs.at(-1)?.id);
+      page.jobs = [...page.jobs, ...data];
+      page.hasMore = hasMore && page.jobs.length < MOST_ROWS;
+      arrange();
     } catch (failure) {
       page.problem = failure;
     }
     changed();
-    live.watch(self.watch());
   }
 
   function move(step) {
@@ -125,14 +128,12 @@ export function open() {
     const [from, to] = isRange && page.anchor >= 0 ? [Math.min(page.anchor, place), Math.max(page.anchor, place)] : [place, place];
     for (const row of page.rows.slice(from, to + 1)) page.selected[isOn ? "add" : "delete"](row.id);
     page.anchor = place;
-    page.all = false;
     changed();
   }
 
   function selectPage() {
     const isOn = page.rows.some((row) => !page.selected.has(row.id));
     page.selected = new Set(isOn ? page.rows.map((row) => row.id) : []);
-    page.all = false;
     changed();
   }
 
@@ -150,21 +151,8 @@ export function open() {
       search.text = page.q;
       page.cursor = -1;
       page.selected.clear();
-      page.isOld = page.rows.length > 0;
+      arrange();
     },
-    watch: () => ({
-      topics: ["overview", "jobs"],
-      jobs: page.rows.slice(0, 100).map((row) => row.id),
-      q: filter(),
-      refresh,
-      onEvent(name, data) {
-        if (name === "job") put(data);
-        else if (name === "jobs.new") {
-          if (mayMove()) refresh().catch(() => null);
-          else page.fresh = data.count;
-        }
-      },
-    }),
     keys: {
       "/": () => search.focus(),
       j: () => move(1),
@@ -193,14 +181,13 @@ export function open() {
         h(
           "nav",
           { class: "tabs", "aria-label": "Saved searches" },
-          SAVED.map(([text, q, key]) => {
-            const number = page.counts?.[key];
-            return h("a", { key: text, href: q ? `/?q=${encodeURIComponent(q)}` : "/", "aria-current": page.q === q ? "page" : null }, text, h("span", null, number === undefined ? "" : number >= 10000 && page.counts.capped ? "10k+" : exact(number)));
-          }),
+          SAVED.map(([text, q]) =>
+            h("a", { key: text, href: q ? `/?q=${encodeURIComponent(q)}` : "/", "aria-current": page.q === q ? "page" : null }, text, h("span", null, `${exact(page.jobs.filter((job) => matches(job, q)).length)}${page.hasMore ? "+" : ""}`)),
+          ),
         ),
         page.selected.size > 0 && selection(page, put, load),
         page.problem ? h("div", { class: "panel" }, problem(page.problem, load)) : page.isLoading || page.rows.length ? table(page, self, now, select, selectPage) : empty(page),
-        !page.problem && page.rows.length > 0 && pager(page, older, load),
+        !page.problem && page.jobs.length > 0 && pager(page, older, () => { arrange(); changed(); }),
       ];
     },
   };
@@ -217,7 +204,7 @@ function table(page, self, now, select, selectPage) {
   return h(
     "table",
     {
-      class: page.isOld ? "jobs old" : "jobs", "aria-busy": String(page.isLoading),
+      class: "jobs", "aria-busy": String(page.isLoading),
       onmouseenter: () => (page.pointerInside = true), onmouseleave: () => (page.pointerInside = false),
     },
     h("caption", { class: "sr" }, "Jobs: open ones first, then the newest"),
@@ -229,7 +216,6 @@ function table(page, self, now, select, selectPage) {
         null,
         canWrite() && h("th", { class: "sel" }, h("input", { type: "checkbox", "aria-label": "Select all on this page", checked: all, indeterminate: !all && page.selected.size > 0, onchange: selectPage })),
         h("th", null, "Job"),
-        isOperator() && h("th", { class: "c-tenant hide-m" }, "Tenant"),
         h("th", { class: "c-model" }, "Model"),
         h("th", { class: "c-prog" }, "Progress"),
         h("th", { class: "num c-rate" }, "Lines/s"),
@@ -252,7 +238,6 @@ function row(page, job, place, now, select) {
     { key: job.id, class: classes.filter(Boolean).join(" ") },
     canWrite() && h("td", { class: "sel" }, h("input", { type: "checkbox", "aria-label": `Select ${nameOf(job)}`, checked: page.selected.has(job.id), onclick: (event) => select(place, event.shiftKey) })),
     h("td", { class: "c-name" }, h("div", { class: "jobname" }, stateMark(job), h("a", { class: "t", href: hrefOf(job) }, h("bdi", null, nameOf(job))), hasName(job) && h("span", { class: "id" }, tail(job.id)))),
-    isOperator() && h("td", { class: "c-tenant hide-m muted small" }, job.tenant ?? ""),
     h("td", { class: "c-model muted small nowrap", title: job.model }, job.model),
     h("td", { class: "c-prog" }, progress(job)),
     !waits && h("td", { class: "num c-rate" }, rateCell(job)),
@@ -265,7 +250,7 @@ function row(page, job, place, now, select) {
 
 function selection(page, put, load) {
   const chosen = page.rows.filter((job) => page.selected.has(job.id));
-  const run = (action) => bulk(action, page.all ? { q: page.q, expect: page.counts?.matching } : { jobs: chosen }, { put, load }).then((done) => {
+  const run = (action) => bulk(action, chosen, { put, load }).then((done) => {
     if (done) page.selected.clear();
     changed();
   });
@@ -279,12 +264,12 @@ function selection(page, put, load) {
   );
 }
 
-function pager(page, older, load) {
+function pager(page, older, arrange) {
   return h(
     "div",
     { class: "pager" },
-    page.fresh > 0 && h("button", { class: "btn sm", type: "button", onclick: load }, `${page.fresh} new`),
-    h("span", null, `${exact(page.rows.length)}${page.counts?.all !== undefined && !page.q ? ` of ${exact(page.counts.all)}` : ""}`),
+    page.fresh > 0 && h("button", { class: "btn sm", type: "button", onclick: arrange }, `${page.fresh} new`),
+    h("span", null, `${exact(page.rows.length)} of the newest ${plural(page.jobs.length, "job")}`),
     h("span", { class: "sp" }),
     h("span", { class: "hide-s" }, h("kbd", null, "j"), " ", h("kbd", null, "k"), " move  "),
     h("span", { class: "hide-s" }, h("kbd", null, "x"), " select  "),
@@ -294,12 +279,12 @@ function pager(page, older, load) {
 }
 
 function empty(page) {
-  if (!page.q) return h("div", { class: "panel empty" }, h("h2", null, "No jobs yet"), starters());
+  if (!page.jobs.length) return h("div", { class: "panel empty" }, h("h2", null, "No jobs yet"), starters());
   const terms = page.q.split(/\s+/).filter(Boolean);
   return h(
     "div",
     { class: "panel empty" },
-    h("h2", null, "No job matches this search"),
+    h("h2", null, `None of the newest ${plural(page.jobs.length, "job")} matches this search`),
     terms.length > 1 && h("ul", { class: "steps" }, terms.map((term, place) => h("li", { key: `${term}-${place}` }, h("a", { class: "link", href: `/?q=${encodeURIComponent(terms.filter((_, other) => other !== place).join(" "))}` }, "Without ", h("code", null, term))))),
     h("p", null, h("a", { class: "link", href: "/" }, "All jobs")),
   );

@@ -61,7 +61,6 @@ export function open({ id, line }) {
     title: () => `line ${exact(number)}`,
     load,
     refresh,
-    watch: () => ({ topics: ["overview", "jobs"], jobs: [id], refresh, onEvent: (name) => name === "job" && !isEnded(page.line) && load() }),
     keys: { "[": step(-1), "]": step(1), y: () => page.line && copy(curlOfLine(page), "as curl") },
     view(now) {
       const crumb = h("nav", { class: "crumb", "aria-label": "Where you are" }, h("a", { href: "/" }, "Jobs"), "/", h("a", { href: `/jobs/${id}` }, page.job?.name ?? shortId(id)), "/", h("span", null, `line ${exact(number)}`));

@@ -8,10 +8,9 @@ import { changed } from "../store.js";
 
 export function open() {
   const page = { models: null, problem: null };
-  const take = (answer) => { page.models = answer.data ?? answer.models; };
 
   async function refresh() {
-    take(await get("/v1/queue"));
+    page.models = (await get("/v1/queue")).data;
     page.problem = null;
     changed();
   }
@@ -21,58 +20,55 @@ export function open() {
     title: () => "Queue",
     load,
     refresh,
-    watch: () => ({ topics: ["overview", "queue"], refresh, onEvent: (name, data) => name === "queue" && take(data) }),
     view: (now) => [
       h("h1", { class: "sr" }, "Queue"),
       answers(now),
       page.problem ? h("div", { class: "panel" }, problem(page.problem, load)) : page.models?.length === 0 && h("div", { class: "panel empty" }, h("h2", null, "Nothing waits"), h("p", { class: "muted" }, "Every line that was sent has its answer.")),
-      (page.models ?? []).map((model) => block(model, now)),
+      (page.models ?? []).map((model) => block(model)),
     ],
   };
 }
 
-function block(model, now) {
-  const tenants = model.tenants ?? [];
-  const alive = model.workers ?? model.live_workers ?? 0;
-  const lines = tenants.reduce((sum, tenant) => sum + (tenant.lines ?? 0), 0);
+function block(model) {
+  const { tenants, workers: alive } = model;
+  const lines = tenants.reduce((sum, tenant) => sum + tenant.lines, 0);
   return h(
     "section",
-    { key: model.model ?? model.id, class: "panel", "aria-label": model.model ?? model.id },
+    { key: model.model, class: "panel", "aria-label": model.model },
     h(
       "header",
       null,
-      h("h2", null, model.model ?? model.id),
+      h("h2", null, model.model),
       alive
-        ? h("span", { class: "muted small" }, `${alive} ${alive === 1 ? "worker" : "workers"} · ${short(model.tokens_per_s ?? 0)} tok/s${model.seconds_to_empty ? ` · ≈ ${duration(model.seconds_to_empty)} to empty` : ""}`)
+        ? h("span", { class: "muted small" }, `${alive} ${alive === 1 ? "worker" : "workers"} · ${short(model.tokens_per_s)} tok/s${model.seconds_to_empty ? ` · ≈ ${duration(model.seconds_to_empty)} to empty` : ""}`)
         : h("span", { class: "wait small" }, `no live worker${model.last_seen ? ` since ${time(model.last_seen)}` : ""}, ${count(lines)} lines wait`),
     ),
     late(tenants),
     h(
       "table",
       { class: "stack" },
-      h("caption", { class: "sr" }, `Tenants that wait for ${model.model ?? model.id}`),
+      h("caption", { class: "sr" }, `Tenants that wait for ${model.model}`),
       h("thead", null, h("tr", null, h("th", null, "Tenant"), ["Jobs", "Lines", "≈ Tokens", "Oldest wait", "p50", "p95", "Due 1 h", "6 h", "24 h"].map((text) => h("th", { class: "num" }, text)))),
-      h("tbody", null, tenants.map((tenant) => row(tenant, now))),
+      h("tbody", null, tenants.map((tenant) => row(tenant))),
     ),
   );
 }
 
 function late(tenants) {
-  const missed = tenants.filter((tenant) => Object.values(tenant.pressure ?? {}).some((value) => value > 1));
+  const missed = tenants.filter((tenant) => Object.values(tenant.pressure).some((value) => value > 1));
   return missed.length > 0 && h("p", { class: "hint fail body" }, `More is due than the live workers make: ${missed.map((tenant) => tenant.tenant).join(", ")} will miss a deadline.`);
 }
 
 const cell = (label, text) => h("td", { class: "num", "data-label": label }, text);
 
-function row(tenant, now) {
-  const due = tenant.pressure ?? {};
-  const oldest = tenant.oldest_wait ?? (tenant.oldest_at ? now - tenant.oldest_at : null);
+function row(tenant) {
+  const { pressure: due } = tenant;
   return h(
     "tr",
     { key: tenant.tenant },
     h("td", null, h("bdi", null, tenant.tenant)),
     cell("jobs", count(tenant.jobs)), cell("lines", count(tenant.lines)), cell("≈ tokens", short(tenant.tokens)),
-    cell("oldest", duration(oldest)), cell("p50", duration(tenant.p50)), cell("p95", duration(tenant.p95)),
+    cell("oldest", duration(tenant.oldest_wait)), cell("p50", duration(tenant.p50)), cell("p95", duration(tenant.p95)),
     ["1h", "6h", "24h"].map((hours) => h("td", { class: "num", "data-label": `due ${hours}` }, pressure(due[hours]))),
   );
 }

@@ -22,7 +22,6 @@ export function open() {
     title: () => "Settings",
     load: refresh,
     refresh,
-    watch: () => ({ topics: ["overview"], refresh }),
     view: () => [
       h("div", { class: "head" }, h("h1", null, "Settings")),
       h(

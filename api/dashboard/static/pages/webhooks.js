@@ -51,7 +51,6 @@ export function open() {
     title: () => "Webhooks",
     load,
     refresh,
-    watch: () => ({ topics: ["overview"], refresh }),
     view: () => [
       h("div", { class: "head" }, h("h1", null, "Webhooks")),
       page.problem && h("div", { class: "panel" }, problem(page.problem, load)),

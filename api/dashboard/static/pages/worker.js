@@ -24,7 +24,6 @@ export function open({ id }) {
     title: () => (page.worker ? page.worker.name : "Worker"),
     load,
     refresh,
-    watch: () => ({ topics: ["overview", "workers"], refresh, onEvent: (name, data) => name === "worker" && data.id === id && put(data) }),
     view(now) {
       const { worker } = page;
       if (page.problem) return h("div", { class: "panel" }, problem(page.problem, load));

@@ -112,7 +112,7 @@ export function askText(title, label, now = "") {
 const VERBS = { pause: "Pause", resume: "Resume", priority: "Set the priority of", retry: "Retry the failed lines of", cancel: "Cancel", delete: "Delete" };
 
 /** The same for many jobs. Resolves to whether it was done. */
-export async function bulk(action, { jobs }, { put, load }) {
+export async function bulk(action, jobs, { put, load }) {
   const lines = jobs.reduce((sum, job) => sum + (action === "retry" ? failedLines(job) : action === "delete" ? job.request_counts.total : job.request_counts.open), 0);
   const noun = { retry: "failed lines", delete: "lines" }[action] ?? "open lines";
   let priority = 0;
@@ -133,14 +133,26 @@ export async function bulk(action, { jobs }, { put, load }) {
 }
 
 async function many(action, jobs, priority, { put, load }) {
-  try {
-    const started = await post("/v1/bulk", { action, jobs: jobs.map((job) => job.id), expect: jobs.length, ...(action === "priority" ? { priority } : {}) });
-    const opposite = { pause: "resume", resume: "pause" }[action];
-    toast(`${VERBS[action]}: ${plural(started.matched ?? jobs.length, "job")}`, { undo: opposite ? () => many(opposite, jobs, 0, { put, load }) : null });
-    await load();
-    return true;
-  } catch (failure) {
-    toast(failure.message, { bad: true });
-    return false;
+  const requests = {
+    retry: (job) => post(`${path(job)}/retry`, { state: "failed" }),
+    delete: (job) => remove(path(job)),
+    priority: (job) => patch(path(job), { priority }),
+  };
+  const done = [];
+  const refused = [];
+  for (const job of jobs) {
+    // One after the other: fifty at once would be a burst that other tenants feel.
+    try {
+      const now = await (requests[action] ?? ((one) => post(`${path(one)}/${action}`)))(job);
+      if (["pause", "resume", "cancel", "priority"].includes(action)) put(now);
+      done.push(job);
+    } catch (failure) {
+      refused.push(`${nameOf(job)}: ${failure.message}`);
+    }
   }
+  const opposite = { pause: "resume", resume: "pause" }[action];
+  if (done.length) toast(`${VERBS[action]}: ${plural(done.length, "job")}`, { undo: opposite ? () => many(opposite, done, 0, { put, load }) : null });
+  if (refused.length) toast(`${plural(refused.length, "job")} refused: ${refused[0]}`, { bad: true });
+  await load();
+  return true;
 }

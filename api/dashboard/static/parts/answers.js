@@ -1,5 +1,5 @@
 // The five answers: is it moving, when is the next done, what waits, is the machine busy, what failed.
-import { count, duration, rateText, share, short, time } from "../format.js";
+import { count, duration, rateText, share, short, shortId, time } from "../format.js";
 import { clockIcon, failIcon, icon, stateIcon } from "../icons.js";
 import { state } from "../store.js";
 import { reasonText } from "./job.js";
@@ -41,9 +41,9 @@ function moving(o) {
 function next(o, now) {
   const done = o?.next_done;
   return answer({
-    href: done ? `/jobs/${done.job?.id ?? done.job}` : "/?q=status:running", shape: clockIcon(), tone: "run", label: "Next done",
+    href: done ? `/jobs/${done.job}` : "/?q=status:running", shape: clockIcon(), tone: "run", label: "Next done",
     value: done ? time(done.at) : "–", note: done && `in ${duration(Math.max(0, Math.round(done.at - now)))}`,
-    sub: done ? (done.job?.name ?? done.name ?? "") : o ? (o.jobs.open ? "no estimate yet" : "nothing is open") : "",
+    sub: done ? (done.name ?? shortId(done.job)) : o ? (o.jobs.open ? "no estimate yet" : "nothing is open") : "",
   });
 }
 
@@ -58,10 +58,10 @@ function waiting(o) {
 
 function machine(o) {
   const idle = o?.idle_with_work;
-  const alive = o?.workers?.live ?? o?.workers;
+  const alive = o?.workers.live;
   return answer({
     href: "/fleet", shape: icon("bolt"), tone: "ink", label: "Machine",
-    value: o ? (alive ? share(o.busy) : "none") : "–", note: o && alive ? "busy" : "", bad: Boolean(idle) || o?.workers === 0,
+    value: o ? (alive ? share(o.busy) : "none") : "–", note: o && alive ? "busy" : "", bad: Boolean(idle) || alive === 0,
     sub: !o ? "" : idle ? "idle with work" : alive ? `${alive} ${alive === 1 ? "worker" : "workers"} · ${short(o.tokens_per_s)} tok/s` : "no live worker",
   });
 }

@@ -7,9 +7,13 @@ import { h } from "./render.js";
 const PAUSE = 120; // milliseconds after the last key
 
 export class SearchField {
-  /** @param {(query: string) => void} search called with Enter, and where a suggestion completed a term */
-  constructor(search) {
+  /**
+   * @param {(query: string) => void} search called with Enter, and where a suggestion completed a term
+   * @param {() => any[]} jobs whose values are suggested
+   */
+  constructor(search, jobs) {
     this.search = search;
+    this.jobs = jobs;
     this.text = "";
     this.options = [];
     this.chosen = -1;
@@ -87,16 +91,12 @@ export class SearchField {
     changed();
   }
 
-  async ask() {
-    this.controller?.abort();
-    this.controller = new AbortController();
-    const typed = typedAt(this.text, this.input?.selectionStart ?? this.text.length);
-    const options = await suggest(typed, this.controller.signal).catch(() => []);
+  ask() {
     if (document.activeElement !== this.input) return;
-    this.place = typed;
-    this.options = options;
+    this.place = typedAt(this.text, this.input.selectionStart);
+    this.options = suggest(this.place, this.jobs());
     this.chosen = -1;
-    this.isOpen = options.length > 0;
+    this.isOpen = this.options.length > 0;
     changed();
   }
 

@@ -26,28 +26,11 @@ export class Results {
   /** The newest ones as the job's page got them. */
   newest(rows, job) {
     this.lastSeq = job.last_seq;
-    if (this.before !== null || this.state) {
+    if (this.before !== null || this.state || this.opened !== null || this.cursor >= 0) {
       this.fresh = Math.max(0, job.last_seq - (this.rows?.[0]?.seq ?? 0));
       return;
     }
-    const given = Array.isArray(rows) ? rows : rows?.data;
-    if (given) this.take(given);
-    else this.load();
-  }
-
-  /** More were settled: read them where nobody is in the middle of something. */
-  grown(job) {
-    if (job.last_seq === this.lastSeq) return;
-    this.lastSeq = job.last_seq;
-    if (this.before !== null || this.opened !== null || this.cursor >= 0) {
-      this.fresh = Math.max(0, job.last_seq - (this.rows?.[0]?.seq ?? 0));
-      return;
-    }
-    // Not more than once in two seconds: the table is for reading.
-    this.due ??= setTimeout(() => {
-      this.due = null;
-      if (!document.hidden) this.load();
-    }, 2000);
+    this.take(rows);
   }
 
   take(rows) {
