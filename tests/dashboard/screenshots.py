@@ -1,6 +1,6 @@
 """Pictures of the dashboard for `docs/images`, from a service that runs: a job in progress, one with failures.
 
-    python -m tests.dashboard.screenshots http://127.0.0.1:8100 docs/images      # the key from PAGEMILL_API_KEY
+python -m tests.dashboard.screenshots http://127.0.0.1:8100 docs/images      # the key from PAGEMILL_API_KEY
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ def main(url: str, directory: Path) -> None:
         client.post(f"/v1/jobs/{paused}/pause")
         _send(client, "support-triage", _sums(400), priority=-5)
         time.sleep(float(os.environ.get("SETTLE", "150")))  # a curve needs whole minutes
-        pages = {"jobs": "/", "job": f"/jobs/{running}", "failures": f"/jobs/{failed}", "fleet": "/fleet", "queue": "/queue"}
+        pages = {
+            "jobs": "/",
+            "job": f"/jobs/{running}",
+            "failures": f"/jobs/{failed}",
+            "fleet": "/fleet",
+            "queue": "/queue",
+        }
         with browsers.chromium() as browser:
             for theme in ("light", "dark"):
                 for size, width in ((DESKTOP, "desktop"), (PHONE, "phone")):

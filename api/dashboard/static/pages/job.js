@@ -11,12 +11,12 @@ import { timelineOf } from "../parts/timeline.js";
 import { h } from "../parts/render.js";
 import { go, query, setQuery } from "../router.js";
 import { announce, canWrite, changed } from "../store.js";
-import { webhookPanel } from "./webhooks.js";
+import { deliveriesOf, webhookPanel } from "./webhooks.js";
 
 const INCLUDE = "progress,failures,timeline,deliveries,results";
 
 export function open({ id }) {
-  const page = { job: null, problem: null, unit: query("unit") || "lines", menu: null, deleted: false };
+  const page = { job: null, problem: null, unit: query("unit") || "lines", menu: null, deliveries: null };
   const results = new Results(id);
 
   function put(job) {
@@ -31,6 +31,7 @@ export function open({ id }) {
   async function refresh() {
     const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE }));
     put({ pending: undefined, ...job });
+    if (job.deliveries.length) page.deliveries = await deliveriesOf(id);
     page.problem = null;
     results.newest(job.results, job);
     changed();
@@ -79,7 +80,7 @@ export function open({ id }) {
           "div",
           { class: "cols" },
           h("div", null, job && throughput(page, job), job && failures(job, put), results.view(job)),
-          h("div", null, job && timelinePanel(job), job && tokens(job), job && about(job), job && webhookPanel(job, refresh)),
+          h("div", null, job && timelinePanel(job), job && tokens(job), job && about(job), webhookPanel(page.deliveries, refresh)),
         ),
       ];
     },

@@ -1,22 +1,17 @@
-// Where the service reports jobs' ends: the secret they are signed with, and what became of a job's deliveries.
-import { get, post } from "../api.js";
-import { plural, time } from "../format.js";
-import { command, copyButton, problem } from "../parts/dialog.js";
+// What became of each webhook, attempt by attempt, with another try; and the secret that they are signed with.
+import { address, get, post } from "../api.js";
+import { plural, shortId, time, visible } from "../format.js";
+import { copyButton, greyRows, problem } from "../parts/dialog.js";
 import { h } from "../parts/render.js";
 import { canWrite, changed, toast } from "../store.js";
 
-const SHAPES = { delivered: "ok", pending: "wait", given_up: "fail" };
-const WORDS = { delivered: "delivered", pending: "tried again", given_up: "given up" };
+const TONES = { delivered: "ok", pending: "wait", given_up: "fail" };
 
-function outcome(delivery) {
-  const tone = SHAPES[delivery.status] ?? "muted";
-  const said = delivery.last_status ? `${delivery.last_status}` : (delivery.last_error ?? "");
-  return [h("b", { class: tone }, WORDS[delivery.status] ?? delivery.status), said && ` · ${said}`, delivery.attempts > 1 && ` · ${plural(delivery.attempts, "attempt")}`];
-}
+export const deliveriesOf = async (jobId) => (await get(address("/v1/webhooks/deliveries", { job: jobId, limit: 50 }))).data;
 
 async function replay(delivery, again) {
   try {
-    await post(`/v1/deliveries/${delivery.id}/replay`);
+    await post(`/v1/webhooks/deliveries/${delivery.id}/replay`);
     toast("It is sent again");
     await again();
   } catch (failure) {
@@ -24,28 +19,41 @@ async function replay(delivery, again) {
   }
 }
 
-/** The webhooks of one job. */
-export function webhookPanel(job, again) {
-  const deliveries = job.deliveries ?? [];
-  if (!deliveries.length) return null;
+/** One delivery with its attempts: time, status, milliseconds, the beginning of the answer. */
+function entry(delivery, again) {
+  const when = delivery.status === "pending" && delivery.next_attempt_at ? `next at ${time(delivery.next_attempt_at, { seconds: true })}` : delivery.delivered_at ? time(delivery.delivered_at, { seconds: true }) : "";
   return h(
-    "section",
-    { class: "panel", "aria-label": "Webhooks" },
-    h("header", null, h("h2", null, "Webhooks")),
-    h("ul", { class: "body steps small" }, deliveries.map((delivery) => h("li", { key: delivery.id }, h("div", null, delivery.type, " · ", outcome(delivery)), h("div", { class: "muted clip", title: delivery.url }, delivery.url), delivery.last_error && h("div", { class: "tiny faint" }, delivery.last_error), h("div", { class: "btns" }, h("span", { class: "tiny faint" }, delivery.next_attempt_at && delivery.status === "pending" ? `next at ${time(delivery.next_attempt_at, { seconds: true })}` : time(delivery.delivered_at ?? delivery.created_at, { seconds: true })), canWrite() && delivery.status !== "delivered" && h("button", { class: "btn sm", type: "button", onclick: () => replay(delivery, again) }, "Replay"))))),
+    "li",
+    { key: delivery.id },
+    h("p", null, h("b", { class: TONES[delivery.status] }, delivery.status.replace("_", " ")), ` · ${delivery.event.type}`, delivery.last_status_code && ` · ${delivery.last_status_code}`, ` · ${plural(delivery.num_attempts, "attempt")}`),
+    h("p", { class: "muted clip", title: delivery.url }, delivery.url),
+    delivery.attempts.length > 0 &&
+      h(
+        "details",
+        { class: "small" },
+        h("summary", { class: "muted" }, "attempts"),
+        h("ol", { class: "steps" }, delivery.attempts.map((attempt) => h("li", { key: attempt.number }, `${time(attempt.at, { seconds: true })} · ${attempt.status_code ?? "no answer"} · ${attempt.milliseconds} ms`, attempt.error && h("span", { class: "fail" }, ` · ${attempt.error}`), attempt.answer && h("code", { class: "text" }, ` ${visible(attempt.answer)}`)))),
+      ),
+    h("p", { class: "btns" }, h("span", { class: "tiny faint" }, when), canWrite() && h("button", { class: "btn sm", type: "button", onclick: () => replay(delivery, again) }, "Replay")),
   );
 }
 
+/** The webhooks of one job. */
+export function webhookPanel(deliveries, again) {
+  if (!deliveries?.length) return null;
+  return h("section", { class: "panel", "aria-label": "Webhooks" }, h("header", null, h("h2", null, "Webhooks")), h("ul", { class: "body steps small" }, deliveries.map((delivery) => entry(delivery, again))));
+}
+
 export function open() {
-  const page = { secret: null, problem: null };
+  const page = { secret: null, deliveries: null, problem: null, isShown: false };
 
   async function refresh() {
-    page.secret ??= await get("/v1/webhook_secret");
+    page.secret ??= (await get("/v1/webhook_secret")).secret;
+    page.deliveries = (await get(address("/v1/webhooks/deliveries", { limit: 50 }))).data;
+    page.problem = null;
     changed();
   }
-
   const load = () => refresh().catch((failure) => { page.problem = failure; changed(); });
-  let shown = false;
 
   return {
     title: () => "Webhooks",
@@ -57,10 +65,17 @@ export function open() {
       h(
         "section",
         { class: "panel", "aria-label": "Secret" },
-        h("header", null, h("h2", null, "Secret")),
-        h("div", { class: "body steps" }, h("p", { class: "muted" }, "Every delivery is signed with it, as Standard Webhooks says."), h("p", { class: "btns" }, h("code", null, page.secret ? (shown ? page.secret.secret : `${page.secret.secret.slice(0, 10)}…`) : " "), page.secret && h("button", { class: "btn sm", type: "button", "aria-pressed": String(shown), onclick: () => { shown = !shown; changed(); } }, shown ? "Hide" : "Show"), page.secret && copyButton(page.secret.secret, "the secret"))),
+        h("header", null, h("h2", null, "Secret of jobs' own webhooks")),
+        h("div", { class: "body steps" }, h("p", { class: "muted" }, "They are signed with it, as Standard Webhooks says."), h("p", { class: "btns" }, h("code", null, page.secret ? (page.isShown ? page.secret : `${page.secret.slice(0, 10)}…`) : " "), page.secret && h("button", { class: "btn sm", type: "button", "aria-pressed": String(page.isShown), onclick: () => { page.isShown = !page.isShown; changed(); } }, page.isShown ? "Hide" : "Show"), page.secret && copyButton(page.secret, "the secret"))),
       ),
-      h("section", { class: "panel empty" }, h("p", null, "A job names its own webhook, and its page shows what became of each delivery."), command(`curl ${location.origin}/v1/jobs -H "Authorization: Bearer $PAGEMILL_API_KEY" -H 'Content-Type: application/json' -d '{"model": "demo", "prompts": ["17 + 58 ="], "webhook": {"url": "https://example.com/hook"}}'`, "the curl command"))
+      h(
+        "section",
+        { class: "panel", "aria-label": "Deliveries" },
+        h("header", null, h("h2", null, "Deliveries"), h("span", { class: "muted small" }, "the newest 50")),
+        page.deliveries
+          ? h("ul", { class: "body steps" }, page.deliveries.length ? page.deliveries.map((delivery) => [h("li", { key: `job-${delivery.id}`, class: "small" }, delivery.job_id && h("a", { class: "link", href: `/jobs/${delivery.job_id}` }, shortId(delivery.job_id))), entry(delivery, load)]) : h("li", { class: "muted" }, "None yet. A job names its own: ", h("code", null, '"webhook": {"url": "https://…"}')))
+          : h("table", null, h("tbody", null, greyRows(3, 2))),
+      ),
     ],
   };
 }
