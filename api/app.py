@@ -19,7 +19,7 @@ from api.deps import Services
 from api.long_poll import JobWatch
 from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
-from api.native import actions, deliveries, detail, jobs, keys, overview, results, workers
+from api.native import actions, deliveries, detail, events, jobs, keys, overview, results, workers
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
@@ -106,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs.router,
         detail.router,
         actions.router,
+        events.router,
         results.router,
         live.router,
         batches.router,

@@ -27,6 +27,11 @@ class JobWatch:
         self._looker: asyncio.Task[None] | None = None
         self._is_closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server stops: nothing is waited for any more."""
+        return self._is_closed
+
     async def wait(self, job_id: UUID, seconds: float) -> None:
         """Return when the job may be at its end, or after `seconds`."""
         if self._is_closed:

@@ -90,7 +90,7 @@ async def read_results(
     goes on from the last line's `seq`.
     """
     job = await find_job(services, caller, job_id)
-    headers = {"x-job-status": job.state}
+    headers = {"x-job-status": str(job.state)}
     pages = _pages(services, job, query)
     if query.before is None and (query.limit is None or query.filter == Filter()):
         after = query.after or 0

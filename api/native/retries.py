@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -123,7 +123,7 @@ def _options(parent: Job, wanted: Retry) -> JobOptions:
     )
 
 
-async def _chunks(services: Services, parent: Job, wanted: Retry) -> AsyncIterator[list[int]]:
+async def _chunks(services: Services, parent: Job, wanted: Retry) -> AsyncGenerator[list[int]]:
     """The wanted lines, as many at a time as a transaction copies."""
     limit = services.settings.sweep_chunk
     if wanted.lines is not None:

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from api import errors as api_errors
 from api.dashboard import session
-from api.native import actions, deliveries, detail, jobs, keys, overview, results, workers
+from api.native import actions, deliveries, detail, events, jobs, keys, overview, results, workers
 from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.routes import health, models
 from jobs.errors import LeaseLost, PagemillError
@@ -35,6 +35,7 @@ def test_page_names_every_route() -> None:
             detail.router,
             results.router,
             actions.router,
+            events.router,
             batches.router,
             files.router,
             live.router,
