@@ -20,6 +20,7 @@ from tests.support.fake_worker import MODEL
 from tests.support.oracle import check
 from tests.support.pipeline import Pipeline
 from tests.support.processes import PATIENCE, await_condition
+from tests.support.services import Services
 from worker.app import make_app
 
 
@@ -29,15 +30,26 @@ def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipe
         yield pipeline
 
 
+@pytest.fixture(scope="module")
+def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A pipeline with a worker that lives through the whole module."""
+    with (
+        services.database() as url,
+        contextlib.closing(Pipeline(url, services.redis_database(), tmp_path_factory.mktemp("served"))) as pipeline,
+        pipeline.worker() as process,
+    ):
+        yield pipeline
+        assert process.poll() is None
+
+
 def prompts(count: int) -> list[list[int]]:
     return [[1 + line % 40, 5, 7, line % 30] for line in range(count)]
 
 
-def test_worker_runs_a_whole_job(pipeline: Pipeline) -> None:
-    with pipeline.worker():
-        job = pipeline.wait_for_end(pipeline.submit(prompts(300)))
+def test_worker_runs_a_whole_job(served: Pipeline) -> None:
+    job = served.wait_for_end(served.submit(prompts(300)))
     assert (job.state, job.completed, job.last_seq) == ("completed", 300, 300)
-    results = pipeline.results(job.id)
+    results = served.results(job.id)
     assert sorted(results) == list(range(1, 301))
     response = results[1]["response"]
     assert response["status_code"] == 200
@@ -50,23 +62,22 @@ def test_worker_runs_a_whole_job(pipeline: Pipeline) -> None:
     assert job.completion_tokens == sum(
         result["response"]["body"]["usage"]["completion_tokens"] for result in results.values()
     )
-    check(pipeline.database_url)
+    check(served.database_url)
 
 
-def test_cached_tokens_are_counted_by_line_and_job(pipeline: Pipeline) -> None:
+def test_cached_tokens_are_counted_by_line_and_job(served: Pipeline) -> None:
     prompt = [3] * 50
-    with pipeline.worker():
-        first = pipeline.wait_for_end(pipeline.submit([prompt]))
-        again = pipeline.wait_for_end(pipeline.submit([prompt, [*prompt, 4]]))
+    first = served.wait_for_end(served.submit([prompt]))
+    again = served.wait_for_end(served.submit([prompt, [*prompt, 4]]))
     assert first.cached_tokens == 0
     found = [
         result["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"]
-        for result in pipeline.results(again.id).values()
+        for result in served.results(again.id).values()
     ]
     # Whole blocks only.
     assert all(0 < cached < len(prompt) for cached in found)
     assert again.cached_tokens == sum(found)
-    check(pipeline.database_url)
+    check(served.database_url)
 
 
 def test_worker_claims_on_notification_long_before_its_poll(pipeline: Pipeline) -> None:
@@ -91,42 +102,34 @@ def test_worker_finds_work_by_its_poll_without_redis(pipeline: Pipeline) -> None
     check(pipeline.database_url)
 
 
-def test_line_refused_by_the_worker_fails_alone(pipeline: Pipeline) -> None:
+def test_line_refused_by_the_worker_fails_alone(served: Pipeline) -> None:
     fits, text_for_a_model_without_tokenizer = [1, 2, 3], "a text"
-    job_id = pipeline.submit([fits, fits, fits])
-    pipeline.query(
-        "UPDATE bodies SET body = :body WHERE line = 2 RETURNING 1",
-        body=b'{"prompt": "%s", "max_tokens": 4}' % text_for_a_model_without_tokenizer.encode(),
-    )
-    pipeline.query(
-        "UPDATE bodies SET body = :body WHERE line = 3 RETURNING 1",
-        body=b'{"prompt": [%s], "max_tokens": 4}' % b",".join([b"1"] * 127),
-    )
-    with pipeline.worker():
-        job = pipeline.wait_for_end(job_id)
+    bodies = {
+        2: b'{"prompt": "%s", "max_tokens": 4}' % text_for_a_model_without_tokenizer.encode(),
+        3: b'{"prompt": [%s], "max_tokens": 4}' % b",".join([b"1"] * 127),
+    }
+    job_id = served.submit([fits, fits, fits], bodies=bodies)
+    job = served.wait_for_end(job_id)
     assert (job.state, job.completed, job.failed) == ("completed", 1, 2)
-    results = pipeline.results(job_id)
+    results = served.results(job_id)
     assert results[2]["response"]["status_code"] == 400
     assert "tokenizer" in results[2]["response"]["body"]["error"]["message"]
     assert results[3]["response"]["body"]["error"]["code"] == "context_length_exceeded"
     assert all(result["error"] is None for result in results.values())
-    check(pipeline.database_url)
+    check(served.database_url)
 
 
-def test_lines_that_the_worker_cannot_parse_fail_alone(pipeline: Pipeline) -> None:
-    job_id = pipeline.submit(prompts(5))
+def test_lines_that_the_worker_cannot_parse_fail_alone(served: Pipeline) -> None:
     # As a newer API might store them, or no API at all.
-    for line, body in enumerate([b'{"prompt": [1], "novel": "secret"}', b'"secret', b'["secret"]', b"{}"], 2):
-        pipeline.query("UPDATE bodies SET body = :body WHERE line = :line RETURNING 1", body=body, line=line)
-    with pipeline.worker() as process:
-        job = pipeline.wait_for_end(job_id)
-        assert process.poll() is None
+    bodies = {2: b'{"prompt": [1], "novel": "secret"}', 3: b'"secret', 4: b'["secret"]', 5: b"{}"}
+    job_id = served.submit(prompts(5), bodies=bodies)
+    job = served.wait_for_end(job_id)
     assert (job.state, job.completed, job.failed) == ("completed", 1, 4)
-    assert {row.deaths for row in pipeline.query("SELECT deaths FROM requests")} == {0}
-    statuses = {line: result["response"]["status_code"] for line, result in pipeline.results(job_id).items()}
+    assert {row.deaths for row in served.query("SELECT deaths FROM requests")} == {0}
+    statuses = {line: result["response"]["status_code"] for line, result in served.results(job_id).items()}
     assert statuses == {1: 200, 2: 500, 3: 400, 4: 400, 5: 400}
-    assert "secret" not in (pipeline.directory / "worker.log").read_text()
-    check(pipeline.database_url)
+    assert "secret" not in (served.directory / "worker.log").read_text()
+    check(served.database_url)
 
 
 def test_sigterm_releases_requests_that_do_not_finish_in_time(pipeline: Pipeline) -> None:
@@ -232,12 +235,11 @@ def test_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
     check(pipeline.database_url)
 
 
-def test_hundred_equal_messages_are_one_execution(pipeline: Pipeline) -> None:
-    job_id = pipeline.submit(prompts(50))
-    app = make_app(pipeline.settings, "test")
+def test_hundred_equal_messages_are_one_execution(served: Pipeline) -> None:
+    job_id = served.submit(prompts(50))
+    app = make_app(served.settings, "test")
     for _ in range(100):
         app.send_task(DRAIN_TASK, args=[str(job_id)], queue=model_queue(MODEL))
-    with pipeline.worker():
-        assert pipeline.wait_for_end(job_id).completed == 50
-    assert pipeline.query("SELECT max(epoch) AS epoch FROM requests")[0].epoch == 1
-    check(pipeline.database_url)
+    assert served.wait_for_end(job_id).completed == 50
+    assert {row.epoch for row in served.query("SELECT epoch FROM requests WHERE job_id = :id", id=job_id)} == {1}
+    check(served.database_url)

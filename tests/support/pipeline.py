@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -97,13 +97,16 @@ class Pipeline:
                 stderr=log,
             )
 
-    def submit(self, prompts: Sequence[Sequence[int]], **params: Any) -> UUID:
-        """A published job, without a notification."""
+    def submit(
+        self, prompts: Sequence[Sequence[int]], *, bodies: Mapping[int, bytes] | None = None, **params: Any
+    ) -> UUID:
+        """A published job, without a notification. `bodies` are stored for some lines instead of what the API would."""
         model = ModelLimits(MODEL, MAX_MODEL_LEN, VOCAB_SIZE)
         defaults = Params(**{"max_tokens": 20, "temperature": 0, **params})
         lines = [
             parse_request({"prompt": list(prompt)}, line, defaults, model) for line, prompt in enumerate(prompts, 1)
         ]
+        lines = [replace(line, body=(bodies or {}).get(line.line, line.body)) for line in lines]
         with self.database.begin() as connection:
             job_id = submission.open_job(connection, self.tenant.id, JobOptions(model=MODEL))
             assert submission.stage_lines(connection, job_id, lines)
