@@ -72,7 +72,7 @@ def test_every_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     if not sources:
         pytest.skip("not a git checkout")
     names = set(wheel.namelist())
-    assert not [name for name in sources if not name.startswith("tests/") and name not in names]
+    assert not [name for name in sources if not name.startswith(("tests/", "examples/")) and name not in names]
 
 
 def test_version_is_below_that_of_hugging_faces_kernels() -> None:
