@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 Shape = tuple[int, int]
 """Inputs and outputs of a linear layer."""
@@ -73,7 +73,7 @@ class Work:
     attention_flops: int
 
     @classmethod
-    def of(cls, model: Geometry, requests: Sequence[Request], shared_prefix: int) -> Work:
+    def of(cls, model: Geometry, requests: Sequence[WorkloadRequest], shared_prefix: int) -> Work:
         looks = sum(
             _triangle(len(request.prompt) + request.max_tokens - 1) - _triangle(shared_prefix) for request in requests
         ) + _triangle(shared_prefix)

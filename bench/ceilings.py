@@ -21,6 +21,7 @@ from bench.arithmetic import Geometry, Shape, Work, geometry
 from bench.machine import cores, multiplies_int8
 from bench.models import CONFIGS
 from bench.workload import workloads
+from kernels.integers import ceil_div
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,7 @@ def _int8_ways(rows: int, shape: Shape) -> Iterator[Callable[[], Any]]:
 
 
 def _copies(shape: Shape, item_bytes: int) -> int:
-    return min(MOST_COPIES, -(-COLD_BYTES // (shape[0] * shape[1] * item_bytes)))
+    return min(MOST_COPIES, ceil_div(COLD_BYTES, shape[0] * shape[1] * item_bytes))
 
 
 def _in_turn(weights: Sequence[Any], product: Callable[[Any], Tensor]) -> Callable[[], Tensor]:

@@ -26,7 +26,7 @@ from bench.environments import NotInstallable
 from bench.machine import computes_in
 from bench.models import model_directory
 from bench.usage import CpuTime, available_memory
-from bench.workload import Request, Workload
+from bench.workload import Workload, WorkloadRequest
 
 WARM_UP_TOKENS = 4
 START_TIMEOUT = 900.0
@@ -190,14 +190,14 @@ def measured_ceilings(workload: Workload, precisions: Sequence[str]) -> dict[str
     return found
 
 
-def _sample(requests: Sequence[Request], count: int | None) -> Sequence[Request]:
+def _sample(requests: Sequence[WorkloadRequest], count: int | None) -> Sequence[WorkloadRequest]:
     """`count` requests, evenly over all."""
     if count is None or count >= len(requests):
         return requests
     return [requests[(2 * place + 1) * len(requests) // (2 * count)] for place in range(count)]
 
 
-def _check(requests: Sequence[Request], outputs: Sequence[dict[str, Any]]) -> None:
+def _check(requests: Sequence[WorkloadRequest], outputs: Sequence[dict[str, Any]]) -> None:
     """Everybody does all of the work, and no more."""
     made = [output["num_tokens"] for output in outputs]
     wanted = [request.max_tokens for request in requests]

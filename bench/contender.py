@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.discovery import offered
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 """float32 and bfloat16 of weights and arithmetic; int8: of the weights at least, and what suits them otherwise."""
@@ -56,11 +56,11 @@ class Output:
     """None where the contender gives text only."""
 
 
-class Runner(ABC):
+class WorkloadRunner(ABC):
     """A contender with its model loaded."""
 
     @abstractmethod
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         """Complete all, handed over at once; outputs in their order."""
 
     def processes(self) -> Sequence[int] | None:
@@ -85,7 +85,7 @@ class Contender:
     name: str
     title: str
     precisions: Sequence[str]
-    start: Callable[[Setup], Runner]
+    start: Callable[[Setup], WorkloadRunner]
     packages: Sequence[str] = ()
     """Those whose versions are worth knowing."""
 

@@ -18,7 +18,7 @@ from bench.machine import computes_in, cores
 from bench.models import save_config
 from bench.pagemill import KV_CACHE_BYTES
 from bench.profiling.profile import Profile, profiled
-from bench.workload import Request, Workload
+from bench.workload import Workload, WorkloadRequest
 from engine import Engine, EngineConfig, SamplingParams
 from engine.loading.hub import load_config, resolve_model
 
@@ -75,7 +75,7 @@ def measure(workload: Workload, precision: str, *, model: str | None = None, is_
     )
 
 
-def _run(engine: Engine, requests: Sequence[Request]) -> float:
+def _run(engine: Engine, requests: Sequence[WorkloadRequest]) -> float:
     """Seconds for all; raises ValueError when one cannot run."""
     vocabulary = engine.vocab_size
     prompts = [[token % vocabulary for token in request.prompt] for request in requests]

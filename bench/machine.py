@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = ("celery", "fastapi", "numpy", "psycopg", "sqlalchemy", "torch", "transformers", "triton")
 
@@ -21,8 +22,8 @@ def circumstances() -> dict[str, Any]:
         "cpu": _cpuinfo("model name") or platform.processor(),
         "cores": cores(),
         "computes_in": computes_in(),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "load_1_min": round(os.getloadavg()[0], 2),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_1_min": round(psutil.getloadavg()[0], 2),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "gpu": _gpu(),
@@ -31,7 +32,7 @@ def circumstances() -> dict[str, Any]:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(psutil.Process().cpu_affinity())
 
 
 def computes_in() -> str:

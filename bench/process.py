@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.contender import Contender, Runner, Setup, contenders
-from bench.workload import Request
+from bench.contender import Contender, Setup, WorkloadRunner, contenders
+from bench.workload import WorkloadRequest
 
 
 class _Host:
@@ -29,7 +29,7 @@ class _Host:
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
-        self._runner: Runner | None = None
+        self._runner: WorkloadRunner | None = None
 
     def convert(self, order: Mapping[str, str]) -> dict[str, Any]:
         assert self._contender.conversion is not None
@@ -45,7 +45,7 @@ class _Host:
 
     def generate(self, order: list[Mapping[str, Any]]) -> dict[str, Any]:
         assert self._runner is not None
-        requests = [Request(**request) for request in order]
+        requests = [WorkloadRequest(**request) for request in order]
         began = time.perf_counter()
         outputs = self._runner.generate(requests)
         seconds = time.perf_counter() - began

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import save
+from bench.usage import peak_memory
 from cli.client import Client, Submission
 from cli.models import DEMO
 from cli.stack import running_stack
@@ -44,13 +45,13 @@ def measure(lines: int) -> dict[str, Any]:
                 _write(few, 200)
                 _write(many, lines)
                 client.submit(few, Submission(MODEL))
-                after_few = _peak_mib(stack.pids()["api"])
+                after_few = _mib(peak_memory([stack.pids()["api"]]))
                 rates = []
                 for _ in range(REPEATS):
                     began = time.perf_counter()
                     client.submit(many, Submission(MODEL))
                     rates.append(lines / (time.perf_counter() - began))
-                after_many = _peak_mib(stack.pids()["api"])
+                after_many = _mib(peak_memory([stack.pids()["api"]]))
     return {
         "lines": lines,
         "line_bytes": LINE_BYTES,
@@ -75,10 +76,8 @@ def _write(file: Path, lines: int) -> None:
             target.write(json.dumps(head) + "\n")
 
 
-def _peak_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return round(int(kib) / 1024, 1)
+def _mib(size: int) -> float:
+    return round(size / 2**20, 1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ FIRST_TOKEN, LAST_TOKEN = 1_000, 15_000
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WorkloadRequest:
     """A prompt, and exactly how many tokens are to follow it: greedy, the end of sequence ignored."""
 
     prompt: Sequence[int]
@@ -35,19 +35,19 @@ class Workload:
     shared_prefix: int = 0
     """Tokens with which all prompts of a round begin alike. Nothing else is shared."""
 
-    def requests(self, round_number: int) -> list[Request]:
+    def requests(self, round_number: int) -> list[WorkloadRequest]:
         """The requests of one round. Lengths are the same in all; tokens are not, so that no cache carries over."""
         lengths = self.lengths(random.Random(self.name))
         tokens = random.Random(f"{self.name} {round_number}")
         prefix = _draw(tokens, self.shared_prefix)
         return [
-            Request([*prefix, *_draw(tokens, prompt - self.shared_prefix)], max_tokens)
+            WorkloadRequest([*prefix, *_draw(tokens, prompt - self.shared_prefix)], max_tokens)
             for prompt, max_tokens in lengths
         ]
 
-    def warm_up(self, max_tokens: int) -> list[Request]:
+    def warm_up(self, max_tokens: int) -> list[WorkloadRequest]:
         """A round of its own with the same prompts' lengths and short outputs, for what happens only once."""
-        return [Request(request.prompt, min(max_tokens, request.max_tokens)) for request in self.requests(-1)]
+        return [WorkloadRequest(request.prompt, min(max_tokens, request.max_tokens)) for request in self.requests(-1)]
 
 
 def workloads() -> dict[str, Workload]:

@@ -28,7 +28,7 @@ from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.grammar_queue import GrammarQueue
 from engine.scheduling.prefill_budget import PrefillBudgetTuner, candidate_budgets
 from engine.scheduling.request_limits import RequestLimits
-from engine.scheduling.scheduler import Limits, Scheduler
+from engine.scheduling.scheduler import Scheduler, SchedulerLimits
 from engine.scheduling.sequence import Request, Sequence
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Engine:
         blocks = BlockManager(runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(
             blocks,
-            Limits(
+            SchedulerLimits(
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_prompt_logits=max(1, _MAX_PROMPT_LOGITS // runner.vocab_size),

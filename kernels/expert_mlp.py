@@ -3,13 +3,14 @@
     h[t, j]   = act( gate_e x[t] ) * ( up_e x[t] )          e = experts[t, j]
     out[t]    = sum_j weights[t, j] * ( down_e h[t, j] )
 
-Shapes: T tokens, k experts for each, E in all; x `[T, D]`, gate and up one over the other `[E, 2 I, D]`, down
-`[E, D, I]`. Grouped products as in MegaBlocks (Gale et al., arXiv 2211.15841): a block of rows shares an expert
-(`expert_routing.py`), its program reads the rows where they lie and leaves the results at their pair, so that nothing
-is sorted or padded in memory. Gate and up are multiplied side by side: their halves never pass through memory. Sums of
-products are float32 and rounded once; the sum over experts is taken in the order of the token's choices, by a launch of
-its own, since adding in place would give other bits each time.
+T tokens, k experts for each, E in all; x `[T, D]`, gate over up `[E, 2 I, D]`, down `[E, D, I]`.
 """
+
+# Grouped products as in MegaBlocks (Gale et al., arXiv 2211.15841): a block of rows shares an expert
+# (`expert_routing.py`), its program reads the rows where they lie and leaves the results at their pair, so that nothing
+# is sorted or padded in memory. Gate and up are multiplied side by side: their halves never pass through memory. Sums
+# of products are float32 and rounded once; the sum over experts is taken in the order of the token's choices, by a
+# launch of its own, since adding in place would give other bits each time.
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.expert_routing import Routing, route
 from kernels.gated_activation import ACTIVATIONS, FUNCTIONS, activate
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -133,7 +135,7 @@ def product_tiles(num_pairs: int, num_experts: int, dtype: torch.dtype, device: 
     """
     if device.is_interpreter:
         return ProductTiles(rows=16, columns=128, depth=64, num_warps=4, num_stages=2)
-    rows = min(128, max(16, triton.next_power_of_2(-(-num_pairs // num_experts))))
+    rows = min(128, max(16, triton.next_power_of_2(ceil_div(num_pairs, num_experts))))
     if dtype is torch.float32:
         # No matrix unit multiplies it exactly: small tiles, for the registers' sake.
         return ProductTiles(rows=min(32, rows), columns=64, depth=32, num_warps=4, num_stages=2)
@@ -236,7 +238,7 @@ def product_launch(
     columns = tiles.columns // 2 if activation else tiles.columns
     return Launch(
         _product_kernel,
-        (num_blocks * -(-size // columns),),
+        (num_blocks * ceil_div(size, columns),),
         {
             "x": x,
             "weight": weight,
@@ -269,7 +271,7 @@ def sum_launch(results: Tensor, weights: Tensor, out: Tensor) -> Launch:
     size = out.shape[1]
     return Launch(
         _sum_kernel,
-        (num_tokens, -(-size // _WIDTH)),
+        (num_tokens, ceil_div(size, _WIDTH)),
         {"x": results, "weights": weights, "out": out},
         {"PER_TOKEN": per_token, "SIZE": size, "WIDTH": min(_WIDTH, triton.next_power_of_2(size))},
     )

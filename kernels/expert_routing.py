@@ -2,17 +2,18 @@
 
     p[t] = softmax(logits[t]);   the k largest p[t, e] are the weights, divided by their sum where they are normalized
 
-(Fedus et al., arXiv 2101.03961; Jiang et al., arXiv 2401.04088.) Token t's choice j is the pair `t * k + j`. A grouped
-product takes pairs in blocks of ROWS that share an expert:
-
-    place        0 .. ROWS-1 | ROWS .. | ...            a block's last places may be empty
-    expert            0      |    0    |    2    | 5 ..      an expert that no token chose has no block
-    pairs        in the order of tokens, so that the same input gives the same arrangement
-
-Two launches, and nothing is read on the host. The first chooses, and counts what each chunk of tokens gives to each
-expert; the second finds from these counts where a chunk's pairs go. How many blocks there are is known on the device
-alone; the bound that grids need, `blocks_bound`, follows from shapes.
+(Fedus et al., arXiv 2101.03961; Jiang et al., arXiv 2401.04088.) Token t's choice j is the pair `t * k + j`.
 """
+
+# A grouped product takes pairs in blocks of ROWS that share an expert:
+#
+#     place        0 .. ROWS-1 | ROWS .. | ...            a block's last places may be empty
+#     expert            0      |    0    |    2    | 5 ..      an expert that no token chose has no block
+#     pairs        in the order of tokens, so that the same input gives the same arrangement
+#
+# Two launches, and nothing is read on the host. The first chooses, and counts what each chunk of tokens gives to each
+# expert; the second finds from these counts where a chunk's pairs go. How many blocks there are is known on the device
+# alone; the bound that grids need, `blocks_bound`, follows from shapes.
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kernels.device import Device, device_of
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -172,7 +174,7 @@ def blocks_bound(num_pairs: int, num_experts: int, rows: int) -> int:
 
 def num_chunks(num_tokens: int) -> int:
     """Chunks in which tokens are routed."""
-    return -(-num_tokens // _TOKENS)
+    return ceil_div(num_tokens, _TOKENS)
 
 
 def route(logits: Tensor, per_token: int, *, normalized: bool, rows: int) -> Routing:
@@ -235,7 +237,7 @@ def route_launches(
         ),
         Launch(
             _arrange_kernel,
-            (max(len(counts), -(-num_blocks // _BLOCKS)),),
+            (max(len(counts), ceil_div(num_blocks, _BLOCKS)),),
             {
                 "experts": routing.experts,
                 "counts": counts,

@@ -1,18 +1,18 @@
 """e4m3 numbers (Micikevicius et al., "FP8 formats for deep learning", arXiv 2209.05433), as the KV cache holds them.
 
-    s eeee mmm     value = (-1)^s 2^(e - 7) 1.mmm;  e = 0: (-1)^s 2^-6 0.mmm;  largest 448;  s 1111 111 is NaN
+s eeee mmm     value = (-1)^s 2^(e - 7) 1.mmm;  e = 0: (-1)^s 2^-6 0.mmm;  largest 448;  s 1111 111 is NaN
 
-Kernels see the bits as uint8 and convert by hand where the device has no instruction for it, so that one kernel serves
-every GPU and the interpreter.
-
-A stored number is the true one divided by a scale that the numbers of one head at one position share: the least power
-of two that brings the largest of them to 448 or below. (So do the MX formats with each 32 numbers: Rouhani et al.,
-arXiv 2310.10537.) Its exponent takes a byte and stands beside the block, at `[block, head, offset]`; nothing is
-calibrated, and nothing that is written later changes what a block holds. Powers of two divide and multiply exactly, so
-that e4m3's rounding is all that is lost:
-
-    scale = 2^(byte - 127)        |stored * scale - true|  <=  max( 2^-4 |true|, 2^-10 scale ),    scale < largest / 224
+scale = 2^(byte - 127)       |stored * scale - true|  <=  max( 2^-4 |true|, 2^-10 scale ),   scale < largest / 224
 """
+
+# Kernels see the bits as uint8 and convert by hand where the device has no instruction for it, so that one kernel
+# serves every GPU and the interpreter.
+#
+# A stored number is the true one divided by a scale that the numbers of one head at one position share: the least power
+# of two that brings the largest of them to 448 or below. (So do the MX formats with each 32 numbers: Rouhani et al.,
+# arXiv 2310.10537.) Its exponent takes a byte and stands beside the block, at `[block, head, offset]`; nothing is
+# calibrated, and nothing that is written later changes what a block holds. Powers of two divide and multiply exactly,
+# so that e4m3's rounding is all that is lost.
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """The middle of a gated MLP (Shazeer, arXiv 2002.05202): from the two halves of one projection to their product.
 
-    out[t, i] = act(x[t, i]) * x[t, I + i]                  x is [T, 2 I]
+out[t, i] = act(x[t, i]) * x[t, I + i]                  x is [T, 2 I]; float32, rounded once
 
-    silu       g / (1 + exp(-g))
-    gelu       g (1 + erf(g / sqrt 2)) / 2
-    gelu_tanh  g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2
-
-in float32, rounded once. One pass instead of two, and no intermediate of size `[T, I]`.
+silu       g / (1 + exp(-g))
+gelu       g (1 + erf(g / sqrt 2)) / 2
+gelu_tanh  g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2
 """
+
+# One pass instead of two, and no intermediate of size `[T, I]`.
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -74,7 +75,7 @@ def gated_activation_launch(x: Tensor, out: Tensor, activation: str) -> Launch:
     size = out.shape[1]
     return Launch(
         _gated_activation_kernel,
-        (len(x), -(-size // _BLOCK)),
+        (len(x), ceil_div(size, _BLOCK)),
         {"x": x, "out": out, "size": size, "stride": x.stride(0)},
         {"ACTIVATION": activation, "BLOCK": _BLOCK},
     )

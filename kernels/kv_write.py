@@ -1,14 +1,13 @@
 """Writing new keys and values into the paged KV cache, rotated by their positions on the way where the model says so.
 
-Shapes: T new tokens, KH key-value heads, N blocks of B positions. The cache of one layer is one tensor for keys and one
-for values, each `[N, B, KH, D]`; slot `block * B + offset` is one position in it.
-
     key_cache[slot_t] = quantize( rotate(key_t) )        value_cache[slot_t] = quantize( value_t )
 
-Quantisation (caches of float8_e4m3fn): each head of a token is divided by the power of two that makes it fit, and
-rounded to the nearest, ties to even; the exponents go to `[N, KH, B]` (`float8.py`). Rotation: see `rotary.py`. A
-negative slot is padding: nothing is written for it.
+T new tokens, KH key-value heads, N blocks of B positions; slot `block * B + offset` is one position (`LayerCache`).
 """
+
+# Quantization (caches of float8_e4m3fn): each head of a token is divided by the power of two that makes it fit, and
+# rounded to the nearest, ties to even; the exponents go to `[N, KH, B]` (`float8.py`). Rotation: see `rotary.py`. A
+# negative slot is padding: nothing is written for it.
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ from torch import Tensor
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, power_of_two, quantize_reference, scale_exponent, to_e4m3
 from kernels.launch import Launch
-from kernels.rotary import turn_tile
+from kernels.paged_layout import LayerCache
+from kernels.rotary import rotate_tile
 from kernels.triton_compat import tl, triton
 
 
@@ -60,7 +60,7 @@ def _write_kernel(
     dim = tl.arange(0, DIMS)
     if ROTARY_DIM:
         head = tl.arange(0, HEADS)
-        q = turn_tile(
+        q = rotate_tile(
             query + token * query_stride,
             head,
             head < NUM_HEADS,
@@ -84,7 +84,7 @@ def _write_kernel(
     is_head = head < NUM_KV_HEADS
     is_key = is_head[:, None] & (dim < HEAD_DIM)[None, :]
     if ROTARY_DIM:
-        k = turn_tile(
+        k = rotate_tile(
             key + token * key_stride,
             head,
             is_head,
@@ -117,18 +117,9 @@ def _write_kernel(
     tl.store(value_cache + place[:, None] * VALUE_DIM + value_dim[None, :], v, mask=is_value)
 
 
-def write_kv(
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    *,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
-) -> None:
+def write_kv(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Put token t's key and value at slot `slots[t]`; arguments as for `write_kv_reference`."""
-    write_launch(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales).run()
+    write_launch(key, value, cache, slots).run()
 
 
 def rotate_and_write_kv(
@@ -137,33 +128,19 @@ def rotate_and_write_kv(
     value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     slots: Tensor,
     *,
     interleaved: bool = False,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
 ) -> Tensor:
-    """Turn query `[T, H, D]` and key, write key and value; returns the rotated query, contiguous.
+    """Rotate query `[T, H, D]` and key, write key and value; returns the rotated query, contiguous.
 
     `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
     rotated key never passes through memory.
     """
     rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     write_launch(
-        key,
-        value,
-        key_cache,
-        value_cache,
-        slots,
-        query=query,
-        rotated=rotated,
-        cos=cos,
-        sin=sin,
-        interleaved=interleaved,
-        key_scales=key_scales,
-        value_scales=value_scales,
+        key, value, cache, slots, query=query, rotated=rotated, cos=cos, sin=sin, interleaved=interleaved
     ).run()
     return rotated
 
@@ -171,8 +148,7 @@ def rotate_and_write_kv(
 def write_launch(
     key: Tensor,
     value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     slots: Tensor,
     *,
     query: Tensor | None = None,
@@ -180,11 +156,9 @@ def write_launch(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> Launch:
-    """What the wrappers above run; without `query` nothing turns."""
+    """What the wrappers above run; without `query` nothing is rotated."""
     target = target or device_of(key.device)
     num_tokens, num_kv_heads, head_dim = key.shape
     value_dim = value.shape[2]
@@ -199,11 +173,11 @@ def write_launch(
             "value": value,
             "cos": cos,
             "sin": sin,
-            "key_cache": as_bits(key_cache),
-            "value_cache": as_bits(value_cache),
+            "key_cache": as_bits(cache.keys),
+            "value_cache": as_bits(cache.values),
             "slots": slots,
-            "key_scales": key_scales,
-            "value_scales": value_scales,
+            "key_scales": cache.key_scales,
+            "value_scales": cache.value_scales,
             "rotated": rotated,
             "query_stride": 0 if query is None else query.stride(0),
             "query_head_stride": 0 if query is None else query.stride(1),
@@ -220,8 +194,8 @@ def write_launch(
             "VALUE_DIM": value_dim,
             "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[-1],
             "INTERLEAVED": interleaved,
-            "BLOCK_SIZE": key_cache.shape[1],
-            "FLOAT8": key_cache.dtype is torch.float8_e4m3fn,
+            "BLOCK_SIZE": cache.block_size,
+            "FLOAT8": cache.is_float8,
             "HEADS": triton.next_power_of_2(num_heads),
             "KV_HEADS": triton.next_power_of_2(num_kv_heads),
             "DIMS": triton.next_power_of_2(head_dim),
@@ -232,27 +206,17 @@ def write_launch(
     )
 
 
-def write_kv_reference(
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    *,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
-) -> None:
+def write_kv_reference(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Put token t's key and value at slot `slots[t]`.
 
     `key` is `[T, KH, D]`, `value` `[T, KH, Dv]` (Dv may differ from D), `slots` `[T]` int64 without duplicates and none
-    negative. Key and value may be strided views, as slices of a fused projection are. Caches of float8_e4m3fn have
-    their scales' exponents with them, `[N, KH, B]` uint8, contiguous.
+    negative. Key and value may be strided views, as slices of a fused projection are.
     """
-    if key_scales is not None and value_scales is not None:
-        block_size = key_cache.shape[1]
-        blocks, offsets = slots // block_size, slots % block_size
+    key_cache, value_cache = cache.keys, cache.values
+    if cache.key_scales is not None and cache.value_scales is not None:
+        blocks, offsets = slots // cache.block_size, slots % cache.block_size
         (key, key_exponents), (value, value_exponents) = quantize_reference(key), quantize_reference(value)
-        key_scales[blocks, :, offsets], value_scales[blocks, :, offsets] = key_exponents, value_exponents
+        cache.key_scales[blocks, :, offsets], cache.value_scales[blocks, :, offsets] = key_exponents, value_exponents
         # Torch scatters no float8, but their bits.
         key, value = key.view(torch.uint8), value.view(torch.uint8)
         key_cache, value_cache = as_bits(key_cache), as_bits(value_cache)

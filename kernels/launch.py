@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.integers import ceil_div
+
 # Bytes: where a tensor starts that shares memory with others, it is at a multiple of them.
 ALIGNMENT = 16
 
@@ -20,7 +22,7 @@ ALIGNMENT = 16
 def aligned(count: int, itemsize: int) -> int:
     """The least number of elements, `count` or more, after which the next section of a packed tensor is aligned."""
     each = ALIGNMENT // itemsize
-    return -(-count // each) * each
+    return ceil_div(count, each) * each
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,19 @@
     out[t, h] = sum_p softmax_p( cap( scale * q[t, h] . k[p, h // G] ) ) v[p, h // G]
     cap(x)    = c * tanh(x / c) with a soft cap c, else x
 
-over the positions p of t's own sequence with p <= t's position and, with a sliding window of w, p > t's position - w.
-With attention sinks, `exp(sink[h])` joins the softmax's denominator. H query heads in KH groups of G share a key-value
-head (grouped-query attention).
-
-A step mixes prefill chunks of many tokens with decodes of one. The plan, made once for all layers that have the same
-window, cuts it into tiles: each a rectangle of some sequences of like size, whose keys and values are gathered through
-the block tables and multiplied densely.
-
-    tile:  rows  [S, R]   which rows of the query           (sequences padded to R rows by repeating their last)
-           slots [S, M]   which slots of the cache           (padded to M by repeating the sequence's own first)
-           mask  [S, 1, R, M]   added to the scores: 0, or -inf where a row must not look
-
-Padding never names another sequence's slots: a weight of 0 times another's NaN would still be NaN.
+over positions p <= t's position of t's own sequence, with a sliding window of w only p > t's position - w. H query
+heads in KH groups of G share a key-value head; attention sinks add `exp(sink[h])` to the softmax's denominator.
 """
+
+# A step mixes prefill chunks of many tokens with decodes of one. The plan, made once for all layers that have the same
+# window, cuts it into tiles: each a rectangle of some sequences of like size, whose keys and values are gathered
+# through the block tables and multiplied densely.
+#
+#     tile:  rows  [S, R]   which rows of the query           (sequences padded to R rows by repeating their last)
+#            slots [S, M]   which slots of the cache           (padded to M by repeating the sequence's own first)
+#            mask  [S, 1, R, M]   added to the scores: 0, or -inf where a row must not look
+#
+# Padding never names another sequence's slots: a weight of 0 times another's NaN would still be NaN.
 
 from __future__ import annotations
 
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.kv_write import read_kv
+from kernels.paged_layout import LayerCache, Scoring
 
 # Rows of one sequence in a tile: enough for a dense product, few enough that a prompt's first rows do not
 # multiply with its last keys.
@@ -160,33 +160,24 @@ def _tile(
     )
 
 
-def paged_attention_reference(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    tiles: Sequence[Tile],
-    *,
-    scale: float,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Attention of the rows `query` `[T, H, D]` over the caches `[N, B, KH, D]` and `[N, B, KH, Dv]`.
+def paged_attention_reference(query: Tensor, cache: LayerCache, tiles: Sequence[Tile], scoring: Scoring) -> Tensor:
+    """Attention of the rows `query` `[T, H, D]` over a cache of the query's type; returns `[T, H, Dv]`.
 
-    `tiles` come from `plan_tiles` and hold every row once; the new tokens' own keys and values are already in the
-    cache. `sinks` is `[H]`, float. Returns `[T, H, Dv]`.
+    `tiles` come from `plan_tiles`, for the same window, and hold every row once; the new tokens' own keys and values
+    are already in the cache.
     """
     num_tokens, num_heads, _ = query.shape
-    value_dim = value_cache.shape[-1]
+    value_dim = cache.values.shape[-1]
     out = query.new_empty(num_tokens, num_heads, value_dim)
     for tile in tiles:
         num_sequences, num_rows = tile.rows.shape
         rows = tile.rows.view(-1)
         tile_query = query.index_select(0, rows).view(num_sequences, num_rows, num_heads, -1)
-        key, value = read_kv(key_cache, tile.slots), read_kv(value_cache, tile.slots)
-        if soft_cap is None and sinks is None:
-            result = _fused(tile_query, key, value, tile.mask, scale)
+        key, value = read_kv(cache.keys, tile.slots), read_kv(cache.values, tile.slots)
+        if scoring.soft_cap is None and scoring.sinks is None:
+            result = _fused(tile_query, key, value, tile.mask, scoring.scale)
         else:
-            result = _by_steps(tile_query, key, value, tile.mask, scale, soft_cap, sinks)
+            result = _by_steps(tile_query, key, value, tile.mask, scoring)
         result = result.reshape(-1, num_heads, value_dim)
         if tile.kept is not None:
             rows, result = rows.index_select(0, tile.kept), result.index_select(0, tile.kept)
@@ -210,26 +201,18 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     return result.transpose(1, 2)
 
 
-def _by_steps(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    soft_cap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def _by_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scoring: Scoring) -> Tensor:
     """The formula as it stands, for what the fused one lacks; shapes as in `_fused`."""
     num_sequences, num_rows, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[2]
     grouped = query.view(num_sequences, num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = torch.einsum("srkgd,smkd->skgrm", grouped, key).float() * scale
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
+    scores = torch.einsum("srkgd,smkd->skgrm", grouped, key).float() * scoring.scale
+    if scoring.soft_cap is not None:
+        scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
     if mask is not None:
         scores = scores + mask.unsqueeze(1)
-    if sinks is not None:
-        sink = sinks.float().view(1, num_kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    if scoring.sinks is not None:
+        sink = scoring.sinks.float().view(1, num_kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
     else:
         weights = scores.softmax(dim=-1)

@@ -3,23 +3,25 @@
     out[s, h] = sum_p softmax_p( cap( scale * q[s, h] . k[p, h // G] ) ) v[p, h // G]       p < length of s
     cap(x)    = c * tanh(x / c) with a soft cap c, else x
 
-with `exp(sink[h])` in the softmax's denominator where there are sinks, and only the last w positions with a sliding
-window of w. Reading the keys and values is nearly all of the work, so each is read once for all G query heads of its
-group (they are the rows of one matrix product), and long sequences are split over many programs ("flash decoding":
-Dao et al., 2023; the combination of partial softmaxes: Milakov and Gimelshein, arXiv 1805.02867).
-
-    plan      tile:  TILE positions of one sequence
-              chunk: as many tiles as make about the wanted number of items
-              item:  one split of one sequence, at most a chunk long;  number of items <= sequences + wanted items
-    decode    one program an item and KV head, on a grid of that upper bound; those beyond the last item end at once
-    reduce    joins the splits of sequences that have more than one
-
-The plan is made on the device, from lengths on the device, once for all layers that share window and KV heads: no
-length is read on the CPU, and a CUDA graph captured once serves any lengths.
-
-A sequence counts as a decode if it has exactly one new token (`query_starts[s + 1] - query_starts[s] == 1`); others are
-left to `paged_prefill`, in the same buffers. A decode of length 0 is padding: its row becomes zeros and no key is read.
+Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w leaves the last w positions.
 """
+
+# Reading the keys and values is nearly all of the work, so each is read once for all G query heads of its group (they
+# are the rows of one matrix product), and long sequences are split over many programs ("flash decoding": Dao et al.,
+# 2023; the combination of partial softmaxes: Milakov and Gimelshein, arXiv 1805.02867).
+#
+#     plan      tile:  TILE positions of one sequence
+#               chunk: as many tiles as make about the wanted number of items
+#               item:  one split of one sequence, at most a chunk long;  number of items <= sequences + wanted items
+#     decode    one program an item and KV head, on a grid of that upper bound; those beyond the last item end at once
+#     combine   joins the splits of sequences that have more than one
+#
+# The plan is made on the device, from lengths on the device, once for all layers that share window and KV heads: no
+# length is read on the CPU, and a CUDA graph captured once serves any lengths.
+#
+# A sequence counts as a decode if it has exactly one new token (`query_starts[s + 1] - query_starts[s] == 1`); others
+# are left to `paged_prefill`, in the same buffers. A decode of length 0 is padding: its row becomes zeros and no key is
+# read.
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3, power_of_two
+from kernels.integers import ceil_div
 from kernels.launch import Launch
-from kernels.triton_compat import tl, triton
+from kernels.paged_layout import LayerCache, Scoring, StepSequences
+from kernels.triton_compat import LOG2_E, tl, triton
 
 # Sequences that the planning program looks at at a time.
 _PLAN_BLOCK = 1024
@@ -209,7 +213,7 @@ def _decode_kernel(
         if HAS_SOFT_CAP:
             # tanh by its definition, off by 1e-7 at most; 2 / e^80 is nothing already.
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
-        scores = tl.where(inside[None, :], scores * 1.4426950408889634, float("-inf"))
+        scores = tl.where(inside[None, :], scores * LOG2_E, float("-inf"))
         # Every tile holds a position that counts, so the maximum is a number.
         higher = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
@@ -223,7 +227,7 @@ def _decode_kernel(
     is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
     if splits == 1:
         if HAS_SINKS:
-            sink = tl.load(sinks + head, mask=is_head, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+            sink = tl.load(sinks + head, mask=is_head, other=float("-inf")).to(tl.float32) * LOG2_E
             higher = tl.maximum(highest, sink)
             shrink = tl.exp2(highest - higher)
             total = total * shrink + tl.exp2(sink - higher)
@@ -291,7 +295,7 @@ def _combine_splits_kernel(
             acc = acc * shrink + tl.sum(part * weights[:, None], 0)
             highest = higher
         if HAS_SINKS:
-            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+            sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
             higher = tl.maximum(highest, sink)
             shrink = tl.exp2(highest - higher)
             total = total * shrink + tl.exp2(sink - higher)
@@ -439,80 +443,50 @@ def plan_launch(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Lau
 
 def paged_decode(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
+    cache: LayerCache,
+    sequences: StepSequences,
     plan: DecodePlan,
     out: Tensor,
-    *,
-    scale: float,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
+    scoring: Scoring,
 ) -> None:
     """Write the rows of `out` `[T, H, Dv]` (contiguous) whose sequences have one new token; leave the others.
 
-    query `[T, H, D]`, the last dimension contiguous; caches `[N, B, KH, D]` and `[N, B, KH, Dv]`, contiguous, of the
-    query's type, or float8_e4m3fn with their scales' exponents `[N, KH, B]` uint8 (`float8.py`); block_tables
-    `[S, blocks]`, integers; seq_lens `[S]`; query_starts `[S + 1]`; sinks `[H]`. D and Dv up to 256. `plan` is filled
-    for the same step. The new tokens' keys and values are already in the cache.
+    query `[T, H, D]`, the last dimension contiguous; D and Dv up to 256. The cache has the query's type or is float8,
+    and holds the new tokens' keys and values already. `plan` is filled for the same step and window.
     """
-    for launch in decode_launches(
-        query,
-        key_cache,
-        value_cache,
-        block_tables,
-        seq_lens,
-        query_starts,
-        plan,
-        out,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
-        key_scales=key_scales,
-        value_scales=value_scales,
-    ):
+    for launch in decode_launches(query, cache, sequences, plan, out, scoring):
         launch.run()
 
 
 def decode_launches(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
+    cache: LayerCache,
+    sequences: StepSequences,
     plan: DecodePlan,
     out: Tensor,
+    scoring: Scoring,
     *,
-    scale: float,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> tuple[Launch, Launch]:
     """What `paged_decode` runs: the splits, and what joins them."""
+    if plan.window != scoring.window:
+        raise ValueError(f"the plan was made for a window of {plan.window}, not {scoring.window}")
     target = target or device_of(query.device)
-    num_sequences = len(seq_lens)
+    num_sequences = len(sequences.seq_lens)
     _, num_heads, head_dim = query.shape
-    _, block_size, num_kv_heads, value_dim = value_cache.shape
-    tiles = decode_tiles(head_dim, value_dim, key_cache.dtype, target)
-    is_float8 = key_cache.dtype is torch.float8_e4m3fn
+    _, block_size, num_kv_heads, value_dim = cache.values.shape
+    tiles = decode_tiles(head_dim, value_dim, cache.keys.dtype, target)
     shared = {
-        "seq_lens": seq_lens,
-        "query_starts": query_starts,
+        "seq_lens": sequences.seq_lens,
+        "query_starts": sequences.query_starts,
         "num_splits": plan.num_splits,
-        "sinks": sinks,
+        "sinks": scoring.sinks,
         "partial": plan.partial,
         "partial_lse": plan.partial_lse,
         "out": out,
     }
     heads_each = 1
-    while num_sequences * -(-num_heads // heads_each) > _JOIN_PROGRAMS and heads_each < num_heads:
+    while num_sequences * ceil_div(num_heads, heads_each) > _JOIN_PROGRAMS and heads_each < num_heads:
         heads_each *= 2
     decode = Launch(
         _decode_kernel,
@@ -520,19 +494,19 @@ def decode_launches(
         shared
         | {
             "query": query,
-            "key_cache": as_bits(key_cache),
-            "value_cache": as_bits(value_cache),
-            "block_tables": block_tables,
+            "key_cache": as_bits(cache.keys),
+            "value_cache": as_bits(cache.values),
+            "block_tables": sequences.block_tables,
             "item_sequence": plan.item_sequence,
             "item_split": plan.item_split,
             "num_items": plan.num_items,
-            "key_scales": key_scales,
-            "value_scales": value_scales,
-            "scale": float(scale),
-            "soft_cap": float(soft_cap or 0.0),
+            "key_scales": cache.key_scales,
+            "value_scales": cache.value_scales,
+            "scale": float(scoring.scale),
+            "soft_cap": float(scoring.soft_cap or 0.0),
             "query_stride": query.stride(0),
             "query_head_stride": query.stride(1),
-            "table_stride": block_tables.stride(0),
+            "table_stride": sequences.block_tables.stride(0),
         },
         {
             "NUM_HEADS": num_heads,
@@ -541,9 +515,9 @@ def decode_launches(
             "VALUE_DIM": value_dim,
             "BLOCK_SIZE": block_size,
             "WINDOW": plan.window or 0,
-            "HAS_SOFT_CAP": soft_cap is not None,
-            "HAS_SINKS": sinks is not None,
-            "FLOAT8": is_float8,
+            "HAS_SOFT_CAP": scoring.soft_cap is not None,
+            "HAS_SINKS": scoring.sinks is not None,
+            "FLOAT8": cache.is_float8,
             "NATIVE_FLOAT8": target.converts_float8,
             # A weight times a value's scale may be too small for float16.
             "SCALES_VALUES": query.dtype is torch.float16,
@@ -558,12 +532,12 @@ def decode_launches(
     )
     reduce = Launch(
         _combine_splits_kernel,
-        (num_sequences, -(-num_heads // heads_each)),
+        (num_sequences, ceil_div(num_heads, heads_each)),
         shared | {"first_item": plan.first_item, "heads_each": heads_each},
         {
             "NUM_HEADS": num_heads,
             "VALUE_DIM": value_dim,
-            "HAS_SINKS": sinks is not None,
+            "HAS_SINKS": scoring.sinks is not None,
             "BLOCK": _JOIN_BLOCK,
             "VALUE_DIMS": padded(value_dim),
         },

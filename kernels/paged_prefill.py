@@ -3,19 +3,22 @@
     out[t, h] = sum_p softmax_p( cap( scale * q[t, h] . k[p, h // G] ) ) v[p, h // G]       p <= position of t
     cap(x)    = c * tanh(x / c) with a soft cap c, else x
 
-over the positions p of t's own sequence, cached ones and new ones; with a sliding window of w only p > position - w,
-and with sinks `exp(sink[h])` in the denominator. As in FlashAttention (Dao, arXiv 2307.08691) a block of queries passes
-over the keys once, with a running maximum and sum; the G query heads of a KV head are rows of the same block.
-
-    rows of a block    token 0 head 0 .. token 0 head G-1, token 1 head 0 ..          BLOCK_Q = ROWS // G tokens
-    tiles of keys      |- before every window: skipped -|- all rows see all: no masks -|- the diagonal: masks -|
-
-Which blocks a step has is found on the device, once for all layers: blocks are numbered such that sequence s has those
-from `query_starts[s] // BLOCK_Q + s`, which leaves room for its last, partly filled one, and block b finds its sequence
-by binary search. The grid, `T // BLOCK_Q + S`, follows from shapes alone, and no length is read on the CPU.
-
-Sequences with one new token are left to `paged_decode`, where the same buffers serve.
+Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w leaves p > position of t - w.
 """
+
+# As in FlashAttention (Dao, arXiv 2307.08691) a block of queries passes over the keys once, with a running maximum and
+# sum; the G query heads of a KV head are rows of the same block.
+#
+#     rows of a block    token 0 head 0 .. token 0 head G-1, token 1 head 0 ..          BLOCK_Q = ROWS // G tokens
+#     tiles of keys      |- before every window: skipped -|- all rows see all: no masks -|- the diagonal: masks -|
+#
+# Which blocks a step has is found on the device, once for all layers: blocks are numbered such that sequence s has
+# those from `query_starts[s] // BLOCK_Q + s`, which leaves room for its last, partly filled one, and block b finds its
+# sequence by binary search. The grid, `T // BLOCK_Q + S`, follows from shapes alone, and no length is read on the CPU.
+#
+# Sequences with one new token are left to `paged_decode`, where the same buffers serve. Its loop over tiles is like the
+# one here but for the masks, and stands by itself: that one function for both compiles to the registers and the shared
+# memory on record (`resources_sm_90.json`) has not been tried.
 
 from __future__ import annotations
 
@@ -26,9 +29,11 @@ from torch import Tensor
 
 from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3, power_of_two
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.paged_decode import padded
-from kernels.triton_compat import tl, triton
+from kernels.paged_layout import LayerCache, Scoring, StepSequences
+from kernels.triton_compat import LOG2_E, tl, triton
 
 # Blocks of queries that one planning program finds.
 _PLAN_BLOCK = 128
@@ -138,7 +143,7 @@ def _attend_tiles(
             scores *= key_scale[None, :]
         if HAS_SOFT_CAP:
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
-        scores *= 1.4426950408889634
+        scores *= LOG2_E
         if MASKED:
             sees = inside[None, :] & (key_position[None, :] <= position[:, None])
             if WINDOW:
@@ -302,7 +307,7 @@ def _prefill_kernel(
     )
 
     if HAS_SINKS:
-        sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * 1.4426950408889634
+        sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
         higher = tl.maximum(highest, sink)
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.exp2(sink - higher)
@@ -397,7 +402,7 @@ def prefill_plan_launch(plan: PrefillPlan, query_starts: Tensor, num_tokens: int
         raise ValueError(f"the plan has room for {plan.max_blocks} blocks, not {num_blocks}")
     return Launch(
         _plan_kernel,
-        (-(-num_blocks // _PLAN_BLOCK),),
+        (ceil_div(num_blocks, _PLAN_BLOCK),),
         {
             "query_starts": query_starts,
             "block_sequence": plan.block_sequence,
@@ -412,91 +417,59 @@ def prefill_plan_launch(plan: PrefillPlan, query_starts: Tensor, num_tokens: int
 
 def paged_prefill(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
+    cache: LayerCache,
+    sequences: StepSequences,
     plan: PrefillPlan,
     out: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
+    scoring: Scoring,
 ) -> None:
     """Write the rows of `out` `[T, H, Dv]` (contiguous) whose sequences have more than one new token; leave the others.
 
     Arguments as those of `paged_decode`; `plan` is filled for the same step. The new tokens' own keys and values are
     already in the cache.
     """
-    prefill_launch(
-        query,
-        key_cache,
-        value_cache,
-        block_tables,
-        seq_lens,
-        query_starts,
-        plan,
-        out,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        sinks=sinks,
-        key_scales=key_scales,
-        value_scales=value_scales,
-    ).run()
+    prefill_launch(query, cache, sequences, plan, out, scoring).run()
 
 
 def prefill_launch(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
+    cache: LayerCache,
+    sequences: StepSequences,
     plan: PrefillPlan,
     out: Tensor,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
     target: Device | None = None,
 ) -> Launch:
     """What `paged_prefill` runs."""
     target = target or device_of(query.device)
     num_tokens, num_heads, head_dim = query.shape
-    _, block_size, num_kv_heads, value_dim = value_cache.shape
+    _, block_size, num_kv_heads, value_dim = cache.values.shape
     group = num_heads // num_kv_heads
     tiles = prefill_tiles(group, head_dim, value_dim, query.dtype, target)
     if plan.block_q != tiles.block_q(group):
         raise ValueError(f"the plan was made for blocks of {plan.block_q} tokens, not {tiles.block_q(group)}")
     return Launch(
         _prefill_kernel,
-        (num_kv_heads, num_tokens // plan.block_q + len(seq_lens)),
+        (num_kv_heads, num_tokens // plan.block_q + len(sequences.seq_lens)),
         {
             "query": query,
-            "key_cache": as_bits(key_cache),
-            "value_cache": as_bits(value_cache),
-            "block_tables": block_tables,
-            "seq_lens": seq_lens,
-            "query_starts": query_starts,
+            "key_cache": as_bits(cache.keys),
+            "value_cache": as_bits(cache.values),
+            "block_tables": sequences.block_tables,
+            "seq_lens": sequences.seq_lens,
+            "query_starts": sequences.query_starts,
             "block_sequence": plan.block_sequence,
             "block_first": plan.block_first,
-            "sinks": sinks,
-            "key_scales": key_scales,
-            "value_scales": value_scales,
+            "sinks": scoring.sinks,
+            "key_scales": cache.key_scales,
+            "value_scales": cache.value_scales,
             "out": out,
-            "scale": float(scale),
-            "soft_cap": float(soft_cap or 0.0),
+            "scale": float(scoring.scale),
+            "soft_cap": float(scoring.soft_cap or 0.0),
             "query_stride": query.stride(0),
             "query_head_stride": query.stride(1),
-            "table_stride": block_tables.stride(0),
+            "table_stride": sequences.block_tables.stride(0),
         },
         {
             "NUM_HEADS": num_heads,
@@ -504,10 +477,10 @@ def prefill_launch(
             "HEAD_DIM": head_dim,
             "VALUE_DIM": value_dim,
             "BLOCK_SIZE": block_size,
-            "WINDOW": window or 0,
-            "HAS_SOFT_CAP": soft_cap is not None,
-            "HAS_SINKS": sinks is not None,
-            "FLOAT8": key_cache.dtype is torch.float8_e4m3fn,
+            "WINDOW": scoring.window or 0,
+            "HAS_SOFT_CAP": scoring.soft_cap is not None,
+            "HAS_SINKS": scoring.sinks is not None,
+            "FLOAT8": cache.is_float8,
             "NATIVE_FLOAT8": target.converts_float8,
             # A weight times a value's scale may be too small for float16.
             "SCALES_VALUES": query.dtype is torch.float16,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -76,7 +77,7 @@ def penalties_launch(
 ) -> Launch:
     return Launch(
         _penalties_kernel,
-        (-(-len(rows) // _BLOCK),),
+        (ceil_div(len(rows), _BLOCK),),
         {
             "logits": logits,
             "rows": rows,

@@ -1,23 +1,23 @@
 """Products with weights of 4 or 8 bits that become numbers in registers: of a weight, only its bits are read.
 
-Lin et al., "AWQ", arXiv 2306.00978, section 4; Frantar et al., "GPTQ", arXiv 2210.17323.
-
     out[t, n] = sum_k x[t, k] w[n, k] + bias[n]
     w[n, k]   = (q[n, k] - zero[g, n]) * scale[g, n]        g = k // group_size
 
-q is a whole number of 4 or 8 bits, or an e4m3 number without a zero. w is rounded to the type of x, as a weight that
-was dequantized beforehand would be; the sum is float32, rounded once.
-
-Bytes lie `[out, in]`. Of 4 bits, a byte holds two inputs that are a tile apart, so that the lower halves of a tile of
-bytes are one tile of the weight and the upper halves the next, and nothing is to be interleaved:
-
-    byte t * TILE + r  of a row     input 2t * TILE + r  in bits 0..3,  input (2t + 1) * TILE + r  in bits 4..7
-
-A tile lies within one group. Rows are padded with zero bits to whole tiles, which meet zeros of x.
-
-Weights whose groups are scattered over the inputs (GPTQ with `desc_act`) are stored sorted by group: `order[k]` is the
-input that column k belongs to, and x is read in that order.
+q is a whole number of 4 or 8 bits, or an e4m3 number without a zero.
 """
+
+# Lin et al., "AWQ", arXiv 2306.00978, section 4; Frantar et al., "GPTQ", arXiv 2210.17323. w is rounded to the type of
+# x, as a weight that was dequantized beforehand would be; the sum is float32, rounded once.
+#
+# Bytes lie `[out, in]`. Of 4 bits, a byte holds two inputs that are a tile apart, so that the lower halves of a tile of
+# bytes are one tile of the weight and the upper halves the next, and nothing is to be interleaved:
+#
+#     byte t * TILE + r  of a row     input 2t * TILE + r  in bits 0..3,  input (2t + 1) * TILE + r  in bits 4..7
+#
+# A tile lies within one group. Rows are padded with zero bits to whole tiles, which meet zeros of x.
+#
+# Weights whose groups are scattered over the inputs (GPTQ with `desc_act`) are stored sorted by group: `order[k]` is
+# the input that column k belongs to, and x is read in that order.
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.device import Device, device_of
 from kernels.float8 import from_e4m3
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -114,8 +116,14 @@ def quantized_weight(
 
 
 def joined(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """One weight with the outputs of all, in turn; None where their inputs are grouped or ordered differently."""
+    """One weight with the outputs of all, in turn, for `quantized_matmul`; None where it should be dequantized.
+
+    That is where inputs are grouped or ordered differently, and where no kernel multiplies packed numbers: there,
+    dequantizing in every product is slower than reading what dequantizing once makes.
+    """
     first = weights[0]
+    if not dispatch.use_triton(first.bits):
+        return None
     if len(weights) == 1:
         return first
     for other in weights[1:]:
@@ -269,15 +277,10 @@ def _quantized_matmul_kernel(
     tl.store(out + place, acc, mask=is_row[:, None] & is_column[None, :])
 
 
-def multiplies_packed(device: torch.device) -> bool:
-    """Whether weights on a device stay packed. Elsewhere they are dequantized once, at load, since doing so in every
-    product would be slower than reading what it makes.
-    """
-    return device.type == "cuda"
-
-
 def quantized_matmul(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """`[T, in]` (contiguous in its last dimension) to `[T, out]`, in the type of x: float32, bfloat16 or float16."""
+    if not dispatch.use_triton(x):
+        return quantized_matmul_reference(x, weight, bias)
     out = torch.empty(len(x), weight.out_features, dtype=x.dtype, device=x.device)
     quantized_matmul_launch(x, weight, bias, out).run()
     return out
@@ -290,7 +293,7 @@ def quantized_matmul_launch(
     block_m, block_n, num_warps = _blocks(len(x), x.dtype)
     return Launch(
         _quantized_matmul_kernel,
-        (-(-len(x) // block_m), -(-weight.out_features // block_n)),
+        (ceil_div(len(x), block_m), ceil_div(weight.out_features, block_n)),
         {
             "x": x,
             "bits": weight.bits,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.device import Device, device_of
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.triton_compat import tl, triton
 
@@ -103,7 +104,7 @@ def rms_norm_launch(
     rows = max(1, _NUMBERS // block)
     return Launch(
         _rms_norm_kernel,
-        (-(-num_rows // rows),),
+        (ceil_div(num_rows, rows),),
         {
             "x": x,
             "residual": residual,

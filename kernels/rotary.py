@@ -1,15 +1,13 @@
-"""Rotary position embeddings (Su et al., arXiv 2104.09864), applied.
+"""Rotary position embeddings (Su et al., arXiv 2104.09864), applied to the first R of a head's D dimensions.
 
-    x'[i] = x[i] cos[i] - x[j] sin[i]        x'[j] = x[j] cos[i] + x[i] sin[i]        i < R / 2
+x'[i] = x[i] cos[i] - x[j] sin[i]        x'[j] = x[j] cos[i] + x[i] sin[i]        i < R / 2
 
-over the first R of a head's D dimensions; the rest stays as it is. Which j turns with i is the layout:
-
-    halves        j = i + R / 2          (GPT-NeoX, Llama, nearly all)
-    interleaved   2i and 2i + 1          (GPT-J, Cohere, GLM)
-
-Shapes: heads `[T, H, D]`, cos and sin `[T, 1, R / 2]` or `[T, R / 2]`, made in float32 by the model. Products and sums
-are taken in float32 and rounded once.
+halves        j = i + R / 2          (GPT-NeoX, Llama, nearly all)
+interleaved   2i and 2i + 1          (GPT-J, Cohere, GLM)
 """
+
+# Heads are `[T, H, D]`, cos and sin `[T, 1, R / 2]` or `[T, R / 2]`, made in float32 by the model. Products and sums
+# are taken in float32 and rounded once.
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from kernels.triton_compat import tl, triton
 
 
 @triton.jit
-def turn_tile(
+def rotate_tile(
     heads,
     head,
     is_head,
@@ -35,12 +33,12 @@ def turn_tile(
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
-    """One token's heads, turned, as float32 `[heads, dims]`. `heads` points to the token, `cos`, `sin` to its angles.
+    """One token's heads, rotated, as float32 `[heads, dims]`. `heads` points to the token, `cos`, `sin` to its angles.
 
     Each dimension is loaded with its partner: the second load finds the first's lines in the cache.
     """
     HALF: tl.constexpr = ROTARY_DIM // 2
-    turns = dim < ROTARY_DIM
+    rotates = dim < ROTARY_DIM
     if INTERLEAVED:
         partner = dim ^ 1
         angle = dim // 2
@@ -51,9 +49,9 @@ def turn_tile(
         is_first = dim < HALF
     rows = heads + head[:, None] * head_stride
     own = tl.load(rows + dim[None, :], mask=is_head[:, None] & (dim < HEAD_DIM)[None, :], other=0.0).to(tl.float32)
-    other = tl.load(rows + partner[None, :], mask=is_head[:, None] & turns[None, :], other=0.0).to(tl.float32)
-    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32)
+    other = tl.load(rows + partner[None, :], mask=is_head[:, None] & rotates[None, :], other=0.0).to(tl.float32)
+    c = tl.load(cos + angle, mask=rotates, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=rotates, other=0.0).to(tl.float32)
     return own * c[None, :] + other * tl.where(is_first, -s, s)[None, :]
 
 
@@ -76,7 +74,7 @@ def _rotate_kernel(
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)
     dim = tl.arange(0, DIMS)
-    turned = turn_tile(
+    rotated = rotate_tile(
         heads + token * stride,
         head,
         head < NUM_HEADS,
@@ -90,13 +88,13 @@ def _rotate_kernel(
     )
     tl.store(
         out + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
-        turned,
+        rotated,
         mask=(head < NUM_HEADS)[:, None] & (dim < HEAD_DIM)[None, :],
     )
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """The turned heads, contiguous; `heads` may be strided but for its last dimension."""
+    """The rotated heads, contiguous; `heads` may be strided but for its last dimension."""
     if not dispatch.use_triton(heads):
         return rotate_fallback(heads, cos, sin, interleaved=interleaved)
     out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)

@@ -2,22 +2,22 @@
 
     x = logits / temperature ─ top-k ─ top-p ─ min-p ─ softmax ─ first token at which the cumulative sum passes u
 
-    top-k   keeps what is at least the k-th largest x
-    top-p   keeps, from the largest down, tokens as long as those before hold less than p of what top-k kept
-    min-p   keeps what has at least min_p times the largest probability                        (arXiv 2407.01082)
-    u       one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion); see `philox.py`
-
-Ties with the last token kept are kept. Temperature 0 is greedy: the largest, of equals the first.
-
-Nothing is sorted. One pass finds each row's maximum and, as a by-product, the maxima of 2,048 interleaved parts of it.
-The 256th largest of those is exceeded by at least 256 and rarely more than 300 tokens of the whole row. A second pass
-collects these candidates and adds up the probabilities. If the filters keep candidates alone, as nearly always, their
-thresholds are found among them in registers, by deciding the bits of a float's ordered key from the top. Otherwise the
-same search passes over the row itself, 32 times for a threshold: slow, exact, and rare.
-
-The draw inverts the cumulative distribution with one random number, rather than adding noise to each logit (Gumbel):
-it costs one Philox a row instead of one for four tokens, and gives the token that the sampler in plain torch gives.
+u is one number in [0, 1) a row: Philox 4x32-10 of (seed, position, completion), see `philox.py`. Ties with the last
+token kept are kept. Temperature 0 is greedy: the largest, of equals the first.
 """
+
+#     top-k   keeps what is at least the k-th largest x
+#     top-p   keeps, from the largest down, tokens as long as those before hold less than p of what top-k kept
+#     min-p   keeps what has at least min_p times the largest probability                        (arXiv 2407.01082)
+#
+# Nothing is sorted. One pass finds each row's maximum and, as a by-product, the maxima of 2,048 interleaved parts of
+# it. The 256th largest of those is exceeded by at least 256 and rarely more than 300 tokens of the whole row. A second
+# pass collects these candidates and adds up the probabilities. If the filters keep candidates alone, as nearly always,
+# their thresholds are found among them in registers, by deciding the bits of a float's ordered key from the top.
+# Otherwise the same search passes over the row itself, 32 times for a threshold: slow, exact, and rare.
+#
+# The draw inverts the cumulative distribution with one random number, rather than adding noise to each logit (Gumbel):
+# it costs one Philox a row instead of one for four tokens, and gives the token that the sampler in plain torch gives.
 
 from __future__ import annotations
 

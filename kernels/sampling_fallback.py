@@ -1,13 +1,13 @@
 """Choosing tokens from logits in plain torch: what `sampling.py` does where there is no kernel.
 
-                 ┌─ no top-k, no top-p ── all tokens ──────────── blocks' sums ─ one block ─┐
-    logits / T ──┤                                                                          ├─ token
-                 └─ else ─ the 64 best ── 512 ── 4096 ── all, sorted ─ ─── what is kept ────┘
-                              └── only rows that need more go on ──┘
-
-A draw inverts the cumulative distribution in order of token id, with one uniform number a row. A row's way through this
-is decided by its own logits and parameters, so its token does not depend on what else is in the batch.
+             ┌─ no top-k, no top-p ── all tokens ──────────── blocks' sums ─ one block ─┐
+logits / T ──┤                                                                          ├─ token
+             └─ else ─ the 64 best ── 512 ── 4096 ── all, sorted ─ ─── what is kept ────┘
+                          └── only rows that need more go on ──┘
 """
+
+# A draw inverts the cumulative distribution in order of token id, with one uniform number a row. A row's way through
+# this is decided by its own logits and parameters, so its token does not depend on what else is in the batch.
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
         raise
     HAS_TRITON = False
     tl = None
+    LOG2_E = None
 
     class triton:
         """What kernel files need of Triton while they are imported."""
@@ -25,5 +26,7 @@ except ModuleNotFoundError as error:
 
 else:
     HAS_TRITON = True
+    LOG2_E = tl.constexpr(1.4426950408889634)
+    """log2(e): kernels scale scores by it and use exp2, which GPUs compute."""
 
-__all__ = ["HAS_TRITON", "tl", "triton"]
+__all__ = ["HAS_TRITON", "LOG2_E", "tl", "triton"]

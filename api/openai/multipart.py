@@ -39,7 +39,7 @@ class Form:
 
     @property
     def fingerprint(self) -> bytes:
-        """The same for forms that say the same, whatever their boundary and the order of their parts."""
+        """The same for forms that say the same; boundary and order of parts do not count."""
         said = orjson.dumps([self.fields, self.filename], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(said + self.sha256).digest()
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.workload import FIRST_TOKEN, LAST_TOKEN, Request
+from bench.workload import FIRST_TOKEN, LAST_TOKEN, WorkloadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,11 @@ class Case:
     model: str
     """A name in `bench.models`."""
 
-    requests: Callable[[random.Random], Sequence[Request]]
+    requests: Callable[[random.Random], Sequence[WorkloadRequest]]
     temperature: float = 0.0
     max_num_seqs: int = 2048
 
-    def round(self, number: int) -> list[Request]:
+    def round(self, number: int) -> list[WorkloadRequest]:
         """The requests of one round. Lengths are the same in all; tokens are not, so that no cache carries over."""
         lengths = self.requests(random.Random(self.name))
         draw = random.Random(f"{self.name} {number}")
@@ -30,7 +30,7 @@ class Case:
             # Prompts that are one object in all places stay one prompt.
             if id(request.prompt) not in made:
                 made[id(request.prompt)] = tokens(draw, len(request.prompt))
-            result.append(Request(made[id(request.prompt)], request.max_tokens))
+            result.append(WorkloadRequest(made[id(request.prompt)], request.max_tokens))
         return result
 
 
@@ -38,20 +38,22 @@ def tokens(draw: random.Random, count: int) -> list[int]:
     return [draw.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(count)]
 
 
-def _same(count: int, prompt: int, output: int) -> Callable[[random.Random], Sequence[Request]]:
-    return lambda draw: [Request(tokens(draw, prompt), output) for _ in range(count)]
+def _same(count: int, prompt: int, output: int) -> Callable[[random.Random], Sequence[WorkloadRequest]]:
+    return lambda draw: [WorkloadRequest(tokens(draw, prompt), output) for _ in range(count)]
 
 
-def _ragged(count: int, least: int, most: int) -> Callable[[random.Random], Sequence[Request]]:
+def _ragged(count: int, least: int, most: int) -> Callable[[random.Random], Sequence[WorkloadRequest]]:
     return lambda draw: [
-        Request(tokens(draw, draw.randint(least, most)), draw.randint(least, most)) for _ in range(count)
+        WorkloadRequest(tokens(draw, draw.randint(least, most)), draw.randint(least, most)) for _ in range(count)
     ]
 
 
-def _samples(prompts: int, length: int, samples: int, output: int) -> Callable[[random.Random], Sequence[Request]]:
-    def make(draw: random.Random) -> Sequence[Request]:
+def _samples(
+    prompts: int, length: int, samples: int, output: int
+) -> Callable[[random.Random], Sequence[WorkloadRequest]]:
+    def make(draw: random.Random) -> Sequence[WorkloadRequest]:
         shared = [tokens(draw, length) for _ in range(prompts)]
-        return [Request(prompt, output) for prompt in shared for _ in range(samples)]
+        return [WorkloadRequest(prompt, output) for prompt in shared for _ in range(samples)]
 
     return make
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class CaseSetup:
 
 
 class Loaded(Protocol):
-    def generate(self, requests: Sequence[Request]) -> list[int]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[int]:
         """Complete all, handed over at once; how many tokens each brought."""
 
 
@@ -49,7 +49,7 @@ class Pagemill:
         )
         self._temperature = setup.temperature
 
-    def generate(self, requests: Sequence[Request]) -> list[int]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[int]:
         from engine import SamplingParams
 
         params = [
@@ -80,7 +80,7 @@ class _Transformers:
 class Sequential(_Transformers):
     """The article's baseline: one request after the other."""
 
-    def generate(self, requests: Sequence[Request]) -> list[int]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[int]:
         import torch
         from transformers import GenerationConfig
 
@@ -96,7 +96,7 @@ class Sequential(_Transformers):
 
 
 class Continuous(_Transformers):
-    def generate(self, requests: Sequence[Request]) -> list[int]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[int]:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         longest = max(request.max_tokens for request in requests)

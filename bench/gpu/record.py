@@ -65,12 +65,12 @@ def publish(record: Mapping[str, Any], results: Path = RESULTS, docs: Path = DOC
     file.write_text(json.dumps(record, indent=1) + "\n")
     of_cases = [step for step in record["steps"] if step["step"] in CASES]
     others = [step for step in record["steps"] if step["step"] not in CASES]
-    _exchange(docs / "gpu.md", "kernels", section(record, others))
-    _exchange(docs / "benchmarks.md", "cases", section(record, of_cases))
+    _replace_section(docs / "gpu.md", "kernels", section(record, others))
+    _replace_section(docs / "benchmarks.md", "cases", section(record, of_cases))
     return file
 
 
-def _exchange(document: Path, marker: str, text: str) -> None:
+def _replace_section(document: Path, marker: str, text: str) -> None:
     begin, end = f"<!-- gpu {marker} -->", f"<!-- end gpu {marker} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     before = document.read_text()

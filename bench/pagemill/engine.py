@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
+from bench.contender import PRECISIONS, Contender, Output, Setup, WorkloadRunner
 from bench.pagemill import KV_CACHE_BYTES
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 
-class _Engine(Runner):
+class _Engine(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         import torch
 
@@ -25,7 +25,7 @@ class _Engine(Runner):
         )
         self._engine = Engine.from_pretrained(setup.model, config)
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from engine import SamplingParams
 
         params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=True) for one in requests]

@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.contender import PRECISIONS, Contender, Output, Runner, Setup
+from bench.contender import PRECISIONS, Contender, Output, Setup, WorkloadRunner
 from bench.pagemill import KV_CACHE_BYTES
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends
 
 
-class _Service(Runner):
+class _Service(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         from cli.client import Client
         from cli.stack import running_stack
@@ -38,7 +38,7 @@ class _Service(Runner):
             self._running = stack.pop_all()
         self._model = setup.model.name
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from cli.client import TERMINAL, Submission
 
         with self._lines.open("w") as file:

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from engine.attention.kv_cache import position_bytes
 from engine.batch import Batch, BatchEntry
 from engine.execution.model_runner import ModelRunner
 from engine.models.moe import SparseMLP
+from kernels.integers import ceil_div
 from kernels.launch import Launch
 
 TORCH_PRODUCT = "torch product"
@@ -89,7 +91,7 @@ def _observed(runner: ModelRunner, num_tokens: int, num_logits: int) -> defaultd
 
 def _run(runner: ModelRunner, num_tokens: int, num_logits: int) -> None:
     """A forward pass over the cache's spare block."""
-    blocks = [runner.cache.padding_block] * -(-num_tokens // runner.cache.block_size)
+    blocks = [runner.cache.padding_block] * ceil_div(num_tokens, runner.cache.block_size)
     runner.run(Batch([BatchEntry([0] * num_tokens, 0, blocks, num_logits)]))
 
 
@@ -101,7 +103,7 @@ class _Observer:
         self._model = runner.model
         self._num_tokens = num_tokens
         self._slots = (runner.cache.num_blocks + 1) * runner.cache.block_size
-        self._cache = {_place(part) for layer in (*runner.cache.layers, *runner.cache.scales) for part in layer}
+        self._cache = {_place(part) for layer in runner.cache.layers for part in layer.tensors}
         self._multiplied: list[str] = []
         """Kernels that were given a weight of the linear layer that is running."""
         self._weights: set[int] = set()
@@ -116,7 +118,7 @@ class _Observer:
 
         with contextlib.ExitStack() as stack:
             for module in linears(self._model):
-                stack.enter_context(patched(module, "forward", self._linear(module)))
+                stack.enter_context(mock.patch.object(module, "forward", self._linear(module)))
             stack.callback(setattr, Launch, "run", run)
             Launch.run = observed  # type: ignore[method-assign, assignment]
             yield
@@ -158,18 +160,6 @@ class _Observer:
 def linears(model: nn.Module) -> Iterator[nn.Module]:
     """The model's linear layers, of any class."""
     return (module for module in model.modules() if isinstance(getattr(module, "in_features", None), int))
-
-
-@contextlib.contextmanager
-def patched(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let an object have another method for a while, and then again what it had, its own or its class'."""
-    own = {key: value for key, value in vars(owner).items() if key == name}
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        vars(owner).update(own)
 
 
 def _place(tensor: Tensor) -> int:
@@ -267,7 +257,7 @@ def mixtures_by_rows(runner: ModelRunner) -> tuple[Counter[Mixture], Counter[Mix
 
     with contextlib.ExitStack() as stack:
         for mlp in mixtures(runner.model):
-            stack.enter_context(patched(mlp, "forward", noting(mlp)))
+            stack.enter_context(mock.patch.object(mlp, "forward", noting(mlp)))
         _run(runner, 2, 1)
     all_rows, logit_rows = (Counter(Mixture.of(mlp) for mlp, seen in rows.items() if seen == n) for n in (2, 1))
     return all_rows, logit_rows

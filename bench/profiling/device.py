@@ -62,7 +62,7 @@ _PRODUCT = re.compile(r"gemm|gemv|cublas|cutlass|nvjet|xmma|splitk|^Cijk_", re.I
 """In the names of kernels by cuBLAS, CUTLASS, rocBLAS and hipBLASLt."""
 
 _SIZES = (2, 64, 512)
-"""Tokens of a step with which a model's demands are looked at: kernels may be others for few tokens than for many."""
+"""Tokens of a step with which a model's costs are measured: kernels may be others for few tokens than for many."""
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class RooflineMeter:
         """Runs a few tokens through the model."""
         self._runner = runner
         sizes = [size for size in _SIZES if size < runner.max_model_len] or [1]
-        self._demands: Mapping[int, Mapping[str, KernelCost]] = {size: measure_costs(runner, size) for size in sizes}
+        self._costs: Mapping[int, Mapping[str, KernelCost]] = {size: measure_costs(runner, size) for size in sizes}
         self._counted = {size: _Counted() for size in sizes}
         self._looked: defaultdict[str, Cost] = defaultdict(Cost)
         """What attention, experts and sampling were asked for."""
@@ -110,19 +110,19 @@ class RooflineMeter:
         dtype = self._runner.dtype if draws else torch.float32
         self._looked[SAMPLING] += Cost(bytes=num_logits * self._runner.vocab_size * dtype.itemsize)
         alone = lengths == 1
-        self._look(DECODES, starts[alone], lengths[alone])
-        self._look(PROMPTS, starts[~alone], lengths[~alone])
+        self._count_attention(DECODES, starts[alone], lengths[alone])
+        self._count_attention(PROMPTS, starts[~alone], lengths[~alone])
 
-    def decoded(self, batch: MultiStepBatch, drawn: npt.NDArray[np.int64]) -> None:
+    def decoded(self, batch: MultiStepBatch, sampled: npt.NDArray[np.int64]) -> None:
         """Count a multi-step batch, now that its tokens `[entries, num_steps]` are there."""
-        is_drawn = drawn != NO_TOKEN
-        steps = is_drawn.sum(axis=1)
+        is_sampled = sampled != NO_TOKEN
+        steps = is_sampled.sum(axis=1)
         num_tokens = int(steps.sum())
         self._count(len(batch.entries), batch.num_steps, num_tokens, num_tokens)
-        self._route(self._mixtures + self._last_mixtures, is_drawn.sum(axis=0))
+        self._route(self._mixtures + self._last_mixtures, is_sampled.sum(axis=0))
         self._looked[SAMPLING] += Cost(bytes=num_tokens * self._runner.vocab_size * self._runner.dtype.itemsize)
         # As many tokens one after the other, each of which reads all that is before it anew.
-        self._look(DECODES, np.array([entry.position for entry in batch.entries]), steps, is_read_anew=True)
+        self._count_attention(DECODES, np.array([entry.position for entry in batch.entries]), steps, is_read_anew=True)
 
     def watched(self, batch: MultiStepBatch, decoding: PendingTokens) -> PendingTokens:
         """The decoding, counted when it is read."""
@@ -141,7 +141,7 @@ class RooflineMeter:
         return dict(sorted(found.items(), key=lambda item: -item[1].seconds))
 
     def _family(self, name: str) -> str:
-        if name in _FAMILIES or any(name in known for known in self._demands.values()):
+        if name in _FAMILIES or any(name in known for known in self._costs.values()):
             return _FAMILIES.get(name, _title(name))
         if name.startswith(("Memcpy", "Memset")):
             return COPIES
@@ -160,7 +160,7 @@ class RooflineMeter:
             self._looked[ROUTING] += mixture.routing(int(tokens.sum())) * count
             self._looked[EXPERTS] += mixture.products(tokens) * count
 
-    def _look(
+    def _count_attention(
         self,
         kernel: str,
         starts: npt.NDArray[np.int64],
@@ -168,7 +168,7 @@ class RooflineMeter:
         *,
         is_read_anew: bool = False,
     ) -> None:
-        dtype, kv_dtype = self._runner.dtype, self._runner.cache.layers[0][0].dtype
+        dtype, kv_dtype = self._runner.dtype, self._runner.cache.layers[0].keys.dtype
         for layer, count in self._layers.items():
             looks, seen = positions_seen(starts, lengths, layer.sliding_window)
             read = looks if is_read_anew else seen
@@ -178,10 +178,10 @@ class RooflineMeter:
     def _asked(self) -> defaultdict[str, Cost]:
         asked = defaultdict(Cost, self._looked)
         for size, counted in self._counted.items():
-            for kernel, demand in self._demands[size].items():
+            for kernel, cost in self._costs[size].items():
                 family = _FAMILIES.get(kernel, _title(kernel))
                 if family not in _BY_STEP:
-                    asked[family] += demand.of(counted.steps, counted.tokens, counted.logits)
+                    asked[family] += cost.of(counted.steps, counted.tokens, counted.logits)
         return asked
 
 
@@ -192,9 +192,9 @@ class _Watched:
     decoding: PendingTokens
 
     def wait(self) -> npt.NDArray[np.int64]:
-        drawn = self.decoding.wait()
-        self.meter.decoded(self.batch, drawn)
-        return drawn
+        sampled = self.decoding.wait()
+        self.meter.decoded(self.batch, sampled)
+        return sampled
 
 
 def device_events(events: Iterable[FunctionEvent]) -> Iterable[FunctionEvent]:

@@ -21,7 +21,7 @@ profile.parts[LINEARS].seconds, .flops, .bytes
 #
 # On the CPU every token is decoded in a step of its own, because a multi-step batch is one piece to the host. On a GPU
 # profiling does not change execution: CUDA graphs stay on and no synchronization is added; kernels are in
-# `profile.kernels`, from torch's profiler (`device.py`). The exchange is undone at the end of the block.
+# `profile.kernels`, from torch's profiler (`device.py`). The methods are put back at the end of the block.
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from bench.profiling.cost_model import attention_work, linears, mixtures, patched, positions_seen
+from bench.profiling.cost_model import attention_work, linears, mixtures, positions_seen
 from bench.profiling.device import Kernel, RooflineMeter, busy_seconds
 from bench.profiling.peaks import DevicePeaks, measure_limits
 from engine.attention import AttentionLayer, AttentionMetadata, RotaryAttention, StepAttention
@@ -154,20 +155,20 @@ def _watch_host(engine: Engine, watch: _Stopwatch, stack: contextlib.ExitStack) 
         (engine.sampler, "sample", SAMPLING),
         (engine.sampler, "score", SAMPLING),
     ):
-        stack.enter_context(patched(owner, method, watch.timed(part, getattr(owner, method))))
+        stack.enter_context(mock.patch.object(owner, method, watch.timed(part, getattr(owner, method))))
     if engine.tokenizer is not None:
-        stack.enter_context(patched(engine.tokenizer, "decode", watch.timed(TEXT, engine.tokenizer.decode)))
+        stack.enter_context(mock.patch.object(engine.tokenizer, "decode", watch.timed(TEXT, engine.tokenizer.decode)))
 
 
 def _watch_model(engine: Engine, runner: ModelRunner, watch: _Stopwatch, stack: contextlib.ExitStack) -> None:
     """On a CPU, where all of a call's work is done when the call returns."""
-    stack.enter_context(patched(engine.scheduler.decode_steps, "num_steps_for", lambda *args, **options: (1, [])))
-    stack.enter_context(patched(runner, "run", watch.timed(MODEL, runner.run)))
-    stack.enter_context(patched(runner.backend, "prepare", _prepare(watch, runner)))
+    stack.enter_context(mock.patch.object(engine.scheduler.decode_steps, "num_steps_for", return_value=(1, [])))
+    stack.enter_context(mock.patch.object(runner, "run", watch.timed(MODEL, runner.run)))
+    stack.enter_context(mock.patch.object(runner.backend, "prepare", _prepare(watch, runner)))
     for module in linears(runner.model):
-        stack.enter_context(patched(module, "forward", _linear(watch, module, runner.dtype)))
+        stack.enter_context(mock.patch.object(module, "forward", _linear(watch, module, runner.dtype)))
     for mlp in mixtures(runner.model):
-        stack.enter_context(patched(mlp, "product", _expert_product(watch, mlp.product)))
+        stack.enter_context(mock.patch.object(mlp, "product", _expert_product(watch, mlp.product)))
 
 
 @contextlib.contextmanager
@@ -193,9 +194,9 @@ def _device_watched(runner: ModelRunner, watch: _Stopwatch, profile: Profile) ->
 
     torch.cuda.synchronize(runner.device)
     with (
-        patched(runner, "run", run_counted),
-        patched(runner, "run_and_sample", run_and_sample_counted),
-        patched(runner, "decode", decode_counted),
+        mock.patch.object(runner, "run", run_counted),
+        mock.patch.object(runner, "run_and_sample", run_and_sample_counted),
+        mock.patch.object(runner, "decode", decode_counted),
         torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler,
     ):
         yield
@@ -324,7 +325,7 @@ class _WatchedAttention:
 
     def _count(self, part: Part, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor) -> None:
         looks, seen = positions_seen(self._layout.starts, self._layout.query_lens, layer.sliding_window)
-        kv_dtype = self._cache.layers[layer.index][0].dtype
+        kv_dtype = self._cache.layers[layer.index].keys.dtype
         work = attention_work(layer, looks, seen, len(query), dtype=query.dtype, kv_dtype=kv_dtype)
         part.flops += int(work.flops)
         part.bytes += int(work.bytes) + key.nbytes + value.nbytes

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contender import Contender, Conversion, Environment, Output, Runner, Setup
-from bench.workload import Request
+from bench.contender import Contender, Conversion, Environment, Output, Setup, WorkloadRunner
+from bench.workload import WorkloadRequest
 
 # Of requests sorted by length, where lengths differ.
 BATCH = 16
 
 
-class _CTranslate2(Runner):
+class _CTranslate2(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         import ctranslate2
 
@@ -25,7 +25,7 @@ class _CTranslate2(Runner):
         )
         self._tokens: list[str] = json.loads((setup.model / "vocabulary.json").read_text())
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         order = sorted(range(len(requests)), key=lambda place: requests[place].max_tokens)
         is_ragged = len({request.max_tokens for request in requests}) > 1
         size = BATCH if is_ragged else len(requests)

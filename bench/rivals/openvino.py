@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contender import Contender, Conversion, Environment, Output, Runner, Setup
-from bench.workload import Request
+from bench.contender import Contender, Conversion, Environment, Output, Setup, WorkloadRunner
+from bench.workload import WorkloadRequest
 
 KV_CACHE_GIB = 4
 WEIGHTS = {"float32": "fp32", "bfloat16": "fp16", "int8": "int8"}
@@ -17,7 +17,7 @@ WEIGHTS = {"float32": "fp32", "bfloat16": "fp16", "int8": "int8"}
 SHARED_PREFIX = 32
 
 
-class _OpenVino(Runner):
+class _OpenVino(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         import openvino_genai as genai
 
@@ -35,7 +35,7 @@ class _OpenVino(Runner):
         self._pipeline: Any = genai.ContinuousBatchingPipeline(str(setup.model), scheduler, "CPU", options)
         self._next_id = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         # It looks for cached prefixes when a request is added: let the first one compute the shared prefix before.
         is_shared = len({tuple(request.prompt[:SHARED_PREFIX]) for request in requests}) == 1
         handles = []
@@ -49,7 +49,7 @@ class _OpenVino(Runner):
         tokens = [list(handle.read_all()[0].generated_ids) for handle in handles]
         return [Output(len(ids), ids) for ids in tokens]
 
-    def _add(self, request: Request) -> Any:
+    def _add(self, request: WorkloadRequest) -> Any:
         import numpy as np
         import openvino
         import openvino_genai as genai

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.contender import Contender, Environment, Output, Runner, Setup
-from bench.workload import Request
+from bench.contender import Contender, Environment, Output, Setup, WorkloadRunner
+from bench.workload import WorkloadRequest
 
 BATCH = 50
 # One by one takes many times as long as anything else: this many requests, and the time of all from them.
@@ -15,7 +15,7 @@ PAGE = 32  # positions in a page of its cache
 PATIENCE = 600.0  # seconds for one result
 
 
-class _Transformers(Runner):
+class _Transformers(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -31,13 +31,13 @@ class _Transformers(Runner):
 class _Padded(_Transformers):
     batch = BATCH
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         outputs: list[Output] = []
         for start in range(0, len(requests), self.batch):
             outputs += self._generate(requests[start : start + self.batch])
         return outputs
 
-    def _generate(self, requests: Sequence[Request]) -> list[Output]:
+    def _generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         import torch
         from transformers import GenerationConfig
 
@@ -65,7 +65,7 @@ class _Continuous(_Transformers):
         # On a CPU it does not find out by itself how much fits: room for everything at once.
         self._num_blocks = setup.num_requests * (-(-setup.max_tokens // PAGE) + 1)
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         longest = max(request.max_tokens for request in requests)

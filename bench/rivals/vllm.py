@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contender import Contender, Environment, Output, Runner, Setup
-from bench.workload import Request
+from bench.contender import Contender, Environment, Output, Setup, WorkloadRunner
+from bench.workload import WorkloadRequest
 
 KV_CACHE_GIB = 4
 
 
-class _Vllm(Runner):
+class _Vllm(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         from vllm import LLM
 
@@ -25,7 +25,7 @@ class _Vllm(Runner):
             seed=0,
         )
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from vllm import SamplingParams
 
         params = [

@@ -3,7 +3,6 @@
 from engine.attention.choice import make_backend
 from engine.attention.interface import (
     AttentionBackend,
-    AttentionMetadata,
     CapturableAttention,
     DecodeMetadata,
     RotaryAttention,
@@ -11,6 +10,7 @@ from engine.attention.interface import (
 )
 from engine.attention.layer import AttentionLayer
 from engine.attention.plain import TorchAttention
+from kernels.paged_layout import AttentionMetadata
 
 __all__ = [
     "AttentionBackend",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionMetadata, StepAttention
+from engine.attention.interface import StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
+from kernels.paged_layout import AttentionMetadata
 
 
 class CpuAttention:
@@ -30,19 +31,5 @@ class _CpuStep:
     def __call__(
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
-        layout = self._layout
-        return paged_attention(
-            self._library,
-            query,
-            key,
-            value,
-            *self._cache.layers[layer.index],
-            layout.starts,
-            layout.query_lens,
-            layout.block_tables,
-            layout.slots,
-            scale=layer.scale,
-            sliding_window=layer.sliding_window,
-            soft_cap=layer.soft_cap,
-            sinks=sinks,
-        )
+        cache = self._cache.layers[layer.index]
+        return paged_attention(self._library, query, key, value, cache, self._layout, layer.scoring(sinks))

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionMetadata, StepAttention
+from engine.attention.interface import StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from engine.device.threads import Threads
 from kernels.kv_write import write_kv_reference
+from kernels.paged_layout import AttentionMetadata, LayerCache
 
 _POSITIONS = 32
 _ROWS = 8
@@ -80,22 +81,16 @@ class _Step:
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
         """As the interface has it; rows beyond the layout's tokens are padding: not stored, and zero in the result."""
-        keys, values = self._cache.layers[layer.index]
+        cache = self._cache.layers[layer.index]
         num_tokens = len(self._layout.slots)
-        write_kv_reference(key[:num_tokens], value[:num_tokens], keys, values, self._layout.slots)
+        write_kv_reference(key[:num_tokens], value[:num_tokens], cache, self._layout.slots)
         plan = self._plan_for(layer.sliding_window)
-        attended = self._attend(layer, query, keys, values, plan, sinks)
+        attended = self._attend(layer, query, cache, plan, sinks)
         out = query.new_zeros(len(query), layer.num_heads, layer.value_dim)
         return out.index_copy_(0, plan.rows[plan.kept], attended[plan.kept].to(query.dtype))
 
     def _attend(
-        self,
-        layer: AttentionLayer,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        plan: _Plan,
-        sinks: Tensor | None,
+        self, layer: AttentionLayer, query: Tensor, cache: LayerCache, plan: _Plan, sinks: Tensor | None
     ) -> Tensor:
         """Of every row of every piece: `[A * 8, H, Dv]`, float32."""
         heads, dim = layer.num_kv_heads, layer.head_dim
@@ -111,7 +106,7 @@ class _Step:
         for tile in plan.tiles:
             mine = queries if tile.pieces is None else queries[tile.pieces]
             with self._threads.all():
-                tile_keys, tile_values = _read(keys, tile.slots), _read(values, tile.slots)
+                tile_keys, tile_values = _read(cache.keys, tile.slots), _read(cache.values, tile.slots)
                 scores = torch.bmm(mine.view(-1, group * _ROWS, dim), tile_keys.transpose(1, 2))
             scores = scores.view(*mine.shape[:-1], _POSITIONS).mul_(layer.scale)
             if layer.soft_cap is not None:

@@ -15,29 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionMetadata:
-    """Where the tokens of one step stand; S sequences, T tokens, sequence by sequence."""
-
-    starts: npt.NDArray[np.int64]
-    """`[S]`: position of each sequence's first new token."""
-
-    query_lens: npt.NDArray[np.int64]
-    """`[S]`: its new tokens, at least one."""
-
-    block_tables: npt.NDArray[np.int64]
-    """`[S, blocks]`, padded with zeros."""
-
-    slots: Tensor
-    """`[T]` int64, on the device: where each token's key and value go."""
+from kernels.paged_layout import AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +62,7 @@ class StepAttention(Protocol):
 
 
 class RotaryAttention(ABC):
-    """What a `StepAttention` may be besides: one that turns queries and keys on their way (see `models/rotary.py`)."""
+    """What a `StepAttention` may be besides: one that rotates queries and keys itself (see `models/rotary.py`)."""
 
     @abstractmethod
     def rotate_and_attend(
@@ -93,7 +76,7 @@ class RotaryAttention(ABC):
         *,
         interleaved: bool,
     ) -> Tensor:
-        """As the call, of query and key turned by angles `[T, 1, R / 2]`: the turned key goes into the cache only."""
+        """As the call, of query and key rotated by angles `[T, 1, R / 2]`: the rotated key goes into the cache only."""
 
 
 class AttentionBackend(Protocol):

@@ -1,7 +1,7 @@
 """Storage of keys and values: one tensor of blocks each, per layer.
 
-    layers[i] = (keys [N + 1, B, KH, D], values [N + 1, B, KH, Dv])        N blocks of B positions, and a spare one
-    scales[i] = (those of keys and of values, [N + 1, KH, B] each)         of float8 only: kernels/float8.py
+    layers[i].keys   [N + 1, B, KH, D]        N blocks of B positions, and a padding block; scales of float8
+    layers[i].values [N + 1, B, KH, Dv]       stand beside them (kernels/paged_layout.py)
 
 Which block belongs to whom is the block manager's business; here is only how many there are room for.
 """
@@ -18,16 +18,15 @@ from torch import Tensor
 
 from engine.attention.layer import AttentionLayer
 from engine.config import EngineConfig
+from kernels.paged_layout import LayerCache
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
     """Keys and values of all layers."""
 
-    layers: Sequence[tuple[Tensor, Tensor]]
+    layers: Sequence[LayerCache]
     block_size: int
-    scales: Sequence[tuple[Tensor, Tensor]] = ()
-    """uint8 exponents of powers of two; empty unless keys and values are float8."""
 
     @classmethod
     def allocate(
@@ -46,36 +45,26 @@ class KVCache:
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return _zeros((num_blocks, *shape), dtype, device, takes_memory)
 
+        def scales(layer: AttentionLayer) -> Tensor | None:
+            return zeros(layer.num_kv_heads, block_size, dtype=torch.uint8) if _has_scales(dtype) else None
+
         return cls(
             [
-                (
-                    zeros(block_size, layer.num_kv_heads, layer.head_dim),
-                    zeros(block_size, layer.num_kv_heads, layer.value_dim),
+                LayerCache(
+                    keys=zeros(block_size, layer.num_kv_heads, layer.head_dim),
+                    values=zeros(block_size, layer.num_kv_heads, layer.value_dim),
+                    key_scales=scales(layer),
+                    value_scales=scales(layer),
                 )
                 for layer in layers
             ],
             block_size,
-            [
-                (
-                    zeros(layer.num_kv_heads, block_size, dtype=torch.uint8),
-                    zeros(layer.num_kv_heads, block_size, dtype=torch.uint8),
-                )
-                for layer in layers
-                if _has_scales(dtype)
-            ],
         )
-
-    def scales_of(self, layer: AttentionLayer) -> dict[str, Tensor]:
-        """A layer's, as kernels are handed them."""
-        if not self.scales:
-            return {}
-        keys, values = self.scales[layer.index]
-        return {"key_scales": keys, "value_scales": values}
 
     @property
     def num_blocks(self) -> int:
-        """Without the spare one."""
-        return len(self.layers[0][0]) - 1
+        """Without the padding block."""
+        return len(self.layers[0].keys) - 1
 
     @property
     def padding_block(self) -> int:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from kernels.paged_layout import Scoring
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
@@ -24,3 +28,7 @@ class AttentionLayer:
 
     soft_cap: float | None = None
     """Scores x become `soft_cap * tanh(x / soft_cap)`."""
+
+    def scoring(self, sinks: Tensor | None = None) -> Scoring:
+        """What kernels are told of it; `sinks` as for `StepAttention`."""
+        return Scoring(self.scale, self.sliding_window, self.soft_cap, sinks)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.interface import AttentionMetadata, StepAttention
+from engine.attention.interface import StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import Tile, paged_attention_reference, plan_tiles
+from kernels.paged_layout import AttentionMetadata
 
 
 class TorchAttention:
@@ -27,17 +28,10 @@ class _TorchStep:
     def __call__(
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
-        keys, values = self._cache.layers[layer.index]
-        write_kv_reference(key, value, keys, values, self._layout.slots)
-        return paged_attention_reference(
-            query,
-            keys,
-            values,
-            self._tiles_for(layer.sliding_window, query),
-            scale=layer.scale,
-            soft_cap=layer.soft_cap,
-            sinks=sinks,
-        )
+        cache = self._cache.layers[layer.index]
+        write_kv_reference(key, value, cache, self._layout.slots)
+        tiles = self._tiles_for(layer.sliding_window, query)
+        return paged_attention_reference(query, cache, tiles, layer.scoring(sinks))
 
     def _tiles_for(self, sliding_window: int | None, query: Tensor) -> list[Tile]:
         """Tiles of this step, which layers with the same window share."""

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.interface import AttentionMetadata, DecodeMetadata, RotaryAttention, StepAttention
+from engine.attention.interface import DecodeMetadata, RotaryAttention, StepAttention
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from engine.device.transfer import to_device
 from engine.errors import ModelError
 from kernels.device import device_of
+from kernels.integers import ceil_div
 from kernels.kv_write import rotate_and_write_kv, write_kv
 from kernels.launch import aligned
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
+from kernels.paged_layout import AttentionMetadata, StepSequences
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 
 _MAX_HEAD_DIM = 256
@@ -33,19 +35,11 @@ _TABLE_WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class _DeviceLayout:
-    """Where the tokens of a step stand, on the device: what kernels read. S sequences, T tokens."""
+    """Where the tokens of a step stand, on the device: what kernels read."""
 
-    block_tables: Tensor
-    """`[S, blocks]` integers; beyond a sequence's length, anything."""
-
-    seq_lens: Tensor
-    """`[S]`: tokens of each sequence, the new ones with it."""
-
-    query_starts: Tensor
-    """`[S + 1]` int32: each one's first row, and the end of the last one's."""
-
+    sequences: StepSequences
     slots: Tensor
-    """`[T]`"""
+    """`[T]`: where each token's key and value go."""
 
     has_decodes: bool
     """Whether any sequence may have one new token."""
@@ -81,10 +75,8 @@ class TritonAttention:
         if num_sequences not in self._query_starts:
             self._query_starts[num_sequences] = torch.arange(num_sequences + 1, dtype=torch.int32, device=self._device)
         on_device = _DeviceLayout(
-            block_tables=layout.block_tables,
-            seq_lens=layout.lengths,
-            query_starts=self._query_starts[num_sequences],
-            slots=layout.slots,
+            StepSequences(layout.block_tables, layout.lengths, self._query_starts[num_sequences]),
+            layout.slots,
             has_decodes=True,
             has_prefills=False,
         )
@@ -140,8 +132,7 @@ class _TritonStep(RotaryAttention):
     def __call__(
         self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
     ) -> Tensor:
-        keys, values = self._cache.layers[layer.index]
-        write_kv(_rows(key), _rows(value), keys, values, self._layout.slots, **self._cache.scales_of(layer))
+        write_kv(_rows(key), _rows(value), self._cache.layers[layer.index], self._layout.slots)
         return self._attend(layer, _rows(query), sinks)
 
     def rotate_and_attend(
@@ -155,65 +146,26 @@ class _TritonStep(RotaryAttention):
         *,
         interleaved: bool,
     ) -> Tensor:
-        keys, values = self._cache.layers[layer.index]
         query, key, value = (_rows(heads) for heads in (query, key, value))
-        rotated = rotate_and_write_kv(
-            query,
-            key,
-            value,
-            cos,
-            sin,
-            keys,
-            values,
-            self._layout.slots,
-            interleaved=interleaved,
-            **self._cache.scales_of(layer),
-        )
+        cache, slots = self._cache.layers[layer.index], self._layout.slots
+        rotated = rotate_and_write_kv(query, key, value, cos, sin, cache, slots, interleaved=interleaved)
         return self._attend(layer, rotated, None)
 
     def _attend(self, layer: AttentionLayer, query: Tensor, sinks: Tensor | None) -> Tensor:
         """With queries `[T, H, D]`, rotated where they have to be, over a cache that has the step's keys and values."""
-        layout = self._layout
-        keys, values = self._cache.layers[layer.index]
-        scales = self._cache.scales_of(layer)
+        layout, cache, scoring = self._layout, self._cache.layers[layer.index], layer.scoring(sinks)
+        sequences, num_sequences = layout.sequences, len(layout.sequences.seq_lens)
         out = torch.empty(*query.shape[:2], layer.value_dim, dtype=query.dtype, device=query.device)
         if layout.has_decodes:
-            decodes = self._backend.decode_plan(layer, keys.dtype, len(layout.seq_lens))
+            decodes = self._backend.decode_plan(layer, cache.keys.dtype, num_sequences)
             if self._is_new(decodes):
-                plan_decode(decodes, layout.seq_lens, layout.query_starts)
-            paged_decode(
-                query,
-                keys,
-                values,
-                layout.block_tables,
-                layout.seq_lens,
-                layout.query_starts,
-                decodes,
-                out,
-                scale=layer.scale,
-                soft_cap=layer.soft_cap,
-                sinks=sinks,
-                **scales,
-            )
+                plan_decode(decodes, sequences.seq_lens, sequences.query_starts)
+            paged_decode(query, cache, sequences, decodes, out, scoring)
         if layout.has_prefills:
-            prefills = self._backend.prefill_plan(layer, query.dtype, len(query), len(layout.seq_lens))
+            prefills = self._backend.prefill_plan(layer, query.dtype, len(query), num_sequences)
             if self._is_new(prefills):
-                plan_prefill(prefills, layout.query_starts, len(query))
-            paged_prefill(
-                query,
-                keys,
-                values,
-                layout.block_tables,
-                layout.seq_lens,
-                layout.query_starts,
-                prefills,
-                out,
-                scale=layer.scale,
-                window=layer.sliding_window,
-                soft_cap=layer.soft_cap,
-                sinks=sinks,
-                **scales,
-            )
+                plan_prefill(prefills, sequences.query_starts, len(query))
+            paged_prefill(query, cache, sequences, prefills, out, scoring)
         return out
 
     def _is_new(self, plan: object) -> bool:
@@ -226,7 +178,7 @@ class _TritonStep(RotaryAttention):
 def _on_device(layout: AttentionMetadata, device: torch.device) -> _DeviceLayout:
     """One transfer for all."""
     num_sequences, width = layout.block_tables.shape
-    padded_width = -(-width // _TABLE_WIDTH) * _TABLE_WIDTH
+    padded_width = ceil_div(width, _TABLE_WIDTH) * _TABLE_WIDTH
     lengths_at = num_sequences * padded_width
     starts_at = lengths_at + aligned(num_sequences, 4)
     packed = np.zeros(starts_at + num_sequences + 1, np.int32)
@@ -235,10 +187,12 @@ def _on_device(layout: AttentionMetadata, device: torch.device) -> _DeviceLayout
     np.cumsum(layout.query_lens, out=packed[starts_at + 1 :])
     on_device = to_device(packed, device)
     return _DeviceLayout(
-        block_tables=on_device[:lengths_at].view(num_sequences, padded_width),
-        seq_lens=on_device[lengths_at : lengths_at + num_sequences],
-        query_starts=on_device[starts_at:],
-        slots=layout.slots,
+        StepSequences(
+            block_tables=on_device[:lengths_at].view(num_sequences, padded_width),
+            seq_lens=on_device[lengths_at : lengths_at + num_sequences],
+            query_starts=on_device[starts_at:],
+        ),
+        layout.slots,
         has_decodes=bool((layout.query_lens == 1).any()),
         has_prefills=bool((layout.query_lens > 1).any()),
     )

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from kernels.integers import ceil_div
+
 logger = logging.getLogger(__name__)
 
 _STEPS = ((64, 8), (256, 16), (512, 32))
@@ -31,7 +33,7 @@ def batch_size(count: int) -> int:
     if count <= 8:
         return 1 << (count - 1).bit_length()
     step = next((step for most, step in _STEPS if count <= most), _COARSE)
-    return -(-count // step) * step
+    return ceil_div(count, step) * step
 
 
 def batch_sizes(most: int) -> Iterator[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.batch import Batch, BatchEntry
 from engine.errors import UnsupportedModel
+from kernels.integers import ceil_div
 
 # Longer than a pass and than a tile of attention, if only just.
 _LENGTHS = (37, 23)
@@ -25,7 +26,7 @@ def check_invariance(
     tried, other = (
         torch.randint(vocab_size, (min(length, max_positions),), generator=generator).tolist() for length in _LENGTHS
     )
-    blocks = -(-len(tried) // block_size)
+    blocks = ceil_div(len(tried), block_size)
     alone, beside, others = (range(blocks * place, blocks * (place + 1)) for place in range(3))
     expected = run(Batch([BatchEntry(tried, 0, alone, len(tried))]), 3 * blocks)
     cuts, other_cuts = _cuts(len(tried)), _cuts(len(other))

@@ -24,6 +24,7 @@ from engine.config import EngineConfig
 from engine.device.cuda_graphs import batch_size
 from engine.errors import ModelError
 from engine.execution.decode_state import NUM_COLUMNS
+from kernels.integers import ceil_div
 
 # Share of the CPU's free memory that is left to activations and to everything else.
 _CPU_SHARE = 0.5
@@ -56,11 +57,11 @@ def largest_step(config: EngineConfig, max_model_len: int, *, num_logits: int) -
     lengths = [max_model_len] * (num_tokens // max_model_len)
     lengths += [rest] if (rest := num_tokens % max_model_len) else []
     lengths.sort()
-    num_blocks = -(-lengths[-1] // config.block_size)
+    num_blocks = ceil_div(lengths[-1], config.block_size)
     missing = min(num_logits, num_tokens)
     entries = []
     for place, length in enumerate(lengths):
-        rows = min(length, -(-missing // (len(lengths) - place)))
+        rows = min(length, ceil_div(missing, len(lengths) - place))
         missing -= rows
         entries.append(BatchEntry([0] * length, 0, range(num_blocks), rows))
     return Batch(entries), num_blocks
@@ -117,7 +118,7 @@ def choose_num_blocks(
     else:
         budget = int(_CPU_SHARE * free_memory())
     each = block_bytes(layers, config.block_size, dtype)
-    most = config.max_num_seqs * -(-max_model_len // config.block_size)
+    most = config.max_num_seqs * ceil_div(max_model_len, config.block_size)
     num_blocks = min(most, budget // each - 1)  # the spare one
     if num_blocks < 1:
         raise ModelError(

@@ -41,6 +41,7 @@ from engine.sampling.sampler import Sampler
 from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
 from engine.scheduling.decode_steps import MOST_STEPS
+from kernels.integers import ceil_div
 
 
 class ModelRunner:
@@ -56,8 +57,8 @@ class ModelRunner:
     ) -> None:
         """Take a loaded model over and allocate its KV cache; raises `ModelError` when context or memory do not fit.
 
-        The model's linear layers are exchanged for faster ones, or for deterministic ones, where they were not already;
-        `threads` are those which they were exchanged with.
+        The model's linear layers are replaced by faster ones, or for deterministic ones, where they were not already;
+        `threads` are those which they were replaced with.
         """
         self.model = model
         self.eos_token_ids = eos_token_ids
@@ -96,7 +97,7 @@ class ModelRunner:
         )
         takes_memory = config.cpu_kv_cache_bytes is not None
         self.cache = self._cache(num_blocks, config.block_size, self.kv_dtype, takes_memory=takes_memory)
-        max_blocks = min(-(-self.max_model_len // config.block_size), num_blocks)
+        max_blocks = min(ceil_div(self.max_model_len, config.block_size), num_blocks)
         self._state = DecodeState(_max_batch_slots(config), max_blocks, self.vocab_size, self.device)
         self._decoder = MultiStepDecoder(
             self._forward,
@@ -120,7 +121,7 @@ class ModelRunner:
             model_config,
             config,
             device=device,
-            on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).exchange,
+            on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).replace,
         )
         return cls(model, config, eos_token_ids=eos_token_ids(path, model_config, model.vocab_size), threads=threads)
 
@@ -242,7 +243,7 @@ class ModelRunner:
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(self.device).total_memory
         self._graph_bytes = graph_bytes(total, decode_step)
-        max_blocks = -(-self.max_model_len // config.block_size)
+        max_blocks = ceil_div(self.max_model_len, config.block_size)
         return step + self._graph_bytes + state_bytes(_max_batch_slots(config), max_blocks, _max_steps(config))
 
     def _measured_steps(self, config: EngineConfig) -> tuple[int, int]:

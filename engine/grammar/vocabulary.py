@@ -13,6 +13,7 @@ from llguidance._tokenizer import TokenizerWrapper
 
 from engine.grammar.spelling import Speller
 from engine.tokenization.token_bytes import UnreadableDecoder, piece_reader
+from kernels.integers import ceil_div
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ class Vocabulary:
 
     @property
     def num_words(self) -> int:
-        return -(-(self.vocab_size + 1) // 32)
+        return ceil_div(self.vocab_size + 1, 32)
 
     @cached_property
     def for_llguidance(self) -> LLTokenizer:

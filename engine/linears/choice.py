@@ -41,7 +41,7 @@ class LinearReplacer:
         self._threads = threads
         self._places = linear_places(model) if device.type == "cpu" else {}
 
-    def exchange(self, module: nn.Module) -> None:
+    def replace(self, module: nn.Module) -> None:
         """Exchange a linear layer, wherever it stands, once its weights are there. Other modules stay."""
         if not isinstance(module, nn.Linear) or module not in self._places:
             return
@@ -53,10 +53,10 @@ class LinearReplacer:
             for parent, name in places:
                 setattr(parent, name, made)
 
-    def exchange_all(self) -> None:
+    def replace_all(self) -> None:
         """Exchange all that are left."""
         for layer in list(self._places):
-            self.exchange(layer)
+            self.replace(layer)
             return_memory()
         if self._config.deterministic:
             for module in self._model.modules():
@@ -81,8 +81,8 @@ class LinearReplacer:
 
 
 def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:
-    """Exchange all linear layers of a loaded model that were not exchanged yet. Raises `ModelError`."""
-    LinearReplacer(model, config, device, threads or Threads()).exchange_all()
+    """Replace all linear layers of a loaded model that were not replaced yet. Raises `ModelError`."""
+    LinearReplacer(model, config, device, threads or Threads()).replace_all()
     return_memory()
 
 

@@ -1,4 +1,4 @@
-"""Finding the linear layers of a model and exchanging them."""
+"""Finding the linear layers of a model and replacing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.linears.tiled import TiledLinear
 def linear_places(model: nn.Module) -> dict[nn.Linear, list[tuple[nn.Module, str]]]:
     """The linear layers of a model, and where each stands: parents, and its name in each.
 
-    Subclasses of `nn.Linear` do more than a linear layer and are left out, as are layers inside of exchanged ones.
+    Subclasses of `nn.Linear` do more than a linear layer and are left out, as are layers inside of replaced ones.
     """
     places: dict[nn.Linear, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in model.modules():

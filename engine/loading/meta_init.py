@@ -101,7 +101,7 @@ class ModelFiller:
         return real
 
     def _complete(self, parameter: nn.Parameter) -> None:
-        """Forget it, with what may be exchanged now: nothing but the model is to keep weights."""
+        """Forget it, with what may be replaced now: nothing but the model is to keep weights."""
         del self._real[parameter]
         complete = []
         for module, _ in self._owners.pop(parameter):

@@ -26,7 +26,7 @@ from engine.loading.progress import LoadProgress
 from engine.models.decoder import Decoder, Target, Weights
 from engine.models.generic import GenericDecoder
 from engine.quantization import QuantizedLayers, quantization_of
-from kernels.quantized_matmul import QuantizedWeight, joined, multiplies_packed
+from kernels.quantized_matmul import QuantizedWeight, joined
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def load_model(
     Raises `ModelError`.
 
     `on_module_loaded(model)` makes the function that is called with each module of a native model once that module's
-    own weights are complete. It may exchange the module, so that at most one module's weights are in memory twice.
+    own weights are complete. It may replace the module, so that at most one module's weights are in memory twice.
     """
     if is_gguf(path) and not config.random_weights:
         return _load_gguf_model(path, model_config, config, device, on_module_loaded)
@@ -177,7 +177,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _load_quantized(
     filling: ModelFiller, weights: Weights, quantized: QuantizedLayers, seen: dict[str, tuple[Path, str]]
 ) -> list[str]:
-    """Fill in or exchange the quantized layers and note them in `seen`; returns those that the model does not know."""
+    """Fill in or replace the quantized layers and note them in `seen`; returns those that the model does not know."""
     layers: dict[str, str] = {}
     unknown: list[str] = []
     for layer in quantized:
@@ -197,20 +197,19 @@ def _load_quantized(
         with filling.part(weights.targets[name].tensor) as part:
             part.copy_(weight.dequantized(filling.dtype))
 
-    if multiplies_packed(filling.device):
-        places = linear_places(filling.model)
-        for fused in weights.linears:
-            if not all(name in layers for name in fused.names):
-                continue
-            parts = [read(name) for name in fused.names]
-            whole = joined(parts)
-            if whole is not None:
-                for parent, name in places[fused.linear]:
-                    setattr(parent, name, QuantizedLinear(whole, fused.linear.bias))
-                continue
-            logger.info("%s are dequantized: their inputs are in different orders", _listed(fused.names))
-            for name, part in zip(fused.names, parts, strict=True):
-                fill(name, part)
+    places = linear_places(filling.model)
+    for fused in weights.linears:
+        if not all(name in layers for name in fused.names):
+            continue
+        parts = [read(name) for name in fused.names]
+        whole = joined(parts)
+        if whole is not None:
+            for parent, name in places[fused.linear]:
+                setattr(parent, name, QuantizedLinear(whole, fused.linear.bias))
+            continue
+        logger.debug("%s are dequantized", _listed(fused.names))
+        for name, part in zip(fused.names, parts, strict=True):
+            fill(name, part)
     for name in list(layers):
         fill(name, read(name))
     return unknown

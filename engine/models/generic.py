@@ -27,6 +27,7 @@ from engine.batch import Batch, BatchEntry
 from engine.errors import InvalidWeights, UnsupportedModel
 from engine.models.decoder import HARMLESS, Decoder, TokenInputs
 from engine.models.rotary import LENGTH_DEPENDENT
+from kernels.integers import ceil_div
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def _run_in_pieces(
     sequences: Sequence[Sequence[int]], run: Callable[[Batch, int], Tensor], block_size: int
 ) -> list[Tensor]:
     """All logits of the sequences, run side by side: a first chunk, the rest but one, the last token."""
-    blocks = [-(-len(tokens) // block_size) for tokens in sequences]
+    blocks = [ceil_div(len(tokens), block_size) for tokens in sequences]
     tables = [range(sum(blocks[:place]), sum(blocks[: place + 1])) for place in range(len(blocks))]
     pieces: list[list[Tensor]] = [[] for _ in sequences]
     for step in range(3):

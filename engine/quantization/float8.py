@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.errors import InvalidWeights
 from engine.quantization.interface import packed_weight, part
+from kernels.integers import ceil_div
 from kernels.quantized_matmul import QuantizedWeight
 
 
@@ -53,7 +54,7 @@ class Float8:
         found = tuple(tensors[name].shape)
         if self.block is not None:
             rows, columns = self.block
-            scales = part(layer, tensors, name, (-(-outputs // rows), -(-inputs // columns)), None)
+            scales = part(layer, tensors, name, (ceil_div(outputs, rows), ceil_div(inputs, columns)), None)
             return scales.t().repeat_interleave(rows, dim=1)[:, :outputs]
         if found in ((), (1,), (1, 1)):
             return part(layer, tensors, name, found, None).reshape(1, 1).expand(1, outputs)

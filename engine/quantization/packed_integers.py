@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.errors import InvalidWeights
 from engine.quantization.interface import packed_weight, part
+from kernels.integers import ceil_div
 from kernels.quantized_matmul import QuantizedWeight
 
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -79,7 +80,7 @@ class Gptq:
         group_size = inputs if self.group_size == -1 else self.group_size
         _check_divisible(layer, "outputs", outputs, in_word)
         _check_divisible(layer, "inputs", inputs, in_word)
-        groups = -(-inputs // group_size)
+        groups = ceil_div(inputs, group_size)
         words = part(layer, tensors, "qweight", (inputs // in_word, outputs), torch.int32)
         numbers = _unpack(words.t(), self.bits).flatten(1)
         zeros = _unpack(part(layer, tensors, "qzeros", (groups, outputs // in_word), torch.int32), self.bits).flatten(1)

@@ -9,9 +9,13 @@ Scheduler for LLM Serving", ASPLOS 2025, and of tokasaurus.)
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+
+from engine.scheduling.block_manager import BlockManager, CachedBlock
+from engine.scheduling.sequence import Sequence
 
 _WINDOW = 2048
 _REFRESH = 32
@@ -126,3 +130,37 @@ def _peak(own: npt.NDArray[np.float64], remaining: npt.NDArray[np.float64], shar
         return shared
     alive = np.arange(1, len(own) + 1)
     return shared + float(np.max(np.cumsum(own) + alive * remaining / block_size))
+
+
+class AdmissionForecast:
+    """The forecast of blocks in terms of sequences: those that run, and those that might join."""
+
+    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, lengths: LengthStatistics) -> None:
+        self._blocks = blocks
+        self._lengths = lengths
+        running = list(running)
+        size = blocks.block_size
+        held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
+        known = np.array([s.num_tokens_with_in_flight / size - s.num_shared for s in running], dtype=np.float64)
+        own = np.maximum(held, known)
+        num_output = np.array([s.num_tokens_with_in_flight - s.num_prompt for s in running], dtype=np.float64)
+        max_output = np.array([s.max_output for s in running], dtype=np.float64)
+        self._forecast = BlockUsageForecast(
+            own,
+            lengths.remaining(num_output, max_output),
+            shared_blocks=blocks.num_used - float(held.sum()),
+            block_size=size,
+        )
+
+    @property
+    def peak(self) -> float:
+        return self._forecast.peak
+
+    def admit(self, sequence: Sequence, cached: list[CachedBlock]) -> bool:
+        remaining = self._lengths.remaining(
+            np.array([sequence.num_output], dtype=np.float64), np.array([sequence.max_output], dtype=np.float64)
+        )
+        own = self._blocks.blocks_for(sequence.num_tokens) - len(cached)
+        return self._forecast.admit(
+            own, float(remaining[0]), self._blocks.num_unreferenced(cached), self._blocks.num_blocks
+        )

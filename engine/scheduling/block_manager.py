@@ -18,6 +18,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kernels.integers import ceil_div
+
 Node = int
 _Key = tuple[Hashable, tuple[int, ...]]
 
@@ -72,7 +74,7 @@ class BlockManager:
         return len(self._index)
 
     def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+        return ceil_div(num_tokens, self.block_size)
 
     def lookup(self, token_ids: Sequence[int], salt: Hashable, max_tokens: int) -> list[CachedBlock]:
         """The longest cached prefix of `token_ids`, in whole blocks and at most `max_tokens` long."""

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from engine.scheduling.admission import BlockUsageForecast, LengthStatistics
+from engine.scheduling.admission import AdmissionForecast, LengthStatistics
 from engine.scheduling.block_manager import BlockManager, CachedBlock
 from engine.scheduling.decode_steps import DecodeStepPolicy
 from engine.scheduling.memory_backoff import MemoryBackoff
@@ -29,10 +26,11 @@ from engine.scheduling.prefill_budget import PrefillBudgetTuner
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step import ScheduledSequence, ScheduledStep
 from engine.scheduling.waiting_queue import WaitingQueue
+from kernels.integers import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SchedulerLimits:
     """How much one step may hold."""
 
     max_num_seqs: int
@@ -47,7 +45,7 @@ class Scheduler:
     def __init__(
         self,
         blocks: BlockManager,
-        limits: Limits,
+        limits: SchedulerLimits,
         lengths: LengthStatistics,
         decode_steps: DecodeStepPolicy,
         prefill_budget: PrefillBudgetTuner,
@@ -239,7 +237,7 @@ class Scheduler:
 
     def _ahead(self, joining: int) -> int:
         """How many sequences should be queued when so many could join the batch."""
-        return joining + -(-(len(self.running) + joining) // 4)
+        return joining + ceil_div(len(self.running) + joining, 4)
 
     def check(self) -> None:
         """Audit queue, batch and blocks between steps; raises AssertionError."""
@@ -282,37 +280,3 @@ class _Budget:
         if decode:
             self._decodes = max(0, self._decodes - 1)
         self._prompt_logits -= prompt_logits
-
-
-class AdmissionForecast:
-    """The forecast in terms of sequences."""
-
-    def __init__(self, running: Iterable[Sequence], blocks: BlockManager, lengths: LengthStatistics) -> None:
-        self._blocks = blocks
-        self._lengths = lengths
-        running = list(running)
-        size = blocks.block_size
-        held = np.array([len(s.table.blocks) - s.num_shared for s in running], dtype=np.float64)
-        known = np.array([s.num_tokens_with_in_flight / size - s.num_shared for s in running], dtype=np.float64)
-        own = np.maximum(held, known)
-        num_output = np.array([s.num_tokens_with_in_flight - s.num_prompt for s in running], dtype=np.float64)
-        max_output = np.array([s.max_output for s in running], dtype=np.float64)
-        self._forecast = BlockUsageForecast(
-            own,
-            lengths.remaining(num_output, max_output),
-            shared_blocks=blocks.num_used - float(held.sum()),
-            block_size=size,
-        )
-
-    @property
-    def peak(self) -> float:
-        return self._forecast.peak
-
-    def admit(self, sequence: Sequence, cached: list[CachedBlock]) -> bool:
-        remaining = self._lengths.remaining(
-            np.array([sequence.num_output], dtype=np.float64), np.array([sequence.max_output], dtype=np.float64)
-        )
-        own = self._blocks.blocks_for(sequence.num_tokens) - len(cached)
-        return self._forecast.admit(
-            own, float(remaining[0]), self._blocks.num_unreferenced(cached), self._blocks.num_blocks
-        )

@@ -1,13 +1,13 @@
 """The C++ kernels as a shared library: compiled on first use, kept, and loaded once a process.
 
-    source/*.cpp, *.h ──compiler──► pagemill-<variant>-<hash of sources and flags>.so
-                                     in `built/` beside this file (an image's build puts it there),
-                                     else in ~/.cache/pagemill, else in a private directory under the temporary one
-
-One source serves all variants; the vectors' width follows from the flags. Nothing of the compiled code depends on the
-machine beyond its variant, so machines of one kind may share a cache. Several processes may want it at once: they take
-turns, and a finished file appears by one rename.
+source/*.cpp, *.h ──compiler──► pagemill-<variant>-<hash of sources and flags>.so
+                                 in `built/` beside this file (an image's build puts it there),
+                                 else in ~/.cache/pagemill, else in a private directory under the temporary one
 """
+
+# One source serves all variants; the vectors' width follows from the flags. Nothing of the compiled code depends on the
+# machine beyond its variant, so machines of one kind may share a cache. Several processes may want it at once: they
+# take turns, and a finished file appears by one rename.
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.library import Library
+from kernels.integers import ceil_div
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
@@ -78,11 +79,11 @@ def pack_weight(weight: Tensor, width: int, *, int8: bool = False) -> PackedWeig
     """Pack `[out, in]` of float32, bfloat16 or float16 for a library with vectors of `width`."""
     out_features, in_features = weight.shape
     columns = 2 * width
-    num_panels = -(-out_features // columns)
+    num_panels = ceil_div(out_features, columns)
     dtype = torch.int8 if int8 else weight.dtype
     scale = torch.zeros(num_panels * columns) if int8 else None
     # Two neighbours of 8 bits go to one place of 16.
-    inputs = -(-in_features // 2) if int8 else in_features
+    inputs = ceil_div(in_features, 2) if int8 else in_features
     panels = torch.empty(num_panels, inputs, columns, dtype=torch.int16 if int8 else dtype)
     step = max(1, _PACKED_AT_ONCE // (in_features * columns)) * columns
     for start in range(0, out_features, step):

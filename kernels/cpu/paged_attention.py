@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.cpu.library import Library
 from kernels.cpu.linear import TYPES
+from kernels.paged_layout import AttentionMetadata, LayerCache, Scoring
 
 
 class _Arguments(ctypes.Structure):
@@ -32,32 +33,23 @@ def paged_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    starts: np.ndarray,
-    query_lens: np.ndarray,
-    block_tables: np.ndarray,
-    slots: Tensor,
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
+    cache: LayerCache,
+    step: AttentionMetadata,
+    scoring: Scoring,
 ) -> Tensor:
-    """Write key `[T, KH, D]` and value `[T, KH, Dv]` to `slots` `[T]`, then attend with query `[T, H, D]`.
+    """Write key `[T, KH, D]` and value `[T, KH, Dv]` to the step's slots, then attend with query `[T, H, D]`.
 
-    The caches are `[N, B, KH, D]` and `[N, B, KH, Dv]`, contiguous and of the query's type. `starts`, `query_lens`
-    `[S]` and `block_tables` `[S, blocks]` are int64 as in `plan_tiles`. Returns `[T, H, Dv]`.
+    The cache has the query's type. Returns `[T, H, Dv]`.
     """
     num_tokens, heads, head_dim = query.shape
-    _, block_size, kv_heads, value_dim = value_cache.shape
-    if any(tensor.dtype is not query.dtype for tensor in (key, value, key_cache, value_cache)):
+    _, block_size, kv_heads, value_dim = cache.values.shape
+    if any(tensor.dtype is not query.dtype for tensor in (key, value, cache.keys, cache.values)):
         raise ValueError("query, keys, values and caches must have one type")
     query, key, value = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (query, key, value))
     starts, query_lens, block_tables = (
-        np.ascontiguousarray(array, dtype=np.int64) for array in (starts, query_lens, block_tables)
+        np.ascontiguousarray(array, dtype=np.int64) for array in (step.starts, step.query_lens, step.block_tables)
     )
-    sinks = None if sinks is None else sinks.float().contiguous()
+    sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
     out = torch.empty(num_tokens, heads, value_dim, dtype=query.dtype)
     library.functions.pagemill_paged_attention(
         ctypes.byref(
@@ -66,12 +58,12 @@ def paged_attention(
                 key.data_ptr(),
                 value.data_ptr(),
                 out.data_ptr(),
-                key_cache.data_ptr(),
-                value_cache.data_ptr(),
+                cache.keys.data_ptr(),
+                cache.values.data_ptr(),
                 starts.ctypes.data,
                 query_lens.ctypes.data,
                 block_tables.ctypes.data,
-                slots.data_ptr(),
+                step.slots.data_ptr(),
                 None if sinks is None else sinks.data_ptr(),
                 num_tokens,
                 len(starts),
@@ -84,9 +76,9 @@ def paged_attention(
                 (ctypes.c_int64 * 2)(*query.stride()[:2]),
                 (ctypes.c_int64 * 2)(*key.stride()[:2]),
                 (ctypes.c_int64 * 2)(*value.stride()[:2]),
-                sliding_window or 0,
-                scale,
-                soft_cap or 0.0,
+                scoring.window or 0,
+                scoring.scale,
+                scoring.soft_cap or 0.0,
                 TYPES[query.dtype],
                 torch.get_num_threads(),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from engine import Engine, EngineConfig
 from engine.linears.quantized import QuantizedLinear
-from engine.loading import weights
 from kernels.device import interprets
 from tests.parity.comparing import (
     LOGPROB_TOLERANCE,
@@ -92,7 +92,7 @@ ALWAYS = ("awq", "gptq-desc-act", "fp8-block")
 )
 def test_kernels_read_the_quantized_weights(scheme: Scheme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, references = saved(LLAMA, scheme, tmp_path)
-    monkeypatch.setattr(weights, "multiplies_packed", lambda device: True)
+    monkeypatch.setattr("kernels.quantized_matmul.dispatch", SimpleNamespace(use_triton=lambda tensor: True))
     engine = engine_of(directory)
     packed = [module for module in engine.runner.model.modules() if isinstance(module, QuantizedLinear)]
     # Where orders differ, only what stands alone stays packed.

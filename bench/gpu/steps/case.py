@@ -16,7 +16,7 @@ from bench.gpu.cases import Case, case
 from bench.gpu.contenders import CONTENDERS, SAMPLE, CaseSetup, Loaded, Pagemill
 from bench.gpu.reporting import StepOptions, attempt, report, step_options
 from bench.models import save_config
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 if TYPE_CHECKING:
     from bench.profiling.profile import Profile
@@ -54,7 +54,7 @@ def measure(one: Case, name: str, directory: Path, options: StepOptions) -> None
             _profile(contender, one.round(ROUNDS), name)
 
 
-def timed(contender: Loaded, requests: Sequence[Request]) -> float:
+def timed(contender: Loaded, requests: Sequence[WorkloadRequest]) -> float:
     """Seconds for all requests. Raises RuntimeError where one got another number of tokens than it asked for."""
     began = time.perf_counter()
     counts = contender.generate(requests)
@@ -64,11 +64,11 @@ def timed(contender: Loaded, requests: Sequence[Request]) -> float:
     return spent
 
 
-def tokens(requests: Sequence[Request]) -> int:
+def tokens(requests: Sequence[WorkloadRequest]) -> int:
     return sum(request.max_tokens for request in requests)
 
 
-def _rates(requests: Sequence[Request], seconds: Sequence[float]) -> dict[str, Any]:
+def _rates(requests: Sequence[WorkloadRequest], seconds: Sequence[float]) -> dict[str, Any]:
     """The latest report of a case holds all rounds so far."""
     median = statistics.median(seconds)
     return {
@@ -79,12 +79,12 @@ def _rates(requests: Sequence[Request], seconds: Sequence[float]) -> dict[str, A
     }
 
 
-def _profile(contender: Pagemill, requests: Sequence[Request], name: str) -> None:
+def _profile(contender: Pagemill, requests: Sequence[WorkloadRequest], name: str) -> None:
     from bench.profiling.profile import profiled
 
     stats = contender.engine.stats()
     report(f"{name}: engine", steps=stats.steps, preemptions=stats.preemptions)
-    short = [Request(request.prompt, min(request.max_tokens, PROFILED_TOKENS)) for request in requests]
+    short = [WorkloadRequest(request.prompt, min(request.max_tokens, PROFILED_TOKENS)) for request in requests]
     with profiled(contender.engine) as profile:
         contender.generate(short)
     report(f"{name}: profile", **_shares(profile))

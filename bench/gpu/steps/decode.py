@@ -21,6 +21,7 @@ from bench.profiling.peaks import DevicePeaks, LimitSizes, measure_limits
 from kernels.device import device_of
 from kernels.launch import Launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_decode
+from kernels.paged_layout import Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Bench:
     def launches(self, heads: Heads, inputs: PagedInputs, variant: Variant) -> Callable[[], None]:
         """A layer's launches over a plan that is made here, once."""
         plan = DecodePlan.allocate(
-            len(inputs.seq_lens),
+            len(inputs.sequences.seq_lens),
             num_heads=heads.num_heads,
             num_kv_heads=heads.num_kv_heads,
             head_dim=heads.dim,
@@ -70,9 +71,11 @@ class Bench:
             device=self.device,
             target_splits=max(1, self.num_sms * variant.programs_per_sm // heads.num_kv_heads),
         )
-        plan_decode(plan, inputs.seq_lens, inputs.query_starts)
+        plan_decode(plan, inputs.sequences.seq_lens, inputs.sequences.query_starts)
         out = torch.empty_like(inputs.query)
-        decode, join = decode_launches(*inputs.arguments, plan, out, scale=heads.dim**-0.5)
+        decode, join = decode_launches(
+            inputs.query, inputs.cache, inputs.sequences, plan, out, Scoring(heads.dim**-0.5)
+        )
         decode = replace(decode, num_warps=variant.num_warps, num_stages=variant.num_stages)
         return partial(_run, (decode, join))
 

@@ -37,10 +37,10 @@ def program(*, is_dry: bool) -> None:
         new = 19 if is_dry else 129
         prompts = PagedInputs.random(heads, [new] * 2, block_size, new=new, device=device, dtype=dtype)
         our_work(heads, prompts, None)()
-        last = len(inputs.key_cache) * block_size - 1
+        last = len(inputs.cache.keys) * block_size - 1
         slots = torch.tensor([last, 0, last - 1], device=device)
         key, value = (torch.randn(3, heads.num_kv_heads, heads.dim, dtype=dtype, device=device) for _ in range(2))
-        write_kv(key, value, inputs.key_cache, inputs.value_cache, slots)
+        write_kv(key, value, inputs.cache, slots)
     rows, vocabulary = 3, 50 if is_dry else 151_937
     logits = torch.randn(rows, vocabulary, dtype=dtype, device=device)
     argmax(logits)

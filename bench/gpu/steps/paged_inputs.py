@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.integers import ceil_div
+from kernels.paged_layout import LayerCache, StepSequences
+
 
 @dataclass(frozen=True, slots=True)
 class Heads:
@@ -29,11 +32,8 @@ class PagedInputs:
     """What the attention kernels read; `new` rows of the query for each sequence."""
 
     query: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor
+    cache: LayerCache
+    sequences: StepSequences
 
     @classmethod
     def random(
@@ -47,23 +47,19 @@ class PagedInputs:
         dtype: torch.dtype,
     ) -> PagedInputs:
         """`new` 1 for decodes; equal lengths, all of them new, for prompts."""
-        widths = [-(-length // block_size) for length in lengths]
+        widths = [ceil_div(length, block_size) for length in lengths]
         order = torch.randperm(sum(widths), dtype=torch.int32)
         # As wide as a multiple of 16, as the engine's tables are.
-        tables = torch.zeros(len(lengths), -(-max(widths) // 16) * 16, dtype=torch.int32)
+        tables = torch.zeros(len(lengths), ceil_div(max(widths), 16) * 16, dtype=torch.int32)
         for row, blocks in zip(tables, torch.split(order, widths), strict=True):
             row[: len(blocks)] = blocks
         shape = (sum(widths), block_size, heads.num_kv_heads, heads.dim)
         return cls(
             torch.randn(len(lengths) * new, heads.num_heads, heads.dim, dtype=dtype, device=device),
-            torch.randn(shape, dtype=dtype, device=device),
-            torch.randn(shape, dtype=dtype, device=device),
-            tables.to(device),
-            torch.tensor(lengths, dtype=torch.int32, device=device),
-            torch.arange(0, (len(lengths) + 1) * new, new, dtype=torch.int32, device=device),
+            LayerCache(*(torch.randn(shape, dtype=dtype, device=device) for _ in range(2))),
+            StepSequences(
+                tables.to(device),
+                torch.tensor(lengths, dtype=torch.int32, device=device),
+                torch.arange(0, (len(lengths) + 1) * new, new, dtype=torch.int32, device=device),
+            ),
         )
-
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The first arguments of the kernels' wrappers."""
-        return self.query, self.key_cache, self.value_cache, self.block_tables, self.seq_lens, self.query_starts

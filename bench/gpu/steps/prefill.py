@@ -17,6 +17,7 @@ from bench.gpu.steps.paged_inputs import GPT2_LARGE, QWEN3, TINY, Heads, PagedIn
 from bench.gpu.timing import Stopwatch
 from bench.profiling.peaks import DevicePeaks, LimitSizes, measure_limits
 from kernels.device import device_of
+from kernels.paged_layout import Scoring
 from kernels.paged_prefill import PrefillPlan, plan_prefill, prefill_launch, prefill_tiles
 
 BATCHES = ((4, 1024), (1, 4096), (1, 16_384))
@@ -29,10 +30,12 @@ def our_work(heads: Heads, inputs: PagedInputs, stages: int | None) -> Callable[
     group = heads.num_heads // heads.num_kv_heads
     tiles = prefill_tiles(group, heads.dim, heads.dim, query.dtype, device_of(query.device))
     block_q = tiles.block_q(group)
-    num_blocks = len(query) // block_q + len(inputs.seq_lens)
+    num_blocks = len(query) // block_q + len(inputs.sequences.seq_lens)
     plan = PrefillPlan.allocate(num_blocks, block_q=block_q, device=query.device)
-    plan_prefill(plan, inputs.query_starts, len(query))
-    launch = prefill_launch(*inputs.arguments, plan, torch.empty_like(query), scale=heads.dim**-0.5)
+    plan_prefill(plan, inputs.sequences.query_starts, len(query))
+    launch = prefill_launch(
+        query, inputs.cache, inputs.sequences, plan, torch.empty_like(query), Scoring(heads.dim**-0.5)
+    )
     return (launch if stages is None else replace(launch, num_stages=stages)).run
 
 

@@ -17,7 +17,9 @@ from bench.profiling.cost_model import Mixture
 from bench.profiling.peaks import LimitSizes, measure_limits
 from kernels.expert_mlp import expert_mlp
 from kernels.gated_activation import gated_activation
+from kernels.integers import ceil_div
 from kernels.kv_write import write_kv
+from kernels.paged_layout import LayerCache
 from kernels.quantized_matmul import quantized_matmul, quantized_weight
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.sampling import argmax, sample
@@ -80,10 +82,10 @@ class Bench:
         self.timed(f"add and RMS norm, {rows} x {hidden:,}", [work], 4 * x.nbytes)
         wide = self.random(rows, 2 * inner)
         self.timed(f"gate, {rows} x {inner:,}", [partial(gated_activation, wide, "silu")], 1.5 * wide.nbytes)
-        keys, values = self.random(2, rows, 1, 8, 128)
+        cache = LayerCache(*self.random(2, rows, 1, 8, 128))
         key, value = self.random(2, rows, 8, 128)
         slots = torch.randperm(rows, device=self.device)
-        self.timed(f"write, {rows}", [partial(write_kv, key, value, keys, values, slots)], 4 * key.nbytes)
+        self.timed(f"write, {rows}", [partial(write_kv, key, value, cache, slots)], 4 * key.nbytes)
 
     def product(self, kind: str, rows: int, inputs: int, outputs: int) -> None:
         """A linear layer with quantised weights, beside torch's with plain ones."""
@@ -92,7 +94,7 @@ class Bench:
 
         def weights() -> Callable[[], object]:
             numbers = torch.randint(LARGEST[kind], (outputs, inputs), dtype=torch.uint8, device=self.device)
-            scales = torch.rand(-(-inputs // group), outputs, device=self.device)
+            scales = torch.rand(ceil_div(inputs, group), outputs, device=self.device)
             weight = quantized_weight(numbers, scales, kind=kind, group_size=group)
             return partial(quantized_matmul, x, weight)
 

@@ -25,6 +25,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from engine.errors import InvalidWeights, ModelNotFound, UnsupportedModel
+from kernels.integers import ceil_div
 
 READABLE = tuple(
     GGMLQuantizationType[name]
@@ -205,7 +206,7 @@ def _header(reader: _Reader) -> tuple[dict[str, Any], list[TensorEntry]]:
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise _Damaged(f"damaged: general.alignment is {alignment!r}")
-    start = -(-reader.place // alignment) * alignment
+    start = ceil_div(reader.place, alignment) * alignment
     entries = [TensorEntry(name, shape, type_, start + offset, size) for name, shape, type_, offset, size in found]
     if len({entry.name for entry in entries}) < len(entries):
         raise _Damaged("damaged: it holds two tensors of one name")

@@ -37,7 +37,7 @@ class _Words:
     """Unicode's composed form (NFC) first."""
 
     whole_words: bool = False
-    """A word that is in the vocabulary is a token, whatever merges say."""
+    """A word that is in the vocabulary is a token even where no merges lead to it."""
 
     adds_bos: bool = False
     """Where the file does not say."""

@@ -7,10 +7,14 @@ import pytest
 from bench.arithmetic import Work, geometry
 from bench.ceilings import Ceilings
 from bench.models import CONFIGS
-from bench.workload import Request
+from bench.workload import WorkloadRequest
 
 PREFIX = [7, 7, 7]
-REQUESTS = [Request([*PREFIX, 1, 2], 4), Request([*PREFIX, 3], 2), Request([*PREFIX, 4, 5, 6], 1)]
+REQUESTS = [
+    WorkloadRequest([*PREFIX, 1, 2], 4),
+    WorkloadRequest([*PREFIX, 3], 2),
+    WorkloadRequest([*PREFIX, 4, 5, 6], 1),
+]
 
 
 def test_geometry_of_the_articles_model() -> None:

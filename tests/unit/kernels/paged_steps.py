@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.float8 import quantize_reference
+from kernels.paged_layout import LayerCache, StepSequences
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
@@ -18,15 +19,11 @@ class PagedStep:
     """Sequences of `seq_lens` tokens, of which the last ones are new; everything on the device."""
 
     query: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor
-    scales: dict[str, Tensor]
+    cache: LayerCache
+    sequences: StepSequences
 
     def poisoned_out(self) -> Tensor:
-        return torch.full_like(self.query[..., :1], float("nan")).repeat(1, 1, self.value_cache.shape[-1])
+        return torch.full_like(self.query[..., :1], float("nan")).repeat(1, 1, self.cache.values.shape[-1])
 
 
 def make_step(
@@ -62,21 +59,17 @@ def make_step(
                 if float8:  # heads and positions of very different size
                     numbers *= 4.0 ** torch.randint(-3, 3, (kv_heads, 1), generator=generator)
                 cache[blocks[position // block_size], position % block_size] = numbers.to(dtype)
-    scales = {}
+    scales = []
     if float8:
-        for place, name in enumerate(("key_scales", "value_scales")):
+        for place in range(2):
             is_poison = caches[place].isnan().all(dim=-1)
             caches[place], exponents = quantize_reference(caches[place])
             # An infinite scale.
-            scales[name] = exponents.masked_fill(is_poison, 255).transpose(1, 2).contiguous()
+            scales.append(exponents.masked_fill(is_poison, 255).transpose(1, 2).contiguous())
     query = torch.randn(sum(new_tokens), heads, head_dim, generator=generator).to(dtype)
     starts = torch.tensor([0, *new_tokens]).cumsum(0).to(torch.int32)
     return PagedStep(
         query.to(device),
-        caches[0].to(device),
-        caches[1].to(device),
-        tables.to(device),
-        torch.tensor(lengths, dtype=torch.int32, device=device),
-        starts.to(device),
-        {name: scale.to(device) for name, scale in scales.items()},
+        LayerCache(*(tensor.to(device) for tensor in (*caches, *scales))),
+        StepSequences(tables.to(device), torch.tensor(lengths, dtype=torch.int32, device=device), starts.to(device)),
     )

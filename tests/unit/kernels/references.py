@@ -12,6 +12,7 @@ from kernels.expert_routing import Routing, blocks_bound
 from kernels.float8 import dequantize_reference
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import paged_attention_reference, plan_tiles
+from kernels.paged_layout import LayerCache, Scoring, StepSequences
 from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE
 
 
@@ -104,39 +105,23 @@ def rotate_and_write_kv_reference(
     value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     slots: Tensor,
     *,
     interleaved: bool = False,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
 ) -> Tensor:
     """`rotate_and_write_kv`."""
     key = rotate_reference(key, cos, sin, interleaved=interleaved)
-    write_kv_reference(key, value, key_cache, value_cache, slots, key_scales=key_scales, value_scales=value_scales)
+    write_kv_reference(key, value, cache, slots)
     return rotate_reference(query, cos, sin, interleaved=interleaved)
 
 
 def paged_decode_reference(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    out: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
+    query: Tensor, cache: LayerCache, sequences: StepSequences, out: Tensor, scoring: Scoring
 ) -> None:
     """`paged_decode`, which reads lengths on the CPU."""
-    starts = query_starts.tolist()
-    lengths = seq_lens.tolist()
+    starts = sequences.query_starts.tolist()
+    lengths = sequences.seq_lens.tolist()
     decodes = [s for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length > 0]
     padding = [starts[s] for s, length in enumerate(lengths) if starts[s + 1] - starts[s] == 1 and length == 0]
     out[padding] = 0.0
@@ -146,46 +131,30 @@ def paged_decode_reference(
     tiles = plan_tiles(
         [lengths[s] - 1 for s in decodes],
         [1] * len(decodes),
-        block_tables[decodes].long().cpu().numpy(),
-        key_cache.shape[1],
-        sliding_window=window,
+        sequences.block_tables[decodes].long().cpu().numpy(),
+        cache.block_size,
+        sliding_window=scoring.window,
         device=query.device,
         dtype=query.dtype,
     )
-    out[rows] = paged_attention_reference(
-        query[rows],
-        dequantized(key_cache, key_scales, query.dtype),
-        dequantized(value_cache, value_scales, query.dtype),
-        tiles,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
+    out[rows] = paged_attention_reference(query[rows], dequantized(cache, query.dtype), tiles, scoring)
+
+
+def dequantized(cache: LayerCache, dtype: torch.dtype) -> LayerCache:
+    """A cache as numbers of `dtype`."""
+    if cache.key_scales is None or cache.value_scales is None:
+        return cache
+    return LayerCache(
+        dequantize_reference(cache.keys, cache.key_scales).to(dtype),
+        dequantize_reference(cache.values, cache.value_scales).to(dtype),
     )
 
 
-def dequantized(cache: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A cache as numbers of `dtype`."""
-    return cache if scales is None else dequantize_reference(cache, scales).to(dtype)
-
-
 def paged_prefill_reference(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    out: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Tensor | None = None,
-    key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None,
+    query: Tensor, cache: LayerCache, sequences: StepSequences, out: Tensor, scoring: Scoring
 ) -> None:
     """`paged_prefill`, which reads lengths on the CPU."""
-    starts, lengths = query_starts.tolist(), seq_lens.tolist()
+    starts, lengths = sequences.query_starts.tolist(), sequences.seq_lens.tolist()
     news = [end - start for start, end in pairwise(starts)]
     chosen = [sequence for sequence, new in enumerate(news) if new > 1]
     if not chosen:
@@ -194,21 +163,13 @@ def paged_prefill_reference(
     tiles = plan_tiles(
         [lengths[sequence] - news[sequence] for sequence in chosen],
         [news[sequence] for sequence in chosen],
-        block_tables[chosen].long().cpu().numpy(),
-        key_cache.shape[1],
-        sliding_window=window,
+        sequences.block_tables[chosen].long().cpu().numpy(),
+        cache.block_size,
+        sliding_window=scoring.window,
         device=query.device,
         dtype=query.dtype,
     )
-    out[rows] = paged_attention_reference(
-        query[rows],
-        dequantized(key_cache, key_scales, query.dtype),
-        dequantized(value_cache, value_scales, query.dtype),
-        tiles,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
-    )
+    out[rows] = paged_attention_reference(query[rows], dequantized(cache, query.dtype), tiles, scoring)
 
 
 def expert_mlp_reference(

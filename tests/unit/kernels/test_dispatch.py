@@ -15,6 +15,7 @@ from kernels.launch import Launch
 from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.log_probs import log_probs
 from kernels.penalties import penalize
+from kernels.quantized_matmul import QuantizedWeight, quantized_matmul, quantized_weight
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rotary import rotate
 from kernels.sampling import argmax, sample
@@ -52,6 +53,12 @@ def sampled(device: torch.device) -> Tensor:
     )
 
 
+def weight(device: torch.device) -> QuantizedWeight:
+    """Of 32 inputs and 5 outputs, in 4 bits."""
+    numbers = (randn(5, 32).abs() * 5).clamp(max=15).to(torch.uint8)
+    return quantized_weight(numbers.to(device), randn(2, 5).to(device), kind="int4", group_size=16)
+
+
 OPS: dict[str, Callable[[torch.device], Result]] = {
     "rms_norm": lambda on: rms_norm(randn(3, 40).to(on), randn(40, seed=1).to(on), 1e-5),
     "rms_norm, offset": lambda on: rms_norm(randn(3, 40).to(on), randn(40, seed=1).to(on), 1e-5, offset=1.0),
@@ -68,6 +75,7 @@ OPS: dict[str, Callable[[torch.device], Result]] = {
     "expert_mlp": lambda on: expert_mlp(
         randn(5, 16).to(on), randn(5, 4).to(on), randn(4, 24, 16).to(on), randn(4, 16, 12).to(on), 2, normalized=True
     ),
+    "quantized_matmul": lambda on: quantized_matmul(randn(3, 32).to(on), weight(on), randn(5).to(on)),
     "log_probs": lambda on: log_probs(randn(3, 60).to(on), torch.tensor([1, 2, 59], device=on), 4),
     "penalize": penalized,
     "sample": sampled,

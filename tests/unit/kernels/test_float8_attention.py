@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.float8 import LARGEST
 from kernels.kv_write import write_kv
+from kernels.paged_layout import LayerCache, Scoring
 from tests.unit.kernels.paged_steps import PagedStep, make_step
 from tests.unit.kernels.references import paged_decode_reference, paged_prefill_reference
 from tests.unit.kernels.test_paged_decode import decode
@@ -30,19 +31,15 @@ def step_of(key: Tensor, value: Tensor, new: int, *, float8: bool) -> PagedStep:
     """One sequence whose keys and values `[LENGTH, HEADS, DIM]` went through the kernel that writes."""
     step = make_step([LENGTH], [new], device=key.device, heads=4, kv_heads=HEADS, head_dim=DIM, dtype=torch.bfloat16)
     if float8:
-        blocks = len(step.key_cache)
-        step = replace(
-            step,
-            key_cache=step.key_cache.to(torch.float8_e4m3fn),
-            value_cache=step.value_cache.to(torch.float8_e4m3fn),
-            scales={
-                name: torch.full((blocks, HEADS, BLOCK), 255, dtype=torch.uint8, device=key.device)
-                for name in ("key_scales", "value_scales")
-            },
+        scales = (len(step.cache.keys), HEADS, BLOCK)
+        cache = LayerCache(
+            *(numbers.to(torch.float8_e4m3fn) for numbers in step.cache.tensors),
+            *(torch.full(scales, 255, dtype=torch.uint8, device=key.device) for _ in range(2)),
         )
+        step = replace(step, cache=cache)
     positions = torch.arange(LENGTH, device=key.device)
-    slots = step.block_tables[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
-    write_kv(key, value, step.key_cache, step.value_cache, slots, **step.scales)
+    slots = step.sequences.block_tables[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
+    write_kv(key, value, step.cache, slots)
     return replace(step, query=(step.query / SIZE * DIM**0.5 / 4).to(torch.bfloat16))
 
 
@@ -63,16 +60,7 @@ def test_float8_attention_of_large_keys_loses_no_more_than_rounding(new: int, de
     outs = []
     for step in (exact, saturated):
         outs.append(step.poisoned_out())
-        reference(
-            step.query,
-            step.key_cache,
-            step.value_cache,
-            step.block_tables,
-            step.seq_lens,
-            step.query_starts,
-            outs[-1],
-            scale=DIM**-0.5,
-        )
+        reference(step.query, step.cache, step.sequences, outs[-1], Scoring(DIM**-0.5))
     stored = step_of(key, value, new, float8=True)
     found = (decode if new == 1 else prefill)(stored, scale=DIM**-0.5)
     assert off(found, outs[0]) < 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,27 +10,34 @@ from torch import Tensor
 
 from kernels.float8 import LARGEST, as_bits, dequantize_reference, quantize_reference
 from kernels.kv_write import rotate_and_write_kv, write_kv, write_kv_reference
+from kernels.paged_layout import LayerCache
 from kernels.rotary import rotate
 from tests.unit.kernels.references import rotate_and_write_kv_reference, rotate_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def caches(dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, *, float8: bool) -> list[Tensor]:
+def poisoned(dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, *, float8: bool) -> LayerCache:
+    """A cache of four blocks of eight positions, three heads."""
     made = [torch.full((4, 8, 3, size), float("nan"), dtype=dtype, device=device) for size in (dim, value_dim)]
-    return [cache.to(torch.float8_e4m3fn) for cache in made] if float8 else made
-
-
-def scales(device: torch.device, *, float8: bool) -> dict[str, Any]:
-    """Poison for those of the caches."""
     if not float8:
-        return {}
-    return {
-        name: torch.full((4, 3, 8), 255, dtype=torch.uint8, device=device) for name in ("key_scales", "value_scales")
-    }
+        return LayerCache(*made)
+    scales = [torch.full((4, 3, 8), 255, dtype=torch.uint8, device=device) for _ in range(2)]
+    return LayerCache(*(numbers.to(torch.float8_e4m3fn) for numbers in made), *scales)
 
 
-def same(found: list[Tensor], expected: list[Tensor]) -> None:
+def keys_of(cache: LayerCache) -> Tensor:
+    """A float8 cache's keys as numbers."""
+    assert cache.key_scales is not None
+    return dequantize_reference(cache.keys, cache.key_scales)
+
+
+def values_of(cache: LayerCache) -> list[Tensor]:
+    assert cache.value_scales is not None
+    return [cache.values, cache.value_scales]
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Bit by bit, NaN and all."""
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(as_bits(one).nan_to_num(7.0), as_bits(other).nan_to_num(7.0))
@@ -46,28 +53,28 @@ def test_keys_and_values_are_written_to_their_slots(
     # A slice of something wider, as a fused projection gives.
     value = torch.randn(5, 7, value_dim + 3, device=device).to(dtype)[:, 2:5, :value_dim]
     slots = torch.tensor([31, 0, 7, 8, 19], device=device)
-    found, expected = (caches(dim, value_dim, dtype, device, float8=float8) for _ in range(2))
-    found_scales, expected_scales = (scales(device, float8=float8) for _ in range(2))
-    write_kv(key, value, *found, slots, **found_scales)
-    write_kv_reference(key, value, *expected, slots, **expected_scales)
-    same([*found, *found_scales.values()], [*expected, *expected_scales.values()])
+    found, expected = (poisoned(dim, value_dim, dtype, device, float8=float8) for _ in range(2))
+    write_kv(key, value, found, slots)
+    write_kv_reference(key, value, expected, slots)
+    assert len(found.tensors) == (4 if float8 else 2)
+    same(found.tensors, expected.tensors)
 
 
 def test_negative_slots_write_nothing(device: torch.device) -> None:
     key = torch.randn(3, 3, 16, device=device)
-    found, expected = (caches(16, 16, torch.float32, device, float8=False) for _ in range(2))
-    write_kv(key, key, *found, torch.tensor([-1, 4, -1], device=device))
-    write_kv_reference(key[1:2], key[1:2], *expected, torch.tensor([4], device=device))
-    same(found, expected)
+    found, expected = (poisoned(16, 16, torch.float32, device, float8=False) for _ in range(2))
+    write_kv(key, key, found, torch.tensor([-1, 4, -1], device=device))
+    write_kv_reference(key[1:2], key[1:2], expected, torch.tensor([4], device=device))
+    same(found.tensors, expected.tensors)
 
 
 def stored(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """What the kernel makes of `[T, 3, D]`, and the scales' exponents, `[T, 3]`."""
-    cache = [torch.zeros(len(numbers), 1, *numbers.shape[1:], device=numbers.device).to(torch.float8_e4m3fn)] * 2
+    cache = torch.zeros(len(numbers), 1, *numbers.shape[1:], device=numbers.device).to(torch.float8_e4m3fn)
     exponents = torch.zeros(len(numbers), 3, 1, dtype=torch.uint8, device=numbers.device)
     slots = torch.arange(len(numbers), device=numbers.device)
-    write_kv(numbers, numbers, *cache, slots, key_scales=exponents, value_scales=exponents)
-    return cache[0][:, 0], exponents[..., 0]
+    write_kv(numbers, numbers, LayerCache(cache, cache, exponents, exponents), slots)
+    return cache[:, 0], exponents[..., 0]
 
 
 def test_float8_rounds_as_torch_does(device: torch.device) -> None:
@@ -126,31 +133,23 @@ def test_rotated_keys_are_written_to_their_slots(interleaved: bool, float8: bool
     angles = torch.randn(4, 1, 8, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     slots = torch.tensor([3, 30, 12, 13], device=device)
-    found, expected = (caches(24, 24, dtype, device, float8=float8) for _ in range(2))
-    mine, its = (scales(device, float8=float8) for _ in range(2))
-    turned = rotate_and_write_kv(query, key, value, cos, sin, *found, slots, interleaved=interleaved, **mine)
-    reference = rotate_and_write_kv_reference(
-        query, key, value, cos, sin, *expected, slots, interleaved=interleaved, **its
-    )
+    found, expected = (poisoned(24, 24, dtype, device, float8=float8) for _ in range(2))
+    turned = rotate_and_write_kv(query, key, value, cos, sin, found, slots, interleaved=interleaved)
+    reference = rotate_and_write_kv_reference(query, key, value, cos, sin, expected, slots, interleaved=interleaved)
     torch.testing.assert_close(turned, reference)
     if float8:
         # The interpreter and a GPU's fused products may round a turned key to its neighbour in bfloat16, and then here.
-        same([found[1], mine["value_scales"]], [expected[1], its["value_scales"]])
-        keys = [
-            dequantize_reference(found[0], mine["key_scales"]),
-            dequantize_reference(expected[0], its["key_scales"]),
-        ]
-        torch.testing.assert_close(*keys, rtol=1 / 8, atol=1 / 512, equal_nan=True)
+        same(values_of(found), values_of(expected))
+        torch.testing.assert_close(keys_of(found), keys_of(expected), rtol=1 / 8, atol=1 / 512, equal_nan=True)
     else:
-        torch.testing.assert_close(found, expected, equal_nan=True)
+        torch.testing.assert_close(found.tensors, expected.tensors, equal_nan=True)
 
 
 def test_padding_tokens_are_rotated_but_not_written(device: torch.device) -> None:
     heads = torch.randn(2, 3, 16, device=device)
     angles = torch.randn(2, 1, 8, device=device)
-    found = caches(16, 16, torch.float32, device, float8=False)
-    turned = rotate_and_write_kv(
-        heads, heads, heads, angles.cos(), angles.sin(), *found, torch.tensor([-1, -1], device=device)
-    )
+    found = poisoned(16, 16, torch.float32, device, float8=False)
+    slots = torch.tensor([-1, -1], device=device)
+    turned = rotate_and_write_kv(heads, heads, heads, angles.cos(), angles.sin(), found, slots)
     assert turned.isfinite().all()
-    assert all(cache.isnan().all() for cache in found)
+    assert all(numbers.isnan().all() for numbers in found.tensors)

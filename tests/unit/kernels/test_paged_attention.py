@@ -15,6 +15,7 @@ from kernels.cpu.library import Library
 from kernels.cpu.paged_attention import paged_attention
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import paged_attention_reference, plan_tiles
+from kernels.paged_layout import AttentionMetadata, LayerCache, Scoring
 from tests.unit.kernels.cpu_variants import cpu_library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -27,8 +28,7 @@ class Step:
     starts: Sequence[int]
     query_lens: Sequence[int]
     query: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
+    cache: LayerCache
     block_tables: np.ndarray
     keys: Sequence[Tensor]
     """Of each sequence, all positions: `[length, KH, D]`."""
@@ -64,11 +64,11 @@ def make_step(
         positions = torch.arange(length)
         slots = torch.tensor(blocks)[positions // block_size] * block_size + positions % block_size
         key, value = (torch.randn(length, kv_heads, cache.shape[-1], dtype=dtype) for cache in caches)
-        write_kv_reference(key, value, *caches, slots)
+        write_kv_reference(key, value, LayerCache(*caches), slots)
         keys.append(key)
         values.append(value)
     query = torch.randn(sum(query_lens), heads, head_dim, dtype=dtype)
-    return Step(starts, query_lens, query, *caches, block_tables, keys, values)
+    return Step(starts, query_lens, query, LayerCache(*caches), block_tables, keys, values)
 
 
 Attend = Callable[..., Tensor]
@@ -79,18 +79,18 @@ def attend_in_torch(step: Step, *, window: int | None = None, scale: float = 0.2
         step.starts,
         step.query_lens,
         step.block_tables,
-        step.key_cache.shape[1],
+        step.cache.block_size,
         sliding_window=window,
         device=torch.device("cpu"),
         dtype=step.query.dtype,
     )
-    return paged_attention_reference(step.query, step.key_cache, step.value_cache, tiles, scale=scale, **options)
+    return paged_attention_reference(step.query, step.cache, tiles, Scoring(scale, window, **options))
 
 
 def attend_in_cpp(library: Library) -> Attend:
     def attend(step: Step, *, window: int | None = None, scale: float = 0.2, **options: Any) -> Tensor:
         positions = [start + torch.arange(new) for start, new in zip(step.starts, step.query_lens, strict=True)]
-        size = step.key_cache.shape[1]
+        size = step.cache.block_size
         slots = torch.cat(
             [
                 torch.from_numpy(table)[its // size] * size + its % size
@@ -99,27 +99,14 @@ def attend_in_cpp(library: Library) -> Attend:
         )
         # The kernel writes the new tokens itself: take them out of the cache first.
         new = []
-        for cache in (step.key_cache, step.value_cache):
+        for cache in step.cache.tensors:
             flat = cache.view(-1, *cache.shape[2:])
             new.append(flat[slots])
             flat[slots] = float("nan")
         # Slices of one tensor, as a fused projection gives them.
         key, value = new if new[0].shape != new[1].shape else torch.stack(new, dim=1).unbind(1)
-        return paged_attention(
-            library,
-            step.query,
-            key,
-            value,
-            step.key_cache,
-            step.value_cache,
-            np.array(step.starts),
-            np.array(step.query_lens),
-            step.block_tables,
-            slots,
-            scale=scale,
-            sliding_window=window,
-            **options,
-        )
+        layout = AttentionMetadata(np.array(step.starts), np.array(step.query_lens), step.block_tables, slots)
+        return paged_attention(library, step.query, key, value, step.cache, layout, Scoring(scale, window, **options))
 
     return attend
 
@@ -215,8 +202,8 @@ def test_paged_attention_equals_dense_attention_on_long_prompts(attend: Attend) 
 def test_nan_in_one_sequence_does_not_change_others(attend: Attend) -> None:
     step = make_step([50, 20, 7], [1, 1, 4])
     block = int(step.block_tables[0, 0])
-    step.key_cache[block] = float("nan")
-    step.value_cache[block] = float("nan")
+    step.cache.keys[block] = float("nan")
+    step.cache.values[block] = float("nan")
     result = attend(step)
     assert result[0].isnan().all()
     torch.testing.assert_close(result[1:].double(), attend_densely(step)[1:], atol=1e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
+from kernels.paged_layout import Scoring
 from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
 from tests.unit.kernels.references import paged_decode_reference
 
@@ -18,14 +19,14 @@ def decode(
     step: PagedStep, *, window: int | None = None, target_splits: int | None = None, **options: Any
 ) -> torch.Tensor:
     """The kernel's output, poisoned before."""
-    heads, (kv_heads, value_dim) = step.query.shape[1], step.value_cache.shape[2:]
+    heads, (kv_heads, value_dim) = step.query.shape[1], step.cache.values.shape[2:]
     plan = DecodePlan.allocate(
-        len(step.seq_lens) + 3,
+        len(step.sequences.seq_lens) + 3,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=step.query.shape[2],
         value_dim=value_dim,
-        kv_dtype=step.key_cache.dtype,
+        kv_dtype=step.cache.keys.dtype,
         window=window,
         device=step.query.device,
         target_splits=target_splits,
@@ -33,36 +34,15 @@ def decode(
     plan.partial.fill_(float("nan"))
     plan.partial_lse.fill_(float("nan"))
     plan.item_sequence.fill_(2**24)
-    plan_decode(plan, step.seq_lens, step.query_starts)
+    plan_decode(plan, step.sequences.seq_lens, step.sequences.query_starts)
     out = step.poisoned_out()
-    paged_decode(
-        step.query,
-        step.key_cache,
-        step.value_cache,
-        step.block_tables,
-        step.seq_lens,
-        step.query_starts,
-        plan,
-        out,
-        **step.scales,
-        **{"scale": 0.2, **options},
-    )
+    paged_decode(step.query, step.cache, step.sequences, plan, out, Scoring(**{"scale": 0.2, **options}, window=window))
     return out
 
 
 def expected(step: PagedStep, **options: Any) -> torch.Tensor:
     out = step.poisoned_out()
-    paged_decode_reference(
-        step.query,
-        step.key_cache,
-        step.value_cache,
-        step.block_tables,
-        step.seq_lens,
-        step.query_starts,
-        out,
-        **step.scales,
-        **{"scale": 0.2, **options},
-    )
+    paged_decode_reference(step.query, step.cache, step.sequences, out, Scoring(**{"scale": 0.2, **options}))
     return out
 
 
@@ -150,15 +130,7 @@ def test_decode_accepts_strided_queries(device: torch.device) -> None:
     step = make_step([9, 3], [1, 1], device=device, heads=2, kv_heads=2, head_dim=16)
     wide = torch.full((2, 5, 40), float("nan"), device=device)
     wide[:, 1:3, :16] = step.query
-    strided = PagedStep(
-        wide[:, 1:3, :16],
-        step.key_cache,
-        step.value_cache,
-        step.block_tables,
-        step.seq_lens,
-        step.query_starts,
-        step.scales,
-    )
+    strided = PagedStep(wide[:, 1:3, :16], step.cache, step.sequences)
     assert torch.equal(decode(strided), decode(step))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels.device import device_of
+from kernels.paged_layout import Scoring
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
 from tests.unit.kernels.references import paged_prefill_reference
@@ -17,48 +18,29 @@ SMALL = {"heads": 2, "kv_heads": 1, "head_dim": 16}
 
 
 def plan_of(step: PagedStep) -> PrefillPlan:
-    heads, (kv_heads, value_dim) = step.query.shape[1], step.value_cache.shape[2:]
+    heads, (kv_heads, value_dim) = step.query.shape[1], step.cache.values.shape[2:]
     group = heads // kv_heads
     device = step.query.device
     tiles = prefill_tiles(group, step.query.shape[2], value_dim, step.query.dtype, device_of(device))
-    plan = PrefillPlan.allocate(len(step.query) + len(step.seq_lens) + 9, block_q=tiles.block_q(group), device=device)
+    plan = PrefillPlan.allocate(
+        len(step.query) + len(step.sequences.seq_lens) + 9, block_q=tiles.block_q(group), device=device
+    )
     plan.block_sequence.fill_(2**24)
     plan.block_first.fill_(2**24)
-    plan_prefill(plan, step.query_starts, len(step.query))
+    plan_prefill(plan, step.sequences.query_starts, len(step.query))
     return plan
 
 
 def prefill(step: PagedStep, **options: Any) -> torch.Tensor:
     """The kernel's output, poisoned before."""
     out = step.poisoned_out()
-    paged_prefill(
-        step.query,
-        step.key_cache,
-        step.value_cache,
-        step.block_tables,
-        step.seq_lens,
-        step.query_starts,
-        plan_of(step),
-        out,
-        **step.scales,
-        **{"scale": 0.2, **options},
-    )
+    paged_prefill(step.query, step.cache, step.sequences, plan_of(step), out, Scoring(**{"scale": 0.2, **options}))
     return out
 
 
 def check(step: PagedStep, **options: Any) -> None:
     expected = step.poisoned_out()
-    paged_prefill_reference(
-        step.query,
-        step.key_cache,
-        step.value_cache,
-        step.block_tables,
-        step.seq_lens,
-        step.query_starts,
-        expected,
-        **step.scales,
-        **{"scale": 0.2, **options},
-    )
+    paged_prefill_reference(step.query, step.cache, step.sequences, expected, Scoring(**{"scale": 0.2, **options}))
     tolerance = TOLERANCE[step.query.dtype]
     torch.testing.assert_close(prefill(step, **options), expected, atol=tolerance, rtol=tolerance, equal_nan=True)
 

@@ -18,6 +18,7 @@ from kernels.launch import Launch
 from kernels.layer_norm import layer_norm_launch
 from kernels.log_probs import log_probs_launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
+from kernels.paged_layout import LayerCache, Scoring, StepSequences
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.penalties import penalties_launch
 from kernels.quantized_matmul import KINDS, quantized_matmul_launch, quantized_weight
@@ -92,18 +93,21 @@ MODEL_HEADS = {
 }
 
 
-def scales(heads: Heads) -> dict[str, Tensor | None]:
-    if heads.kv_dtype is not torch.float8_e4m3fn:
-        return {"key_scales": None, "value_scales": None}
-    shape = (64, heads.num_kv_heads, heads.block_size)
-    return {name: empty(*shape, dtype=torch.uint8) for name in ("key_scales", "value_scales")}
-
-
-def caches(heads: Heads) -> tuple[Tensor, Tensor]:
-    return (
+def cache(heads: Heads) -> LayerCache:
+    scales = (64, heads.num_kv_heads, heads.block_size)
+    return LayerCache(
         empty(64, heads.block_size, heads.num_kv_heads, heads.head_dim, dtype=heads.kv_dtype),
         empty(64, heads.block_size, heads.num_kv_heads, heads.value_dim, dtype=heads.kv_dtype),
+        *(empty(*scales, dtype=torch.uint8) for _ in range(2 if heads.kv_dtype is torch.float8_e4m3fn else 0)),
     )
+
+
+def sequences() -> StepSequences:
+    return StepSequences(ints(64, 512), ints(64), ints(65))
+
+
+def scoring(heads: Heads) -> Scoring:
+    return Scoring(0.1, heads.window, heads.soft_cap, empty(heads.num_heads) if heads.sinks else None)
 
 
 def decode_plan(heads: Heads, device: Device) -> DecodePlan:
@@ -123,16 +127,11 @@ def decode_plan(heads: Heads, device: Device) -> DecodePlan:
 def decode(heads: Heads, device: Device, which: int) -> Launch:
     return decode_launches(
         empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype),
-        *caches(heads),
-        ints(64, 512),
-        ints(64),
-        ints(65),
+        cache(heads),
+        sequences(),
         decode_plan(heads, device),
         empty(64, heads.num_heads, heads.value_dim, dtype=heads.dtype),
-        scale=0.1,
-        soft_cap=heads.soft_cap,
-        sinks=empty(heads.num_heads) if heads.sinks else None,
-        **scales(heads),
+        scoring(heads),
         target=device,
     )[which]
 
@@ -150,17 +149,11 @@ def prefill_plan(heads: Heads, device: Device) -> PrefillPlan:
 def prefill(heads: Heads, device: Device) -> Launch:
     return prefill_launch(
         empty(512, heads.num_heads, heads.head_dim, dtype=heads.dtype),
-        *caches(heads),
-        ints(64, 512),
-        ints(64),
-        ints(65),
+        cache(heads),
+        sequences(),
         prefill_plan(heads, device),
         empty(512, heads.num_heads, heads.value_dim, dtype=heads.dtype),
-        scale=0.1,
-        window=heads.window,
-        soft_cap=heads.soft_cap,
-        sinks=empty(heads.num_heads) if heads.sinks else None,
-        **scales(heads),
+        scoring(heads),
         target=device,
     )
 
@@ -175,14 +168,13 @@ def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) 
     return write_launch(
         empty(64, heads.num_kv_heads, heads.head_dim, dtype=heads.dtype),
         empty(64, heads.num_kv_heads, heads.value_dim, dtype=heads.dtype),
-        *caches(heads),
+        cache(heads),
         empty(64, dtype=torch.int64),
         query=query if turns else None,
         rotated=query if turns else None,
         cos=angles if turns else None,
         sin=angles if turns else None,
         interleaved=interleaved,
-        **scales(heads),
         target=device,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from bench.profiling.cost_model import TORCH_PRODUCT, Cost, Mixture, attention_work, measure_costs, patched
+from bench.profiling.cost_model import TORCH_PRODUCT, Cost, Mixture, attention_work, measure_costs
 from bench.profiling.device import (
     COPIES,
     DECODES,
@@ -76,8 +77,8 @@ def metered(made: Engine) -> RooflineMeter:
         return run(batch)
 
     with (
-        patched(runner, "run", run_counted),
-        patched(runner, "decode", lambda batch: meter.watched(batch, decode(batch))),
+        mock.patch.object(runner, "run", run_counted),
+        mock.patch.object(runner, "decode", lambda batch: meter.watched(batch, decode(batch))),
     ):
         outputs = made.generate(PROMPTS_IN, PARAMS)
     assert [len(output.token_ids) for output in outputs] == [9, 12, 11]
@@ -99,7 +100,7 @@ def test_measured_costs_equal_those_counted_by_hooks_at_every_step(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU hold packed weights.
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     made = engine(tmp_path, name)
     with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
@@ -118,7 +119,7 @@ def test_measured_costs_equal_those_counted_by_hooks_at_every_step(
 def test_experts_cost_nothing_when_not_chosen(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     made = engine(tmp_path, name)
     with profiled(made) as hooked:
         made.generate(PROMPTS_IN, PARAMS)
@@ -192,12 +193,12 @@ def test_measuring_costs_leaves_cache_and_model_unchanged(tmp_path: Path) -> Non
     expected = [output.token_ids for output in made.generate(PROMPTS_IN, PARAMS)]
     runner = made.runner
     assert isinstance(runner, ModelRunner)
-    before = [[part[:-1].clone() for part in layer] for layer in runner.cache.layers]
+    before = [[part[:-1].clone() for part in layer.tensors] for layer in runner.cache.layers]
     attributes = [set(vars(module)) for module in runner.model.modules()]
     assert measure_costs(runner, 5)[TORCH_PRODUCT].token.flops > 0
     assert [set(vars(module)) for module in runner.model.modules()] == attributes
     for layer, old in zip(runner.cache.layers, before, strict=True):
-        for part, its in zip(layer, old, strict=True):
+        for part, its in zip(layer.tensors, old, strict=True):
             assert torch.equal(part[:-1], its)
     assert [output.token_ids for output in made.generate(PROMPTS_IN, PARAMS)] == expected
 

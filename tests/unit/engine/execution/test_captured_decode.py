@@ -52,7 +52,7 @@ class StaticAttention:
             assert sinks is None
             keys, values = (
                 part.view(-1, *part.shape[2:]).index_copy_(0, layout.slots, new)
-                for part, new in zip(cache.layers[layer.index], (key, value), strict=True)
+                for part, new in zip(cache.layers[layer.index].tensors, (key, value), strict=True)
             )
             seen = offsets < layout.lengths.clamp(min=1)[:, None]
             if layer.sliding_window is not None:
@@ -137,7 +137,7 @@ def recording(made: Engine) -> Recorded:
     runner.backend = StaticAttention()
     assert isinstance(runner.backend, CapturableAttention)
     state = runner._decoder._state
-    graphs = Recorded([state.rows, *(part for layer in runner.cache.layers for part in layer)])
+    graphs = Recorded([state.rows, *(part for layer in runner.cache.layers for part in layer.tensors)])
     runner._decoder = MultiStepDecoder(
         runner._forward,
         state,
@@ -166,7 +166,7 @@ def test_recorded_decode_gives_the_tokens_of_single_steps(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU, linear layers stay torch's own; those of the CPU are no tensor operations that could be recorded.
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     next(model for model in NATIVE if model.name == name).save(tmp_path, torch.float32)
     prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(len(PARAMS))]
     expected = engine(tmp_path, decode_steps=1).generate(prompts, PARAMS)
@@ -183,7 +183,7 @@ def test_recorded_decode_gives_the_tokens_of_single_steps(
 def test_graphs_prepared_before_the_first_request_serve_all_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     prompts = [[3 + n, 4, 5, 6, 7 + n] for n in range(3)]
     params = [PARAMS[0], replace(PARAMS[1], seed=11), replace(PARAMS[2], top_k=0)]
@@ -192,12 +192,12 @@ def test_graphs_prepared_before_the_first_request_serve_all_batches(
     graphs = recording(made)
     runner = made.runner
     assert isinstance(runner, ModelRunner)
-    cache = [part.clone() for layer in runner.cache.layers for part in layer]
+    cache = [part.clone() for layer in runner.cache.layers for part in layer.tensors]
     runner._decoder.capture()
     sizes = [size for size, _ in graphs.prepared]
     assert sizes == [8, 4, 2, 1] * 3
     padding = runner.cache.padding_block
-    for part, before in zip((part for layer in runner.cache.layers for part in layer), cache, strict=True):
+    for part, before in zip((part for layer in runner.cache.layers for part in layer.tensors), cache, strict=True):
         assert torch.equal(part[:padding], before[:padding])
     outputs = made.generate(prompts, params)
     assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]

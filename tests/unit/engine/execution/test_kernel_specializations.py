@@ -81,7 +81,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(Launch, "run", lambda launch: noted.note(launch))
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
     # On a GPU, linear layers stay torch's own.
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     return noted
 
 

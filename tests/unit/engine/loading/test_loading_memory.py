@@ -41,12 +41,12 @@ def test_kv_cache_takes_memory_only_when_used() -> None:
     layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
     before = _resident()
     cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)
-    size = sum(tensor.nbytes for tensor in cache.layers[0])
+    size = sum(tensor.nbytes for tensor in cache.layers[0].tensors)
     assert size > 2**30
     assert _resident() - before < size / 8
-    assert not cache.layers[0][0][123].any()
+    assert not cache.layers[0].keys[123].any()
     taken = KVCache.allocate([layer], 2**12, 16, dtype=torch.bfloat16, device=CPU, takes_memory=True)
-    assert _resident() - before > sum(tensor.nbytes for tensor in taken.layers[0])
+    assert _resident() - before > sum(tensor.nbytes for tensor in taken.layers[0].tensors)
 
 
 def _resident() -> int:

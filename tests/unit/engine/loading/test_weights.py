@@ -32,7 +32,7 @@ def test_dtype_is_the_checkpoints_unless_configured(directory: Path) -> None:
     assert load(directory).dtype is torch.float32
     edit_config(directory, dtype="bfloat16")
     assert load(directory).dtype is torch.bfloat16
-    assert load(directory, dtype="float16").cache.layers[0][0].dtype is torch.float16
+    assert load(directory, dtype="float16").cache.layers[0].keys.dtype is torch.float16
 
 
 def test_missing_weight_is_an_error(directory: Path) -> None:

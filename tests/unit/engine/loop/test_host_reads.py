@@ -49,7 +49,7 @@ def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_starting_a_step_reads_nothing_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scheduling and starting steps with prompts and decodes, as they run on a GPU, with attention that never looks."""
-    monkeypatch.setattr("engine.linears.LinearReplacer.exchange", lambda *_: None)
+    monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
     monkeypatch.setattr(ModelRunner, "supports_overlap", property(lambda self: True))
     next(model for model in NATIVE if model.name == "llama").save(tmp_path, torch.float32)
     engine = Engine.from_pretrained(

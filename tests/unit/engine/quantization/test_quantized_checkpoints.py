@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from engine.config import EngineConfig
 from engine.errors import InvalidWeights, UnsupportedModel
 from engine.execution.model_runner import ModelRunner
 from engine.linears.quantized import QuantizedLinear
-from engine.loading import weights as loader
 from tests.parity.quantizing import Scheme, awq, compressed_tensors, fp8_block, fp8_tensor, gptq, same_order
 
 SIZES = {
@@ -168,7 +168,7 @@ def test_zero_biases_of_early_gptq_files_are_ignored(quantized: Callable[..., Pa
 def test_unquantized_layers_are_loaded_as_they_are(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
+    monkeypatch.setattr("kernels.quantized_matmul.dispatch", SimpleNamespace(use_triton=lambda tensor: True))
     dense = torch.randn(64, 32)
     alone: dict[str, Tensor | None] = {f"{UP}.{part}": None for part in ("qweight", "qzeros", "scales")}
     model = load(quantized(awq(), tensors=alone | {f"{UP}.weight": dense}), attention="torch").model
@@ -183,7 +183,7 @@ def test_unquantized_layers_are_loaded_as_they_are(
 def test_packed_layers_take_the_memory_of_the_checkpoint(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "multiplies_packed", lambda device: True)
+    monkeypatch.setattr("kernels.quantized_matmul.dispatch", SimpleNamespace(use_triton=lambda tensor: True))
     model = load(quantized(gptq("gptq")), attention="torch").model
     down = model.layers[0].mlp.down
     assert isinstance(down, QuantizedLinear)
