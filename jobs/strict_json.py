@@ -30,7 +30,7 @@ def parse(raw: bytes, *, max_depth: int) -> Any:
     Refused: anything but UTF-8, raw control characters in strings, duplicate keys, NaN and infinities (`1e400` too),
     numbers of more than `MAX_DIGITS` digits, lone surrogates (`"\\ud800"`), nesting deeper than `max_depth`, more than
     `MAX_PARTS` in all. An escaped NUL is a character like any other. Time is linear in `len(raw)`, and 4 MiB take
-    about a tenth of a second at most, whatever they hold.
+    about a tenth of a second at most, for any content.
     """
     # Counting marks is quick and bounds what counts from above; only a suspicious document is measured exactly.
     if raw.count(b"[") + raw.count(b"{") > max_depth or _parts(raw) > MAX_PARTS:

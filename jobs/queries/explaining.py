@@ -96,7 +96,7 @@ def explain(job: Job, queue: ModelQueue) -> Wait | None:
         return _next(job, queue)
     if queue.suspect is not None:
         return Wait(
-            "alone", "A line that was running when workers died runs alone first; no other line is taken meanwhile."
+            "alone", "A line that was running when workers died runs alone first; no other line is taken beside it."
         )
     return _behind_others(job, queue)
 
