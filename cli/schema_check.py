@@ -32,32 +32,42 @@ Schema = Mapping[str, str]
 
 # pg_catalog, in Postgres' own spelling: https://www.postgresql.org/docs/current/catalogs.html
 _OURS = "n.nspname = 'public' AND t.relname <> 'alembic_version'"
-_TABLES = (
-    "SELECT 'relation ' || t.relname AS name, "
-    "  concat_ws(' ', t.relkind::text, t.relpersistence::text, t.reloptions::text) AS definition "
-    "FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace "
-    f"WHERE t.relkind IN ('r', 'p', 'v', 'm', 'f') AND {_OURS}"
-)
-_COLUMNS = (
-    "SELECT 'column ' || t.relname || '.' || a.attname AS name, concat_ws(' ', format_type(a.atttypid, a.atttypmod), "
-    "  CASE WHEN a.attnotnull THEN 'NOT NULL' END, 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), "
-    "  'IDENTITY ' || nullif(a.attidentity::text, ''), 'GENERATED ' || nullif(a.attgenerated::text, ''), "
-    "  'COLLATE ' || c.collname) AS definition "
-    "FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid JOIN pg_namespace n ON n.oid = t.relnamespace "
-    "LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum "
-    "LEFT JOIN pg_collation c ON c.oid = a.attcollation "
-    f"WHERE t.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND {_OURS}"
-)
-_CONSTRAINTS = (
-    "SELECT 'constraint ' || t.relname || '.' || k.conname AS name, pg_get_constraintdef(k.oid) AS definition "
-    "FROM pg_constraint k JOIN pg_class t ON t.oid = k.conrelid JOIN pg_namespace n ON n.oid = t.relnamespace "
-    f"WHERE {_OURS}"
-)
-_INDEXES = (
-    "SELECT 'index ' || i.relname AS name, pg_get_indexdef(x.indexrelid) AS definition "
-    "FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid "
-    f"JOIN pg_namespace n ON n.oid = t.relnamespace WHERE {_OURS}"
-)
+_TABLES = f"""
+    SELECT 'relation ' || t.relname AS name,
+           concat_ws(' ', t.relkind::text, t.relpersistence::text, t.reloptions::text) AS definition
+    FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+    WHERE t.relkind IN ('r', 'p', 'v', 'm', 'f') AND {_OURS}
+"""
+_COLUMNS = f"""
+    SELECT 'column ' || t.relname || '.' || a.attname AS name,
+           concat_ws(' ', format_type(a.atttypid, a.atttypmod),
+                     CASE WHEN a.attnotnull THEN 'NOT NULL' END,
+                     'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid),
+                     'IDENTITY ' || nullif(a.attidentity::text, ''),
+                     'GENERATED ' || nullif(a.attgenerated::text, ''),
+                     'COLLATE ' || c.collname) AS definition
+    FROM pg_attribute a
+    JOIN pg_class t ON t.oid = a.attrelid
+    JOIN pg_namespace n ON n.oid = t.relnamespace
+    LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
+    LEFT JOIN pg_collation c ON c.oid = a.attcollation
+    WHERE t.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND {_OURS}
+"""
+_CONSTRAINTS = f"""
+    SELECT 'constraint ' || t.relname || '.' || k.conname AS name, pg_get_constraintdef(k.oid) AS definition
+    FROM pg_constraint k
+    JOIN pg_class t ON t.oid = k.conrelid
+    JOIN pg_namespace n ON n.oid = t.relnamespace
+    WHERE {_OURS}
+"""
+_INDEXES = f"""
+    SELECT 'index ' || i.relname AS name, pg_get_indexdef(x.indexrelid) AS definition
+    FROM pg_index x
+    JOIN pg_class i ON i.oid = x.indexrelid
+    JOIN pg_class t ON t.oid = x.indrelid
+    JOIN pg_namespace n ON n.oid = t.relnamespace
+    WHERE {_OURS}
+"""
 
 
 def read_schema(connection: Connection) -> Schema:

@@ -136,7 +136,7 @@ _PRINCIPAL = """
 def find_key(connection: Connection, digest: bytes) -> Principal | None:
     """The principal whose live key has this digest."""
     # By the digest's unique index.
-    found = connection.execute(text(_PRINCIPAL + " AND k.digest = :digest"), {"digest": digest}).one_or_none()
+    found = connection.execute(text(f"{_PRINCIPAL} AND k.digest = :digest"), {"digest": digest}).one_or_none()
     return None if found is None else _used(connection, found)
 
 
@@ -151,7 +151,7 @@ def find_principals(connection: Connection, key_ids: Collection[UUID]) -> dict[U
     """The principals of those of `key_ids` that are live keys."""
     # By primary key, and in one order for every process, as above.
     rows = connection.execute(
-        text(_PRINCIPAL + " AND k.id = ANY(CAST(:ids AS uuid[])) ORDER BY k.digest"), {"ids": list(key_ids)}
+        text(f"{_PRINCIPAL} AND k.id = ANY(CAST(:ids AS uuid[])) ORDER BY k.digest"), {"ids": list(key_ids)}
     ).all()
     return {row.key_id: _used(connection, row) for row in rows}
 
@@ -181,7 +181,11 @@ def list_keys(connection: Connection, tenant_id: UUID | None = None) -> list[Api
     """Every key of a tenant, or of all tenants, newest last."""
     # A service has tens of keys.
     rows = connection.execute(
-        text(_KEYS + " WHERE CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id ORDER BY k.created_at, k.id"),
+        text(f"""
+            {_KEYS}
+            WHERE CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id
+            ORDER BY k.created_at, k.id
+        """),
         {"tenant_id": tenant_id},
     )
     return [_api_key(row) for row in rows]
@@ -191,7 +195,10 @@ def get_key(connection: Connection, tenant_id: UUID | None, key_id: UUID) -> Api
     """One key of a tenant, or of any."""
     # By primary key.
     row = connection.execute(
-        text(_KEYS + " WHERE k.id = :id AND (CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id)"),
+        text(f"""
+            {_KEYS}
+            WHERE k.id = :id AND (CAST(:tenant_id AS uuid) IS NULL OR k.tenant_id = :tenant_id)
+        """),
         {"id": key_id, "tenant_id": tenant_id},
     ).one_or_none()
     return None if row is None else _api_key(row)

@@ -66,18 +66,18 @@ class Maintenance:
                         self._rescue_from = time.monotonic() + PATIENCE * self._settings.heartbeat_interval
                     if time.monotonic() < self._rescue_from:
                         return
-                    buried = settling.reap_worker(connection, max_deaths=self._settings.max_deaths)
+                    reaped = settling.reap_worker(connection, max_deaths=self._settings.max_deaths)
             except SQLAlchemyError as error:
                 self._is_postgres_away = is_away(error)
                 raise
-            if buried is None:
+            if reaped is None:
                 return
-            self._metrics.count_rescue(freed=buried.freed, given_up=buried.given_up)
+            self._metrics.count_rescue(freed=reaped.freed, given_up=reaped.given_up)
             logger.warning(
                 "worker %s died: %d requests wait again, %d are given up",
-                buried.worker_id,
-                buried.freed,
-                buried.given_up,
+                reaped.worker_id,
+                reaped.freed,
+                reaped.given_up,
             )
 
     def settle_cancelled_and_expired(self, stopping: threading.Event) -> None:
