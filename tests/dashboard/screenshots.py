@@ -31,7 +31,8 @@ def _sums(count: int) -> list[dict[str, str]]:
 
 
 def main(url: str, directory: Path) -> None:
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {os.environ['PAGEMILL_API_KEY']}"}) as client:
+    key = os.environ["PAGEMILL_API_KEY"]
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
         _send(client, "glossary", _sums(60))
         failed = _send(client, "invoices-extract", [*_sums(80), *[LOOK_AHEAD] * 7], metadata={"team": "finance"})
         while client.get(f"/v1/jobs/{failed}?wait=10").json()["ended_at"] is None:
@@ -52,8 +53,9 @@ def main(url: str, directory: Path) -> None:
             for theme in ("light", "dark"):
                 for size, width in ((DESKTOP, "desktop"), (PHONE, "phone")):
                     with browsers.opened(browser, url, size=size, theme=theme) as page:
-                        login = {"key": os.environ["PAGEMILL_API_KEY"]}
-                        page.request.post("/session", data=login, headers={"origin": url, "x-pagemill-page": "1"})
+                        page.request.post(
+                            "/session", data={"key": key}, headers={"origin": url, "x-pagemill-page": "1"}
+                        )
                         for name, path in pages.items():
                             if name in ("fleet", "queue", "failures") and (theme, width) != ("light", "desktop"):
                                 continue

@@ -203,7 +203,7 @@ def test_failures_are_one_row_a_kind_and_retry_runs_exactly_those(
         assert rows.count() == 1
         assert "invalid_grammar" in rows.first.inner_text()
         rows.first.get_by_role("button", name="Retry 4").click()
-        page.get_by_text("Retried 4 lines as").wait_for()
+        page.locator(".toast", has_text="Retried 4 lines as").wait_for()
     newest = api.get("/v1/jobs?limit=1").json()["data"][0]
     assert newest["retry_of"] == with_failures["id"]
     assert newest["request_counts"]["total"] == 4
@@ -212,13 +212,13 @@ def test_failures_are_one_row_a_kind_and_retry_runs_exactly_those(
 def test_line_is_shown_edited_and_run_again(open_page: Open, with_failures: dict[str, Any]) -> None:
     with open_page(f"/jobs/{with_failures['id']}/lines/8") as page:
         page.get_by_text("Answered in").wait_for()
-        assert page.get_by_label("The prompt").inner_text() == "17 + 7 ="
-        assert page.get_by_label("The answer").inner_text() == "24"
+        assert page.get_by_label("The prompt", exact=True).inner_text() == "17 + 7 ="
+        assert page.get_by_label("The answer", exact=True).inner_text() == "24"
         page.get_by_role("button", name="Edit, run again").click()
         page.locator("textarea").fill("17 + 58 =")
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_label("The new answer").get_by_text("75").wait_for()
-        assert page.get_by_label("The answer").inner_text() == "24"
+        assert page.get_by_label("The answer", exact=True).inner_text() == "24"
         page.keyboard.press("Escape")
         page.locator("h1").click()
         page.keyboard.press("]")
@@ -236,20 +236,20 @@ def test_search_completes_finds_and_is_in_the_address(open_page: Open, with_fail
         page.get_by_role("option", name="completed").first.wait_for()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
-        page.keyboard.type("failed:>3")
+        page.keyboard.type("failed:>3 lines:24")
         page.keyboard.press("Enter")
-        page.wait_for_url("**/?q=status%3Acompleted+failed%3A%3E3")
-        page.get_by_role("link", name="with failures").wait_for()
+        page.wait_for_url("**/?q=status%3Acompleted+failed%3A%3E3+lines%3A24")
+        page.locator("table.jobs").get_by_role("link", name="with failures").wait_for()
         assert page.locator("table.jobs tbody tr").count() == 1
         address = page.url
         page.keyboard.press("Escape")
-        page.get_by_role("link", name="with failures").click()
+        page.locator("table.jobs").get_by_role("link", name="with failures").click()
         page.wait_for_url("**/jobs/*")
         page.go_back()
         page.wait_for_url("**/?q=*")
         assert page.url == address
         page.fill("#search", "modle:demo")
-        page.get_by_role("button", name="model").click()
+        page.get_by_role("button", name="model", exact=True).click()
         page.wait_for_url("**model%3Ademo*")
 
 
@@ -279,11 +279,11 @@ def test_markup_right_to_left_and_nul_are_text(open_page: Open, api: httpx.Clien
     with open_page(f"/jobs/{job_id}") as page:
         assert page.locator("h1").inner_text() == '<img src=x onerror="alert(1)">'
         page.goto(f"/jobs/{job_id}/lines/1")
-        page.get_by_label("The prompt").wait_for()
-        assert page.get_by_label("The prompt").inner_text() == HOSTILE
+        page.get_by_label("The prompt", exact=True).wait_for()
+        assert page.get_by_label("The prompt", exact=True).inner_text() == HOSTILE
         page.goto(f"/jobs/{job_id}/lines/2")
-        page.get_by_label("The prompt").wait_for()
-        assert page.get_by_label("The prompt").inner_text() == "nul ␀ here"
+        page.get_by_label("The prompt", exact=True).wait_for()
+        assert page.get_by_label("The prompt", exact=True).inner_text() == "nul ␀ here"
         assert page.locator("img").count() == 0
 
 

@@ -91,7 +91,7 @@ function totals(alive) {
     figure("Busy", share(sum("busy") / alive.length)),
     figure("Seats", `${count(sum("running"))} of ${count(sum("seats"))}`),
     figure("KV cache", share(sum("kv_usage") / alive.length)),
-    figure("Generated", `${short(sum("tokens_per_second"))} tok/s`),
+    figure("Generated", `${short(sum("tokens_per_s"))} tok/s`),
     sum("prompt_tokens") > 0 && figure("From the prefix cache", share(sum("cached_tokens") / sum("prompt_tokens"))),
   );
 }
@@ -113,7 +113,7 @@ function row(worker, now, put) {
     h("td", { class: "num", "data-label": "run / wait" }, `${count(worker.running)} / ${count(worker.waiting)}`),
     h("td", { "data-label": "KV" }, kvBar(worker)),
     h("td", { class: "num", "data-label": "prefix" }, prefixShare(worker)),
-    h("td", { class: "num c-rate" }, h("div", { class: "rate" }, spark(worker.spark), h("span", null, short(worker.tokens_per_second)))),
+    h("td", { class: "num c-rate" }, h("div", { class: "rate" }, spark(worker.spark), h("span", null, short(worker.tokens_per_s)))),
     h("td", { class: "num muted small", "data-label": "beat" }, `${brief(Math.max(0, Math.floor(now - worker.heartbeat_at)))} ago`),
     h("td", { class: "num wide" }, workerActions(worker, put)),
   );

@@ -48,14 +48,14 @@ function figures(worker, now) {
     fact("Running / waiting", `${count(worker.running)} / ${count(worker.waiting)}`),
     fact("Seats", count(worker.seats)),
     fact("KV cache", kvBar(worker)),
-    fact("Generated", `${short(worker.tokens_per_second)} tok/s`),
+    fact("Generated", `${short(worker.tokens_per_s)} tok/s`),
     fact("From the prefix cache", prefixShare(worker)),
     fact("Preemptions", exact(worker.preemptions)),
     fact("Up", duration(Math.floor((worker.ended_at ?? now) - worker.started_at))),
   );
 }
 
-const CURVES = [["tokens_per_second", "Tokens per second"], ["running", "Running at once"], ["kv_usage", "KV cache, share in use"], ["preemptions", "Preemptions a minute"]];
+const CURVES = [["tokens_per_s", "Tokens per second"], ["running", "Running at once"], ["kv_usage", "KV cache, share in use"], ["preemptions", "Preemptions a minute"]];
 
 function day(worker) {
   return CURVES.map(([name, title]) => {
