@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,17 +12,27 @@ from api.errors import UnsupportedMediaType
 from api.native import submissions
 from api.native.finding import find_job, parse_job_id
 from api.schemas import JobDeleted, JobList, JobObject
-from jobs import patterns
+from jobs import patterns, search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id
-from jobs.queries import reading, retention, settling
+from jobs.queries import retention, searching, settling
 from jobs.requests import JobOptions, Params, PromptLine
+from jobs.search import Term, Value
 from jobs.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
+
+SAVED = {
+    "all": "",
+    "open": "status:open",
+    "waiting": "status:waiting",
+    "with_failures": "failed:>0",
+    "at_risk": "deadline:risk",
+    "ended": "-status:open",
+}
 
 
 class _Query(BaseModel):
@@ -35,6 +45,25 @@ class ListQuery(_Query):
     after: str | None = Field(default=None, description="`last_id` of the page before")
     limit: int = Field(default=20, ge=1, le=100)
     status: list[JobState] | None = Field(default=None, description="may stand several times")
+    q: str = Field(default="", max_length=2000, description="a search, as `status:waiting model:a,b lines:>10k`")
+
+
+class CountQuery(_Query):
+    q: str = Field(default="", max_length=2000, description="a search, whose matches are counted, too")
+
+
+class JobCounts(BaseModel):
+    """Jobs by the searches that a page offers. Each count ends at 10,000; `capped` says that one did."""
+
+    object: Literal["job_counts"] = "job_counts"
+    all: int
+    open: int
+    waiting: int
+    with_failures: int
+    at_risk: int = Field(description="open, with a deadline within the hour")
+    ended: int
+    matching: int
+    capped: bool
 
 
 class InlineJob(JobOptions):
@@ -116,13 +145,14 @@ async def submit(
 
 @router.get("")
 async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated[ListQuery, Query()]) -> JobList:
-    """Your jobs, newest first."""
+    """Your jobs, newest first; an operator's key lists those of all tenants. `q` searches."""
     after = None
     if query.after is not None and (after := parse_id(JOB_PREFIX, query.after)) is None:
         raise InvalidInput("not a job's id", param="after")
-    found = await services.transaction(
-        reading.list_jobs, caller.id, after=after, limit=query.limit + 1, states=query.status
-    )
+    terms = search.parse(query.q)
+    if query.status:
+        terms.append(Term("status", tuple(Value(state) for state in query.status)))
+    found = await services.transaction(searching.search_jobs, caller.scope, terms, after=after, limit=query.limit + 1)
     page = [JobObject.of(job) for job in found[: query.limit]]
     return JobList(
         data=page,
@@ -130,6 +160,16 @@ async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated
         last_id=page[-1].id if page else None,
         has_more=len(found) > query.limit,
     )
+
+
+@router.get("/counts")
+async def count_jobs(caller: Caller, services: InjectedServices, query: Annotated[CountQuery, Query()]) -> JobCounts:
+    """How many of your jobs are open, wait, have failures, are at risk, have ended, and match `q`."""
+    queries = {name: search.parse(terms) for name, terms in (SAVED | {"matching": query.q}).items()}
+    counts = {
+        name: await services.transaction(searching.count_jobs, caller.scope, terms) for name, terms in queries.items()
+    }
+    return JobCounts.model_validate(counts | {"capped": max(counts.values()) >= searching.MOST_COUNTED})
 
 
 @router.post("/{job_id}/cancel")

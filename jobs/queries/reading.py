@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -70,7 +70,8 @@ class ServedModel:
     live_workers: int
 
 
-def _job(row: object) -> Job:
+def job_of(row: object) -> Job:
+    """A row with the columns of `Job`."""
     columns = dict(row._mapping)  # type: ignore[attr-defined]
     return Job(**columns | {"state": JobState(columns["state"])})
 
@@ -95,7 +96,7 @@ def get_jobs(connection: Connection, owned: Collection[tuple[UUID, UUID]]) -> di
         """),
         {"tenant_ids": [tenant for tenant, _ in owned], "job_ids": [job for _, job in owned]},
     )
-    jobs = {(job.tenant_id, job.id): job for job in map(_job, rows)}
+    jobs = {(job.tenant_id, job.id): job for job in map(job_of, rows)}
     return {pair: jobs[pair] for pair in owned if pair in jobs}
 
 
@@ -120,34 +121,6 @@ def no_longer_running(connection: Connection, job_ids: Collection[UUID]) -> set[
         {"job_ids": list(job_ids)},
     ).scalars()
     return set(job_ids).difference(running)
-
-
-def list_jobs(
-    connection: Connection, tenant_id: UUID, *, after: UUID | None, limit: int, states: Sequence[JobState] | None
-) -> list[Job]:
-    """Published jobs of this tenant, newest first. `after` is the id of the last job of the page before."""
-    # Ids are ordered by time, so the id is the cursor.
-    rows = connection.execute(
-        text("""
-            SELECT id, tenant_id, state, model, priority, metadata, completion_window,
-                   total, completed, failed, cancelled, expired, last_seq,
-                   prompt_tokens, cached_tokens, completion_tokens,
-                   created_at, in_progress_at, expires_at, cancelling_at, ended_at, name, paused_at, retry_of
-            FROM jobs
-            WHERE tenant_id = :tenant_id AND in_progress_at IS NOT NULL AND deleted_at IS NULL AND NOT is_live
-              AND (CAST(:after AS uuid) IS NULL OR id < :after)
-              AND (CAST(:states AS text[]) IS NULL OR state = ANY(CAST(:states AS text[])))
-            ORDER BY id DESC
-            LIMIT :limit
-        """),
-        {
-            "tenant_id": tenant_id,
-            "after": after,
-            "limit": limit,
-            "states": None if states is None else [str(state) for state in states],
-        },
-    )
-    return [_job(row) for row in rows]
 
 
 def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int) -> list[StoredResult]:

@@ -1,0 +1,139 @@
+"""Jobs by a query of `jobs.search`. Each term is a column of `jobs`, or a look by an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from jobs.errors import InvalidInput
+from jobs.ids import JOB_PREFIX
+from jobs.queries.reading import Job, job_of
+from jobs.search import METADATA, Term, Value
+from jobs.states import JobState
+
+MOST_COUNTED = 10_000
+AT_RISK = "1h"  # `deadline:risk` is an open job whose deadline is nearer than this
+
+_RUNNING = "j.id IN (SELECT job_id FROM requests WHERE state = 'running')"
+_OPEN = "j.ended_at IS NULL"
+_STATUS = {
+    "open": _OPEN,
+    "running": f"({_OPEN} AND {_RUNNING})",
+    "waiting": f"({_OPEN} AND j.state = 'in_progress' AND j.paused_at IS NULL AND NOT {_RUNNING})",
+    "paused": f"({_OPEN} AND j.paused_at IS NOT NULL)",
+} | {str(state): f"j.state = '{state}'" for state in JobState}
+_NUMBERS = {
+    "priority": "j.priority",
+    "lines": "j.total",
+    "failed": "j.failed",
+    "tokens": "(j.prompt_tokens + j.completion_tokens)",
+}
+_VISIBLE = """
+    j.in_progress_at IS NOT NULL AND j.deleted_at IS NULL AND NOT j.is_live
+    AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
+"""
+
+
+@dataclass
+class _Conditions:
+    """SQL, and the values that it binds. Nothing that a caller wrote gets into the SQL itself."""
+
+    parameters: dict[str, object] = field(default_factory=dict)
+
+    def bind(self, value: object) -> str:
+        name = f"v{len(self.parameters)}"
+        self.parameters[name] = value
+        return f":{name}"
+
+    def of(self, terms: Sequence[Term]) -> str:
+        return " AND ".join(["true", *(self._term(term) for term in terms)])
+
+    def _term(self, term: Term) -> str:
+        either = " OR ".join(self._value(term.field, value) for value in term.values)
+        # A comparison with NULL is no match, and its negation is one.
+        return f"coalesce({either}, false) = {'false' if term.is_negated else 'true'}"
+
+    def _value(self, name: str | None, value: Value) -> str:
+        if name in _NUMBERS:
+            return f"{_NUMBERS[name]} {value.comparison or '='} CAST({self.bind(value.number(name))} AS numeric)"
+        if name in ("created", "ended"):
+            # `>2h` is younger than two hours: later than two hours ago.
+            ago = f"clock_timestamp() - make_interval(secs => {self.bind(value.seconds(name))})"
+            return f"j.{name}_at {value.comparison} {ago}"
+        if name == "deadline" and value == Value("risk"):
+            value = Value(AT_RISK, "<")
+        if name == "deadline":
+            ahead = f"clock_timestamp() + make_interval(secs => {self.bind(value.seconds(name))})"
+            return f"({_OPEN} AND j.expires_at {value.comparison} {ahead})"
+        if value.comparison:
+            raise InvalidInput(f"{name or 'a word'} takes no comparison", param="q")
+        match name:
+            case "status":
+                if value.text not in _STATUS:
+                    raise InvalidInput(f"status: one of {', '.join(_STATUS)} is expected", param="q")
+                return _STATUS[value.text]
+            case "model":
+                return f"j.model = {self.bind(value.text)}"
+            case "tenant":
+                return f"j.tenant_id IN (SELECT id FROM tenants WHERE name = {self.bind(value.text)})"
+            case "id":
+                return self._id(value.text)
+            case "name":
+                return self._name(value.text)
+            case "code":
+                code = self.bind(value.text)
+                return f"EXISTS (SELECT FROM failure_groups g WHERE g.job_id = j.id AND g.code = {code})"
+            case None:
+                return f"({self._name(value.text)} OR {self._id(value.text)})"
+        key = self.bind(name.removeprefix(METADATA))
+        return f"j.metadata ->> CAST({key} AS text) = {self.bind(value.text)}"
+
+    def _name(self, beginning: str) -> str:
+        return f"coalesce(starts_with(lower(j.name), lower({self.bind(beginning)})), false)"
+
+    def _id(self, beginning: str) -> str:
+        digits = beginning.removeprefix(JOB_PREFIX).lower()
+        if not digits or len(digits) > 32 or not set(digits) <= set("0123456789abcdef"):
+            return "false"
+        first, last = (self.bind(UUID(hex=digits.ljust(32, filler))) for filler in "0f")
+        return f"j.id BETWEEN {first} AND {last}"
+
+
+def search_jobs(
+    connection: Connection, tenant_id: UUID | None, terms: Sequence[Term], *, after: UUID | None, limit: int
+) -> list[Job]:
+    """Published jobs of a tenant, or of all, that match every term; newest first, after the id `after`."""
+    conditions = _Conditions()
+    where = conditions.of(terms)
+    # Ids are ordered by time, so the id is the cursor, and the index gives their order.
+    rows = connection.execute(
+        text(f"""
+            SELECT j.id, j.tenant_id, j.state, j.model, j.priority, j.metadata, j.completion_window,
+                   j.total, j.completed, j.failed, j.cancelled, j.expired, j.last_seq,
+                   j.prompt_tokens, j.cached_tokens, j.completion_tokens, j.created_at, j.in_progress_at,
+                   j.expires_at, j.cancelling_at, j.ended_at, j.name, j.paused_at, j.retry_of
+            FROM jobs j
+            WHERE {_VISIBLE} AND {where} AND (CAST(:after AS uuid) IS NULL OR j.id < :after)
+            ORDER BY j.id DESC
+            LIMIT :limit
+        """),
+        {"tenant_id": tenant_id, "after": after, "limit": limit, **conditions.parameters},
+    )
+    return [job_of(row) for row in rows]
+
+
+def count_jobs(connection: Connection, tenant_id: UUID | None, terms: Sequence[Term]) -> int:
+    """How many jobs match, up to `MOST_COUNTED`."""
+    conditions = _Conditions()
+    where = conditions.of(terms)
+    # Bounded, because a count reads every job that it counts.
+    counted: int = connection.execute(
+        text(f"""
+            SELECT count(*) FROM (SELECT FROM jobs j WHERE {_VISIBLE} AND {where} LIMIT :limit) c
+        """),
+        {"tenant_id": tenant_id, "limit": MOST_COUNTED, **conditions.parameters},
+    ).scalar_one()
+    return counted
