@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import Engine, EngineConfig
 from engine.execution.model_runner import ModelRunner
+from engine.execution.multi_step import StaticBuffers
 from engine.loop.in_flight import InFlightStep
 from tests.parity.comparing import ragged_prompts
 from tests.parity.tiny_models import NATIVE
@@ -57,7 +58,8 @@ def test_starting_a_step_reads_nothing_on_the_host(tmp_path: Path, monkeypatch: 
     )
     assert isinstance(engine.runner, ModelRunner)
     engine.runner.backend = StaticAttention()
-    engine.runner._decoder._is_static = True
+    decoder = engine.runner._decoder
+    decoder._is_static, decoder._buffers = True, StaticBuffers(decoder._state, max_steps=1)
     kinds: list[tuple[bool, bool]] = []
     start: Callable[..., InFlightStep] = InFlightStep.start
 
