@@ -219,7 +219,6 @@ def test_line_is_shown_edited_and_run_again(open_page: Open, with_failures: dict
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_label("The new answer").get_by_text("75").wait_for()
         assert page.get_by_label("The answer", exact=True).inner_text() == "24"
-        page.keyboard.press("Escape")
         page.locator("h1").click()
         page.keyboard.press("]")
         page.wait_for_url("**/lines/9")

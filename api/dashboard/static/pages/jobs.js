@@ -148,7 +148,8 @@ export function open() {
     refresh,
     arrive() {
       page.q = query("q");
-      search.text = page.q;
+      // What is being typed may end with a blank, where the next term begins.
+      if (search.text.trim() !== page.q) search.text = page.q;
       page.cursor = -1;
       page.selected.clear();
       arrange();
