@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,12 +15,19 @@ import pytest
 from tests.support.paths import REPOSITORY
 
 
-def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_demo_without_the_real_model_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = {process.pid for process in psutil.process_iter()}
     demo = subprocess.run(
-        [sys.executable, "-m", "cli", "demo"], cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-m", "cli", "demo"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "The demo goes on without a real model" in demo.stdout
     assert "signature verified" in demo.stdout
     exact = int(next(line for line in demo.stdout.splitlines() if "answers are exact" in line).split()[0])
     assert exact >= 297
@@ -32,7 +40,7 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_goes_on_serving_its_page_when_asked_to() -> None:
+def test_demo_chats_with_the_real_model_and_goes_on_serving_its_page() -> None:
     command = [sys.executable, "-m", "cli", "demo", "--keep"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as demo:
         try:
@@ -44,6 +52,7 @@ def test_demo_goes_on_serving_its_page_when_asked_to() -> None:
                     break
             link = demo.stdout.readline().split()[-1]
             assert "signature verified" in "".join(said)
+            assert "24 of 24 chats answered" in "".join(said)
             page, _, code = link.partition("#")
             assert httpx.get(page).text.startswith("<!doctype html>")
             login = httpx.post(
