@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 
 from jobs.queries import claiming
 from jobs.queries.claiming import JOBS_PER_TENANT, Queue
+from jobs.queries.planner import force_index_scans
 from jobs.queries.reading import Job
 from jobs.states import JobState
 
@@ -45,6 +46,7 @@ class Wait:
 
 def read_model_queue(connection: Connection, model: str, *, limit: int, solo_after_deaths: int) -> ModelQueue:
     """The queue of a model, divided as a claim of `limit` requests divides it."""
+    force_index_scans(connection)  # as a claim does: without statistics the requests would be scanned
     # Workers that have not ended are in a partial index, and few have.
     workers = connection.execute(
         text("""
