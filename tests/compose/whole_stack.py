@@ -101,7 +101,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     environment = os.environ | {
         "PAGEMILL_API_KEY": key,
         "PAGEMILL_PORT": str(port),
-        "POSTGRES_PASSWORD": "with / ? # @ : % in it",
+        "POSTGRES_PASSWORD": "a/b?c@d:e%f",  # to be percent-encoded in a URL
         "PAGEMILL_LEASE": str(LEASE),
         "PAGEMILL_FENCE_AFTER": "4",
         "PAGEMILL_HEARTBEAT_INTERVAL": "1",
@@ -244,6 +244,26 @@ def test_killed_worker_loses_nothing(stack: Compose) -> None:
     )
     assert exact > 0.95 * LINES
     assert "died:" in stack.run("logs", "--no-color", "courier"), "the courier rescued what the dead worker held"
+
+
+def test_backup_is_restored_into_another_database(stack: Compose) -> None:
+    (postgres,) = stack.containers("postgres")
+    as_owner = "export PGPASSWORD=$POSTGRES_PASSWORD PGHOST=127.0.0.1 PGUSER=pagemill; "
+
+    def shell(command: str) -> str:
+        return docker("exec", postgres, "sh", "-c", as_owner + command)
+
+    def counts(database: str) -> str:
+        tables = ("tenants", "api_keys", "jobs", "requests", "bodies", "results", "files", "batches")
+        query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+        return shell(f"psql -At -d {database} -c '{query}'")
+
+    shell("pg_dump -Fc -d pagemill -f /tmp/pagemill.dump")
+    shell("createdb restored && pg_restore --exit-on-error -d restored /tmp/pagemill.dump")
+    restored = counts("restored")
+    assert restored == counts("pagemill")
+    assert int(restored.split("|")[5]) >= LINES
+    shell("dropdb restored; rm /tmp/pagemill.dump")
 
 
 def test_metrics_are_served_inside(stack: Compose) -> None:
