@@ -35,5 +35,7 @@ async def read_document(services: Services, request: Request, schema: type[Docum
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI cannot learn from a function that reads the body as a stream."""
-    return {"requestBody": {"content": {"application/json": {"schema": schema.model_json_schema()}}}}
+    """What OpenAPI cannot learn from a function that reads the body as a stream. It refers to what answers hold."""
+    document = schema.model_json_schema(ref_template="#/components/schemas/{model}")
+    document.pop("$defs", None)
+    return {"requestBody": {"content": {"application/json": {"schema": document}}}}
