@@ -39,12 +39,14 @@ class Limits:
     """Seconds. The server ends a statement after `statement`; the client gives up a server that is silent for `answer`.
 
     The client's limit is for a server that is frozen or cut off without an error: TCP keeps such a connection open.
-    `ping` is how long a connection that comes out of the pool may take to show that it lives.
+    `ping` is how long a connection that comes out of the pool may take to show that it lives. The server ends a session
+    whose open transaction waits for its client for `idle`: a process that is frozen keeps locks so long.
     """
 
     statement: float
     answer: float
     ping: float
+    idle: float = 60.0
 
 
 # Of workers and the courier: their longest statement moves one chunk of rows.
@@ -85,7 +87,8 @@ def connect(settings: Settings, application: str, limits: Limits = THREADS) -> E
     engine = create_engine(
         sqlalchemy_url(settings.database_url), connect_args=_connect_args(application), **_pool_options(settings)
     )
-    _prepare(engine, limits)
+    # A worker frozen within a claim holds its own row's lock, which the reaper needs once its lease is over.
+    _prepare(engine, replace(limits, idle=min(limits.idle, settings.lease)))
     return engine
 
 
@@ -252,9 +255,9 @@ def _begin_session(limits: Limits | None) -> Callable[[DBAPIConnection, Connecti
         cursor.execute(
             """
             SELECT set_config('statement_timeout', %s, false),
-                   set_config('idle_in_transaction_session_timeout', '60000', false)
+                   set_config('idle_in_transaction_session_timeout', %s, false)
             """,
-            [_milliseconds(limits.statement)],
+            [_milliseconds(limits.statement), _milliseconds(limits.idle)],
         )
         cursor.close()
         connection.autocommit = False

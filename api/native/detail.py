@@ -59,20 +59,15 @@ async def get_job(
     if query.wait > 0 and not job.is_terminal:
         await services.job_watch.wait(job.id, min(query.wait, services.settings.max_wait))
         job = await find_job(services, caller, job_id)
+    if job.is_terminal and not query.include:
+        return JobDetail.model_validate(_summary(job))  # so that the end of a job does not cost a look for each poll
     queue = None if job.is_terminal else await services.queues.get(job.model)
     return await services.transaction(read_detail, job, queue, query.include)
 
 
 def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, include: Collection[str]) -> JobDetail:
     """All of an answer, in a transaction. `queue` is None where the job is at its end."""
-    detail: dict[str, object] = JobObject.of(job).model_dump() | {
-        "percent": percent(job.last_seq, job.total, is_ended=job.is_terminal),
-        "running": 0,
-        "lines_per_second": 0.0,
-        "eta": None,
-        "wait": None,
-        "held_back": None,
-    }
+    detail = _summary(job)
     if queue is not None:
         running = min(queue.running.get(job.id, 0), job.open)
         reason = views.wait_object(explain(job, queue))
@@ -102,3 +97,15 @@ def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, incl
         )
         detail["results"] = [views.result_summary(result, PREVIEW) for result in newest]
     return JobDetail.model_validate(detail)
+
+
+def _summary(job: Job) -> dict[str, object]:
+    """What is known without a look: the job, of which nothing runs."""
+    return JobObject.of(job).model_dump() | {
+        "percent": percent(job.last_seq, job.total, is_ended=job.is_terminal),
+        "running": 0,
+        "lines_per_second": 0.0,
+        "eta": None,
+        "wait": None,
+        "held_back": None,
+    }
