@@ -101,6 +101,9 @@ export class SearchField {
   }
 
   take(option) {
+    clearTimeout(this.timer);
+    // Keys typed since the options were found belong to the term that the option replaces.
+    this.place = typedAt(this.text, this.input.selectionStart);
     this.text = this.text.slice(0, this.place.start) + option.insert + this.text.slice(this.place.end);
     const caret = this.place.start + option.insert.length;
     this.close();
