@@ -106,13 +106,12 @@ export class SearchField {
     this.place = typedAt(this.text, this.input.selectionStart);
     this.text = this.text.slice(0, this.place.start) + option.insert + this.text.slice(this.place.end);
     const caret = this.place.start + option.insert.length;
+    // At once, not with the next frame: the next key may come before it.
+    this.input.value = this.text;
+    this.input.setSelectionRange(caret, caret);
     this.close();
-    changed();
-    requestAnimationFrame(() => {
-      this.input.setSelectionRange(caret, caret);
-      if (option.insert.endsWith(" ")) this.search(this.text.trim());
-      else this.ask();
-    });
+    if (option.insert.endsWith(" ")) this.search(this.text.trim());
+    else this.ask();
   }
 
   close() {
