@@ -38,6 +38,28 @@ from jobs.settings import Settings
 K = TypeVar("K")
 T = TypeVar("T")
 
+ROUTERS = (
+    jobs.router,
+    detail.router,
+    actions.router,
+    events.router,
+    results.router,
+    live.router,
+    batches.router,
+    files.router,
+    uploads.router,
+    webhook_endpoints.router,
+    deliveries.router,
+    models.router,
+    keys.router,
+    workers.router,
+    overview.router,
+    session.router,
+    dashboard.router,
+    health.router,
+    metrics.router,
+)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """An application that serves from Postgres and notifies workers over Redis. Neither has to be up yet."""
@@ -102,29 +124,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     http_metrics = app.state.http_metrics = HttpMetrics()
     app.add_middleware(RequestMiddleware, metrics=http_metrics)
-    routers = (
-        jobs.router,
-        detail.router,
-        actions.router,
-        events.router,
-        results.router,
-        live.router,
-        batches.router,
-        files.router,
-        uploads.router,
-        webhook_endpoints.router,
-        deliveries.router,
-        models.router,
-        keys.router,
-        workers.router,
-        overview.router,
-        session.router,
-        dashboard.router,
-        health.router,
-        metrics.router,
-    )
-    for router in routers:
+    for router in ROUTERS:
         app.include_router(router)
     interface.install(app, jobs.SCHEMAS)
-    errors.install(app, [route for router in routers for route in router.routes])
+    errors.install(app, [route for router in ROUTERS for route in router.routes])
     return app

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from api.deps import Caller, InjectedServices
 from api.native.finding import find_job
 from api.native.retries import Retry, retry
 from api.openai.documents import read_document
+from api.parameters import IdempotencyKey
 from api.schemas import JobObject
-from jobs import patterns
 from jobs.errors import InvalidInput, JobNotFound
 from jobs.queries import changing
 from jobs.requests import JobName, check_priority
@@ -42,9 +42,7 @@ async def retry_job(
     response: Response,
     caller: Caller,
     services: InjectedServices,
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, pattern=patterns.PRINTABLE_ASCII)
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobObject:
     """Run lines of a job again, as a new job whose `retry_of` names it. Its own lines stay as they ended.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.deps import Caller, InjectedServices
 from api.errors import UnsupportedMediaType
 from api.native import submissions
 from api.native.finding import find_job, parse_job_id
+from api.parameters import IdempotencyKey
 from api.schemas import JobDeleted, JobList, JobObject
-from jobs import patterns, search
+from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id
 from jobs.queries import retention, searching, settling
@@ -121,9 +122,7 @@ async def submit(
     response: Response,
     caller: Caller,
     services: InjectedServices,
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, pattern=patterns.PRINTABLE_ASCII)
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobObject:
     """Hand in a batch: inline as `application/json`, or as a stream of lines with `application/x-ndjson`.
 

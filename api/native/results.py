@@ -9,12 +9,13 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.deps import Caller, InjectedServices, Services
 from api.native import previews
 from api.native.finding import find_job
 from api.native.views import LineObject, line_object
+from api.parameters import Fingerprint
 from jobs import fingerprints
 from jobs.errors import LineNotFound
 from jobs.ids import public_id
@@ -45,18 +46,13 @@ class ResultsQuery(BaseModel):
     state: Literal["completed", "failed", "cancelled", "expired", "truncated"] | None = Field(
         default=None, description="truncated: cut by max_tokens"
     )
-    fingerprint: str | None = Field(default=None, description="of a kind of failure, as the job's `failures` have it")
+    fingerprint: Fingerprint | None = Field(
+        default=None, description="of a kind of failure, as the job's `failures` have it"
+    )
     preview: int | None = Field(
         default=None, ge=0, le=100_000, description="lines in short, texts cut after so many characters"
     )
     format: Literal["jsonl", "csv"] = "jsonl"
-
-    @field_validator("fingerprint")
-    @classmethod
-    def _is_a_fingerprint(cls, text: str | None) -> str | None:
-        if text is not None and fingerprints.parse(text) is None:
-            raise ValueError("`v1:` and 16 hexadecimal digits are expected here")
-        return text
 
     @model_validator(mode="after")
     def _one_direction(self) -> ResultsQuery:

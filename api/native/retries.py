@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from sqlalchemy import Connection
 
 from api.deps import Services
+from api.parameters import Fingerprint
 from api.submission import replay, reserved
 from jobs import fingerprints
 from jobs.errors import InvalidInput, ModelNotFound, NothingToRetry, SubmissionCollected
@@ -39,7 +40,9 @@ LineNumbers = Annotated[
 class Retry(StrictModel):
     """Which lines run again, and how. Without a choice, all that have no answer: failed, expired and cancelled ones."""
 
-    fingerprint: str | None = Field(default=None, description="a kind of failure, as the job's `failures` have it")
+    fingerprint: Fingerprint | None = Field(
+        default=None, description="a kind of failure, as the job's `failures` have it"
+    )
     state: State | Annotated[list[State], Field(min_length=1, max_length=4)] | None = Field(
         default=None, description="truncated: cut by max_tokens"
     )
@@ -51,13 +54,6 @@ class Retry(StrictModel):
     name: JobName | None = None
     webhook: Webhook | None = Field(default=None, description="the job's unless given")
     completion_window: Window | None = Field(default=None, description="the job's unless given")
-
-    @field_validator("fingerprint")
-    @classmethod
-    def _is_a_fingerprint(cls, text: str | None) -> str | None:
-        if text is not None and fingerprints.parse(text) is None:
-            raise ValueError("`v1:` and 16 hexadecimal digits are expected here")
-        return text
 
     @model_validator(mode="after")
     def _one_choice(self) -> Retry:

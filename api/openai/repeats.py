@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from api.deps import Caller
-from jobs import patterns
+from api.parameters import IdempotencyKey
 from jobs.queries.creations import Claim
 
 KEY_SECONDS = 86400.0
@@ -53,9 +53,7 @@ def _digest(*parts: str) -> bytes:
 async def _attempt(
     request: Request,
     caller: Caller,
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, pattern=patterns.PRINTABLE_ASCII)
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Attempt:
     count = request.headers.get("x-stainless-retry-count", "")
     return Attempt(

@@ -59,7 +59,7 @@ class Pace:
 
 
 def done(job: dict[str, Any]) -> int:
-    """Lines that have ended, in whatever way."""
+    """Lines that have ended, well or not."""
     return int(job["request_counts"]["total"] - job["request_counts"]["open"])
 
 

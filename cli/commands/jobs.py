@@ -177,6 +177,6 @@ def _show_id(job: dict[str, Any]) -> None:
 
 
 def _show_json(document: object) -> None:
-    """One line that a script can read, whatever the terminal's width."""
+    """One line that a script can read, however narrow the terminal is."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
     sys.stdout.flush()

@@ -98,7 +98,7 @@ class CudaCapture:
 
     def capture(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate and query meanwhile: by default that would end the capture.
+        # Other threads may allocate and query during a capture, which by default would end it.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay

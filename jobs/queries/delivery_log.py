@@ -111,7 +111,7 @@ def _attempts(connection: Connection, delivery_ids: list[int]) -> dict[int, list
 
 
 def replay(connection: Connection, tenant_id: UUID, delivery_id: int) -> bool:
-    """Make a delivery due at once, whatever became of it. False where this tenant has none such.
+    """Make a delivery due at once, also one that was delivered or given up. False where this tenant has none such.
 
     After the last attempt of the schedule it gets one more.
     """

@@ -60,7 +60,7 @@ def settled_of(connection: Connection, job_id: UUID, lines: Sequence[int]) -> li
 def copy(connection: Connection, parent: UUID, child: UUID, lines: Sequence[int], *, first: int) -> bool:
     """Store the parent's `lines` as the child's, numbered from `first`. False if the child was collected.
 
-    Raises `PromptsGone` where the parent was deleted meanwhile.
+    Raises `PromptsGone` where the parent was deleted in between.
     """
     force_index_scans(connection)
     # The child before its lines, as in `submission.stage_lines`.

@@ -57,7 +57,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(chromium: Any, stack: RunningStack) -> Open:
-    """Opens an address as somebody who is logged in with the first key, or with `key`."""
+    """Open an address in a browser that is logged in with the first key, or with `key`."""
 
     @contextmanager
     def open_one(path: str = "/", *, key: str | None = None, **options: Any) -> Iterator[Any]:
