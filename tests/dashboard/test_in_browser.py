@@ -277,6 +277,7 @@ def test_read_only_key_has_no_actions(open_page: Open, stack: RunningStack, api:
 def test_markup_right_to_left_and_nul_are_text(open_page: Open, api: httpx.Client) -> None:
     job_id = ended(api, sent(api, [HOSTILE, "nul \x00 here"], name='<img src=x onerror="alert(1)">'))["id"]
     with open_page(f"/jobs/{job_id}") as page:
+        page.locator("h1", has_text="<img").wait_for()  # before the job has come, its id stands there
         assert page.locator("h1").inner_text() == '<img src=x onerror="alert(1)">'
         page.goto(f"/jobs/{job_id}/lines/1")
         page.get_by_label("The prompt", exact=True).wait_for()

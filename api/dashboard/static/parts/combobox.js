@@ -18,6 +18,7 @@ export class SearchField {
     this.options = [];
     this.chosen = -1;
     this.isOpen = false;
+    this.timer = null;
     this.input = null;
   }
 
@@ -92,6 +93,8 @@ export class SearchField {
   }
 
   ask() {
+    clearTimeout(this.timer);
+    this.timer = null;
     if (document.activeElement !== this.input) return;
     this.place = typedAt(this.text, this.input.selectionStart);
     this.options = suggest(this.place, this.jobs());
@@ -102,6 +105,7 @@ export class SearchField {
 
   take(option) {
     clearTimeout(this.timer);
+    this.timer = null;
     // Keys typed since the options were found belong to the term that the option replaces.
     this.place = typedAt(this.text, this.input.selectionStart);
     this.text = this.text.slice(0, this.place.start) + option.insert + this.text.slice(this.place.end);
@@ -126,6 +130,9 @@ export class SearchField {
     if (key === "ArrowDown" || key === "ArrowUp") {
       event.preventDefault();
       if (!this.isOpen) return void this.ask();
+      // What was typed last counts now: found later, it would take the choice back.
+      if (this.timer) this.ask();
+      if (this.options.length === 0) return undefined;
       const step = key === "ArrowDown" ? 1 : -1;
       this.chosen = (this.chosen + step + this.options.length + (this.chosen < 0 && step < 0 ? 1 : 0)) % this.options.length;
       changed();
