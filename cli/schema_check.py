@@ -145,9 +145,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if found:
-        print("The migrations do not make what jobs/tables.py declares:", *found, sep="\n  ", file=sys.stderr)
+        print("The migrations do not make what jobs/tables declares:", *found, sep="\n  ", file=sys.stderr)
         return 1
-    print("The migrations make what jobs/tables.py declares.")
+    print("The migrations make what jobs/tables declares.")
     return 0
 
 

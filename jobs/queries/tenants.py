@@ -85,7 +85,7 @@ def list_weights(connection: Connection) -> list[TenantWeight]:
 
 
 def set_weight(connection: Connection, name: str, weight: int) -> bool:
-    """Set a tenant's weight, from 1 to `jobs.tables.MAX_WEIGHT`. False if there is no such tenant."""
+    """Set a tenant's weight, from 1 to `jobs.tables.tenants.MAX_WEIGHT`. False if there is no such tenant."""
     # Counts from the next claim on.
     changed = connection.execute(
         text("UPDATE tenants SET weight = :weight WHERE name = :name"), {"name": name, "weight": weight}

@@ -28,7 +28,7 @@ def nothing_left(api_rows: Rows) -> None:
         api_rows.execute(f"DELETE FROM {table}")
 
 
-def test_without_jobs_everything_is_zero(api: Api) -> None:
+def test_overview_is_zero_without_jobs(api: Api) -> None:
     answer = api.client.get("/v1/overview").json()
     assert answer["jobs"] == {"open": 0, "moving": 0, "waiting": 0, "paused": 0}
     assert (answer["next_done"], answer["worst_wait"]) == (None, None)
@@ -57,7 +57,7 @@ def test_overview_counts_what_moves_waits_and_failed(api: Api, api_rows: Rows) -
         assert operator.get("/v1/overview").json()["jobs"]["open"] == 5
 
 
-def test_a_model_without_a_worker_is_the_worst_wait(api: Api, api_rows: Rows) -> None:
+def test_worst_wait_is_a_model_without_a_worker(api: Api, api_rows: Rows) -> None:
     worker_id = api_rows.worker()
     api_rows.lapse(worker_id)
     job_id = api_rows.job(3)

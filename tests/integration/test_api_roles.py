@@ -80,7 +80,7 @@ class TestKeys:
             assert api.client.delete(f"/v1/keys/{key['id']}").json()["revoked_at"] is not None
             assert client.get("/v1/jobs").status_code == 401
 
-    def test_no_key_makes_or_revokes_a_wider_one(self, api: Api) -> None:
+    def test_key_cannot_make_or_revoke_a_wider_one(self, api: Api) -> None:
         assert error_of(api.client.post("/v1/keys", json={"role": "operator"}), 403)["code"] == "role_too_narrow"
         with client_of(api, Role.OPERATOR) as operator:
             wider = operator.post("/v1/keys", json={"role": "operator"}).json()

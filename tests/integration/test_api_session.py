@@ -171,7 +171,7 @@ def test_login_without_one_of_the_two_is_refused(page: httpx.Client, login: dict
     error_of(log_in(page, **login), 400)
 
 
-def test_an_address_that_tries_keys_has_to_wait(api_settings: Settings, key: str) -> None:
+def test_login_from_one_address_waits_after_wrong_keys(api_settings: Settings, key: str) -> None:
     with running_api(api_settings) as api, anonymous(api.url) as page:
         for number in range(MOST):
             assert error_of(log_in(page, key=f"guess {number}"), 401)["code"] == "invalid_api_key"

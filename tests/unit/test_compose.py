@@ -101,7 +101,7 @@ def test_images_are_pinned_to_a_version() -> None:
     assert all(re.search(r":\d+\.\d+[.\w-]*$", image) for image in images), images
 
 
-def test_the_gpu_worker_s_image_has_what_triton_compiles_its_driver_with() -> None:
+def test_gpu_image_has_what_triton_compiles_its_driver_with() -> None:
     worker = DOCKERFILE.partition("FROM runtime AS worker-gpu")[2].partition("FROM ")[0]
     assert {"gcc", "libc6-dev"} <= set(worker.split())
 
@@ -123,7 +123,7 @@ def test_no_container_runs_as_root() -> None:
         assert SERVICES[name]["read_only"] is True
 
 
-def test_the_build_leaves_out_what_a_checkout_collects() -> None:
+def test_build_context_leaves_out_what_a_checkout_collects() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text().split()
     # `.*` stands for .git, .venv, .bench, .pagemill and the caches.
     assert {".*", "**/__pycache__/", "kernels/cpu/built/", "tests/", "docs/"} <= set(ignored)

@@ -42,7 +42,7 @@ def test_unset_settings_are_left_to_their_defaults(monkeypatch: pytest.MonkeyPat
     assert "PAGEMILL_TEST_DATABASE_URL" not in names
 
 
-def test_each_child_gets_a_metrics_port_of_its_own() -> None:
+def test_metrics_port_differs_for_each_child() -> None:
     settings = Settings(
         metrics_port=9400, database_url="postgresql://u@127.0.0.1:1/name", redis_url="redis://127.0.0.1:1"
     )

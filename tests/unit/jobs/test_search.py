@@ -41,7 +41,7 @@ def test_query_is_read_as_terms(query: str, terms: list[Term]) -> None:
         ("id:" + ",".join(["a"] * 33), "not understood"),
     ],
 )
-def test_what_is_wrong_is_said(query: str, said: str) -> None:
+def test_search_error_says_what_is_wrong(query: str, said: str) -> None:
     with pytest.raises(InvalidInput, match=r"^q: ") as refused:
         parse(query)
     assert said in str(refused.value)

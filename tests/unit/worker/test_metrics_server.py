@@ -107,7 +107,7 @@ def test_readyz_tells_whether_the_process_is_ready(is_ready: bool, status: int) 
         assert client.get("/else").status_code == 404
 
 
-def test_a_silent_client_holds_up_no_other() -> None:
+def test_metrics_server_answers_beside_a_silent_client() -> None:
     with (
         serving(CourierMetrics()) as client,
         socket.create_connection((client.base_url.host, client.base_url.port or 0)),

@@ -48,7 +48,7 @@ class TestDeviceState:
         state.update([self.entry(12, [1], admission_id=2)], 4, 1)
         assert sent.pop() == 4 + whole_row + 2
 
-    def test_in_flight_token_is_read_from_its_row(self) -> None:
+    def test_token_in_flight_is_read_from_its_row(self) -> None:
         state = DecodeState(4, 8, 50, torch.device("cpu"))
         state.update([replace(self.entry(5, [3], batch_slot=slot), token_id=40 + slot) for slot in range(4)], 4, 1)
         tokens = state.tokens(torch.tensor([0, in_flight_token(0), 7, in_flight_token(3), in_flight_token(2)]))

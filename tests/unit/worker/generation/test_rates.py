@@ -25,7 +25,7 @@ def test_rates_are_changes_over_the_time_between_looks() -> None:
 
 
 @pytest.mark.parametrize("stats", [{}])
-def test_without_an_engine_there_are_no_rates(stats: dict[str, object]) -> None:
+def test_rates_are_absent_without_an_engine(stats: dict[str, object]) -> None:
     rates = Rates()
     assert rates.added_to(stats) == {}
     assert rates.added_to(stats) == {}

@@ -1,0 +1,21 @@
+"""The tables. Migrations make them (`make check` compares the two); `jobs.queries` is the only code that uses them."""
+
+from jobs.tables import files, fleet, jobs, tenants, webhooks
+from jobs.tables.schema import metadata
+
+__all__ = ["files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
+
+#   tenants ─┬─ api_keys ── login_codes         a link that logs a page in, once
+#            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
+#            │        ├─ results                   one row for each settled line, key (job_id, seq)
+#            │        ├─ job_minutes, failure_groups, job_events      its progress, written as it happens
+#            │        └─ events ── deliveries ─┐    each with its delivery_attempts
+#            ├─ webhook_endpoints ─────────────┘
+#            ├─ idempotency_keys
+#            ├─ creations                     what requests made that may be sent again
+#            ├─ batches ── files               of results; a batch has a job once its input is valid
+#            ├─ files                          contents lie in the file store, by id
+#            └─ uploads ── upload_parts        files that come in parts
+#   models      every model that a worker ever served
+#   workers ─── worker_minutes                  one row for each process life, with the lease
+#   wait_minutes   how long lines had waited when they were claimed
