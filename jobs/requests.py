@@ -43,7 +43,14 @@ MAX_METADATA = 16  # pairs
 MAX_CHOICES_OF_A_PROMPT = 128
 MAX_BIASED_TOKENS = 300  # as many as OpenAI takes
 _NAME_SHOWN = 100  # characters of an unknown field's name
-_CHAT_ONLY = ("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
+_CHAT_ONLY = (
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 _PATH_SHOWN = 300  # characters of a field's path
 
 # A custom_id is stored as text and printed in logs and terminals: no control characters, no NUL.
@@ -132,6 +139,15 @@ class PromptLine(Params):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="false: at most one call")
     chat_template_kwargs: TemplateOptions | None = Field(default=None, description="variables of the chat template")
+    add_generation_prompt: bool | None = Field(
+        default=None, description="end the prompt where the assistant's turn begins; true unless a message is continued"
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="leave the last message open, so that the answer goes on with its text"
+    )
+    add_special_tokens: bool | None = Field(
+        default=None, description="what the tokenizer puts around a text; true for a prompt, false for messages"
+    )
     echo: bool | None = Field(default=None, description="put the prompt before the text, and its log-probabilities")
 
     @model_validator(mode="after")
@@ -244,6 +260,7 @@ def parse_request(document: object, line: int, defaults: Params, model: ModelLim
             if getattr(request, name) is not None:
                 raise InvalidInput("possible with messages only", param=name)
     check_tools(request.tools or (), request.tool_choice)
+    _check_template(request)
     _check_limits(request, defaults, model)
     body = defaults.stored() | request.stored()
     if len(request.model_fields_set & {"min_tokens", "max_tokens"}) == 1:
@@ -341,6 +358,19 @@ def _check_limits(request: PromptLine, defaults: Params, model: ModelLimits) -> 
         limit = "max_tokens" if max_tokens is not None or not min_tokens else "min_tokens"
         counted = f"{length} prompt tokens and {limit} {wanted}" if prompt is not None else f"{limit} {wanted}"
         raise InvalidInput(f"{counted} exceed the context of {model.name} ({model.max_model_len} tokens)", param=limit)
+
+
+def _check_template(request: PromptLine) -> None:
+    """Refuse what no chat template or tokenizer is asked for."""
+    if request.add_special_tokens and isinstance(request.prompt, list):
+        raise InvalidInput("possible with texts only: token ids are taken as they are", param="add_special_tokens")
+    if not request.continue_final_message or request.messages is None:
+        return
+    if request.add_generation_prompt:
+        raise InvalidInput("not beside add_generation_prompt", param="continue_final_message")
+    final = request.messages[-1]
+    if final.tool_calls is not None or not (final.content or "").strip():
+        raise InvalidInput("a text is needed in the last message", param="continue_final_message")
 
 
 def _prefix(beginning: object) -> int:

@@ -38,6 +38,7 @@ _SAME = frozenset(
         "skip_special_tokens",
         "include_stop_str_in_output",
         "structured_outputs",
+        "add_special_tokens",
     ]
 )
 _IGNORED = frozenset(
@@ -263,6 +264,8 @@ _CHAT: Mapping[str, _Take] = {
     "parallel_tool_calls": _same,
     "chat_template_kwargs": _template_options,
     "reasoning_effort": _nothing,
+    "add_generation_prompt": _same,
+    "continue_final_message": _same,
     "max_completion_tokens": _chat_limit,
     "max_tokens": _nothing,
     "logprobs": _chat_logprobs,

@@ -19,40 +19,42 @@ from engine.errors import InvalidParams, InvalidPrompt
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
-from worker.generation import responses
+from worker.generation import chat_prompt, responses
 from worker.generation.answer_grammar import answer_grammar
-from worker.generation.answer_parts import THINK_BEGIN, THINK_END, AnswerForm
-from worker.generation.time_limit import TimeLimitExceeded, time_limit
-from worker.generation.tool_calls import MISTRAL_BEGIN, conversation, tools_of
+from worker.generation.answer_parts import AnswerForm
+from worker.generation.chat_prompt import ChatRenderer
+from worker.generation.time_limit import TimeLimitExceeded
 
 logger = logging.getLogger(__name__)
 
-Message = Mapping[str, Any]
 Tokens = list[int] | InvalidPrompt
 
 PLAIN = AnswerForm()
 _OF_TEMPLATE = frozenset(
-    ["prompt", "messages", "live", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
+    [
+        "prompt",
+        "messages",
+        "live",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "continue_final_message",
+        "add_special_tokens",
+    ]
 )
 """Fields of a stored line that are no sampling parameters."""
 
-TEMPLATE_LIMIT = 5.0  # seconds for the chat template of one line
 BEYOND = 4  # times the context
 LARGE_TEXT = 64 * 1024  # characters; larger texts are tokenized one at a time, which bounds memory and names the guilty
 
 
-class PromptTokenizer(Protocol):
+class PromptTokenizer(ChatRenderer, Protocol):
     """The part of `engine.tokenization` that prompts need."""
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokens]:
         """Tokens of each text; a bad one's place holds its error."""
-
-    @property
-    def chat_template(self) -> str:
-        """Its text."""
-
-    def render_chat(self, messages: Sequence[Message], **template_options: Any) -> str:
-        """Raises `InvalidPrompt`."""
 
     def least_tokens(self, text: str) -> int:
         """A cheap lower bound."""
@@ -163,37 +165,26 @@ class PromptPreparer:
                 tokens[place] = None
                 continue
             try:
-                rendered[place], forms[place] = self._render(self._tokenizer, request, bodies[place])
+                self._begin(request)
+                rendered[place], forms[place] = chat_prompt.render(self._tokenizer, bodies[place])
             except InvalidPrompt as error:
                 tokens[place] = error
             except TimeLimitExceeded:
                 slow_jobs.add(request.job_id)
-                tokens[place] = InvalidPrompt(f"the chat template took more than {TEMPLATE_LIMIT:g} s")
-        for texts, add_special_tokens in ((prompts, True), (rendered, False)):
-            self._encode(self._tokenizer, requests, texts, tokens, add_special_tokens=add_special_tokens)
+                tokens[place] = InvalidPrompt(f"the chat template took more than {chat_prompt.TEMPLATE_LIMIT:g} s")
+        for adds in (True, False):
+            # A chat template writes special tokens itself.
+            texts = {
+                place: text for place, text in prompts.items() if bodies[place].get("add_special_tokens", True) is adds
+            }
+            texts |= {
+                place: text
+                for place, text in rendered.items()
+                if bodies[place].get("add_special_tokens", False) is adds
+            }
+            self._encode(self._tokenizer, requests, texts, tokens, add_special_tokens=adds)
         self.in_work = ()
         return tokens
-
-    def _render(
-        self, tokenizer: PromptTokenizer, request: ClaimedRequest, body: Mapping[str, Any]
-    ) -> tuple[str, AnswerForm]:
-        """The prompt of a conversation, and what its answer may hold."""
-        self._begin(request)
-        template = tokenizer.chat_template
-        options = dict(body.get("chat_template_kwargs", {}))
-        if "tools" in body and body.get("tool_choice") != "none":
-            options["tools"] = [{"type": tool["type"], "function": tool["function"]} for tool in body["tools"]]
-        messages = conversation(body["messages"], template)
-        with time_limit(TEMPLATE_LIMIT):
-            text = tokenizer.render_chat(messages, **options)
-        tools = tools_of(body, template)
-        is_calling = tools is not None and tools.is_forced and tools.format == "mistral"
-        if is_calling:
-            # Its mark is a special token, which no grammar writes: the prompt ends with it.
-            text += MISTRAL_BEGIN
-        thinks = THINK_END in template and not is_calling
-        is_thinking = thinks and text.rstrip().endswith(THINK_BEGIN)
-        return text, AnswerForm(tools, thinks, is_thinking, is_calling)
 
     def _encode(
         self,

@@ -141,6 +141,36 @@ def test_complaint_names_its_field(document: object, param: str | None) -> None:
     assert str(error).startswith("Line 3: ")
 
 
+HELLO = {"role": "user", "content": "hello"}
+OPEN = {"role": "assistant", "content": "he"}
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({"prompt": [1], "add_special_tokens": True}, "add_special_tokens"),
+        ({"prompt": "a", "continue_final_message": True}, "continue_final_message"),
+        ({"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+        (
+            {"messages": [HELLO, OPEN], "continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+        ({"messages": [HELLO, OPEN | {"content": " "}], "continue_final_message": True}, "continue_final_message"),
+        ({"messages": [HELLO, OPEN], "continue_final_message": "yes"}, "continue_final_message"),
+    ],
+)
+def test_end_of_a_prompt_is_refused_by_field_when_impossible(document: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        stage(document)
+    assert caught.value.param == param
+
+
+def test_end_of_a_prompt_is_stored_with_its_line() -> None:
+    wanted = {"continue_final_message": True, "add_generation_prompt": False, "add_special_tokens": True}
+    assert wanted.items() <= body({"messages": [HELLO, OPEN], **wanted}).items()
+    assert "add_special_tokens" in body({"prompt": [1], "add_special_tokens": False})
+
+
 def test_number_is_refused_when_mistyped_or_out_of_range() -> None:
     for name, wrong in {
         "max_tokens": [-1, 1.5, "5", True, 10**400],

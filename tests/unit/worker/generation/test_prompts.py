@@ -14,11 +14,11 @@ from engine.errors import InvalidPrompt
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
-from worker.generation import prompts
+from worker.generation import chat_prompt
+from worker.generation.chat_prompt import Message
 from worker.generation.prompts import (
     LARGE_TEXT,
     PLAIN,
-    Message,
     Preparation,
     PreparedRequest,
     PromptPreparer,
@@ -29,16 +29,20 @@ MODEL = ModelLimits("m", max_model_len=1000, vocab_size=256)
 
 
 class Letters:
-    """A token a letter; "!" is a letter that it does not know."""
+    """A token a letter; "!" is a letter that it does not know. `begin` is its special token."""
 
-    def __init__(self, template: str = "{% for message in messages %}{{ message.content }}{% endfor %}") -> None:
+    def __init__(
+        self, template: str = "{% for message in messages %}{{ message.content }}{% endfor %}", *, begin: str = ""
+    ) -> None:
+        self.begin = begin
         self.chat_template = template
         self._template = ImmutableSandboxedEnvironment().from_string(template)
         self.batches: list[list[str]] = []
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokens]:
         self.batches.append(list(texts))
-        return [InvalidPrompt("no token for !") if "!" in text else list(text.encode()) for text in texts]
+        begin = self.begin if add_special_tokens else ""
+        return [InvalidPrompt("no token for !") if "!" in text else list((begin + text).encode()) for text in texts]
 
     def render_chat(self, messages: Sequence[Message], **template_options: object) -> str:
         return self._template.render(messages=messages, **template_options)
@@ -138,7 +142,7 @@ def chat(content: str) -> dict[str, object]:
 
 
 def test_template_that_takes_too_long_costs_its_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "TEMPLATE_LIMIT", 0.3)
+    monkeypatch.setattr(chat_prompt, "TEMPLATE_LIMIT", 0.3)
     preparer = PromptPreparer(MODEL, Letters(HANGING))
     requests = [
         claimed(1, chat("a")),
@@ -208,6 +212,31 @@ def test_template_sees_tools_unless_none_may_be_called() -> None:
 def test_template_options_reach_the_template() -> None:
     body = ASKED | {"chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "low"}}
     assert prompt(body, "{{ enable_thinking }} {{ reasoning_effort }}")[0] == "False low"
+
+
+def test_generation_prompt_and_continuation_reach_the_template_of_their_request() -> None:
+    template = "{{ add_generation_prompt }} {{ continue_final_message }}"
+    assert prompt(ASKED | {"add_generation_prompt": False}, template)[0] == "False "
+    assert prompt(ASKED | {"continue_final_message": True}, template)[0] == "False True"
+    assert prompt(ASKED | {"continue_final_message": False, "add_generation_prompt": True}, template)[0] == "True "
+
+
+def test_special_tokens_are_added_where_they_are_asked_for() -> None:
+    bodies = [
+        body | choice
+        for body in ({"prompt": "p"}, chat("c"))
+        for choice in ({}, {"add_special_tokens": True}, {"add_special_tokens": False})
+    ]
+    tokenizer = Letters(begin="^")
+    texts = [bytes(item.token_ids).decode() for item in prepare(*bodies, tokenizer=tokenizer).prepared]
+    assert texts == ["^p", "^p", "p", "c", "^c", "c"]
+
+
+def test_continued_reasoning_is_told_from_continued_content() -> None:
+    template = "{# <think></think> #}{% for message in messages %}{{ message.content }}{% endfor %}"
+    for said, is_thinking in (("<think>\nhm", True), ("<think>hm</think>so", False), ("so", False)):
+        body = {"messages": [{"role": "assistant", "content": said}], "continue_final_message": True}
+        assert prompt(body, template)[1].form.is_thinking is is_thinking, said
 
 
 def test_prompt_that_begins_reasoning_is_told_from_one_that_leaves_it_open() -> None:
