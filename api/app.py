@@ -16,10 +16,11 @@ from api.batching import Batcher
 from api.dashboard import routes as dashboard
 from api.dashboard import session
 from api.deps import Services
+from api.feed_hub import Feed
 from api.long_poll import JobWatch
 from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
-from api.native import actions, deliveries, detail, events, jobs, keys, overview, results, workers
+from api.native import actions, deliveries, detail, events, feed, feed_look, jobs, keys, overview, results, workers
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
@@ -54,6 +55,7 @@ ROUTERS = (
     keys.router,
     workers.router,
     overview.router,
+    feed.router,
     session.router,
     dashboard.router,
     health.router,
@@ -95,6 +97,15 @@ def create_app(settings: Settings) -> FastAPI:
                 in_transaction(
                     partial(
                         explaining.read_model_queues,
+                        limit=settings.claim_limit,
+                        solo_after_deaths=settings.solo_after_deaths,
+                    )
+                )
+            ),
+            Feed(
+                in_transaction(
+                    partial(
+                        feed_look.look,
                         limit=settings.claim_limit,
                         solo_after_deaths=settings.solo_after_deaths,
                     )

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import session_cookie
 from api.batching import Batcher
+from api.feed_hub import Feed
 from api.long_poll import JobWatch
 from api.notifier import Notifier
 from api.session_cookie import Cookies
@@ -57,6 +58,7 @@ class Services:
     queues: Batcher[str, ModelQueue]
     """By model. Callers who ask at once for why jobs wait share one look."""
 
+    feed: Feed
     batches_wait: asyncio.Event
     """Set where a batch is to be validated or finalized; see `api.openai.batch_runner`."""
 

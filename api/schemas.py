@@ -89,16 +89,6 @@ class JobObject(BaseModel):
         )
 
 
-class JobList(BaseModel):
-    """Newest first. The next page is `?after=<last_id>`."""
-
-    object: Literal["list"] = "list"
-    data: list[JobObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class JobDeleted(BaseModel):
     id: str
     object: Literal["job"] = "job"

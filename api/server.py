@@ -19,7 +19,7 @@ SHUTDOWN_TIMEOUT = 15  # seconds that running requests have to finish
 
 
 class Server(uvicorn.Server):
-    """Run uvicorn, and wake the long polls first when it stops."""
+    """Run uvicorn, and end long polls and feeds first when it stops."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         limits = ConnectionLimits(
@@ -48,6 +48,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.services.job_watch.close()
+        self._app.state.services.feed.close()
         await super().shutdown(sockets)
 
 

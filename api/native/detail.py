@@ -16,7 +16,7 @@ from api.native.views import JobDetail
 from api.schemas import JobObject
 from jobs.estimates import percent
 from jobs.queries import lines, progress
-from jobs.queries.explaining import ModelQueue, explain
+from jobs.queries.explaining import ModelQueue
 from jobs.queries.lines import Filter
 from jobs.queries.reading import Job
 
@@ -69,14 +69,9 @@ def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, incl
     """All of an answer, in a transaction. `queue` is None where the job is at its end."""
     detail = _summary(job)
     if queue is not None:
-        running = min(queue.running.get(job.id, 0), job.open)
-        reason = views.wait_object(explain(job, queue))
         pace = progress.read_pace(connection, job, queue.now)
-        detail["running"] = running
+        detail |= views.standing(job, queue, pace)
         detail["lines_per_second"] = round(pace.lines_per_second, 3)
-        detail["held_back" if running else "wait"] = reason
-        if queue.live_workers:
-            detail["eta"] = views.eta_object(pace.estimate)
     if "progress" in include:
         detail["progress"] = [views.point_object(point) for point in progress.read_points(connection, job.id)]
     if "failures" in include:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.deps import Caller, InjectedServices
+from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
 from api.native import submissions
 from api.native.finding import find_job, parse_job_id
+from api.native.views import JobList, JobRow, job_rows
 from api.parameters import IdempotencyKey
-from api.schemas import JobDeleted, JobList, JobObject
+from api.schemas import JobDeleted, JobObject
 from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id
-from jobs.queries import retention, searching, settling
+from jobs.queries import progress, retention, searching, settling
+from jobs.queries.reading import Job
 from jobs.requests import JobOptions, Params, PromptLine
 from jobs.search import Term, Value
 from jobs.states import JobState
@@ -152,13 +156,25 @@ async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated
     if query.status:
         terms.append(Term("status", tuple(Value(state) for state in query.status)))
     found = await services.transaction(searching.search_jobs, caller.scope, terms, after=after, limit=query.limit + 1)
-    page = [JobObject.of(job) for job in found[: query.limit]]
+    page = await read_rows(services, found[: query.limit])
     return JobList(
         data=page,
         first_id=page[0].id if page else None,
         last_id=page[-1].id if page else None,
         has_more=len(found) > query.limit,
     )
+
+
+async def read_rows(services: Services, jobs: Sequence[Job]) -> list[JobRow]:
+    """Rows of jobs, with what only open ones have: a look for each model, and two for all of them."""
+    opened = [job for job in jobs if not job.is_terminal]
+    if not opened:
+        return job_rows(jobs, {}, {})
+    models = {job.model for job in opened}
+    found = await asyncio.gather(*map(services.queues.get, models))
+    queues = {queue.model: queue for queue in found if queue is not None}
+    now = max(queue.now for queue in queues.values())
+    return job_rows(jobs, queues, await services.transaction(progress.read_paces, opened, now))
 
 
 @router.get("/counts")

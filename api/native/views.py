@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
+from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, Field
@@ -14,7 +15,7 @@ from api.schemas import JobObject
 from jobs import estimates, fingerprints
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import progress
-from jobs.queries.explaining import Wait
+from jobs.queries.explaining import ModelQueue, Wait, explain
 from jobs.queries.lines import Line, LineResult
 from jobs.queries.reading import Job
 
@@ -168,6 +169,54 @@ class JobDetail(JobObject):
     timeline: list[TimelineEntry] | None = None
     deliveries: list[DeliveryObject] | None = None
     results: list[ResultSummary] | None = None
+
+
+class JobRow(JobObject):
+    """A job as a list shows it. `eta`, `wait` and `held_back` are those of the job by itself."""
+
+    running: int = Field(description="of the open lines, those that workers hold")
+    rate: float = Field(description="lines a second over this minute and the one before; 0 at the end")
+    spark: list[float] = Field(description="lines a second of the last whole minutes, 30 at most, oldest first")
+    eta: EtaObject | None
+    wait: WaitObject | None
+    held_back: WaitObject | None
+
+
+class JobList(BaseModel):
+    """Newest first. The next page is `?after=<last_id>`."""
+
+    object: Literal["list"] = "list"
+    data: list[JobRow]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def job_rows(
+    jobs: Sequence[Job], queues: Mapping[str, ModelQueue], paces: Mapping[UUID, progress.Pace]
+) -> list[JobRow]:
+    """Rows of jobs, with the queues of the open ones' models and the open ones' paces."""
+    rows = []
+    for job in jobs:
+        shown: dict[str, Any] = {"running": 0, "rate": 0.0, "spark": [], "eta": None, "wait": None, "held_back": None}
+        if not job.is_terminal:
+            shown |= standing(job, queues[job.model], paces[job.id])
+            shown["rate"] = round(paces[job.id].lines_per_second, 3)
+            shown["spark"] = list(paces[job.id].spark)
+        rows.append(JobRow.model_validate(JobObject.of(job).model_dump() | shown))
+    return rows
+
+
+def standing(job: Job, queue: ModelQueue, pace: progress.Pace) -> dict[str, Any]:
+    """Of an open job: how many lines run, when it ends, and why nothing or no more of it runs."""
+    running = min(queue.running.get(job.id, 0), job.open)
+    reason = wait_object(explain(job, queue))
+    return {
+        "running": running,
+        "eta": eta_object(pace.estimate) if queue.live_workers else None,
+        "wait": None if running else reason,
+        "held_back": reason if running else None,
+    }
 
 
 def eta_object(found: estimates.Estimate | None) -> EtaObject | None:

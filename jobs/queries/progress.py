@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -15,15 +15,20 @@ from jobs.queries.reading import Job
 from jobs.states import JobState
 
 POINTS = 180  # of a chart
+SPARK_MINUTES = 30
 TIMELINE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a job goes: lines/s over this minute and the one before, and when it ends at its longer pace."""
+    """How fast a job goes: lines/s over this minute and the one before, and when it ends at its longer pace.
+
+    `spark` has the lines/s of the last `SPARK_MINUTES` whole minutes of its life, oldest first.
+    """
 
     lines_per_second: float
     estimate: Estimate | None
+    spark: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +86,48 @@ class Delivery:
 
 def read_pace(connection: Connection, job: Job, now: datetime) -> Pace:
     """A job's pace at `now`, from its newest minutes."""
-    # The first claim, and by the key the newest minutes: this one, the job's first, and those that count.
+    return read_paces(connection, [job], now)[job.id]
+
+
+def read_paces(connection: Connection, jobs: Collection[Job], now: datetime) -> dict[UUID, Pace]:
+    """The same for several jobs, by two queries."""
+    # By the key the newest minutes of each: this one, the job's first, and those that count.
     rows = connection.execute(
-        text("SELECT minute, lines FROM job_minutes WHERE job_id = :job_id ORDER BY minute DESC LIMIT :limit"),
-        {"job_id": job.id, "limit": MINUTES + 2},
-    ).all()
-    started_at = connection.execute(
-        text("SELECT at FROM job_events WHERE job_id = :job_id AND number = :first"),
-        {"job_id": job.id, "first": FIRST_CLAIM},
-    ).scalar()
-    started_at = started_at if started_at is not None else job.in_progress_at
-    since = max(now.replace(second=0, microsecond=0) - timedelta(minutes=1), started_at)
-    lines = sum(row.lines for row in rows if row.minute >= since.replace(second=0, microsecond=0))
-    seconds = max(1.0, (now - since).total_seconds())
-    if job.state != JobState.IN_PROGRESS or job.paused_at is not None:
-        return Pace(lines / seconds, None)
-    minutes = [(row.minute, row.lines) for row in rows]
-    found = estimate(now=now, started_at=started_at, settled=job.last_seq, left=job.open, minutes=minutes)
-    return Pace(lines / seconds, found)
+        text("""
+            SELECT m.job_id, m.minute, m.lines
+            FROM unnest(CAST(:job_ids AS uuid[])) AS j (id) CROSS JOIN LATERAL (
+                SELECT job_id, minute, lines FROM job_minutes WHERE job_id = j.id ORDER BY minute DESC LIMIT :limit
+            ) m
+        """),
+        {"job_ids": [job.id for job in jobs], "limit": max(MINUTES, SPARK_MINUTES) + 2},
+    )
+    minutes: dict[UUID, list[tuple[datetime, int]]] = {job.id: [] for job in jobs}
+    for row in rows:
+        minutes[row.job_id].append((row.minute, row.lines))
+    # First claims, by the key.
+    claims = connection.execute(
+        text("SELECT job_id, at FROM job_events WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND number = :first"),
+        {"job_ids": list(minutes), "first": FIRST_CLAIM},
+    )
+    started = {row.job_id: row.at for row in claims}
+    return {job.id: _pace(job, now, started.get(job.id, job.in_progress_at), minutes[job.id]) for job in jobs}
+
+
+def _pace(job: Job, now: datetime, started_at: datetime, minutes: Sequence[tuple[datetime, int]]) -> Pace:
+    """`minutes` are the newest with work, newest first."""
+    this_minute = now.replace(second=0, microsecond=0)
+    since = max(this_minute - timedelta(minutes=1), started_at)
+    lines = sum(lines for minute, lines in minutes if minute >= since.replace(second=0, microsecond=0))
+    rate = lines / max(1.0, (now - since).total_seconds())
+    found = None
+    if job.state == JobState.IN_PROGRESS and job.paused_at is None:
+        counted = minutes[: MINUTES + 2]
+        found = estimate(now=now, started_at=started_at, settled=job.last_seq, left=job.open, minutes=counted)
+    life = int((this_minute - started_at.replace(second=0, microsecond=0)).total_seconds() // 60)
+    by_minute = dict(minutes)
+    shown = range(min(SPARK_MINUTES, life), 0, -1)
+    spark = [round(by_minute.get(this_minute - timedelta(minutes=ago), 0) / 60, 3) for ago in shown]
+    return Pace(rate, found, spark)
 
 
 def read_points(connection: Connection, job_id: UUID) -> list[Point]:

@@ -125,6 +125,20 @@ def search_jobs(
     return [job_of(row) for row in rows]
 
 
+def newer_jobs(
+    connection: Connection, tenant_id: UUID | None, terms: Sequence[Term], than: UUID, *, limit: int
+) -> list[UUID]:
+    """Ids of published jobs that match and are newer than the one with the id `than`; newest first."""
+    conditions = _Conditions()
+    where = conditions.of(terms)
+    # Ids are ordered by time: these are at the end of the index.
+    rows = connection.execute(
+        text(f"SELECT j.id FROM jobs j WHERE {_VISIBLE} AND {where} AND j.id > :than ORDER BY j.id DESC LIMIT :limit"),
+        {"tenant_id": tenant_id, "than": than, "limit": limit, **conditions.parameters},
+    )
+    return list(rows.scalars())
+
+
 def count_jobs(connection: Connection, tenant_id: UUID | None, terms: Sequence[Term]) -> int:
     """How many jobs match, up to `MOST_COUNTED`."""
     conditions = _Conditions()

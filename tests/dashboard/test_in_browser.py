@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -55,19 +55,32 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def logged_in(chromium: Any, stack: RunningStack) -> Iterator[Callable[..., Any]]:
+    """A browser context for each key and size, logged in once: its pages find the dashboard's files in its cache."""
+    made: dict[tuple[str, tuple[int, int]], Any] = {}
+    with ExitStack() as contexts:
+
+        def context_of(key: str, size: tuple[int, int]) -> Any:
+            if (key, size) not in made:
+                context = contexts.enter_context(browsers.context(chromium, stack.base_url, size=size))
+                login = context.request.post(
+                    "/session", data={"key": key}, headers={"origin": stack.base_url, "x-pagemill-page": "1"}
+                )
+                assert login.ok, login.text()
+                made[key, size] = context
+            return made[key, size]
+
+        yield context_of
+
+
 @pytest.fixture
-def open_page(chromium: Any, stack: RunningStack) -> Open:
+def open_page(logged_in: Callable[..., Any], stack: RunningStack) -> Open:
     """Open an address in a browser that is logged in with the first key, or with `key`."""
 
     @contextmanager
-    def open_one(path: str = "/", *, key: str | None = None, **options: Any) -> Iterator[Any]:
-        with browsers.opened(chromium, stack.base_url, **options) as page:
-            login = page.request.post(
-                "/session",
-                data={"key": key or stack.api_key},
-                headers={"origin": stack.base_url, "x-pagemill-page": "1"},
-            )
-            assert login.ok, login.text()
+    def open_one(path: str = "/", *, key: str | None = None, size: tuple[int, int] = DESKTOP) -> Iterator[Any]:
+        with browsers.page_of(logged_in(key or stack.api_key, size), stack.base_url) as page:
             page.goto(path)
             page.wait_for_selector("h1")
             yield page
@@ -258,16 +271,20 @@ def test_page_says_that_it_is_cut_off_and_comes_back_alone(open_page: Open) -> N
         page.allowed += ["Failed to load resource", "net::ERR"]
         page.locator(".rail .live", has_text="Live").wait_for()
         page.context.set_offline(True)
-        page.locator(".rail .live", has_text="Not live since").wait_for()
-        page.context.set_offline(False)
+        try:
+            page.locator(".rail .live", has_text="Not live since").wait_for()
+        finally:
+            page.context.set_offline(False)
         page.locator(".rail .live", has_text=re.compile("^Live")).wait_for()
 
 
 def test_read_only_key_has_no_actions(open_page: Open, stack: RunningStack, api: httpx.Client) -> None:
     key = new_key_over_http(stack, "default", "read-only")
     job_id = ended(api, sent(api, ["1 + 1 ="]))["id"]
-    for path in ("/", f"/jobs/{job_id}", "/keys"):
-        with open_page(path, key=key) as page:
+    with open_page("/", key=key) as page:
+        for path in ("/", f"/jobs/{job_id}", "/keys"):
+            browsers.go(page, path)
+            page.locator("[aria-busy=true]").first.wait_for(state="detached")
             page.locator(".badge", has_text="read-only key").first.wait_for()
             for name in ("Pause", "Retry", "Cancel", "Delete", "New key", "Revoke"):
                 assert page.get_by_role("button", name=re.compile(name)).count() == 0
@@ -279,10 +296,10 @@ def test_markup_right_to_left_and_nul_are_text(open_page: Open, api: httpx.Clien
     with open_page(f"/jobs/{job_id}") as page:
         page.locator("h1", has_text="<img").wait_for()  # before the job has come, its id stands there
         assert page.locator("h1").inner_text() == '<img src=x onerror="alert(1)">'
-        page.goto(f"/jobs/{job_id}/lines/1")
+        browsers.go(page, f"/jobs/{job_id}/lines/1")
         page.get_by_label("The prompt", exact=True).wait_for()
         assert page.get_by_label("The prompt", exact=True).inner_text() == HOSTILE
-        page.goto(f"/jobs/{job_id}/lines/2")
+        browsers.go(page, f"/jobs/{job_id}/lines/2")
         page.get_by_label("The prompt", exact=True).wait_for()
         assert page.get_by_label("The prompt", exact=True).inner_text() == "nul ␀ here"
         assert page.locator("img").count() == 0
@@ -302,12 +319,24 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(
     open_page: Open, axe: str, with_failures: dict[str, Any], theme: str, size: tuple[int, int]
 ) -> None:
     job = f"/jobs/{with_failures['id']}"
+    loaded = {
+        "/": "table.jobs tbody a",
+        job: ".res .ans",
+        f"{job}/lines/3": ".outcome",
+        "/queue": "main h2",
+        "/fleet": "table tbody a",
+        "/new": "textarea",
+        "/keys": "table tbody bdi, table tbody code",
+        "/webhooks": "main h2",
+        "/settings": "main dl",
+    }
     found: dict[str, Any] = {}
-    with open_page("/", theme=theme, size=size) as page:
-        for path in ("/", job, f"{job}/lines/3", "/queue", "/fleet", "/new", "/keys", "/webhooks", "/settings"):
-            page.goto(path)
-            page.wait_for_selector("main h1, main h2")
+    with open_page("/", size=size) as page:
+        page.emulate_media(color_scheme=theme)
+        for path, shown in loaded.items():
+            browsers.go(page, path)
             page.locator("[aria-busy=true]").first.wait_for(state="detached")
+            page.locator(shown).first.wait_for()
             found[path] = browsers.violations(page, axe)
             width = page.evaluate("document.documentElement.scrollWidth")
             if width > size[0]:

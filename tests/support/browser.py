@@ -55,7 +55,14 @@ def chromium() -> Iterator[Any]:
 @contextmanager
 def opened(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Iterator[Any]:
     """A `playwright.sync_api.Page` in a context of its own, on `url` for relative addresses."""
-    context = browser.new_context(
+    with context(browser, url, size=size, theme=theme) as own, page_of(own, url) as page:
+        yield page
+
+
+@contextmanager
+def context(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Iterator[Any]:
+    """A `playwright.sync_api.BrowserContext`: cookies, storage and a cache that its pages share."""
+    made = browser.new_context(
         base_url=url,
         viewport={"width": size[0], "height": size[1]},
         color_scheme=theme,
@@ -63,8 +70,17 @@ def opened(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, theme: st
         has_touch=size == PHONE,
         accept_downloads=True,
     )
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(20_000)
+    try:
+        made.grant_permissions(["clipboard-read", "clipboard-write"])
+        made.set_default_timeout(20_000)
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def page_of(context: Any, url: str) -> Iterator[Any]:
+    """A page of a context; it fails its test where it complains, or asks for anything that is not under `url`."""
     page = context.new_page()
     complaints: list[str] = []
     foreign: list[str] = []
@@ -74,14 +90,26 @@ def opened(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, theme: st
         "request",
         lambda request: foreign.append(request.url) if not request.url.startswith((url, "blob:", "data:")) else None,
     )
-    page.allowed = []  # type: ignore[attr-defined]  # parts of complaints that a test provokes
+    page.allowed = []  # parts of complaints that a test provokes
     try:
         yield page
         kept = [text for text in complaints if not any(part in text for part in page.allowed)]
         assert kept == []
         assert foreign == []
     finally:
-        context.close()
+        page.close()
+
+
+def go(page: Any, path: str) -> None:
+    """Follow an address as a link of the page does, without loading the page anew. Returns when it has drawn again."""
+    page.evaluate(
+        """path => {
+            history.pushState(null, "", path);
+            dispatchEvent(new PopStateEvent("popstate"));
+            return new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        }""",
+        path,
+    )
 
 
 def axe_source(directory: Path) -> str | None:
@@ -97,7 +125,8 @@ def axe_source(directory: Path) -> str | None:
 
 def violations(page: Any, source: str) -> list[str]:
     """What axe-core finds on a page, as `rule: selector`."""
-    page.evaluate(source)
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(source)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{rule['id']}: {node['target']} {node.get('failureSummary', '')}"
