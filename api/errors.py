@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
+from api.wrong_keys import WINDOW
 from jobs import errors, patterns
 from jobs.database import UnsupportedDatabase
 
@@ -62,7 +63,7 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
 )
 HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     errors.InvalidKey: {"www-authenticate": "Bearer"},
-    errors.TooManyWrongKeys: {"retry-after": "60"},
+    errors.TooManyWrongKeys: {"retry-after": f"{WINDOW:.0f}"},
     errors.IdempotencyBusy: {"retry-after": "1"},
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},
@@ -81,7 +82,7 @@ PARAM: dict[type[errors.PagemillError], str] = {errors.ModelNotFound: "model"}
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 DISK_FULL = "53100"
-UNDEFINED_TABLE = "42P01"
+UNDEFINED = ("42P01", "42703")  # table, column
 PASSING_CLASSES = ("08", "40", "53", "55", "57", "58")  # connections, rollbacks, resources, locks, operators, system
 READ_ONLY_TRANSACTION = "25006"  # a standby after a failover
 
@@ -193,9 +194,12 @@ def _of_database(error: Exception) -> Problem | None:
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state == DISK_FULL:
         return Problem(507, "The database's disk is full. Nothing was stored.", "insufficient_storage")
-    if state == UNDEFINED_TABLE:
+    if state in UNDEFINED:
         return Problem(
-            503, "The database has no tables yet: run `pagemill migrate`.", "unavailable", headers=RETRY_AFTER
+            503,
+            "The database's tables are missing or of an older version: run `pagemill migrate`.",
+            "unavailable",
+            headers=RETRY_AFTER,
         )
     if state == READ_ONLY_TRANSACTION or (state is not None and state.startswith(PASSING_CLASSES)):
         return Problem(503, "The database is not available just now.", "unavailable", headers=RETRY_AFTER)

@@ -21,7 +21,7 @@ from jobs.settings import Settings
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 3  # seconds
-CANCEL_TIMEOUT = 0.5  # seconds in which a server takes the word that a query is cancelled
+CANCEL_TIMEOUT = 0.5  # seconds for a cancel request to reach the server
 POOL_TIMEOUT = 10  # seconds
 # Execution options of a statement whose rows come as Postgres keeps them and not as text: bytea in half the bytes.
 BINARY_RESULTS = {"binary_results": True}
@@ -40,7 +40,7 @@ class Limits:
 
     The client's limit is for a server that is frozen or cut off without an error: TCP keeps such a connection open.
     `ping` is how long a connection that comes out of the pool may take to show that it lives. The server ends a session
-    whose open transaction waits for its client for `idle`: a process that is frozen keeps locks so long.
+    whose open transaction has waited for its client for `idle`, because a frozen process would keep its locks.
     """
 
     statement: float
@@ -202,7 +202,7 @@ def _limit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], l
 def _gave_up(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limit: float | None
 ) -> psycopg.OperationalError:
-    """Close a connection whose server did not answer: an answer that came later would be taken for the next one's."""
+    """Close a connection whose server did not answer: a late answer would be read as that of the next query."""
     connection.pgconn.finish()
     return psycopg.OperationalError(f"the server did not answer within {limit:g} s")
 
@@ -229,7 +229,7 @@ def _prepare(engine: Engine, limits: Limits | None) -> None:
         return connection
 
     event.listen(engine, "do_connect", create)
-    # Before SQLAlchemy asks for the server's version, in bytes that it cannot read where the encoding is none.
+    # First of the listeners: SQLAlchemy asks for the version next, and cannot read it where the encoding is SQL_ASCII.
     event.listen(engine, "connect", _begin_session(limits), insert=True)
     event.listen(engine, "before_cursor_execute", _choose_format)
 

@@ -101,7 +101,7 @@ class Params(StrictModel):
     structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
-    def _at_least_not_aboveat_most(self) -> Params:
+    def _min_tokens_is_not_above_max_tokens(self) -> Params:
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
         return self

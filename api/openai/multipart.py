@@ -63,7 +63,7 @@ class _Events:
     def callbacks(self) -> dict[str, Callable[..., None]]:
         def on_part_begin() -> None:
             self._num_parts += 1
-            if self._num_parts > MAX_PARTS:  # those of equal names and of none, too
+            if self._num_parts > MAX_PARTS:  # repeated names and unnamed parts count, too
                 raise TooLarge(f"More than {MAX_PARTS} parts in a form.")
 
         def on_header_field(data: bytes, start: int, end: int) -> None:
@@ -95,7 +95,7 @@ class _Events:
 async def read_form(
     request: Request, pieces: AsyncIterator[bytes], *, file_field: str, opened: Opened, max_bytes: int
 ) -> Form:
-    """Read a form, its part `file_field` into `opened`, which is entered where such a part comes.
+    """Read a form, writing the content of its part `file_field` into `opened`.
 
     Raises `InvalidInput`, `TooLarge` where the file has more than `max_bytes`, `UnsupportedMediaType` where the body is
     no form. Where it raises, `opened` was left with that error, so nothing of the file is kept.

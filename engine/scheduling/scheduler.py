@@ -25,6 +25,7 @@ from engine.scheduling.memory_backoff import MemoryBackoff
 from engine.scheduling.prefill_budget import PrefillBudgetTuner
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step import ScheduledSequence, ScheduledStep
+from engine.scheduling.step_budget import StepBudget
 from engine.scheduling.waiting_queue import WaitingQueue
 from kernels.integers import ceil_div
 
@@ -81,7 +82,7 @@ class Scheduler:
         while self._must_yield():
             self.preempt(self.running[-1])
         decodes = sum(sequence.num_tokens_to_run == 1 for sequence in self.running)
-        budget = _Budget(
+        budget = StepBudget(
             min(self.memory_backoff.tokens, self.prefill_budget.tokens + decodes),
             self.limits.max_prompt_logits,
             decodes=decodes,
@@ -103,7 +104,7 @@ class Scheduler:
             return True
         return not AdmissionForecast(self.running, self.blocks, self.lengths).admit(first, self._cached_prefix(first))
 
-    def _continue(self, step: ScheduledStep, budget: _Budget) -> None:
+    def _continue(self, step: ScheduledStep, budget: StepBudget) -> None:
         place = 0
         while place < len(self.running):  # the list's end moves nearer when a sequence is preempted
             sequence = self.running[place]
@@ -124,7 +125,7 @@ class Scheduler:
                 self.preempt(sequence, step)
         return wanted
 
-    def _admit(self, step: ScheduledStep, budget: _Budget) -> None:
+    def _admit(self, step: ScheduledStep, budget: StepBudget) -> None:
         forecast: AdmissionForecast | None = None
         while len(self.waiting) and len(self.running) < self.max_batch_slots and budget.tokens and self.blocks.num_free:
             sequence = self.waiting.peek()
@@ -163,7 +164,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         bisect.insort(self.running, sequence, key=lambda s: s.key)
 
-    def _schedule(self, sequence: Sequence, num_tokens: int, step: ScheduledStep, budget: _Budget) -> None:
+    def _schedule(self, sequence: Sequence, num_tokens: int, step: ScheduledStep, budget: StepBudget) -> None:
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         self.blocks.grow(sequence.table, end)
         self.blocks.cache_full_blocks(sequence.table, sequence.token_ids, min(end, sequence.num_tokens))
@@ -256,27 +257,3 @@ class Scheduler:
                 raise AssertionError("a sequence has computed more tokens than it has")
             if len(sequence.table.blocks) < self.blocks.blocks_for(sequence.num_computed_tokens):
                 raise AssertionError("computed tokens lie outside the sequence's blocks")
-
-
-class _Budget:
-    """What is left of a step's tokens and prompt logits. Chunks leave a token to each sequence that decodes."""
-
-    def __init__(self, tokens: int, prompt_logits: int, *, decodes: int) -> None:
-        self.tokens = tokens
-        self._prompt_logits = prompt_logits
-        self._decodes = decodes
-
-    def grant(self, sequence: Sequence, start: int) -> int:
-        """How many tokens from `start` on the sequence may run in this step."""
-        pending = sequence.num_tokens_to_run_from(start)
-        if pending == 1:
-            return min(1, self.tokens)
-        wanted = min(pending, max(0, self.tokens - self._decodes))
-        excess = sequence.prompt_logits(start, start + wanted) - max(0, self._prompt_logits)
-        return max(0, wanted - max(0, excess))
-
-    def spend(self, tokens: int, prompt_logits: int, *, decode: bool) -> None:
-        self.tokens -= tokens
-        if decode:
-            self._decodes = max(0, self._decodes - 1)
-        self._prompt_logits -= prompt_logits

@@ -9,7 +9,7 @@ Decode = Callable[[Sequence[int]], str]
 
 # Tokens that may lie in one character of UTF-8: it has at most four bytes. Text that is incomplete after so many tokens
 # is taken as it stands.
-_MAX_OPEN_TOKENS = 4
+MAX_OPEN_TOKENS = 4
 
 
 class StopScanner:
@@ -55,7 +55,7 @@ class StopScanner:
         if self._num_old and text == self._old_text:
             # A token without text. Alone in the window it would leave the next one to be treated as a text's first.
             del self._window[self._num_old :]
-        elif not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._window) - self._num_old >= _MAX_OPEN_TOKENS:
+        elif not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._window) - self._num_old >= MAX_OPEN_TOKENS:
             self._tail = seen[-self._num_kept :] if self._num_kept else ""
             del self._window[: self._num_old]
             self._num_old = len(self._window)

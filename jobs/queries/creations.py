@@ -1,4 +1,4 @@
-"""What a request made, so that the same request sent again answers with that instead of making another.
+"""Records of what requests made: the same request, sent again, is answered with what it made the first time.
 
 The record is written in the transaction that makes the object: of two equal requests one makes it, and the other,
 which waits for that transaction, learns of it.
@@ -17,10 +17,10 @@ from jobs.errors import IdempotencyMismatch
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """How a request is known again for `seconds`: by `request`, and with a body of that hash.
+    """What identifies a request for `seconds`: the hash `request`, and the hash of its body.
 
-    `replaces_older`: seconds since this request began; a record that is older is another request's, which merely looked
-    the same. None: every record holds until it expires.
+    `replaces_older`: seconds since this request began. An older record belongs to another request with the same hash,
+    and is replaced. None: a record holds until it expires.
     """
 
     tenant_id: UUID
@@ -56,7 +56,7 @@ def record(
         "seconds": claim.seconds,
         "age": claim.replaces_older,
     }
-    # Waits for a transaction that writes the same record, and takes over one that holds no longer.
+    # Waits for a transaction that writes the same record, and replaces a record that has expired.
     is_ours = connection.execute(
         text("""
             INSERT INTO creations AS c (tenant_id, request, body_sha256, object_id, expires_at)
@@ -73,7 +73,7 @@ def record(
     ).scalar()
     if is_ours:
         return
-    # The conflict locked the row, so it is the one that stopped the statement before.
+    # This is the record that stopped the statement above, because the conflict locked its row.
     made = connection.execute(
         text("SELECT body_sha256, object_id FROM creations WHERE tenant_id = :tenant_id AND request = :request"), values
     ).one()

@@ -12,7 +12,7 @@ from jobs.fingerprints import GROUPS_A_JOB, OTHER, Failure
 
 
 def group(connection: Connection, failed: Collection[tuple[UUID, int, Failure]]) -> None:
-    """Count lines that this transaction settles as failed. It holds the locks of their jobs."""
+    """Count lines that this transaction settles as failed; it holds the locks of their jobs already."""
     job_ids = {job_id for job_id, _, _ in failed}
     # At most GROUPS_A_JOB + 1 a job.
     known = connection.execute(
@@ -36,7 +36,7 @@ def group(connection: Connection, failed: Collection[tuple[UUID, int, Failure]])
             kinds[job_id].add(fingerprint)
         lines[job_id, fingerprint].append(line)
         failures[job_id, fingerprint] = failure
-    # Every group of these lines, new or counted on.
+    # Insert new groups, and count these lines in those that exist.
     connection.execute(
         text("""
             INSERT INTO failure_groups AS g

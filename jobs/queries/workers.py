@@ -1,4 +1,4 @@
-"""Worker rows, one for each process life, with its lease. `settling.release_dead_worker` frees what a dead one held."""
+"""Worker rows, one for each process life, with its lease. `rescue.release_dead_worker` frees what a dead one held."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.errors import LeaseLost
-from jobs.queries.settling import lock_held_jobs
+from jobs.queries.rescue import lock_held_jobs
 from jobs.requests import ModelLimits
 from jobs.states import EndReason, Wanted
 
@@ -30,7 +30,7 @@ def register(
 ) -> None:
     """Insert the worker with a lease of `lease` seconds, and its model.
 
-    `wanted` is what was asked of this process under another id.
+    `wanted`: a drain or stop that an operator asked of this process before, when its row had another id.
     """
     # A model's limits are those of the worker that registered last; jobs that wait for it stay.
     connection.execute(
@@ -83,7 +83,7 @@ def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: M
 
 def keep_minute(connection: Connection, worker_id: UUID) -> None:
     """Keep the counters of the worker's last heartbeat as those of this minute."""
-    # A worker that has not loaded its model has no counters. One row a minute, so the first of the minute stays.
+    # A worker that has not loaded its model has no counters. The first heartbeat of a minute writes its row.
     connection.execute(
         text("""
             INSERT INTO worker_minutes (worker_id, minute, prompt_tokens, cached_tokens, completion_tokens,

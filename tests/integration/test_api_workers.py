@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from jobs.ids import public_id
-from jobs.queries import settling, workers
+from jobs.queries import rescue, workers
 from jobs.roles import Role
 from jobs.settings import Settings
 from jobs.states import EndReason, Wanted
@@ -86,8 +86,8 @@ def test_ended_worker_says_why_and_how_many_lines_it_held(api: Api, api_rows: Ro
         assert len(api_rows.claim(worker_id, lines).requests) == lines
     api_rows.lapse(lost)
     with api_rows.database.begin() as connection:
-        assert settling.reap_worker(connection, max_deaths=3) is not None
-        settling.release_dead_worker(connection, broken, max_deaths=3, reason=EndReason.BROKEN)
+        assert rescue.reap_worker(connection, max_deaths=3) is not None
+        rescue.release_dead_worker(connection, broken, max_deaths=3, reason=EndReason.BROKEN)
         workers.end(connection, stopped)
     api_rows.lapse(silent)  # and no reaper came by yet
     shown = {worker["id"]: worker for worker in api.client.get("/v1/workers").json()["data"]}

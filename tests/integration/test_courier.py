@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from standardwebhooks.webhooks import Webhook
@@ -31,7 +33,13 @@ from worker.courier import maintenance
 from worker.courier.process import run_courier
 
 AT_ONCE = 60.0  # seconds, far less than an interval that keeps the courier waiting
-QUICK = {"sweep_interval": 0.1, "webhook_poll_interval": 0.1, "heartbeat_interval": 0.05, "webhook_allow_private": True}
+QUICK = {
+    "sweep_interval": 0.1,
+    "webhook_poll_interval": 0.1,
+    "heartbeat_interval": 0.05,
+    "webhook_allow_private": True,
+    "metrics_port": 0,
+}
 
 
 @dataclass
@@ -50,6 +58,12 @@ class Courier:
             return self.says(words)
 
         await_condition(found, f"{words!r} in the courier's log", timeout=PATIENCE)
+
+    def turns(self, task: str) -> int:
+        """How many turns of a periodic task went well, read from its metrics."""
+        (url,) = re.findall(r"metrics on (\S+)", self.log.read_text())
+        found = re.search(rf'courier_turns_total{{task="{task}"}} (\d+)', httpx.get(url).text)
+        return int(found[1]) if found else 0
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it. It waits for nothing that takes longer than `AT_ONCE`."""
@@ -133,8 +147,7 @@ def test_courier_delivers_sooner_when_nudged(tmp_path: Path, rows: Rows, redis_u
         )
         server.await_requests(1)
         await_condition(lambda: not rows.query("SELECT 1 FROM deliveries WHERE due_at IS NOT NULL"), "the outcome")
-        # Lets those looks pass, so that the next event is the nudge's alone; were they slower, nothing would fail.
-        time.sleep(0.5)
+        await_condition(lambda: running.turns("webhooks") == 2, "both looks")
         job_id = rows.job(1, webhook=server.url)
         rows.finish(job_id)
         app = make_app(Settings(redis_url=redis_url), "test")

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import LeaseLost
 from jobs.ids import new_id
-from jobs.queries import live, settling
+from jobs.queries import live, rescue
 from jobs.queries.claiming import ClaimedRequest, claim, claims_of, release
 from jobs.queries.live import LiveState
 from jobs.queries.tenants import TenantWeight, list_weights, set_weight
@@ -246,5 +246,5 @@ class TestLiveRequests:
             assert live.states(connection, [job_id, new_id()]) == {job_id: LiveState(False, False)}
             claim(connection, worker_id, "demo", limit=1, is_idle=True, solo_after_deaths=2)
             assert live.states(connection, [job_id])[job_id] == LiveState(False, False)
-            settling.release_dead_worker(connection, worker_id, max_deaths=3)
+            rescue.release_dead_worker(connection, worker_id, max_deaths=3)
             assert live.states(connection, [job_id])[job_id] == LiveState(False, True)

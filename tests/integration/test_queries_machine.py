@@ -22,7 +22,8 @@ from sqlalchemy import Connection
 from jobs.errors import LeaseLost
 from jobs.queries import workers
 from jobs.queries.claiming import ClaimedRequest, claim, claims_of, release
-from jobs.queries.settling import Outcome, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
+from jobs.queries.rescue import reap_worker
+from jobs.queries.settling import Outcome, cancel_job, jobs_to_settle, settle, settle_open
 from jobs.states import JobState, RequestState
 from tests.support.rows import MODEL, Rows, answered
 

@@ -11,7 +11,8 @@ import pytest
 from jobs.fingerprints import GROUPS_A_JOB, OTHER, Failure
 from jobs.queries import job_events
 from jobs.queries.claiming import ClaimedRequest
-from jobs.queries.settling import Outcome, reap_worker, settle, settle_open
+from jobs.queries.rescue import reap_worker
+from jobs.queries.settling import Outcome, settle, settle_open
 from jobs.states import RequestState
 from tests.support.rows import ANSWER, Rows, answered
 

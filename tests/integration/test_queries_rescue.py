@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection
 
 from jobs.queries.claiming import claim, release
-from jobs.queries.settling import reap_worker, release_dead_worker
+from jobs.queries.rescue import reap_worker, release_dead_worker
 from jobs.queries.workers import end
 from tests.support.processes import await_condition
 from tests.support.rows import MODEL, Rows

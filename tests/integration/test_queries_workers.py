@@ -10,7 +10,7 @@ from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.queries import reading, workers
 from jobs.queries.claiming import claims_of
-from jobs.queries.settling import reap_worker
+from jobs.queries.rescue import reap_worker
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
 from tests.support.processes import await_condition

@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy import Engine, create_engine, text
 
 from jobs.database import sqlalchemy_url
-from jobs.queries import settling, submission, tenants
+from jobs.queries import rescue, settling, submission, tenants
 from jobs.queries.reading import Job, get_job
 from jobs.requests import JobOptions, ModelLimits, Params, parse_request
 from jobs.settings import Settings
@@ -144,7 +144,7 @@ class Pipeline:
     def reap(self) -> settling.ReapResult | None:
         """What the courier's sweep does, now."""
         with self.database.begin() as connection:
-            return settling.reap_worker(connection, max_deaths=self.settings.max_deaths)
+            return rescue.reap_worker(connection, max_deaths=self.settings.max_deaths)
 
     def query(self, statement: str, **parameters: object) -> Sequence[Any]:
         with self.database.begin() as connection:

@@ -14,7 +14,8 @@ from jobs.ids import new_id
 from jobs.keys import new_webhook_secret
 from jobs.queries import submission, tenants, workers
 from jobs.queries.claiming import Claim, ClaimedRequest, claim
-from jobs.queries.settling import Outcome, Settled, cancel_job, jobs_to_settle, reap_worker, settle, settle_open
+from jobs.queries.rescue import reap_worker
+from jobs.queries.settling import Outcome, Settled, cancel_job, jobs_to_settle, settle, settle_open
 from jobs.queries.tenants import Tenant
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import JobOptions, ModelLimits, StagedLine, Webhook

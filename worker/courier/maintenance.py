@@ -19,7 +19,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ids import EVENT_PREFIX, public_id
-from jobs.queries import batches, creations, retention, settling, webhook_endpoints, webhooks
+from jobs.queries import batches, creations, rescue, retention, settling, webhook_endpoints, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.metrics import CourierMetrics
@@ -66,7 +66,7 @@ class Maintenance:
                         self._rescue_from = time.monotonic() + PATIENCE * self._settings.heartbeat_interval
                     if time.monotonic() < self._rescue_from:
                         return
-                    reaped = settling.reap_worker(connection, max_deaths=self._settings.max_deaths)
+                    reaped = rescue.reap_worker(connection, max_deaths=self._settings.max_deaths)
             except SQLAlchemyError as error:
                 self._is_postgres_away = is_away(error)
                 raise

@@ -33,6 +33,12 @@ class CourierMetrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._turns = Counter(
+            "pagemill:courier_turns",
+            "Turns of the courier's periodic tasks that went well, by task.",
+            ("task",),
+            registry=self.registry,
+        )
         self._failed_turns = Counter(
             "pagemill:courier_failed_turns",
             "Turns of the courier's periodic tasks that failed, by task.",
@@ -57,6 +63,10 @@ class CourierMetrics:
         self._dead_workers.inc()
         self._rescued.labels("freed").inc(freed)
         self._rescued.labels("given_up").inc(given_up)
+
+    def count_turn(self, task: str) -> None:
+        """Count a turn of a periodic task that went well."""
+        self._turns.labels(task).inc()
 
     def count_failed_turn(self, task: str) -> None:
         """Count a failed turn of a periodic task."""

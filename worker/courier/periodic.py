@@ -24,7 +24,7 @@ class Periodic:
     """Calls `turn` every `interval` seconds, and at once when woken.
 
     A turn that fails is logged and tried again later, each time a little later while the failures go on; it never ends
-    the thread. `turn` looks at `stopping` between its transactions.
+    the thread. Each turn ends with `on_turn` or `on_failure`. `turn` looks at `stopping` between its transactions.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class Periodic:
         turn: Callable[[threading.Event], None],
         *,
         interval: float,
+        on_turn: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._turn = turn
         self._interval = interval
+        self._on_turn = on_turn
         self._on_failure = on_failure
         self._works = False
         self._wake = threading.Event()
@@ -85,6 +87,7 @@ class Periodic:
                     logger.info("%s: works again", self._name)
                 failures = 0
                 self._works = True
+                self._on_turn()
                 self._wake.wait(self._interval)
 
 

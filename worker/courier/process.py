@@ -47,7 +47,13 @@ class Courier:
         )
 
         def periodic(name: str, turn: Callable[[threading.Event], None], interval: float) -> Periodic:
-            return Periodic(name, turn, interval=interval, on_failure=lambda: metrics.count_failed_turn(name))
+            return Periodic(
+                name,
+                turn,
+                interval=interval,
+                on_turn=lambda: metrics.count_turn(name),
+                on_failure=lambda: metrics.count_failed_turn(name),
+            )
 
         self._webhooks = periodic("webhooks", self._dispatcher.turn, settings.webhook_poll_interval)
         sweeps = {

@@ -1,4 +1,7 @@
-"""This process's right to hold and write requests, and the clock that takes it away."""
+"""This process's right to hold and write requests, and the clock that takes it away.
+
+What becomes of the requests when the lease in Postgres runs out: `jobs.queries.rescue`.
+"""
 
 from __future__ import annotations
 

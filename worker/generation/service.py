@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief, connect
 from jobs.queries import workers
-from jobs.queries.settling import ClaimToken, Outcome, release_dead_worker
+from jobs.queries.rescue import release_dead_worker
+from jobs.queries.settling import ClaimToken, Outcome
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings

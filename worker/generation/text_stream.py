@@ -3,17 +3,18 @@
     tokens ──decode──▶ … committed | new text | may become a character, or begins a stop string
                                      └─ given out
 
-Pieces joined are a prefix of the finished text, which the engine makes from all tokens at once.
+Pieces joined are a prefix of the finished text, which the engine makes from all tokens at once. `StopScanner` keeps a
+window of the same kind, but searches text that a later token may still change, where this gives out only what stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from engine.tokenization.stop_strings import MAX_OPEN_TOKENS
+
 Decode = Callable[[Sequence[int]], str]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character of UTF-8 has at most four bytes, and a token at least one of them.
-_MAX_OPEN_TOKENS = 4
 
 
 class TextStream:
@@ -36,7 +37,7 @@ class TextStream:
         self._window += token_ids[self._num_tokens :]
         self._num_tokens = len(token_ids)
         text = self._decode(self._window)
-        is_open = text.endswith(_REPLACEMENT) and len(self._window) - self._num_known < _MAX_OPEN_TOKENS
+        is_open = text.endswith(_REPLACEMENT) and len(self._window) - self._num_known < MAX_OPEN_TOKENS
         if not is_open and text.startswith(self._known_text):
             self._held_back += text[len(self._known_text) :]
             # The known tokens stay in the window, because some decoders treat a text's first token apart.

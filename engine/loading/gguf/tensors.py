@@ -1,4 +1,4 @@
-"""A GGUF file's tensors into a native model, dequantized a piece at a time.
+"""Names and layouts of a GGUF file's tensors in a native model; `GGUFFile.rows` dequantizes them by pieces.
 
 llama.cpp's converters do more than rename, and each step is undone here: rows of Llama's queries and keys are in the
 order of interleaved rotary pairs, Gemma's norms have one added, GPT-2's linear layers are [out, in].
