@@ -102,6 +102,10 @@ class Unavailable(Exception):
     """Something that the API needs is away for a while."""
 
 
+class NoPlaceNow(Exception):
+    """A request that may wait found no place to wait in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An answer that is not a success."""
@@ -154,6 +158,8 @@ def problem(error: Exception) -> Problem | None:
             return Problem(499, "The client hung up.", "client_closed_request")
         case Unavailable() | UnsupportedDatabase():
             return Problem(503, str(error), "unavailable", headers=RETRY_AFTER)
+        case NoPlaceNow():
+            return Problem(429, str(error), "resource_unavailable", headers=RETRY_AFTER)
         case sqlalchemy.exc.TimeoutError():
             return Problem(503, "Every connection to the database is busy.", "overloaded", headers=RETRY_AFTER)
         case sqlalchemy.exc.DBAPIError():
@@ -261,6 +267,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         BodyTimeout,
         ClientDisconnect,
         Unavailable,
+        NoPlaceNow,
         UnsupportedDatabase,
         sqlalchemy.exc.SQLAlchemyError,
         psycopg.Error,

@@ -12,9 +12,10 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from api.errors import Problem, connections_exhausted, head_overdue, malformed_http
@@ -52,6 +53,16 @@ class ConnectionLimits:
         if now - self._warned_at.get(message, float("-inf")) >= LOG_INTERVAL:
             self._warned_at[message] = now
             logger.warning(message, *details)
+
+
+def end_of_input(scope: Scope) -> asyncio.Event:
+    """Set when the client of a running request has closed its side of the connection.
+
+    A client that is gone looks the same until something is sent to it: a route that answers late chooses what it means.
+    """
+    event = scope.setdefault("pagemill.end_of_input", asyncio.Event())
+    assert isinstance(event, asyncio.Event)
+    return event
 
 
 class HttpProtocol(H11Protocol):
@@ -104,6 +115,7 @@ class HttpProtocol(H11Protocol):
         if self._is_refused or self._awaits_head or self.cycle.more_body:
             return False
         self._is_half_closed = True
+        end_of_input(cast(Scope, self.cycle.scope)).set()
         return True
 
     def pause_writing(self) -> None:

@@ -16,6 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import Caller, InjectedServices, Services
+from api.http_protocol import end_of_input
 from api.openai.documents import read_object
 from api.openai.live_hub import LiveAnswer, LiveHub, Message
 from api.openai.repeats import Attempt, RequestAttempt
@@ -215,9 +216,15 @@ async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Re
 
 
 async def _hung_up(request: Request) -> None:
+    """Wait until the caller has closed the connection, or its side: no client of this API goes on to read then."""
+    closed = asyncio.ensure_future(end_of_input(request.scope).wait())
     # The body has been read: the next message is the disconnect.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    disconnected = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait([closed, disconnected], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        closed.cancel()
+        disconnected.cancel()
 
 
 async def _streamed(answer: LiveAnswer, shape: StreamShape, stack: AsyncExitStack) -> Response:

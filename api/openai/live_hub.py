@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Services
-from api.errors import Unavailable
+from api.errors import NoPlaceNow, Unavailable
 from api.tasks import end_tasks
 from jobs.ids import new_id
 from jobs.queries import live, reading, settling
@@ -128,7 +128,8 @@ class LiveHub:
         Where an earlier try of the request is known by `claim`, its answer comes. Raises `Unavailable` where no worker
         serves the model, or too many live requests wait here.
         """
-        self._require_place()
+        if not self._has_place():
+            raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
         if not await self._services.transaction(live.has_live_worker, model):
             raise Unavailable(f"No worker serves {model!r} just now. Send a batch, which waits for one, or try again.")
         job_id = new_id()
@@ -170,9 +171,10 @@ class LiveHub:
     ) -> AsyncIterator[LiveAnswer]:
         """The same, whose answers come within the block, each at its end. What is unfinished then is cancelled.
 
-        No worker has to be alive: the job waits for one. Raises `Unavailable` where too many requests wait here.
+        No worker has to be alive: the job waits for one. Raises `NoPlaceNow` where too many requests wait here.
         """
-        self._require_place()
+        if not self._has_place():
+            raise NoPlaceNow("Too many requests wait for their answers here. Try again later, or in the background.")
         job_id, is_ours = await self.queue(tenant_id, model, lines, claim)
         async with self._repeated(job_id, len(lines), may_move=True) as answer:
             try:
@@ -181,9 +183,8 @@ class LiveHub:
                 if is_ours and not answer.is_complete:
                     await asyncio.shield(self._cancel(tenant_id, model, job_id))
 
-    def _require_place(self) -> None:
-        if len(self._waiting) + len(self._repeating) >= self._services.settings.max_live_requests:
-            raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
+    def _has_place(self) -> bool:
+        return len(self._waiting) + len(self._repeating) < self._services.settings.max_live_requests
 
     @asynccontextmanager
     async def _repeated(self, job_id: UUID, num_lines: int, *, may_move: bool = False) -> AsyncIterator[LiveAnswer]:

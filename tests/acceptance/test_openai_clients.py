@@ -230,6 +230,7 @@ class TestFlex:
             lambda: rows(stack, "SELECT count(*) FROM requests WHERE state IN ('running', 'pending')") == [(0,)],
             "end of the request whose caller hung up",
         )
+        assert rows(stack, "SELECT state FROM jobs ORDER BY id DESC LIMIT 1") == [("cancelled",)]
 
     @pytest.mark.parametrize(
         ("asked", "param"),
