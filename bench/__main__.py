@@ -5,6 +5,7 @@ python -m bench --prepare          only install rivals, make and convert models
 python -m bench --workload W1s --rival vllm --rounds 2      a part of it, shown and not kept
 python -m bench --quick            one small round, to see whether all of it works
 python -m bench engine --profile   the bare engine on one workload, and where its steps' time goes
+python -m bench article            threads that post to /v1/completions, ours and a sequential server's
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import engine_command
+from bench import article, engine_command
 from bench.comparison import Comparison, Entry, measured_ceilings
 from bench.contender import PRECISIONS, contenders
 from bench.machine import computes_in, cores
@@ -34,14 +35,17 @@ OTHERS = (
     "bench.startup",
     "bench.determinism",
 )
+COMMANDS = {command.NAME: command for command in (engine_command, article)}
+"""Measurements with options of their own, instead of the comparison."""
+
 # The harness' own check, which says nothing about speed.
 TRIAL = "tiny"
 
 
 def main() -> None:
     options = _parser().parse_args()
-    if options.command == engine_command.NAME:
-        sys.exit(engine_command.run(options))
+    if options.command is not None:
+        sys.exit(COMMANDS[options.command].run(options))
     # Contenders that wait for their turn are halted, and would stay so for ever if this process just died.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     options.cache = options.cache.absolute()
@@ -114,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one round of a tiny model")
     parser.add_argument("--keep", action="store_true", help="keep the result of a part, too")
     commands = parser.add_subparsers(dest="command", title="instead of the comparison")
-    engine_command.add_arguments(commands.add_parser(engine_command.NAME, help=engine_command.__doc__))
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0]))
     return parser
 
 

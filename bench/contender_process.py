@@ -25,6 +25,12 @@ END_TIMEOUT = 60.0  # seconds to end by itself
 _UNWANTED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD")
 
 
+def clean_environment() -> dict[str, str]:
+    """Our environment variables without those that change how libraries compute; with a hub that is not asked."""
+    environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    return environment | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 class ContenderFailed(RuntimeError):
     """It answered with an error, ended, or took too long. The message says what it was."""
 
@@ -34,8 +40,7 @@ class ContenderProcess:
 
     def __init__(self, contender: Contender, cache: Path, log: Path, threads: int) -> None:
         """Start the process; raises `NotInstallable` where its environment cannot be made."""
-        environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
-        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = clean_environment()
         if contender.environment is None:
             command, directory = [sys.executable], ROOT
         else:

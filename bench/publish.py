@@ -65,13 +65,18 @@ def _publish(record: Record) -> None:
         if (spread := row.tokens_per_second) is not None
     ]
     (RESULTS / f"{name}.svg").write_text(bar_chart(f"{record['title']}: output tokens a second", bars))
-    text = DOCUMENT.read_text()
+    write_section(name, _section(record))
+
+
+def write_section(name: str, text: str, document: Path = DOCUMENT) -> None:
+    """Replace what stands between a benchmark's markers. Raises LookupError where the document has none."""
     begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n{_section(record)}\n{end}"
+    section = f"{begin}\n{text}\n{end}"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        raise LookupError(f"{DOCUMENT.name} has no place for {name}: add the lines {begin} and {end}")
-    DOCUMENT.write_text(pattern.sub(lambda match: section, text))
+    found = document.read_text()
+    if not pattern.search(found):
+        raise LookupError(f"{document.name} has no place for {name}: add the lines {begin} and {end}")
+    document.write_text(pattern.sub(lambda match: section, found))
 
 
 def _section(record: Record) -> str:

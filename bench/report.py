@@ -12,10 +12,11 @@ from bench.machine import circumstances
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, found: Mapping[str, Any]) -> None:
-    """Print `found`, and write it to `bench/results/NAME.json` with where and when it was measured."""
+def save(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Print `found`, write it to `bench/results/NAME.json` with where and when it was measured, and return both."""
     record = {"benchmark": name, "found": dict(found), "measured": circumstances()}
     text = json.dumps(record, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+    return record

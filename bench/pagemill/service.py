@@ -5,34 +5,46 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.contender import PRECISIONS, Contender, Output, Setup, WorkloadRunner
 from bench.pagemill import KV_CACHE_BYTES
 from bench.workload import WorkloadRequest
 
+if TYPE_CHECKING:
+    from cli.stack import RunningStack
+
 PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at until it ends
+
+
+@contextlib.contextmanager
+def running_service(directory: Path, model: Path, precision: str, compute: str) -> Iterator[RunningStack]:
+    """The service with its files under `directory`, which serves `model` by the name of the model's directory."""
+    from cli.stack import running_stack
+    from jobs.settings import Settings
+
+    is_int8 = precision == "int8"
+    settings = Settings(
+        data_dir=directory / "data",
+        port=0,
+        device="cpu",
+        dtype=compute if is_int8 else precision,
+        quantization="int8" if is_int8 else None,
+        kv_cache_bytes=KV_CACHE_BYTES,
+    )
+    with running_stack(settings, [str(model)]) as stack:
+        yield stack
 
 
 class _Service(WorkloadRunner):
     def __init__(self, setup: Setup) -> None:
         from cli.client import Client
-        from cli.stack import running_stack
-        from jobs.settings import Settings
 
-        is_int8 = setup.precision == "int8"
         with contextlib.ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pagemill-bench-")))
-            settings = Settings(
-                data_dir=directory / "data",
-                port=0,
-                device="cpu",
-                dtype=setup.compute if is_int8 else setup.precision,
-                quantization="int8" if is_int8 else None,
-                kv_cache_bytes=KV_CACHE_BYTES,
-            )
-            self._stack = stack.enter_context(running_stack(settings, [str(setup.model)]))
+            self._stack = stack.enter_context(running_service(directory, setup.model, setup.precision, setup.compute))
             self._client = stack.enter_context(contextlib.closing(Client(self._stack.base_url, self._stack.api_key)))
             self._lines = directory / "job.jsonl"
             self._running = stack.pop_all()
