@@ -41,9 +41,7 @@ def _application(path: Path, precision: str, threads: int) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision)).eval()
     lock = threading.Lock()
-    application = Flask(__name__)
 
-    @application.post("/v1/completions")
     def completions() -> dict[str, Any]:
         body = request.get_json()
         encoded = tokenizer(body["prompt"], return_tensors="pt")
@@ -64,6 +62,8 @@ def _application(path: Path, precision: str, threads: int) -> Any:
             "usage": {"prompt_tokens": encoded["input_ids"].shape[1], "completion_tokens": len(tokens)},
         }
 
+    application = Flask(__name__)
+    application.add_url_rule("/v1/completions", view_func=completions, methods=["POST"])
     return application
 
 
