@@ -198,7 +198,13 @@ class HttpProtocol(H11Protocol):
         self._limits.idle.pop(self, None)
         self._cancel_head_timer()
         request_id = new_request_id()
-        logger.info("%s refused before it was a request: %d %s", request_id, problem.status, problem.code)
+        logger.info(
+            "%s refused before it was a request: %d %s",
+            request_id,
+            problem.status,
+            problem.code,
+            extra={"request_id": request_id},
+        )
         if not self._awaits_head:
             is_answered = self.cycle.response_started
             self.cycle.disconnected = True

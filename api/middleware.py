@@ -46,7 +46,7 @@ class RequestMiddleware:
         except Exception as error:  # noqa: BLE001  the caller gets an answer and the log gets the frames
             # Frames and kind, not the message: it can quote prompts.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("%s %s\n%s", what, type(error).__name__, frames)
+            logger.error("%s %s\n%s", what, type(error).__name__, frames, extra={"request_id": exchange.request_id})
             if exchange.status is None:
                 await unexpected().response()(scope, exchange.receive, exchange.send)
             # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
@@ -55,7 +55,19 @@ class RequestMiddleware:
             # The router leaves the route that took the request.
             route = getattr(scope.get("route"), "path", None)
             self._metrics.observe(scope["method"], route, exchange.status, seconds)
-            logger.info("%s %s %.0f ms", what, exchange.status, seconds * 1000)
+            logger.info(
+                "%s %s %.0f ms",
+                what,
+                exchange.status,
+                seconds * 1000,
+                extra={
+                    "request_id": exchange.request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": exchange.status,
+                    "seconds": round(seconds, 4),
+                },
+            )
 
 
 class _Exchange:

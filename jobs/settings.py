@@ -7,7 +7,7 @@ with and tests can shorten every clock. `docs/operations.md` lists them, and a t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
@@ -197,6 +197,10 @@ class Settings(BaseSettings):
     # Logs
     log_level: str = Field(
         default="info", pattern="(?i)^(debug|info|warning|error)$", description="debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="text, or json: one object a line, with the ids of request, job, batch, event or worker.",
     )
 
     @classmethod

@@ -106,14 +106,15 @@ class BatchRunner:
             else:
                 await self._finalize(batch)
         except HoldLost:
-            logger.info("%s is left: it was cancelled or is done elsewhere", name)
+            logger.info("%s is left: it was cancelled or is done elsewhere", name, extra={"batch_id": name})
         except FAILURES as error:
-            logger.warning("%s is tried again in %g s: %s", name, RETRY, type(error).__name__)
+            logger.warning("%s is tried again in %g s: %s", name, RETRY, type(error).__name__, extra={"batch_id": name})
             await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the batches behind this one
             # Frames and kind, not the message: it can quote prompts.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("%s is tried again in %g s: %s\n%s", name, RETRY, type(error).__name__, frames)
+            what = type(error).__name__
+            logger.error("%s is tried again in %g s: %s\n%s", name, RETRY, what, frames, extra={"batch_id": name})
             await self._services.quietly(batches.release, self._holder, batch.id, seconds=RETRY)
 
     # From a file to a job
@@ -137,7 +138,8 @@ class BatchRunner:
             if model is None and not complaints.count:
                 complaints.add("empty_file", "The file has no lines.")
             if complaints.count or model is None or job_id is None:
-                logger.info("%s fails with %d errors", public_id(BATCH_PREFIX, batch.id), complaints.count)
+                name = public_id(BATCH_PREFIX, batch.id)
+                logger.info("%s fails with %d errors", name, complaints.count, extra={"batch_id": name})
                 if not await self._services.transaction(batches.fail, self._holder, batch.id, complaints.errors):
                     raise HoldLost
                 if job_id is not None:

@@ -32,7 +32,7 @@ def api() -> int:
     from api.server import serve
 
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     serve(settings)
     return 0
 
@@ -49,7 +49,7 @@ def worker(model: str | None, *, served_name: str | None, device: str | None) ->
             style="red",
         )
         return 2
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
 
     from cli.engines import engine_config
     from engine import Engine
@@ -76,7 +76,7 @@ def courier() -> int:
     from worker.courier.process import run_courier
 
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     return run_courier(settings)
 
 

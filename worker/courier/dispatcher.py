@@ -15,7 +15,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import brief
-from jobs.ids import EVENT_PREFIX, public_id
+from jobs.ids import BATCH_PREFIX, EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import webhooks
 from jobs.queries.webhooks import DueDelivery
 from jobs.settings import Settings
@@ -91,7 +91,7 @@ class Dispatcher:
             try:
                 answer = attempt(delivery, self._policy, timeout=self._settings.webhook_timeout, tls=self._tls)
             except Exception:
-                logger.exception("event %s: the attempt itself failed", _name(delivery))
+                logger.exception("event %s: the attempt itself failed", _name(delivery), extra=_ids(delivery))
                 answer = WebhookResponse(error="internal error of the courier")
             took = time.monotonic() - began
             self._metrics.observe_attempt(took)
@@ -119,9 +119,18 @@ class Dispatcher:
                 return
             except SQLAlchemyError as error:
                 if time.monotonic() > until:
-                    logger.error("event %s is attempted once more, its outcome was lost", _name(delivery))
+                    logger.error(
+                        "event %s is attempted once more, its outcome was lost",
+                        _name(delivery),
+                        extra=_ids(delivery),
+                    )
                     return
-                logger.warning("event %s: its outcome is not written yet: %s", _name(delivery), brief(error))
+                logger.warning(
+                    "event %s: its outcome is not written yet: %s",
+                    _name(delivery),
+                    brief(error),
+                    extra=_ids(delivery),
+                )
             time.sleep(RECORD_AGAIN)
 
     def _write(self, connection: Connection, delivery: DueDelivery, answer: WebhookResponse) -> str:
@@ -130,7 +139,7 @@ class Dispatcher:
         if answer.error is None:
             assert answer.status is not None
             webhooks.mark_delivered(connection, delivery.id, status=answer.status)
-            logger.info("event %s: delivered, attempt %d, status %d", name, number, answer.status)
+            logger.info("event %s: delivered, attempt %d, status %d", name, number, answer.status, extra=_ids(delivery))
             return "delivered"
         delay = next_delay(self._settings.webhook_schedule, number, answer, spread=random.uniform(-JITTER, JITTER))
         if answer.is_final or delivery.is_test or delay is None:
@@ -142,10 +151,17 @@ class Dispatcher:
                 error=answer.error,
                 disable=answer.is_gone,
             )
-            logger.warning("event %s: given up after attempt %d: %s", name, number, answer.error)
+            logger.warning("event %s: given up after attempt %d: %s", name, number, answer.error, extra=_ids(delivery))
             return "given_up"
         webhooks.put_off(connection, delivery.id, attempt=number, delay=delay, status=answer.status, error=answer.error)
-        logger.info("event %s: attempt %d failed, next in %.0f s: %s", name, number, delay, answer.error)
+        logger.info(
+            "event %s: attempt %d failed, next in %.0f s: %s",
+            name,
+            number,
+            delay,
+            answer.error,
+            extra=_ids(delivery),
+        )
         return "retry"
 
 
@@ -161,3 +177,13 @@ def next_delay(schedule: Sequence[float], attempt: int, answer: WebhookResponse,
 
 def _name(delivery: DueDelivery) -> str:
     return public_id(EVENT_PREFIX, delivery.event_id)
+
+
+def _ids(delivery: DueDelivery) -> dict[str, str]:
+    """What a structured log names: the event, and its job or batch."""
+    fields = {"event_id": _name(delivery)}
+    if delivery.job_id is not None:
+        fields["job_id"] = public_id(JOB_PREFIX, delivery.job_id)
+    if delivery.batch_id is not None:
+        fields["batch_id"] = public_id(BATCH_PREFIX, delivery.batch_id)
+    return fields

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.ids import EVENT_PREFIX, public_id
+from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import batches, creations, rescue, retention, settling, webhook_endpoints, webhooks
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
@@ -78,6 +78,7 @@ class Maintenance:
                 reaped.worker_id,
                 reaped.freed,
                 reaped.given_up,
+                extra={"worker_id": str(reaped.worker_id)},
             )
 
     def settle_cancelled_and_expired(self, stopping: threading.Event) -> None:
@@ -93,7 +94,8 @@ class Maintenance:
                     settled = settling.settle_open(connection, job_id, limit=self._settings.sweep_chunk)
                 written += settled.written
                 if settled.ended_jobs:
-                    logger.info("job %s was ended, its last open requests settled", job_id)
+                    name = public_id(JOB_PREFIX, job_id)
+                    logger.info("%s was ended, its last open requests settled", name, extra={"job_id": name})
             if written == 0:
                 return
 

@@ -16,6 +16,7 @@ import orjson
 
 from engine import SamplingParams, StructuredOutputs
 from engine.errors import InvalidParams, InvalidPrompt
+from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.requests import DEFAULT_MAX_TOKENS, ModelLimits
@@ -130,7 +131,12 @@ class PromptPreparer:
                 result.refused.append(responses.refused(request, str(error), code="context_length_exceeded"))
             except Exception as error:  # noqa: BLE001 - one line must end neither this worker nor its neighbours
                 kind = type(error).__name__  # the message may quote the prompt
-                logger.error("request %s cannot be prepared: %s", request.name, kind)
+                logger.error(
+                    "request %s cannot be prepared: %s",
+                    request.name,
+                    kind,
+                    extra={"job_id": public_id(JOB_PREFIX, request.token.job_id), "line": request.token.line},
+                )
                 message = f"this worker cannot prepare the request: {kind}"
                 result.refused.append(responses.broken(request, message))
             else:
