@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -20,7 +20,21 @@ from api.feed_hub import Feed
 from api.long_poll import JobWatch
 from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
-from api.native import actions, deliveries, detail, events, feed, feed_look, jobs, keys, overview, results, workers
+from api.native import (
+    actions,
+    bulk,
+    deliveries,
+    detail,
+    events,
+    feed,
+    feed_look,
+    jobs,
+    keys,
+    overview,
+    results,
+    suggestions,
+    workers,
+)
 from api.notifier import Notifier
 from api.openai import batches, files, live, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
@@ -36,7 +50,7 @@ from jobs.keys import load_pepper
 from jobs.queries import explaining, reading, tenants
 from jobs.settings import Settings
 
-K = TypeVar("K")
+A = TypeVar("A")
 T = TypeVar("T")
 
 ROUTERS = (
@@ -56,6 +70,8 @@ ROUTERS = (
     workers.router,
     overview.router,
     feed.router,
+    suggestions.router,
+    bulk.router,
     session.router,
     dashboard.router,
     health.router,
@@ -72,10 +88,10 @@ def create_app(settings: Settings) -> FastAPI:
         notifier = Notifier(settings)
         upload_locks = UploadLocks(settings)
 
-        def in_transaction(query: Callable[[Connection, Collection[K]], T]) -> Callable[[Collection[K]], Awaitable[T]]:
-            async def look(keys: Collection[K]) -> T:
+        def in_transaction(query: Callable[[Connection, A], T]) -> Callable[[A], Awaitable[T]]:
+            async def look(asked: A) -> T:
                 async with database.begin() as connection:
-                    return await connection.run_sync(query, keys)
+                    return await connection.run_sync(query, asked)
 
             return look
 

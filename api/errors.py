@@ -54,6 +54,7 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.StorageFull, 507),
     (errors.StorageFailed, 503),
     (errors.JobNotDeletable, 409),
+    (errors.BulkCountChanged, 409),
     (errors.JobNotOpen, 409),
     (errors.NothingToRetry, 409),
     (errors.PromptsGone, 409),
@@ -68,6 +69,7 @@ HEADERS: dict[type[errors.PagemillError], dict[str, str]] = {
     # Sent again it would be refused again; the official OpenAI clients obey this header.
     errors.IdempotencyMismatch: {"x-should-retry": "false"},
     errors.JobNotDeletable: {"x-should-retry": "false"},
+    errors.BulkCountChanged: {"x-should-retry": "false"},
     errors.WorkerEnded: {"x-should-retry": "false"},
     errors.JobNotOpen: {"x-should-retry": "false"},
     errors.NothingToRetry: {"x-should-retry": "false"},

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -186,12 +186,13 @@ class Feed:
         while self._streams and not self._is_closed:
             began = loop.time()
             self._has_newcomer.clear()
+            due = self._due()
             try:
-                found = await self._look(self._wanted())
+                found = await self._look(_wanted(due))
             except Exception as error:  # noqa: BLE001  the streams fall silent, which tells their pages
                 logger.warning("Cannot look for what changed: %s", type(error).__name__)
             else:
-                self._take(found, loop.time())
+                self._take(due, found, loop.time())
                 self._wake()
             # A slow database is left alone for as long as it took.
             await asyncio.sleep(max(LEAST_PAUSE, loop.time() - began))
@@ -201,7 +202,8 @@ class Feed:
             except TimeoutError:
                 continue
 
-    def _wanted(self) -> Wanted:
+    def _due(self) -> dict[str, list[Key]]:
+        """By kind, what the next look reads: what some stream shows, those first whose last look is longest ago."""
         due: dict[str, list[Key]] = {kind: [] for kind in PACE}
         for key in {key for stream in self._streams for key in stream.interest.looks()}:
             kind = str(key[0])
@@ -212,18 +214,12 @@ class Feed:
             if len(keys) > most:
                 keys.sort(key=lambda key: self._looked.get(key, -KEPT_TICKS))
                 del keys[most:]
-            self._looked.update(dict.fromkeys(keys, self._tick + 1))
-        return Wanted(
-            jobs=[key[1:] for key in due["job"]],  # type: ignore[misc]
-            opened=[key[1:] for key in due["parts"]],  # type: ignore[misc]
-            overviews=[key[1] for key in due["overview"]],  # type: ignore[misc]
-            queues=[key[1] for key in due["queue"]],  # type: ignore[misc]
-            searches=[key[1] for key in due["search"]],  # type: ignore[misc]
-            has_workers=bool(due["workers"]),
-        )
+        return due
 
-    def _take(self, found: Mapping[Key, Found], now: float) -> None:
+    def _take(self, due: Mapping[str, Sequence[Key]], found: Mapping[Key, Found], now: float) -> None:
         self._tick += 1
+        for keys in due.values():
+            self._looked.update(dict.fromkeys(keys, self._tick))
         for key, thing in found.items():
             before = self._messages.get(key)
             if before is None:
@@ -241,3 +237,15 @@ class Feed:
     def _wake(self) -> None:
         ticked, self._ticked = self._ticked, asyncio.Event()
         ticked.set()
+
+
+def _wanted(due: Mapping[str, Sequence[Key]]) -> Wanted:
+    """Keys as what a look takes: the first part of each is its kind."""
+    return Wanted(
+        jobs=[key[1:] for key in due["job"]],  # type: ignore[misc]
+        opened=[key[1:] for key in due["parts"]],  # type: ignore[misc]
+        overviews=[key[1] for key in due["overview"]],  # type: ignore[misc]
+        queues=[key[1] for key in due["queue"]],  # type: ignore[misc]
+        searches=[key[1] for key in due["search"]],  # type: ignore[misc]
+        has_workers=bool(due["workers"]),
+    )

@@ -158,6 +158,10 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def retry(self, job_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The new job that runs lines of this one again; without a choice, all that have no answer."""
+        return self._json("POST", f"/v1/jobs/{job_id}/retry", json=wanted)
+
     def webhook_secret(self) -> str:
         """The tenant's secret that webhooks are signed with."""
         secret: str = self._json("GET", "/v1/webhook_secret")["secret"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -84,11 +85,11 @@ def migrate() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say what is missing on this machine, and how to mend it."""
     from cli.commands.doctor import doctor as run
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(as_json=as_json))
 
 
 @app.command()
@@ -195,6 +196,38 @@ def results(
     raise typer.Exit(jobs.results(job, after=after, output=output, follows=follow, resumes=resume))
 
 
+class RetryState(StrEnum):
+    """How lines ended that run again."""
+
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    TRUNCATED = "truncated"  # cut by max_tokens
+
+
+@app.command()
+def retry(
+    job: JobId,
+    state: Annotated[
+        list[RetryState] | None, typer.Option(help="Repeat for several; unless given, all without an answer.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="A kind of failure, as the job's `failures` in the API name it.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the new job to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run lines of a job again, as a new job; those of the first stay as they ended.
+
+    Exit code: 0; with --wait 1 where a line failed; 130 after Ctrl-C.
+    """
+    from cli.commands import jobs
+
+    if state and fingerprint:
+        raise typer.BadParameter("not beside --state", param_hint="--fingerprint")
+    raise typer.Exit(jobs.retry(job, states=state or [], fingerprint=fingerprint, wait=wait, as_json=as_json))
+
+
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job; what is finished stays."""
@@ -252,35 +285,39 @@ def create_key(
     role: Annotated[Role, typer.Option(help="An operator's key sees all tenants and runs the workers.")] = (
         Role.READ_WRITE
     ),
+    as_json: AsJson = False,
 ) -> None:
     """Create a key and show it, once."""
     from cli.commands import keys as commands
 
-    raise typer.Exit(commands.create(tenant=tenant, name=name, role=role))
+    raise typer.Exit(commands.create(tenant=tenant, name=name, role=role, as_json=as_json))
 
 
 @keys.command("list")
-def list_keys() -> None:
+def list_keys(as_json: AsJson = False) -> None:
     """List all keys, without the keys themselves."""
     from cli.commands import keys as commands
 
-    raise typer.Exit(commands.list_all())
+    raise typer.Exit(commands.list_all(as_json=as_json))
 
 
 @keys.command("revoke")
-def revoke_key(hint: Annotated[str, typer.Argument(help="The key's beginning, as `keys list` shows it.")]) -> None:
+def revoke_key(
+    hint: Annotated[str, typer.Argument(help="The key's beginning, as `keys list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
     """Revoke a key: it is refused from now on."""
     from cli.commands import keys as commands
 
-    raise typer.Exit(commands.revoke(hint))
+    raise typer.Exit(commands.revoke(hint, as_json=as_json))
 
 
 @tenants.command("list")
-def list_tenants() -> None:
+def list_tenants(as_json: AsJson = False) -> None:
     """List all tenants and their weights."""
     from cli.commands import tenants as commands
 
-    raise typer.Exit(commands.list_all())
+    raise typer.Exit(commands.list_all(as_json=as_json))
 
 
 @tenants.command("weight")

@@ -22,6 +22,7 @@ from __future__ import annotations
 # ├── StorageFailed             the store of files' contents is away or refuses
 # │   └── StorageFull           its disk is full
 # ├── JobNotDeletable           a job that still runs is cancelled first
+# ├── BulkCountChanged          an action on many jobs would touch others than were shown
 # ├── IdempotencyMismatch       the key was used with another body
 # ├── IdempotencyBusy           the first request with this key is still coming in
 # ├── SubmissionCollected       an upload stored nothing for too long and was given up
@@ -101,6 +102,15 @@ class JobNotFound(PagemillError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job {job_id!r}.")
+
+
+class BulkCountChanged(PagemillError):
+    """More or fewer jobs match than were shown to the one who decided."""
+
+    code = "bulk_count_changed"
+
+    def __init__(self, expected: int, found: int) -> None:
+        super().__init__(f"{expected} jobs were expected, and {found} match now: look again before you decide.")
 
 
 class JobNotDeletable(PagemillError):

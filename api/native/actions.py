@@ -28,14 +28,14 @@ class JobChange(StrictModel):
     name: JobName | None = None
 
 
-def _body(schema: type[BaseModel], *, required: bool) -> dict[str, Any]:
+def body_of(schema: type[BaseModel], *, required: bool) -> dict[str, Any]:
     """What OpenAPI cannot learn from a function that reads the body itself. What it refers to is in `jobs.SCHEMAS`."""
     document = schema.model_json_schema(ref_template="#/components/schemas/{model}")
     document.pop("$defs", None)
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": document}}}}
 
 
-@router.post("/{job_id}/retry", status_code=202, openapi_extra=_body(Retry, required=False))
+@router.post("/{job_id}/retry", status_code=202, openapi_extra=body_of(Retry, required=False))
 async def retry_job(
     job_id: str,
     request: Request,
@@ -74,7 +74,7 @@ async def resume_job(job_id: str, caller: Caller, services: InjectedServices) ->
     return JobObject.of(await find_job(services, caller, job_id))
 
 
-@router.patch("/{job_id}", openapi_extra=_body(JobChange, required=True))
+@router.patch("/{job_id}", openapi_extra=body_of(JobChange, required=True))
 async def change_job(job_id: str, request: Request, caller: Caller, services: InjectedServices) -> JobObject:
     """Give a job another priority, which the next claim goes by, or another name."""
     job = await find_job(services, caller, job_id)

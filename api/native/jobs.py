@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,15 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
 from api.native import submissions
-from api.native.finding import find_job, parse_job_id
+from api.native.finding import find_job
 from api.native.views import JobList, JobRow, job_rows
 from api.parameters import IdempotencyKey
 from api.schemas import JobDeleted, JobObject
 from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
-from jobs.ids import JOB_PREFIX, parse_id
+from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import progress, retention, searching, settling
 from jobs.queries.reading import Job
+from jobs.queries.tenants import Principal
 from jobs.requests import JobOptions, Params, PromptLine
 from jobs.search import Term, Value
 from jobs.states import JobState
@@ -190,18 +192,29 @@ async def count_jobs(caller: Caller, services: InjectedServices, query: Annotate
 @router.post("/{job_id}/cancel")
 async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
     """Stop a job. What is finished is kept; a job at its end stays as it is."""
-    identity = parse_job_id(job_id)
-    state = await services.transaction(settling.cancel_job, caller.id, identity)
-    if state == JobState.CANCELLING:
-        # The rest of a large job is the courier's.
-        await services.transaction(settling.settle_open, identity, limit=services.settings.sweep_chunk)
+    job = await find_job(services, caller, job_id)
+    await cancel_one(services, job.tenant_id, job.id)
     return JobObject.of(await find_job(services, caller, job_id))
 
 
 @router.delete("/{job_id}")
 async def delete(job_id: str, caller: Caller, services: InjectedServices) -> JobDeleted:
     """Forget a job that is at its end, with its prompts and results."""
-    if not await services.transaction(retention.delete_job, caller.id, parse_job_id(job_id)):
-        job = await find_job(services, caller, job_id)
-        raise JobNotDeletable(job_id, job.state)
+    job = await find_job(services, caller, job_id)
+    await delete_one(services, caller, job.tenant_id, job.id)
     return JobDeleted(id=job_id)
+
+
+async def cancel_one(services: Services, tenant_id: UUID, job_id: UUID) -> None:
+    """Stop a job of this tenant."""
+    state = await services.transaction(settling.cancel_job, tenant_id, job_id)
+    if state == JobState.CANCELLING:
+        # The rest of a large job is the courier's.
+        await services.transaction(settling.settle_open, job_id, limit=services.settings.sweep_chunk)
+
+
+async def delete_one(services: Services, caller: Principal, tenant_id: UUID, job_id: UUID) -> None:
+    """Forget a job of this tenant. Raises `JobNotDeletable` where it is not at its end."""
+    if not await services.transaction(retention.delete_job, tenant_id, job_id):
+        shown = public_id(JOB_PREFIX, job_id)
+        raise JobNotDeletable(shown, (await find_job(services, caller, shown)).state)

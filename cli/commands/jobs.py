@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from cli.client import Client, ServiceError, ServiceUnavailable, Submission
 from cli.commands.following import COUNTS, INTERRUPTED, exit_code, follow_all
-from cli.commands.terminal import err, out, reports_errors
+from cli.commands.terminal import err, out, reports_errors, show_json
 from cli.results_file import follow_results, last_seq, require_writable, write_file, write_stream
 from jobs.settings import Settings
 
@@ -38,7 +37,7 @@ def submit(
     as_json: bool = False,
 ) -> int:
     """Stream the file, "-" for standard input; with `wait`, follow the job and fail where a line did."""
-    show = _show_json if as_json else _show_id
+    show = show_json if as_json else _show_id
     if output is not None:
         require_writable(output)  # not after hours of work
     with _client() as client, _opened(file) as lines:
@@ -97,7 +96,7 @@ def status(job_id: str, *, as_json: bool = False) -> int:
     with _client() as client:
         job = client.job(job_id)
     if as_json:
-        _show_json(job)
+        show_json(job)
         return 0
     table = Table(show_header=False, box=None)
     for name in ("id", "status", "model", "priority", "metadata"):
@@ -122,7 +121,7 @@ def watch(job_ids: Sequence[str], *, as_json: bool = False) -> int:
             return _interrupted(*job_ids)
     if as_json:
         for job in jobs:
-            _show_json(job)
+            show_json(job)
     return exit_code(jobs)
 
 
@@ -154,11 +153,34 @@ def _stream(client: Client, job_id: str, stream: BinaryIO, *, after: int, follow
 
 
 @reports_errors
+def retry(job_id: str, *, states: Sequence[str], fingerprint: str | None, wait: bool, as_json: bool = False) -> int:
+    """Run lines of a job again as a new one; with `wait`, follow that to its end and fail where a line did."""
+    wanted: dict[str, Any] = {}
+    if states:
+        wanted["state"] = list(states)
+    if fingerprint is not None:
+        wanted["fingerprint"] = fingerprint
+    show = show_json if as_json else _show_id
+    with _client() as client:
+        job = client.retry(job_id, wanted)
+        if not wait:
+            show(job)
+            return 0
+        err.print(f"{job['id']}: {job['request_counts']['total']} lines of {job_id}")
+        try:
+            (job,) = follow_all(client, [job], on_outage=_say_outage)
+        except KeyboardInterrupt:
+            return _interrupted(job["id"])
+    show(job)
+    return exit_code([job])
+
+
+@reports_errors
 def cancel(job_id: str, *, as_json: bool = False) -> int:
     with _client() as client:
         job = client.cancel(job_id)
     if as_json:
-        _show_json(job)
+        show_json(job)
     else:
         out.print(job["status"])
     return 0
@@ -174,9 +196,3 @@ def only_model(client: Client) -> str:
 
 def _show_id(job: dict[str, Any]) -> None:
     out.print(job["id"])
-
-
-def _show_json(document: object) -> None:
-    """One line that a script can read, however narrow the terminal is."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
-    sys.stdout.flush()

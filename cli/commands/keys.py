@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
 
-from cli.commands.terminal import err, out, reports_errors
+from cli.commands.terminal import err, out, reports_errors, show_json
 from cli.first_key import store_key
 from cli.running import with_running
 from jobs import keys
@@ -20,12 +21,15 @@ from jobs.settings import Settings
 
 
 @reports_errors
-def create(*, tenant: str, name: str, role: Role) -> int:
+def create(*, tenant: str, name: str, role: Role, as_json: bool = False) -> int:
     settings = with_running(Settings())
     if settings.database_url is None:
         raise DatabaseNotConfigured
     key = keys.new_key()
     stored = store_key(settings, settings.database_url, key, tenant=tenant, name=name, role=role)
+    if as_json:
+        show_json({"key": key, "tenant": tenant, "name": name, "role": role, "webhook_secret": stored.webhook_secret})
+        return 0
     out.print(key)
     err.print("It is shown only now; the database has no more than a hash of it.", style="dim")
     if stored.webhook_secret is not None:
@@ -34,9 +38,13 @@ def create(*, tenant: str, name: str, role: Role) -> int:
 
 
 @reports_errors
-def list_all() -> int:
+def list_all(*, as_json: bool = False) -> int:
     with _transaction() as connection:
         listed = tenants.list_keys(connection)
+    if as_json:
+        for key in listed:
+            show_json(asdict(key))
+        return 0
     table = Table("key", "tenant", "name", "role", "created", "last used", "state")
     for key in listed:
         used = "-" if key.last_used_at is None else f"{key.last_used_at:%F %R}"
@@ -49,10 +57,13 @@ def list_all() -> int:
 
 
 @reports_errors
-def revoke(hint: str) -> int:
+def revoke(hint: str, *, as_json: bool = False) -> int:
     with _transaction() as connection:
         revoked = tenants.revoke_key(connection, hint.rstrip("…"))  # the whole key will do too
-    out.print(f"{revoked} revoked")
+    if as_json:
+        show_json({"revoked": revoked})
+    else:
+        out.print(f"{revoked} revoked")
     if not revoked:
         err.print("Give the beginning of a live key, as `pagemill keys list` shows it.", style="red")
         return 2

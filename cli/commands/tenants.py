@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
 
-from cli.commands.terminal import err, out, reports_errors
+from cli.commands.terminal import err, out, reports_errors, show_json
 from cli.running import with_running
 from jobs.database import connect
 from jobs.queries import tenants
@@ -17,9 +17,13 @@ from jobs.settings import Settings
 
 
 @reports_errors
-def list_all() -> int:
+def list_all(*, as_json: bool = False) -> int:
     with _transaction() as connection:
         listed = tenants.list_weights(connection)
+    if as_json:
+        for tenant in listed:
+            show_json({"tenant": tenant.name, "weight": tenant.weight})
+        return 0
     table = Table("tenant", "weight")
     for tenant in listed:
         table.add_row(Text(tenant.name), str(tenant.weight))

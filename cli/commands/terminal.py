@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import ParamSpec
 
 from pydantic import ValidationError
@@ -67,3 +69,13 @@ def reports_errors(command: Callable[P, int]) -> Callable[P, int]:
         return 1
 
     return run
+
+
+def show_json(document: object) -> None:
+    """One line that a script can read, however narrow the terminal is. Moments stand as in ISO 8601."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, default=_as_text) + "\n")
+    sys.stdout.flush()
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

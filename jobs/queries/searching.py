@@ -18,12 +18,12 @@ MOST_COUNTED = 10_000
 AT_RISK = "1h"  # `deadline:risk` is an open job whose deadline is nearer than this
 
 _RUNNING = "j.id IN (SELECT job_id FROM requests WHERE state = 'running')"
-_OPEN = "j.ended_at IS NULL"
-_STATUS = {
-    "open": _OPEN,
-    "running": f"({_OPEN} AND {_RUNNING})",
-    "waiting": f"({_OPEN} AND j.state = 'in_progress' AND j.paused_at IS NULL AND NOT {_RUNNING})",
-    "paused": f"({_OPEN} AND j.paused_at IS NOT NULL)",
+OPEN = "j.ended_at IS NULL"
+STATUS = {
+    "open": OPEN,
+    "running": f"({OPEN} AND {_RUNNING})",
+    "waiting": f"({OPEN} AND j.state = 'in_progress' AND j.paused_at IS NULL AND NOT {_RUNNING})",
+    "paused": f"({OPEN} AND j.paused_at IS NOT NULL)",
 } | {str(state): f"j.state = '{state}'" for state in JobState}
 _NUMBERS = {
     "priority": "j.priority",
@@ -31,14 +31,14 @@ _NUMBERS = {
     "failed": "j.failed",
     "tokens": "(j.prompt_tokens + j.completion_tokens)",
 }
-_VISIBLE = """
+VISIBLE = """
     j.in_progress_at IS NOT NULL AND j.deleted_at IS NULL AND NOT j.is_live
     AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
 """
 
 
 @dataclass
-class _Conditions:
+class Conditions:
     """SQL, and the values that it binds. Nothing that a caller wrote gets into the SQL itself."""
 
     parameters: dict[str, object] = field(default_factory=dict)
@@ -67,14 +67,14 @@ class _Conditions:
             value = Value(AT_RISK, "<")
         if name == "deadline":
             ahead = f"clock_timestamp() + make_interval(secs => {self.bind(value.seconds(name))})"
-            return f"({_OPEN} AND j.expires_at {value.comparison} {ahead})"
+            return f"({OPEN} AND j.expires_at {value.comparison} {ahead})"
         if value.comparison:
             raise InvalidInput(f"{name or 'a word'} takes no comparison", param="q")
         match name:
             case "status":
-                if value.text not in _STATUS:
-                    raise InvalidInput(f"status: one of {', '.join(_STATUS)} is expected", param="q")
-                return _STATUS[value.text]
+                if value.text not in STATUS:
+                    raise InvalidInput(f"status: one of {', '.join(STATUS)} is expected", param="q")
+                return STATUS[value.text]
             case "model":
                 return f"j.model = {self.bind(value.text)}"
             case "tenant":
@@ -106,7 +106,7 @@ def search_jobs(
     connection: Connection, tenant_id: UUID | None, terms: Sequence[Term], *, after: UUID | None, limit: int
 ) -> list[Job]:
     """Published jobs of a tenant, or of all, that match every term; newest first, after the id `after`."""
-    conditions = _Conditions()
+    conditions = Conditions()
     where = conditions.of(terms)
     # Ids are ordered by time, so the id is the cursor, and the index gives their order.
     rows = connection.execute(
@@ -116,7 +116,7 @@ def search_jobs(
                    j.prompt_tokens, j.cached_tokens, j.completion_tokens, j.created_at, j.in_progress_at,
                    j.expires_at, j.cancelling_at, j.ended_at, j.name, j.paused_at, j.retry_of
             FROM jobs j
-            WHERE {_VISIBLE} AND {where} AND (CAST(:after AS uuid) IS NULL OR j.id < :after)
+            WHERE {VISIBLE} AND {where} AND (CAST(:after AS uuid) IS NULL OR j.id < :after)
             ORDER BY j.id DESC
             LIMIT :limit
         """),
@@ -129,11 +129,11 @@ def newer_jobs(
     connection: Connection, tenant_id: UUID | None, terms: Sequence[Term], than: UUID, *, limit: int
 ) -> list[UUID]:
     """Ids of published jobs that match and are newer than the one with the id `than`; newest first."""
-    conditions = _Conditions()
+    conditions = Conditions()
     where = conditions.of(terms)
     # Ids are ordered by time: these are at the end of the index.
     rows = connection.execute(
-        text(f"SELECT j.id FROM jobs j WHERE {_VISIBLE} AND {where} AND j.id > :than ORDER BY j.id DESC LIMIT :limit"),
+        text(f"SELECT j.id FROM jobs j WHERE {VISIBLE} AND {where} AND j.id > :than ORDER BY j.id DESC LIMIT :limit"),
         {"tenant_id": tenant_id, "than": than, "limit": limit, **conditions.parameters},
     )
     return list(rows.scalars())
@@ -141,12 +141,12 @@ def newer_jobs(
 
 def count_jobs(connection: Connection, tenant_id: UUID | None, terms: Sequence[Term]) -> int:
     """How many jobs match, up to `MOST_COUNTED`."""
-    conditions = _Conditions()
+    conditions = Conditions()
     where = conditions.of(terms)
     # Bounded, because a count reads every job that it counts.
     counted: int = connection.execute(
         text(f"""
-            SELECT count(*) FROM (SELECT FROM jobs j WHERE {_VISIBLE} AND {where} LIMIT :limit) c
+            SELECT count(*) FROM (SELECT FROM jobs j WHERE {VISIBLE} AND {where} LIMIT :limit) c
         """),
         {"tenant_id": tenant_id, "limit": MOST_COUNTED, **conditions.parameters},
     ).scalar_one()

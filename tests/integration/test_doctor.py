@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import socket
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def test_doctor_finds_nothing_on_a_complete_machine(
     printed = capsys.readouterr().out
     assert "✗" not in printed
     assert "is the newest" in printed
+    assert doctor(as_json=True) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert json.loads(line)["verdict"] in ("good", "note")
     assert not settings.data_dir.exists(), "looking changes nothing"
 
 

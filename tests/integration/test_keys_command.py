@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_key_is_shown_once_and_revoked_by_its_beginning(operator: CliRunner) -> 
     assert key[:LISTED] in listed.stdout
     revoked = operator.invoke(app, ["keys", "revoke", key[:LISTED] + "…"])
     assert (revoked.exit_code, revoked.stdout) == (0, "1 revoked\n")
+
+
+def test_keys_and_tenants_are_read_by_a_script(operator: CliRunner) -> None:
+    made = json.loads(operator.invoke(app, ["keys", "create", "--tenant", "a b", "--json"]).stdout)
+    (listed,) = (json.loads(line) for line in operator.invoke(app, ["keys", "list", "--json"]).stdout.splitlines())
+    assert (listed["tenant"], listed["role"], listed["revoked_at"]) == ("a b", "read-write", None)
+    assert made["key"].startswith(listed["hint"])
+    assert made["webhook_secret"].startswith("whsec_")
+    tenant = json.loads(operator.invoke(app, ["tenants", "list", "--json"]).stdout)
+    assert tenant == {"tenant": "a b", "weight": 1}
+    assert json.loads(operator.invoke(app, ["keys", "revoke", listed["hint"], "--json"]).stdout) == {"revoked": 1}
 
 
 @pytest.mark.parametrize("beginning", ["", "pm_", "…"])

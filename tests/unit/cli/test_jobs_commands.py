@@ -205,3 +205,19 @@ def test_pace_tells_lines_tokens_and_the_time_that_is_left() -> None:
         pace.add(seen | {"request_counts": counts}, float(second))
     told = describe(seen | {"request_counts": counts}, pace)
     assert told == "10 lines/s · 50 tokens/s · [red]3 failed[/red] · ETA 0:00:01"
+
+
+def test_retry_prints_the_new_jobs_id_and_follows_it() -> None:
+    child = job("queued", opened=1) | {"id": "job_child"}
+    with ScriptedService.serving([Reply.of(child, 202), Reply.of(job() | {"id": "job_child"})]) as service:
+        status, shown, told = run(service, "retry", "job_parent", "--state", "failed", "--state", "truncated", "--wait")
+        assert (status, shown) == (0, "job_child\n"), told
+    asked = service.received[0]
+    assert (asked.method, asked.path) == ("POST", "/v1/jobs/job_parent/retry")
+    assert json.loads(asked.body) == {"state": ["failed", "truncated"]}
+
+
+def test_retry_by_state_and_kind_at_once_is_refused() -> None:
+    with ScriptedService.serving([]) as service:
+        assert run(service, "retry", "job_parent", "--state", "failed", "--fingerprint", "v1:0")[0] == 2
+        assert run(service, "retry", "job_parent", "--state", "completed")[0] == 2
