@@ -39,11 +39,15 @@ from kernels.triton_compat import LOG2_E, tl, triton
 
 # Sequences that the planning program looks at at a time.
 _PLAN_BLOCK = 1024
-# Items that the work is cut into, for each multiprocessor, on which three to seven programs fit at a time: several
-# waves, so that the last one, which is seldom full, is a small part of the time.
-_PROGRAMS_PER_SM = 16
+# Items that the work is cut into, for each program that runs at a time: several waves, so that the last one, which is
+# seldom full, is a small part of the time. Bounded for a multiprocessor, since partial results cost reading and writing.
+_WAVES = 8
+_PROGRAMS_PER_SM = (16, 32)
 # No split has fewer tiles: partial results, a tile's worth of work each, stay a small part of the reading.
 _MIN_TILES = 4
+# Bytes of shared memory that a program takes besides its tiles of keys and values: exchanges between warps, and what
+# the driver keeps.
+_SHARED_BESIDES = 8192
 # Splits that a joining program reads at a time, and programs beyond which it takes several heads.
 _JOIN_BLOCK = 16
 _JOIN_PROGRAMS = 4096
@@ -313,12 +317,26 @@ class DecodeTiles:
     num_warps: int
     num_stages: int
 
+    def programs_at_a_time(self, row_bytes: int, device: Device) -> int:
+        """How many programs a multiprocessor has room for, with keys and values of `row_bytes` a position and head.
+
+        By shared memory: registers leave room for as many (`tests/unit/kernels/test_decode_plan.py`).
+        """
+        # Triton divides stages between the block number and the tiles that it leads to.
+        tiles_in_flight = max(1, (self.num_stages - 1) // 2)
+        return max(1, device.shared_memory // (tiles_in_flight * self.tile * row_bytes + _SHARED_BESIDES))
+
+    def programs_per_sm(self, row_bytes: int, device: Device) -> int:
+        """How many programs a multiprocessor is given in all."""
+        least, most = _PROGRAMS_PER_SM
+        return min(most, max(least, _WAVES * self.programs_at_a_time(row_bytes, device)))
+
 
 def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> DecodeTiles:
     """The table. Not yet tuned on a GPU: chosen so that two to four programs' pipelines fit a multiprocessor."""
     if device.is_interpreter:
         return DecodeTiles(tile=16, num_warps=4, num_stages=2)
-    row_bytes = (padded(head_dim) + padded(value_dim)) * kv_dtype.itemsize
+    row_bytes = bytes_of_position(head_dim, value_dim, kv_dtype)
     if device.backend == "hip":
         # 64 KiB of shared memory, and no asynchronous copies to fill deeper pipelines.
         return DecodeTiles(tile=32 if row_bytes > 512 else 64, num_warps=4, num_stages=2 if row_bytes <= 1024 else 1)
@@ -332,6 +350,11 @@ def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: D
     if row_bytes <= 1024:
         return DecodeTiles(tile=32, num_warps=4, num_stages=5 if has_room else 3)
     return DecodeTiles(tile=16, num_warps=4, num_stages=2)
+
+
+def bytes_of_position(head_dim: int, value_dim: int, kv_dtype: torch.dtype) -> int:
+    """What a tile holds of one position: a key and a value of one head."""
+    return (padded(head_dim) + padded(value_dim)) * kv_dtype.itemsize
 
 
 def padded(dim: int) -> int:
@@ -390,14 +413,16 @@ class DecodePlan:
         `target_splits` None: as many as keep the device busy.
         """
         target = target or device_of(device)
-        wanted = target_splits or max(1, target.num_sms * _PROGRAMS_PER_SM // num_kv_heads)
+        tiles = decode_tiles(head_dim, value_dim, kv_dtype, target)
+        programs = tiles.programs_per_sm(bytes_of_position(head_dim, value_dim, kv_dtype), target)
+        wanted = target_splits or max(1, target.num_sms * programs // num_kv_heads)
         items = max_sequences + wanted
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         return cls(
-            tile=decode_tiles(head_dim, value_dim, kv_dtype, target).tile,
+            tile=tiles.tile,
             window=window,
             target_splits=wanted,
             item_sequence=ints(items),

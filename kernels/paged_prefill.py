@@ -18,7 +18,7 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 #
 # Sequences with one new token are left to `paged_decode`, where the same buffers serve. Its loop over tiles is like the
 # one here but for the masks, and stands by itself: that one function for both compiles to the registers and the shared
-# memory on record (`resources_sm_90.json`) has not been tried.
+# memory on record (`compiled_kernels.json`) has not been tried.
 
 from __future__ import annotations
 

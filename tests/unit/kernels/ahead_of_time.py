@@ -1,8 +1,8 @@
-"""Compiles launches for GPUs that are absent: `python -m tests.unit.kernels.ahead_of_time [--all|--models] [NAME …]`.
+"""Compiles launches for GPUs that are absent: `python -m tests.unit.kernels.ahead_of_time [--all|--record] [NAME …]`.
 
-The launches are those that wrappers build (see `kernels/launch.py`), made with tensors that have no memory. Arguments
-are specialized as Triton's launcher would: pointers and strides that 16 divides are said to be so, where a kernel does
-not refuse it.
+The launches are those that wrappers build (see `kernels/launch.py`), made with tensors that have no memory. Without an
+option those are compiled that are on record; `--all` takes every shape for every device. `--record` compiles what has
+changed since it was recorded, and keeps what came out in `compiled_kernels.json`, a variant at a time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.device import Device
-from kernels.launch import Launch
-from tests.unit.kernels.variants import Variant, all_variants, model_variants, ordinary_variants
+from tests.unit.kernels.fingerprint import fingerprint, signature_of
+from tests.unit.kernels.variants import Variant, all_variants, recorded_variants
 
 DEVICES = {
     "sm_80": Device("cuda", 80, num_sms=108),
@@ -33,16 +35,7 @@ DEVICES = {
     "gfx942": Device("hip", "gfx942", num_sms=304),
 }
 
-_POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.uint8: "*u8",
-    torch.int16: "*i16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.bool: "*i1",
-}
+RECORD = Path(__file__).with_name("compiled_kernels.json")
 
 
 @dataclass(frozen=True)
@@ -55,34 +48,8 @@ class Compiled:
     binary_size: int
     seconds: float
     resources: dict[str, int]
-    """For NVIDIA: registers a thread, bytes of stack (spills) and of shared memory a program, and how many tiles the
-    least deep of its pipelined loads has in shared memory. Empty where there is no cuobjdump."""
-
-
-def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
-    """Types, constants and attributes of a launch's arguments."""
-    types: dict[str, str] = {}
-    constants: dict[str, Any] = dict(launch.constants)
-    attributes: dict[tuple[int, ...], Any] = {}
-    for place, name in enumerate(launch.kernel.arg_names):
-        if name in launch.constants:
-            types[name] = "constexpr"
-            continue
-        value = launch.arguments[name]
-        is_specialized = not launch.kernel.params[place].do_not_specialize
-        if value is None or (isinstance(value, int) and value == 1 and is_specialized):
-            types[name], constants[name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            types[name], is_divisible = _POINTERS[value.dtype], True
-        elif isinstance(value, float):
-            types[name], is_divisible = "fp32", False
-        else:
-            types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            is_divisible = is_specialized and value % 16 == 0
-        if is_divisible:
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    return types, constants, attributes
+    """Bytes of shared memory a program; for NVIDIA also registers a thread, bytes of stack (spills), and how many tiles
+    the least deep of its pipelined loads has in shared memory."""
 
 
 def compile_launch(variant: Variant) -> Compiled:
@@ -95,16 +62,13 @@ def compile_launch(variant: Variant) -> Compiled:
         options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
     binary = compiled.asm["cubin" if device.backend == "cuda" else "hsaco"]
-    resources = resources_of(compiled) if device.backend == "cuda" else {}
+    resources = resources_of(compiled) if device.backend == "cuda" else {"shared": compiled.metadata.shared}
     return Compiled(compiled.metadata.shared, len(binary), time.monotonic() - started, resources)
 
 
 def resources_of(compiled: Any) -> dict[str, int]:
     """What Triton's own cuobjdump says of a binary, and the depth of its pipelines."""
-    try:
-        cuobjdump = triton.knobs.nvidia.cuobjdump.path
-    except RuntimeError:
-        return {}
+    cuobjdump = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -121,28 +85,62 @@ def resources_of(compiled: Any) -> dict[str, int]:
     }
 
 
+def read_record() -> dict[str, Any]:
+    """`triton`: its version; `kernels`: by name and device, the source's fingerprint and the resources."""
+    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"kernels": {}}
+    return record
+
+
+def write_record(kernels: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each variant."""
+    lines = (f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in sorted(kernels.items()))
+    text = ",\n".join(lines)
+    RECORD.write_text(f'{{\n "triton": "{triton.__version__}",\n "kernels": {{\n{text}\n }}\n}}\n')
+
+
+class Recorder:
+    """Keeps what was compiled, after each variant, so that an interruption loses nothing."""
+
+    def __init__(self) -> None:
+        record = read_record()
+        known = record["kernels"] if record.get("triton") == triton.__version__ else {}
+        variants = {variant.key: variant for variant in recorded_variants(DEVICES)}
+        self._kernels = {name: found for name, found in known.items() if name in variants}
+        self._lock = Lock()
+
+    def is_stale(self, variant: Variant) -> bool:
+        return self._kernels.get(variant.key, {}).get("source") != fingerprint(variant.make())
+
+    def add(self, variant: Variant, compiled: Compiled) -> None:
+        with self._lock:
+            self._kernels[variant.key] = {"source": fingerprint(variant.make())} | compiled.resources
+            write_record(self._kernels)
+
+
 def main() -> int:
     assert os.environ.get("TRITON_INTERPRET", "0") == "0"
-    make_variants = ordinary_variants
-    if "--all" in sys.argv:
-        make_variants = all_variants
-    elif "--models" in sys.argv:
-        make_variants = model_variants
     only = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    make_variants = all_variants if "--all" in sys.argv else recorded_variants
+    variants = [v for v in make_variants(DEVICES) if not only or any(part in v.key for part in only)]
+    recorder = Recorder() if "--record" in sys.argv else None
+    if recorder is not None:
+        variants = [variant for variant in variants if recorder.is_stale(variant)]
     failed = 0
 
     def run(variant: Variant) -> Compiled | Exception:
         try:
-            return compile_launch(variant)
+            compiled = compile_launch(variant)
+            if recorder is not None:
+                recorder.add(variant, compiled)
+            return compiled
         except Exception as error:  # noqa: BLE001 - every kernel that fails is reported, not the first alone
             return error
 
-    variants = [v for v in make_variants(DEVICES) if not only or any(part in f"{v.name} {v.device}" for part in only)]
     with ThreadPoolExecutor(2) as pool:
         for variant, result in zip(variants, pool.map(run, variants), strict=True):
-            report: dict[str, Any] = {"kernel": variant.name, "device": variant.device}
+            report: dict[str, Any] = {"kernel": variant.key}
             if isinstance(result, Compiled):
-                report |= {"shared": result.shared, "bytes": result.binary_size, "seconds": round(result.seconds, 2)}
+                report |= {"bytes": result.binary_size, "seconds": round(result.seconds, 2)}
                 report["resources"] = result.resources
                 report["fits"] = result.shared <= DEVICES[variant.device].shared_memory and result.binary_size > 0
             else:

@@ -1,4 +1,8 @@
-"""Every kernel compiles for the GPUs that it is meant for, on a machine without one."""
+"""Every kernel compiles for the GPUs that it is meant for, on a machine without one.
+
+`compiled_kernels.json` holds what came out for each launch, with a fingerprint of its source. Where the code has the
+recorded fingerprints, it compiles to what is on record; where it has not, the record has to be made anew.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,23 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.paths import REPOSITORY
+from tests.unit.kernels.ahead_of_time import DEVICES, read_record
+from tests.unit.kernels.fingerprint import fingerprint
+from tests.unit.kernels.variants import recorded_variants
+
+RECORDED: dict[str, dict[str, Any]] = read_record()["kernels"]
+ATTENTION = ("decode ", "prefill ")
+KNOWN_SPILLS = {"prefill 8/4x256-b16-cap-float8_e4m3fn, sm_90": 80}
+"""Bytes of stack: registers of heads of 256 numbers, whose float8 keys are widened beside them."""
 
 
-def compile_in_another_process(tmp_path: Path, *options: str) -> list[dict[str, object]]:
+def compile_in_another_process(tmp_path: Path, *options: str) -> dict[str, dict[str, int]]:
+    """Resources by name and device."""
     # Here Triton interprets; there it compiles, and nothing that was compiled before counts.
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
@@ -33,40 +47,70 @@ def compile_in_another_process(tmp_path: Path, *options: str) -> list[dict[str, 
     bad = [report for report in reports if not report["fits"]]
     assert not bad, bad
     assert done.returncode == 0, done.stderr
-    return reports
+    return {report["kernel"]: report["resources"] for report in reports}
+
+
+def resources(names: set[str] | None = None) -> dict[str, dict[str, int]]:
+    """What is on record, without the fingerprints."""
+    return {
+        name: {what: value for what, value in found.items() if what != "source"}
+        for name, found in RECORDED.items()
+        if names is None or name in names
+    }
+
+
+def test_record_is_of_the_kernels_as_they_are() -> None:
+    """After a change: `TRITON_INTERPRET=0 python -m tests.unit.kernels.ahead_of_time --record`, and read the diff."""
+    found = {variant.key: fingerprint(variant.make()) for variant in recorded_variants(DEVICES)}
+    assert found == {name: recorded["source"] for name, recorded in RECORDED.items()}
+
+
+def test_recorded_kernels_fit_their_devices() -> None:
+    by_device = {name: [key for key in RECORDED if key.endswith(f", {name}")] for name in DEVICES}
+    assert {name: len(keys) >= 20 for name, keys in by_device.items()} == dict.fromkeys(DEVICES, True)
+    too_large = [
+        key for name, keys in by_device.items() for key in keys if RECORDED[key]["shared"] > DEVICES[name].shared_memory
+    ]
+    assert too_large == []
+
+
+def test_recorded_kernels_spill_no_more_than_is_known() -> None:
+    spilling = {
+        name: found["stack"] for name, found in RECORDED.items() if name.endswith("sm_90") and found["stack"] > 0
+    }
+    assert spilling == KNOWN_SPILLS
+
+
+def test_recorded_attention_of_half_precision_has_two_tiles_in_flight() -> None:
+    """As far as a multiprocessor has room for two: heads of 256 numbers leave too little."""
+    shallow = {
+        name
+        for name, found in RECORDED.items()
+        if name.startswith(ATTENTION) and name.endswith("sm_90") and found["buffers"] < 2
+    }
+    assert {name for name in shallow if "float32" not in name and "x256" not in name} == set()
 
 
 @pytest.mark.timeout(600)
-def test_kernels_compile_for_nvidia_and_amd(tmp_path: Path) -> None:
-    reports = compile_in_another_process(tmp_path)
-    assert {report["device"] for report in reports} == {"sm_80", "sm_90", "gfx942"}
-    assert len({report["kernel"] for report in reports}) >= 20
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("model", ["Llama-3.1-8B", pytest.param("", marks=pytest.mark.slow, id="all")])
-def test_attention_kernels_take_the_recorded_resources(tmp_path: Path, model: str) -> None:
-    """Registers, stack (spills), shared memory and tiles in flight, beside `resources_sm_90.json`.
-
-    After an intended change, `resources` from `python -m tests.unit.kernels.ahead_of_time --models` go into the file.
-    """
-    record = json.loads(Path(__file__).with_name("resources_sm_90.json").read_text())
-    if version("triton") != record["triton"]:
-        pytest.skip(f"the record was made with triton {record['triton']}")
-    reports = compile_in_another_process(tmp_path, "--models", model)
-    found = {str(report["kernel"]): report["resources"] for report in reports}
-    if not all(found.values()):
-        pytest.skip("Triton has no cuobjdump here")
-    assert found == {name: resources for name, resources in record["kernels"].items() if model in name}
-
-
-def test_recorded_attention_kernels_neither_spill_nor_run_one_stage() -> None:
-    recorded = json.loads(Path(__file__).with_name("resources_sm_90.json").read_text())["kernels"]
-    assert {name for name, resources in recorded.items() if resources["stack"] > 0} == set()
-    assert {name for name, resources in recorded.items() if resources["buffers"] < 2} == set()
+def test_kernels_compile_to_what_is_recorded(tmp_path: Path) -> None:
+    """A few launches; all of them in the slow test."""
+    if version("triton") != read_record()["triton"]:
+        pytest.skip(f"the record was made with triton {read_record()['triton']}")
+    names = ["decode gpt2-large, blocks of 64", *(f"add and layer norm, {device}" for device in DEVICES)]
+    found = compile_in_another_process(tmp_path, *names)
+    assert len(found) == len(names)
+    assert found == resources(set(found))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_variant_of_the_tables_compiles(tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+def test_every_recorded_kernel_compiles_to_what_is_recorded(tmp_path: Path) -> None:
+    if version("triton") != read_record()["triton"]:
+        pytest.skip(f"the record was made with triton {read_record()['triton']}")
+    assert compile_in_another_process(tmp_path) == resources()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_variant_compiles_for_every_device(tmp_path: Path) -> None:
     assert len(compile_in_another_process(tmp_path, "--all")) > 100

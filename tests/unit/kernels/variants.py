@@ -343,6 +343,11 @@ class Variant:
     device: str
     make: Callable[[], Launch]
 
+    @property
+    def key(self) -> str:
+        """Name and device."""
+        return f"{self.name}, {self.device}"
+
 
 def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     """Every kernel, in every shape, for every device."""
@@ -351,21 +356,16 @@ def all_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
             yield Variant(name, device_name, make)
 
 
-def ordinary_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
-    """Every kernel in one shape, for one device after another."""
-    names = list(devices)
-    for device_name, device in devices.items():
-        for place, (name, make) in enumerate(_launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED)):
-            if names[place % len(names)] == device_name:
-                yield Variant(name, device_name, make)
-
-
-def model_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
-    """Attention of the benchmarks' models on Hopper, with the engine's blocks on a CPU (16) and larger ones (64)."""
-    device = devices["sm_90"]
+def recorded_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
+    """Every kernel: on Hopper in every shape, with attention of the benchmarks' models; in one shape elsewhere."""
+    yield from all_variants({"sm_90": devices["sm_90"]})
     for name, heads in MODEL_HEADS.items():
-        yield Variant(f"decode {name}", "sm_90", partial(decode, heads, device, 0))
-        yield Variant(f"prefill {name}", "sm_90", partial(prefill, heads, device))
+        yield Variant(f"decode {name}", "sm_90", partial(decode, heads, devices["sm_90"], 0))
+        yield Variant(f"prefill {name}", "sm_90", partial(prefill, heads, devices["sm_90"]))
+    for device_name, device in devices.items():
+        if device_name != "sm_90":
+            for name, make in _launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED):
+                yield Variant(name, device_name, make)
 
 
 def _launches(
