@@ -40,7 +40,7 @@ from kernels.triton_compat import LOG2_E, tl, triton
 # Sequences that the planning program looks at at a time.
 _PLAN_BLOCK = 1024
 # Items that the work is cut into, for each program that runs at a time: several waves, so that the last one, which is
-# seldom full, is a small part of the time. Bounded for a multiprocessor, since partial results cost reading and writing.
+# seldom full, is a small part of the time. Bounded for a multiprocessor: partial results cost reading and writing.
 _WAVES = 8
 _PROGRAMS_PER_SM = (16, 32)
 # No split has fewer tiles: partial results, a tile's worth of work each, stay a small part of the reading.

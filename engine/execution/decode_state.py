@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from enum import IntEnum, auto
 
 import numpy as np
 import numpy.typing as npt
@@ -26,28 +25,7 @@ from engine.batch import DecodeEntry
 from engine.device.transfer import to_device
 from engine.sampling.settings import sampling_row
 from engine.sampling.state import MAX_STOP_TOKENS
-
-
-class Column(IntEnum):
-    """Where a row keeps what."""
-
-    TOKEN = 0
-    POSITION = auto()
-    TOKENS_LEFT = auto()
-    """0: the sequence has ended."""
-    MIN_TOKENS_LEFT = auto()
-    """For so many more tokens it may not stop (`min_tokens`)."""
-    ROPE_LENGTH = auto()
-    SEED = auto()
-    INDEX = auto()
-    TOP_K = auto()
-    TEMPERATURE = auto()
-    """A real number; 0: greedy."""
-    TOP_P = auto()
-    MIN_P = auto()
-    STOP = auto()
-    """The first of `MAX_STOP_TOKENS`; those that are not needed repeat the first, or are -1 where there is none."""
-
+from kernels.decode_step import Column
 
 NUM_COLUMNS = Column.STOP + MAX_STOP_TOKENS
 
@@ -145,12 +123,6 @@ class DecodeState:
             _bits(row.min_p),
             *stop,
         ]
-
-
-def float_column(state: Tensor, column: Column) -> Tensor:
-    """A column of real numbers from rows `[S, columns]`, float32 `[S]`."""
-    column_bits = state[:, column]
-    return column_bits.view(torch.float64).to(torch.float32)
 
 
 def _bits(value: float) -> int:

@@ -259,7 +259,8 @@ class ModelRunner:
         def sample_on_device(batch: Batch) -> None:
             logits = self._logits(batch, cache)
             state = padding_rows(len(logits), self.vocab_size, self.device)
-            sample_tokens(logits, state, most_demanding_mode(self.vocab_size), is_static=True)
+            rows = torch.arange(len(logits), device=self.device)
+            sample_tokens(logits, state, rows, most_demanding_mode(self.vocab_size), is_static=True)
 
         def sample_on_host(batch: Batch) -> None:
             logits = self._run(batch, cache)

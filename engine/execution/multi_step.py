@@ -23,10 +23,10 @@ from torch import Tensor
 from engine.attention import DecodeMetadata
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch
 from engine.device.cuda_graphs import GraphRunner, batch_size, batch_sizes
-from engine.execution.decode_state import Column, DecodeState, float_column
+from engine.execution.decode_state import DecodeState
 from engine.models.decoder import TokenInputs
 from engine.sampling.settings import filters_of
-from kernels.launch import aligned
+from kernels.decode_step import Column, RowSampling, advance_decode, prepare_decode, sampling_of
 from kernels.sampling import argmax, sample
 from kernels.sampling_fallback import Filters
 
@@ -91,12 +91,13 @@ class StaticBuffers:
         self.tables = torch.empty(size, max_blocks, dtype=torch.int32, device=state.device)
         self.tokens = torch.empty(max_steps, size, dtype=torch.int64, device=state.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=state.device)
+        """The newest step of the batch; -1 before its first."""
 
     def begin(self, state: DecodeState, rows: Tensor) -> None:
         """Take in the rows `[size]` of a batch: its first step is next."""
         self.rows[: len(rows)].copy_(rows)
         torch.index_select(state.table, 0, rows, out=self.tables[: len(rows)])
-        self.step.zero_()
+        self.step.fill_(-1)
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +167,8 @@ class MultiStepDecoder:
             tokens = torch.empty(0, 1, dtype=torch.int64)
             if entries:
                 mode = SamplingMode.of(entries, self._state.vocab_size)
-                sampled, _ = self._move_on(rows, self._state.rows.index_select(0, rows), logits, mode)
+                chosen = sample_tokens(logits, self._state.rows, rows, mode, is_static=self._is_static)
+                sampled, _ = advance_decode(self._state.rows, rows, chosen)
                 tokens = self._to_host(sampled[:, None])
         except Exception:
             self._state.invalidate([entry.batch_slot for entry in entries])
@@ -206,62 +208,57 @@ class MultiStepDecoder:
 
     def _static_step(self, buffers: StaticBuffers, size: int, mode: SamplingMode) -> None:
         """One step for the first `size` rows of the buffers: what a graph holds."""
-        sampled, _ = self._step(buffers.rows[:size], buffers.tables[:size], mode)
-        buffers.tokens[:, :size].index_copy_(0, buffers.step, sampled[None])
-        buffers.step += 1
+        self._step(buffers.rows[:size], buffers.tables[:size], mode, buffers)
 
-    def _step(self, rows: Tensor, tables: Tensor, mode: SamplingMode) -> tuple[Tensor, Tensor]:
-        """One token for each row: what was sampled, and which rows go on; `[S]` each."""
-        state = self._state.rows.index_select(0, rows)
-        alive = state[:, Column.TOKENS_LEFT] > 0
-        positions = torch.where(alive, state[:, Column.POSITION], 0)
-        blocks = tables.gather(1, (positions // self._block_size)[:, None])[:, 0].long()
-        slots = torch.where(alive, blocks * self._block_size + positions % self._block_size, self._padding_slot)
-        inputs = TokenInputs(
-            token_ids=state[:, Column.TOKEN],
-            positions=positions,
-            lengths=torch.maximum(state[:, Column.ROPE_LENGTH], positions + 1),
+    def _step(
+        self, rows: Tensor, tables: Tensor, mode: SamplingMode, buffers: StaticBuffers | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One token for each row: what was sampled, and which rows go on; `[S]` each. `buffers` count the step, and
+        their tokens are returned."""
+        inputs, sampling = prepare_decode(
+            self._state.rows,
+            rows,
+            tables,
+            block_size=self._block_size,
+            padding_slot=self._padding_slot,
+            samples=mode.random,
+            step=None if buffers is None else buffers.step,
         )
-        lengths = torch.where(alive, positions + 1, 0).to(torch.int32)
-        logits = self._forward(inputs, DecodeMetadata(positions, lengths, tables, slots))
-        return self._move_on(rows, state, logits, mode)
-
-    def _move_on(self, rows: Tensor, state: Tensor, logits: Tensor, mode: SamplingMode) -> tuple[Tensor, Tensor]:
-        """Choose a token for each row from its logits, and move the row on by it; returns what `_step` does."""
-        alive = state[:, Column.TOKENS_LEFT] > 0
-        chosen = sample_tokens(logits, state, mode, is_static=self._is_static)
-        held = (state[:, Column.MIN_TOKENS_LEFT] - 1).clamp(min=0)
-        stops = (chosen[:, None] == state[:, Column.STOP :]).any(dim=1) & (held == 0)
-        goes_on = alive & (chosen >= 0) & ~stops & (state[:, Column.TOKENS_LEFT] > 1)
-        state[:, Column.TOKEN] = torch.where(goes_on, chosen, 0)
-        state[:, Column.POSITION] += alive
-        state[:, Column.TOKENS_LEFT] = torch.where(goes_on, state[:, Column.TOKENS_LEFT] - 1, 0)
-        state[:, Column.MIN_TOKENS_LEFT] = held
-        # Rows of padding are all the same row, and write the same.
-        self._state.rows.index_copy_(0, rows, state)
-        return torch.where(alive, chosen, NO_TOKEN), goes_on
+        tokens = TokenInputs(token_ids=inputs.token_ids, positions=inputs.positions, lengths=inputs.rope_lengths)
+        logits = self._forward(tokens, DecodeMetadata(inputs.positions, inputs.seq_lens, tables, inputs.slots))
+        chosen = sample_tokens(logits, self._state.rows, rows, mode, sampling, is_static=self._is_static)
+        if buffers is None:
+            return advance_decode(self._state.rows, rows, chosen)
+        return advance_decode(self._state.rows, rows, chosen, into=buffers.tokens, step=buffers.step)
 
 
-def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_static: bool) -> Tensor:
+def sample_tokens(
+    logits: Tensor,
+    state: Tensor,
+    rows: Tensor,
+    mode: SamplingMode,
+    sampling: RowSampling | None = None,
+    *,
+    is_static: bool,
+) -> Tensor:
     """A token for each row of logits `[S, vocab_size]`, as `Sampler` would choose it, or the code that says why not.
 
-    `state` are the rows `[S, columns]` of the state. Logits are overwritten. `is_static` waits for no result on the
-    way.
+    `rows` `[S]` says where each stands in the state `[N, columns]`, and `sampling` what stands there, where it is known
+    already. Logits are overwritten. `is_static` waits for no result on the way.
     """
     # The logits of banned stop tokens are saved before they are masked: a NaN or +inf there is an error of the row too.
-    held = _ban_stop_tokens(logits, state) if mode.bans_stop_tokens else None
+    held = _ban_stop_tokens(logits, state.index_select(0, rows)) if mode.bans_stop_tokens else None
     if mode.random:
-        # Columns as rows that all start aligned.
-        columns = state.new_empty(state.shape[1], aligned(len(state), 8))[:, : len(state)].copy_(state.t())
+        own = sampling or sampling_of(state, rows)
         tokens = sample(
             logits,
-            float_column(state, Column.TEMPERATURE),
-            columns[Column.TOP_K],
-            float_column(state, Column.TOP_P),
-            float_column(state, Column.MIN_P),
-            columns[Column.SEED],
-            columns[Column.POSITION] + 1,
-            columns[Column.INDEX],
+            own.temperature,
+            own.top_k,
+            own.top_p,
+            own.min_p,
+            own.seeds,
+            own.positions,
+            own.indices,
             filters=mode.filters,
             is_static=is_static,
         )
@@ -269,9 +266,9 @@ def sample_tokens(logits: Tensor, state: Tensor, mode: SamplingMode, *, is_stati
         tokens = argmax(logits, is_static=is_static)
     # After masking, an all -inf row is NONE_ALLOWED only if a banned token's logit was finite; else it is NOT_FINITE.
     if held is None:
-        return torch.where(tokens == NONE_ALLOWED, NOT_FINITE, tokens)
+        return tokens.masked_fill_(tokens == NONE_ALLOWED, NOT_FINITE)
     is_sound = (held < torch.inf).all(dim=1) & ((tokens != NONE_ALLOWED) | (held > _NEG_INF).any(dim=1))
-    return torch.where(is_sound, tokens, NOT_FINITE)
+    return tokens.masked_fill_(~is_sound, NOT_FINITE)
 
 
 def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:
@@ -281,8 +278,8 @@ def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:
     places = stop.clamp(min=0)
     is_held = (stop >= 0) & (state[:, Column.MIN_TOKENS_LEFT] > 0)[:, None]
     before = logits.gather(1, places)
-    logits.scatter_(1, places, torch.where(is_held, _NEG_INF, before))
-    return torch.where(is_held, before, _NEG_INF)
+    logits.scatter_(1, places, before.masked_fill(is_held, _NEG_INF))
+    return before.masked_fill(~is_held, _NEG_INF)
 
 
 class AsyncTokens:

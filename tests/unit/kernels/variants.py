@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from kernels.decode_step import DecodeInputs, RowSampling, advance_launch, prepare_launch
 from kernels.device import Device
 from kernels.expert_mlp import product_launch, product_tiles, sum_launch
 from kernels.expert_routing import Routing, blocks_bound, num_chunks, route_launches
@@ -214,6 +215,22 @@ def gate(activation: str) -> Launch:
     return gated_activation_launch(empty(64, 8192), empty(64, 4096), activation)
 
 
+def longs(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int64)
+
+
+def prepare(samples: bool) -> Launch:
+    inputs = DecodeInputs(*(longs(64) for _ in range(4)), seq_lens=ints(64))
+    real = empty(64, dtype=torch.float32)
+    sampling = RowSampling(real, longs(64), real, real, *(longs(64) for _ in range(3))) if samples else None
+    return prepare_launch(longs(300, 19), longs(64), ints(64, 512), longs(1), inputs, sampling, 64, 64_000)
+
+
+def advance() -> Launch:
+    goes_on = empty(64, dtype=torch.bool)
+    return advance_launch(longs(300, 19), longs(64), longs(64), longs(16, 512), goes_on, longs(1))
+
+
 def log_probabilities() -> Launch:
     numbers = empty(64, dtype=torch.float32)
     return log_probs_launch(empty(64, 128256, dtype=torch.float32), empty(64, dtype=torch.int64), numbers, numbers)
@@ -398,6 +415,9 @@ def _launches(
     yield "add and layer norm", partial(norm, device, 1280, "layer", True)
     for activation in ACTIVATIONS:
         yield f"gate by {activation}", partial(gate, activation)
+    yield "prepare decode, greedy", partial(prepare, False)
+    yield "prepare decode", partial(prepare, True)
+    yield "advance decode", advance
     yield "log-probabilities", log_probabilities
     yield "penalties", penalties
     yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)

@@ -58,7 +58,9 @@ def test_device_sampling_gives_the_tokens_of_the_sampler() -> None:
         expected = [one.token_id for one in Sampler(700).sample(logits.clone(), states)]
         assert len(set(expected)) > 20
         for is_static in (False, True):
-            chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static)
+            chosen = sample_tokens(
+                logits.clone(), state, torch.arange(len(state)), SamplingMode.of(entries, 700), is_static=is_static
+            )
             assert chosen.tolist() == expected
 
 
@@ -72,7 +74,9 @@ def test_device_sampling_reports_overflow_as_the_sampler_does(is_static: bool) -
     logits[2, 5] = 1e35  # banned: it is not drawn from
     errors = [str(one.error) for one in Sampler(700).sample(logits.clone(), states)]
     assert errors == [LOGITS_TOO_LARGE, LOGITS_TOO_LARGE, "None", "None"]
-    chosen = sample_tokens(logits.clone(), state, SamplingMode.of(entries, 700), is_static=is_static).tolist()
+    chosen = sample_tokens(
+        logits.clone(), state, torch.arange(len(state)), SamplingMode.of(entries, 700), is_static=is_static
+    ).tolist()
     assert chosen[:2] == [TOO_LARGE, TOO_LARGE]
     assert min(chosen[2:]) >= 0
 
@@ -93,7 +97,9 @@ def test_sampling_kernel_gives_the_same_tokens(part: str, dtype: torch.dtype, mo
     logits[:, 5] += 8
     expected = [one.token_id for one in Sampler(700).sample(logits.float(), states)]
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
+    chosen = sample_tokens(
+        logits.to(DEVICE), state.to(DEVICE), torch.arange(len(state), device=DEVICE), mode, is_static=True
+    )
     assert chosen.tolist() == expected
 
 
@@ -125,11 +131,13 @@ def test_sampling_kernel_reports_rows_without_a_token(
     )
     _, entries, state = states_and_rows([params] * len(rows))
     mode = SamplingMode.of(entries, 700)
-    expected = sample_tokens(logits.clone(), state, mode, is_static=False)
+    expected = sample_tokens(logits.clone(), state, torch.arange(len(state)), mode, is_static=False)
     assert {NOT_FINITE} < set(expected.tolist())
     assert (NONE_ALLOWED in expected.tolist()) == bool(min_tokens)
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    chosen = sample_tokens(logits.to(DEVICE), state.to(DEVICE), mode, is_static=True)
+    chosen = sample_tokens(
+        logits.to(DEVICE), state.to(DEVICE), torch.arange(len(state), device=DEVICE), mode, is_static=True
+    )
     assert chosen.tolist() == expected.tolist()
 
 

@@ -77,8 +77,15 @@ class Launches:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
-    noted = Launches()
-    monkeypatch.setattr(Launch, "run", lambda launch: noted.note(launch))
+    noted, run = Launches(), Launch.run
+
+    def note(launch: Launch) -> None:
+        noted.note(launch)
+        # What a step reads of its rows finds embeddings; nothing else is needed.
+        if launch.kernel.fn.__module__ == "kernels.decode_step":
+            run(launch)
+
+    monkeypatch.setattr(Launch, "run", note)
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
     # On a GPU, linear layers stay torch's own.
     monkeypatch.setattr("engine.linears.LinearReplacer.replace", lambda *_: None)
@@ -99,7 +106,7 @@ def run_step(runner: ModelRunner, new_tokens: Sequence[int], num_blocks: int) ->
     logits = runner.model(inputs, runner.backend.prepare(layout, runner.cache))
     state = torch.zeros(len(entries), NUM_COLUMNS, dtype=torch.int64)
     for mode in MODES:
-        sample_tokens(logits, state, mode, is_static=True)
+        sample_tokens(logits, state, torch.arange(len(entries)), mode, is_static=True)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "mixtral"])
@@ -121,6 +128,9 @@ def test_kernel_is_compiled_once_for_all_steps(name: str, launches: Launches, tm
     assert num_modes[-1] == num_modes[0]
     assert num_modes[0]["paged_decode._decode_kernel"] == num_modes[0]["paged_prefill._prefill_kernel"] == 1
     assert num_modes[0]["sampling._sample_kernel"] == len(MODES)
+    # Inputs with and without parameters of sampling, and these alone.
+    assert num_modes[0]["decode_step._prepare_kernel"] == 3
+    assert num_modes[0]["decode_step._advance_kernel"] == 1
 
 
 @torch.inference_mode()
