@@ -317,26 +317,12 @@ class DecodeTiles:
     num_warps: int
     num_stages: int
 
-    def programs_at_a_time(self, row_bytes: int, device: Device) -> int:
-        """How many programs a multiprocessor has room for, with keys and values of `row_bytes` a position and head.
-
-        By shared memory: registers leave room for as many (`tests/unit/kernels/test_decode_plan.py`).
-        """
-        # Triton divides stages between the block number and the tiles that it leads to.
-        tiles_in_flight = max(1, (self.num_stages - 1) // 2)
-        return max(1, device.shared_memory // (tiles_in_flight * self.tile * row_bytes + _SHARED_BESIDES))
-
-    def programs_per_sm(self, row_bytes: int, device: Device) -> int:
-        """How many programs a multiprocessor is given in all."""
-        least, most = _PROGRAMS_PER_SM
-        return min(most, max(least, _WAVES * self.programs_at_a_time(row_bytes, device)))
-
 
 def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> DecodeTiles:
     """The table. Not yet tuned on a GPU: chosen so that two to four programs' pipelines fit a multiprocessor."""
     if device.is_interpreter:
         return DecodeTiles(tile=16, num_warps=4, num_stages=2)
-    row_bytes = bytes_of_position(head_dim, value_dim, kv_dtype)
+    row_bytes = (padded(head_dim) + padded(value_dim)) * kv_dtype.itemsize
     if device.backend == "hip":
         # 64 KiB of shared memory, and no asynchronous copies to fill deeper pipelines.
         return DecodeTiles(tile=32 if row_bytes > 512 else 64, num_warps=4, num_stages=2 if row_bytes <= 1024 else 1)
@@ -352,9 +338,23 @@ def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: D
     return DecodeTiles(tile=16, num_warps=4, num_stages=2)
 
 
-def bytes_of_position(head_dim: int, value_dim: int, kv_dtype: torch.dtype) -> int:
-    """What a tile holds of one position: a key and a value of one head."""
-    return (padded(head_dim) + padded(value_dim)) * kv_dtype.itemsize
+def programs_at_a_time(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> int:
+    """How many decode programs a multiprocessor has room for, by the shared memory of their tiles.
+
+    Registers leave room for as many (`tests/unit/kernels/test_decode_plan.py`); numbers of float8 count as what they
+    are widened to, because that takes the registers of as many.
+    """
+    tiles = decode_tiles(head_dim, value_dim, kv_dtype, device)
+    row_bytes = (padded(head_dim) + padded(value_dim)) * max(2, kv_dtype.itemsize)
+    # Triton divides stages between the block number and the tiles that it leads to.
+    tiles_in_flight = max(1, (tiles.num_stages - 1) // 2)
+    return max(1, device.shared_memory // (tiles_in_flight * tiles.tile * row_bytes + _SHARED_BESIDES))
+
+
+def programs_per_sm(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> int:
+    """How many decode programs a multiprocessor is given in all."""
+    least, most = _PROGRAMS_PER_SM
+    return min(most, max(least, _WAVES * programs_at_a_time(head_dim, value_dim, kv_dtype, device)))
 
 
 def padded(dim: int) -> int:
@@ -413,8 +413,7 @@ class DecodePlan:
         `target_splits` None: as many as keep the device busy.
         """
         target = target or device_of(device)
-        tiles = decode_tiles(head_dim, value_dim, kv_dtype, target)
-        programs = tiles.programs_per_sm(bytes_of_position(head_dim, value_dim, kv_dtype), target)
+        programs = programs_per_sm(head_dim, value_dim, kv_dtype, target)
         wanted = target_splits or max(1, target.num_sms * programs // num_kv_heads)
         items = max_sequences + wanted
 
@@ -422,7 +421,7 @@ class DecodePlan:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         return cls(
-            tile=tiles.tile,
+            tile=decode_tiles(head_dim, value_dim, kv_dtype, target).tile,
             window=window,
             target_splits=wanted,
             item_sequence=ints(items),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels.integers import ceil_div
-from kernels.paged_decode import DecodePlan, bytes_of_position, decode_tiles, plan_decode
+from kernels.paged_decode import DecodePlan, decode_tiles, plan_decode, programs_at_a_time, programs_per_sm
 from tests.unit.kernels.ahead_of_time import DEVICES, read_record
 from tests.unit.kernels.variants import MODEL_HEADS, SHAPES, Heads
 
@@ -86,17 +86,14 @@ def test_batches_of_medium_length_are_cut_into_several_waves(
     title: str, least: int, most: int, device: torch.device
 ) -> None:
     items = planned(QWEN3, BATCHES[title], device)
-    at_a_time = HOPPER.num_sms * decode_tiles(128, 128, torch.bfloat16, HOPPER).programs_at_a_time(512, HOPPER)
+    at_a_time = HOPPER.num_sms * programs_at_a_time(128, 128, torch.bfloat16, HOPPER)
     assert least <= max(items.tiles) <= most
     assert len(items.tiles) * QWEN3.num_kv_heads >= 4 * at_a_time
 
 
 def test_multiprocessor_gets_16_to_32_programs_by_what_fits() -> None:
     programs = {
-        heads.name: decode_tiles(heads.head_dim, heads.value_dim, heads.kv_dtype, HOPPER).programs_per_sm(
-            bytes_of_position(heads.head_dim, heads.value_dim, heads.kv_dtype), HOPPER
-        )
-        for heads in SHAPES
+        heads.name: programs_per_sm(heads.head_dim, heads.value_dim, heads.kv_dtype, HOPPER) for heads in SHAPES
     }
     assert set(programs.values()) <= set(range(16, 33))
     assert programs[SHAPES[0].name] == 24
@@ -109,8 +106,8 @@ def test_programs_at_a_time_fit_by_registers_and_shared_memory(heads: Heads) -> 
     name = next(name for name, one in MODEL_HEADS.items() if one is heads)
     found = read_record()["kernels"][f"decode {name}, sm_90"]
     tiles = decode_tiles(heads.head_dim, heads.value_dim, heads.kv_dtype, HOPPER)
-    row_bytes = bytes_of_position(heads.head_dim, heads.value_dim, heads.kv_dtype)
     # A warp takes registers by 256; the driver keeps 1 KiB of shared memory for each program.
     by_registers = 65_536 // (ceil_div(found["registers"] * 32, 256) * 256 * tiles.num_warps)
     by_shared_memory = 228 * 1024 // (found["shared"] + 1024)
-    assert tiles.programs_at_a_time(row_bytes, HOPPER) <= min(by_registers, by_shared_memory)
+    claimed = programs_at_a_time(heads.head_dim, heads.value_dim, heads.kv_dtype, HOPPER)
+    assert claimed <= min(by_registers, by_shared_memory)
