@@ -30,18 +30,20 @@ from api.native import (
     feed_look,
     jobs,
     keys,
+    open_jobs,
     overview,
     results,
     suggestions,
     workers,
 )
 from api.notifier import Notifier
-from api.openai import batches, files, live, uploads, webhook_endpoints
+from api.openai import batches, files, live, tokenizing, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
 from api.openai.live_hub import LiveHub
 from api.routes import health, metrics, models
 from api.schemas import ErrorAnswer
 from api.session_cookie import Cookies
+from api.tokenizer_calls import TokenizerCalls
 from api.upload_locks import UploadLocks
 from api.wrong_keys import WrongKeys
 from jobs.database import connect_async
@@ -55,11 +57,13 @@ T = TypeVar("T")
 
 ROUTERS = (
     jobs.router,
+    open_jobs.router,
     detail.router,
     actions.router,
     events.router,
     results.router,
     live.router,
+    tokenizing.router,
     batches.router,
     files.router,
     uploads.router,
@@ -130,12 +134,14 @@ def create_app(settings: Settings) -> FastAPI:
             asyncio.Event(),
         )
         hub = app.state.live = LiveHub(services)
+        tokenizer_calls = app.state.tokenizer_calls = TokenizerCalls(settings)
         batch_runner = BatchRunner(services, seconds=settings.poll_interval)
         try:
             yield
         finally:
             await batch_runner.close()
             await hub.close()
+            await tokenizer_calls.close()
             await upload_locks.close()
             await notifier.close()
             await database.dispose()

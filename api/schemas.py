@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from api.redis_probe import RedisState
 from jobs.ids import JOB_PREFIX, public_id
+from jobs.queries.open_jobs import OpenJob
 from jobs.queries.reading import Job, ServedModel
 from jobs.requests import window_text
 from jobs.states import JobState
@@ -47,7 +48,7 @@ class JobObject(BaseModel):
     last_seq: int = Field(description="`seq` of the newest result line")
     usage: Usage
     created_at: int
-    in_progress_at: int
+    in_progress_at: int | None = Field(description="null while lines may be appended")
     expires_at: int | None
     cancelling_at: int | None
     ended_at: int | None
@@ -86,6 +87,31 @@ class JobObject(BaseModel):
             ended_at=seconds(job.ended_at),
             paused_at=seconds(job.paused_at),
             retry_of=None if job.retry_of is None else public_id(JOB_PREFIX, job.retry_of),
+        )
+
+    @classmethod
+    def of_open(cls, job: OpenJob) -> JobObject:
+        """A job that takes lines, and is given up at `expires_at` where no more come."""
+        return cls(
+            id=public_id(JOB_PREFIX, job.id),
+            name=job.name,
+            status=JobState.VALIDATING,
+            model=job.model,
+            priority=job.priority,
+            metadata=job.metadata,
+            completion_window=None if job.completion_window is None else window_text(job.completion_window),
+            request_counts=RequestCounts(
+                total=job.total, open=job.total, completed=0, failed=0, cancelled=0, expired=0
+            ),
+            last_seq=0,
+            usage=Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0, total_tokens=0),
+            created_at=int(job.created_at.timestamp()),
+            in_progress_at=None,
+            expires_at=int(job.expires_at.timestamp()),
+            cancelling_at=None,
+            ended_at=None,
+            paused_at=None,
+            retry_of=None,
         )
 
 

@@ -23,6 +23,9 @@ from __future__ import annotations
 # │   └── StorageFull           its disk is full
 # ├── JobNotDeletable           a job that still runs is cancelled first
 # ├── BulkCountChanged          an action on many jobs would touch others than were shown
+# ├── JobNotOpen                the job is being cancelled, or at its end
+# │   └── JobTakesNoLines       it was finalized
+# ├── TooManyOpenJobs           the tenant has as many jobs open as it may
 # ├── IdempotencyMismatch       the key was used with another body
 # ├── IdempotencyBusy           the first request with this key is still coming in
 # ├── SubmissionCollected       an upload stored nothing for too long and was given up
@@ -230,6 +233,23 @@ class JobNotOpen(PagemillError):
 
     def __init__(self, job_id: str, status: str) -> None:
         super().__init__(f"The job {job_id} is {status}; only one that is in_progress can be changed so.")
+
+
+class JobTakesNoLines(JobNotOpen):
+    """The job was finalized, or never took lines one request after the other."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(job_id, status)
+        self.args = (f"The job {job_id} is {status}: it takes no more lines.",)
+
+
+class TooManyOpenJobs(PagemillError):
+    """The tenant has as many jobs open as it may."""
+
+    code = "too_many_open_jobs"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} of your jobs are open already. Finalize or delete one of them.")
 
 
 class NothingToRetry(PagemillError):

@@ -32,6 +32,16 @@ def cancel_channel(model: str) -> str:
     return f"live.cancel.{model}"
 
 
+def tokenizer_queue(model: str) -> str:
+    """The Redis list from which the workers of a model take what is to be tokenized for a caller."""
+    return f"tokenize.{model}"
+
+
+def tokenizer_reply(question: str) -> str:
+    """The Redis list to which the answer to one such question is pushed."""
+    return f"tokenized.{question}"
+
+
 class BrokerNotConfigured(RuntimeError):
     """PAGEMILL_REDIS_URL is not set."""
 

@@ -160,12 +160,24 @@ class PromptLine(Params):
 
 
 class Webhook(StrictModel):
-    """The receiver that is called at the job's end."""
+    """The receiver that is called at the job's end, and at the milestones that `events` names."""
 
     url: Annotated[str, StringConstraints(pattern=patterns.HTTP_URL), AfterValidator(_no_longer)]
     events: (
         Annotated[
-            list[Literal["job.completed", "job.cancelled", "job.expired"]], Field(max_length=MAX_EVENTS, fail_fast=True)
+            list[
+                Literal[
+                    "job.completed",
+                    "job.cancelled",
+                    "job.expired",
+                    "job.first_result",
+                    "job.progress_25",
+                    "job.progress_50",
+                    "job.progress_75",
+                    "job.stalled",
+                ]
+            ],
+            Field(max_length=MAX_EVENTS, fail_fast=True),
         ]
         | None
     ) = None

@@ -165,6 +165,12 @@ class Settings(BaseSettings):
     staging_timeout: float = Field(
         default=900.0, gt=0, description="A submission that stored nothing for this long is collected."
     )
+    stalled_after: float = Field(
+        default=300.0, gt=0, description="A job of which no line runs or ends for this long is announced as stalled."
+    )
+    open_job_expiry: float = Field(
+        default=86400.0, gt=0, description="An open job to which nothing was appended for this long is collected."
+    )
     retention: float = Field(default=30 * 86400.0, gt=0, description="Ended jobs are deleted after this long.")
     webhook_poll_interval: float = Field(default=1.0, gt=0, description="Due webhook deliveries are looked for.")
     webhook_timeout: float = Field(default=15.0, gt=0, description="One delivery may take this long in all.")

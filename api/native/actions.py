@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from api.deps import Caller, InjectedServices
-from api.native.finding import find_job
+from api.native.finding import find_job, note_foreign
 from api.native.retries import Retry, retry
 from api.openai.documents import read_document
 from api.parameters import IdempotencyKey
@@ -51,6 +51,7 @@ async def retry_job(
     parent = await find_job(services, caller, job_id)
     wanted, _ = await read_document(services, request, Retry)
     answer = JobObject.of(await retry(services, caller, parent, wanted, idempotency_key))
+    note_foreign(caller, parent.tenant_id, parent.id, "retried")
     response.headers["location"] = f"/v1/jobs/{answer.id}"
     return answer
 
@@ -61,6 +62,7 @@ async def pause_job(job_id: str, caller: Caller, services: InjectedServices) -> 
     job = await find_job(services, caller, job_id)
     if not await services.transaction(changing.pause, job.tenant_id, job.id):
         raise JobNotFound(job_id)
+    note_foreign(caller, job.tenant_id, job.id, "paused")
     return JobObject.of(await find_job(services, caller, job_id))
 
 
@@ -70,6 +72,7 @@ async def resume_job(job_id: str, caller: Caller, services: InjectedServices) ->
     job = await find_job(services, caller, job_id)
     if not await services.transaction(changing.resume, job.tenant_id, job.id):
         raise JobNotFound(job_id)
+    note_foreign(caller, job.tenant_id, job.id, "resumed")
     services.notifier.notify(job.model, job.id)
     return JobObject.of(await find_job(services, caller, job_id))
 
@@ -87,4 +90,5 @@ async def change_job(job_id: str, request: Request, caller: Caller, services: In
         changing.change, job.tenant_id, job.id, priority=wanted.priority, name=wanted.name
     ):
         raise JobNotFound(job_id)
+    note_foreign(caller, job.tenant_id, job.id, "changed")
     return JobObject.of(await find_job(services, caller, job_id))

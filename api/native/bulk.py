@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from api.deps import Caller, InjectedServices, Services
 from api.native.actions import body_of
-from api.native.finding import find_job, parse_job_id
+from api.native.finding import find_job, note_foreign, parse_job_id
 from api.native.jobs import cancel_one, delete_one
 from api.native.retries import Retry, retry
 from api.openai.documents import read_document
@@ -137,17 +137,21 @@ async def _act(services: Services, caller: Principal, wanted: Bulk, target: Targ
     match wanted.action:
         case Action.PAUSE:
             await services.transaction(changing.pause, tenant, job)
+            note_foreign(caller, tenant, job, "paused")
         case Action.RESUME:
             await services.transaction(changing.resume, tenant, job)
             services.notifier.notify((await find_job(services, caller, job_id)).model, job)
+            note_foreign(caller, tenant, job, "resumed")
         case Action.PRIORITY:
             await services.transaction(changing.change, tenant, job, priority=wanted.priority, name=None)
+            note_foreign(caller, tenant, job, "changed")
         case Action.RETRY:
             parent = await find_job(services, caller, job_id)
             made = await retry(services, caller, parent, Retry(state="failed"), None)
+            note_foreign(caller, tenant, job, "retried")
             return public_id(JOB_PREFIX, made.id)
         case Action.CANCEL:
-            await cancel_one(services, tenant, job)
+            await cancel_one(services, caller, tenant, job)
         case Action.DELETE:
             await delete_one(services, caller, tenant, job)
     return job_id

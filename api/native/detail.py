@@ -12,8 +12,10 @@ from sqlalchemy import Connection
 from api.deps import Caller, InjectedServices
 from api.native import views
 from api.native.finding import find_job
+from api.native.open_jobs import find_open_or_published
 from api.native.views import JobDetail
 from api.schemas import JobObject
+from jobs.errors import JobNotFound
 from jobs.estimates import percent
 from jobs.queries import lines, progress
 from jobs.queries.explaining import ModelQueue
@@ -25,6 +27,16 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 PARTS = ("progress", "failures", "timeline", "deliveries", "results")
 RESULTS = 50
 PREVIEW = 200
+
+
+_NOTHING_RUNS: dict[str, object] = {
+    "percent": 0.0,
+    "running": 0,
+    "lines_per_second": 0.0,
+    "eta": None,
+    "wait": None,
+    "held_back": None,
+}
 
 
 class JobQuery(BaseModel):
@@ -55,7 +67,12 @@ async def get_job(
     job_id: str, caller: Caller, services: InjectedServices, query: Annotated[JobQuery, Query()]
 ) -> JobDetail:
     """A job as it stands; with `wait`, as it stands at its end or when the wait is over."""
-    job = await find_job(services, caller, job_id)
+    try:
+        job = await find_job(services, caller, job_id)
+    except JobNotFound:
+        # It may still take lines; nothing of it runs, and there is nothing to wait for.
+        found = await find_open_or_published(services, caller, job_id)
+        return JobDetail.model_validate(found.model_dump() | _NOTHING_RUNS)
     if query.wait > 0 and not job.is_terminal:
         await services.job_watch.wait(job.id, min(query.wait, services.settings.max_wait))
         job = await find_job(services, caller, job_id)
@@ -97,10 +114,6 @@ def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, incl
 def _summary(job: Job) -> dict[str, object]:
     """What is known without a look: the job, of which nothing runs."""
     return JobObject.of(job).model_dump() | {
+        **_NOTHING_RUNS,
         "percent": percent(job.last_seq, job.total, is_ended=job.is_terminal),
-        "running": 0,
-        "lines_per_second": 0.0,
-        "eta": None,
-        "wait": None,
-        "held_back": None,
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from api.deps import Services
 from jobs.errors import JobNotFound
-from jobs.ids import JOB_PREFIX, parse_id
+from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import reading
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
+
+logger = logging.getLogger(__name__)
 
 
 def parse_job_id(job_id: str) -> UUID:
@@ -30,3 +33,22 @@ async def find_job(services: Services, caller: Principal, job_id: str) -> Job:
     if job is None:
         raise JobNotFound(job_id)
     return job
+
+
+def is_foreign(caller: Principal, tenant_id: UUID) -> bool:
+    """Whether an operator acts on another tenant's job."""
+    return tenant_id != caller.id
+
+
+def note_foreign(caller: Principal, tenant_id: UUID, job_id: UUID, action: str) -> None:
+    """Log what an operator did with another tenant's job, and with which key; nothing for the job's owner."""
+    if is_foreign(caller, tenant_id):
+        logger.warning(
+            "operator of %r, key %s (%s): %s %s of tenant %s",
+            caller.name,
+            caller.key_hint,
+            caller.key_id,
+            action,
+            public_id(JOB_PREFIX, job_id),
+            tenant_id,
+        )

@@ -14,6 +14,7 @@ MAX_FIELDS = 100  # in a query
 _TEXT_FIELDS = frozenset({"model", "completion_window", "name"})
 _JSON_FIELDS = frozenset({"priority", "metadata"})
 _WEBHOOK_FIELDS = frozenset({"webhook_url", "webhook_events"})
+_OF_THE_REQUEST = frozenset({"dry_run"})  # not of the job
 _REPEATABLE = frozenset({"stop", "stop_token_ids", "webhook_events"})
 
 
@@ -47,6 +48,8 @@ def from_query(query: bytes, *, max_depth: int) -> JobOptions:
     params: dict[str, Any] = {}
     webhook: dict[str, Any] = {}
     for name, values in _gathered(pairs).items():
+        if name in _OF_THE_REQUEST:
+            continue
         if name in _TEXT_FIELDS:
             options[name] = values[0]
         elif name in _JSON_FIELDS:

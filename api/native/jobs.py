@@ -12,15 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
-from api.native import submissions
-from api.native.finding import find_job
+from api.native import dry_runs, submissions
+from api.native.dry_runs import DryRun
+from api.native.finding import find_job, is_foreign, note_foreign, parse_job_id
 from api.native.views import JobList, JobRow, job_rows
 from api.parameters import IdempotencyKey
 from api.schemas import JobDeleted, JobObject
+from api.tokenizer_calls import InjectedCalls
 from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id, public_id
-from jobs.queries import progress, retention, searching, settling
+from jobs.queries import open_jobs, progress, retention, searching, settling
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
 from jobs.requests import JobOptions, Params, PromptLine
@@ -122,22 +124,34 @@ def _submission_schema() -> dict[str, Any]:
     }
 
 
-@router.post("", status_code=202, openapi_extra=_submission_schema())
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobObject,
+    responses={200: {"model": DryRun, "description": "What a dry run found."}},
+    openapi_extra=_submission_schema(),
+)
 async def submit(
     request: Request,
     response: Response,
     caller: Caller,
     services: InjectedServices,
+    calls: InjectedCalls,
     idempotency_key: IdempotencyKey = None,
-) -> JobObject:
+    dry_run: Annotated[bool, Query(description="store nothing, and say what would come of it")] = False,
+) -> JobObject | Response:
     """Hand in a batch: inline as `application/json`, or as a stream of lines with `application/x-ndjson`.
 
     The answer comes when every line is stored. With an `Idempotency-Key` the same request can be sent again safely.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == JSON and not request.query_params.keys() <= {"dry_run"}:
+        raise InvalidInput("An inline submission carries everything in its body and takes no query but dry_run.")
+    if dry_run and media_type in (JSON, NDJSON):
+        look = dry_runs.look_at_document if media_type == JSON else dry_runs.look_at_lines
+        found = await look(services, calls, request)
+        return Response(found.model_dump_json(), media_type=JSON)
     if media_type == JSON:
-        if request.scope["query_string"]:
-            raise InvalidInput("An inline submission carries everything in its body and takes no query.")
         job = await submissions.submit_document(services, caller, request, idempotency_key)
     elif media_type == NDJSON:
         job = await submissions.submit_lines(services, caller, request, idempotency_key)
@@ -191,24 +205,32 @@ async def count_jobs(caller: Caller, services: InjectedServices, query: Annotate
 
 @router.post("/{job_id}/cancel")
 async def cancel(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
-    """Stop a job. What is finished is kept; a job at its end stays as it is."""
+    """Stop a job. What is finished is kept; a job at its end stays as it is. An operator's key stops any tenant's."""
     job = await find_job(services, caller, job_id)
-    await cancel_one(services, job.tenant_id, job.id)
+    await cancel_one(services, caller, job.tenant_id, job.id)
     return JobObject.of(await find_job(services, caller, job_id))
 
 
 @router.delete("/{job_id}")
 async def delete(job_id: str, caller: Caller, services: InjectedServices) -> JobDeleted:
-    """Forget a job that is at its end, with its prompts and results."""
+    """Forget a job that is at its end, with its prompts and results. An operator's key forgets any tenant's.
+
+    A job that still takes lines is forgotten, too.
+    """
+    if await services.transaction(open_jobs.give_up, caller.id, parse_job_id(job_id)):
+        return JobDeleted(id=job_id)
     job = await find_job(services, caller, job_id)
     await delete_one(services, caller, job.tenant_id, job.id)
     return JobDeleted(id=job_id)
 
 
-async def cancel_one(services: Services, tenant_id: UUID, job_id: UUID) -> None:
+async def cancel_one(services: Services, caller: Principal, tenant_id: UUID, job_id: UUID) -> None:
     """Stop a job of this tenant."""
-    state = await services.transaction(settling.cancel_job, tenant_id, job_id)
+    state = await services.transaction(
+        settling.cancel_job, tenant_id, job_id, by_operator=is_foreign(caller, tenant_id)
+    )
     if state == JobState.CANCELLING:
+        note_foreign(caller, tenant_id, job_id, "cancelled")
         # The rest of a large job is the courier's.
         await services.transaction(settling.settle_open, job_id, limit=services.settings.sweep_chunk)
 
@@ -218,3 +240,4 @@ async def delete_one(services: Services, caller: Principal, tenant_id: UUID, job
     if not await services.transaction(retention.delete_job, tenant_id, job_id):
         shown = public_id(JOB_PREFIX, job_id)
         raise JobNotDeletable(shown, (await find_job(services, caller, shown)).state)
+    note_foreign(caller, tenant_id, job_id, "deleted")

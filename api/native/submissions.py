@@ -22,18 +22,18 @@ from jobs.errors import InvalidInput, ModelNotFound, TooLarge
 from jobs.queries import submission
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Tenant
-from jobs.requests import JobOptions, ModelLimits, Params, StagedLine, parse_request
+from jobs.requests import ModelLimits, Params, StagedLine, parse_request
 
 
 async def submit_document(services: Services, tenant: Tenant, request: Request, key: str | None) -> Job:
     """Take an inline JSON submission."""
     settings = services.settings
     raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
-    document, fingerprint = await asyncio.to_thread(_read_document, raw, settings.max_json_depth)
+    document, fingerprint = await asyncio.to_thread(read_document, raw, settings.max_json_depth)
     options, prompts = job_options.from_document(document)
     if len(prompts) > settings.max_lines:
         raise TooLarge(f"More than {settings.max_lines} prompts in one job.", param="prompts")
-    model = await _find_model(services, options)
+    model = await find_model(services, options.model)
     async with reserved(services, tenant, options, key) as reservation:
         if reservation is not None and not reservation.is_ours:
             return await replay(services, tenant, reservation, fingerprint)
@@ -41,7 +41,7 @@ async def submit_document(services: Services, tenant: Tenant, request: Request, 
         return await store(services, tenant, options, reservation, groups, lambda: fingerprint)
 
 
-def _read_document(raw: bytes, max_depth: int) -> tuple[object, bytes]:
+def read_document(raw: bytes, max_depth: int) -> tuple[object, bytes]:
     """The document, and the hash that tells it from other requests."""
     fingerprint = hashlib.sha256(b"application/json\n")
     fingerprint.update(raw)
@@ -52,7 +52,7 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
     """Take an NDJSON upload, storing it while it still comes in."""
     settings = services.settings
     options = job_options.from_query(request.scope["query_string"], max_depth=settings.max_json_depth)
-    model = await _find_model(services, options)
+    model = await find_model(services, options.model)
     # The query is as much of the request as the body is.
     fingerprint = hashlib.sha256(
         orjson.dumps(options.model_dump(exclude_unset=True), option=orjson.OPT_SORT_KEYS) + b"\n"
@@ -72,10 +72,11 @@ async def submit_lines(services: Services, tenant: Tenant, request: Request, key
         return await store(services, tenant, options, reservation, groups(), fingerprint.digest)
 
 
-async def _find_model(services: Services, options: JobOptions) -> ModelLimits:
-    model = await services.transaction(submission.find_model, options.model)
+async def find_model(services: Services, name: str) -> ModelLimits:
+    """The job's model. Raises `ModelNotFound`."""
+    model = await services.transaction(submission.find_model, name)
     if model is None:
-        raise ModelNotFound(options.model)
+        raise ModelNotFound(name)
     return model
 
 

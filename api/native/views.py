@@ -369,6 +369,8 @@ def event_text(kind: str, detail: Mapping[str, object]) -> str:
             return f"Its priority went from {detail['from']} to {detail['to']}."
         case "renamed":
             return f"It was named {detail['to']}."
+        case "cancelled_by_operator":
+            return "An operator of this service cancelled it."
         case "retried":
             return f"{detail['lines']} of its lines run again as {detail['job']}."
         case _:

@@ -39,6 +39,11 @@ _EventType = Literal[
     "job.completed",
     "job.cancelled",
     "job.expired",
+    "job.first_result",
+    "job.progress_25",
+    "job.progress_50",
+    "job.progress_75",
+    "job.stalled",
 ]
 _EventTypes = Annotated[list[_EventType], Field(min_length=1, max_length=32, fail_fast=True)]
 

@@ -116,7 +116,9 @@ class Tokenizer:
                 [dict(message) for message in messages], tokenize=False, **options
             )
         except Exception as error:
-            raise InvalidPrompt(f"the chat template cannot render these messages: {error}") from error
+            # transformers quotes the whole conversation where its last message cannot be continued.
+            reason = str(error).partition("Final message to continue:")[0]
+            raise InvalidPrompt(f"the chat template cannot render these messages: {reason}") from error
         return text
 
     def encode_chat(self, messages: Sequence[Message], **template_options: Any) -> list[int]:
@@ -144,6 +146,20 @@ class Tokenizer:
         """Return what transformers' `decode` does. Incomplete UTF-8 becomes U+FFFD."""
         text: str = self.hf_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the vocabulary's own spelling of each token; empty for ids without a token."""
+        return [piece or "" for piece in self.hf_tokenizer.convert_ids_to_tokens(list(token_ids))]
+
+    def info(self) -> dict[str, Any]:
+        """Return what `tokenizer_config.json` says of special tokens and the chat template."""
+        tokenizer = self.hf_tokenizer
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            **{name: getattr(tokenizer, name, None) for name in names},
+            "chat_template": tokenizer.chat_template,
+        }
 
     @cached_property
     def special_texts(self) -> frozenset[str]:

@@ -69,6 +69,18 @@ def has_live_worker(connection: Connection, model: str) -> bool:
     return found
 
 
+def only_live_model(connection: Connection) -> str | None:
+    """The model of all workers that hold a lease; None where they serve several, or there are none."""
+    # By the index of workers that have not ended.
+    found = connection.execute(
+        text("""
+            SELECT DISTINCT model FROM workers WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp() LIMIT 2
+        """)
+    ).scalars()
+    models: list[str] = list(found)
+    return models[0] if len(models) == 1 else None
+
+
 def states(connection: Connection, job_ids: Collection[UUID]) -> dict[UUID, LiveState]:
     """The states of live jobs; one that is gone is not among them."""
     # A line that is claimed for the second time was held by a worker that is lost.

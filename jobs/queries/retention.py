@@ -37,22 +37,26 @@ def delete_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     return hidden.rowcount == 1
 
 
-def collect_abandoned(connection: Connection, *, staging_timeout: float) -> int:
-    """Give up uploads that stored nothing for `staging_timeout` seconds: interrupted, or their API process died."""
+def collect_abandoned(connection: Connection, *, staging_timeout: float, open_job_expiry: float) -> int:
+    """Give up uploads that stored nothing for `staging_timeout` seconds: interrupted, or their API process died.
+
+    A job that takes lines in several requests is given up where nothing was appended for `open_job_expiry` seconds.
+    """
     # Hide the jobs, and free their keys so that a retry of the same request can succeed.
     count: int = connection.execute(
         text("""
             WITH abandoned AS (
                 UPDATE jobs SET deleted_at = clock_timestamp()
                 WHERE state = 'validating' AND deleted_at IS NULL
-                  AND staged_at < clock_timestamp() - make_interval(secs => :timeout)
+                  AND staged_at < clock_timestamp() - make_interval(
+                      secs => CASE WHEN open_params IS NULL THEN :timeout ELSE :open_job_expiry END)
                 RETURNING id
             ), freed AS (
                 DELETE FROM idempotency_keys k USING abandoned a WHERE k.job_id = a.id
             )
             SELECT count(*) FROM abandoned
         """),
-        {"timeout": staging_timeout},
+        {"timeout": staging_timeout, "open_job_expiry": open_job_expiry},
     ).scalar_one()
     return count
 

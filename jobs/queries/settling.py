@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from jobs.fingerprints import Failure
 from jobs.ids import new_id
-from jobs.queries import failures
+from jobs.queries import failures, job_events
 from jobs.queries.planner import force_index_scans
 from jobs.states import JobState, RequestState
 
@@ -214,8 +214,10 @@ def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ..
     )
 
 
-def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> JobState | None:
+def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID, *, by_operator: bool = False) -> JobState | None:
     """Ask a job to stop. Returns its state after that, None if this tenant has no such job.
+
+    `by_operator`: another tenant's operator asks, which the job's timeline tells its owner.
 
     A job at its end stays as it is. Open requests are settled by `settle_open`, one chunk in each transaction.
     """
@@ -235,6 +237,8 @@ def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> JobStat
         text("UPDATE jobs SET state = 'cancelling', cancelling_at = clock_timestamp() WHERE id = :job_id"),
         {"job_id": job_id},
     )
+    if by_operator:
+        job_events.add(connection, job_id, "cancelled_by_operator")
     return JobState.CANCELLING
 
 

@@ -217,6 +217,7 @@ def publish(connection: Connection, job_id: UUID, *, body_sha256: bytes | None =
     published = connection.execute(
         text("""
             UPDATE jobs SET state = 'in_progress',
+                            open_params = NULL,
                             in_progress_at = clock_timestamp(),
                             expires_at = clock_timestamp() + make_interval(secs => completion_window)
             WHERE id = :job_id AND state = 'validating' AND deleted_at IS NULL AND total > 0

@@ -14,10 +14,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from jobs.ids import new_id
+from jobs.queries import milestones
 
 EVENT_TYPES = (
     *("batch.completed", "batch.failed", "batch.expired", "batch.cancelled"),
     *("job.completed", "job.cancelled", "job.expired"),
+    *milestones.TYPES,
 )
 OLD_SECRET_SECONDS = 86400.0
 

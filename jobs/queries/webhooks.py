@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -36,6 +37,8 @@ class DueDelivery:
     failed: int | None
     cancelled: int | None
     expired: int | None
+    detail: dict[str, Any] | None = None
+    """Of a milestone: `request_counts` as they were, and perhaps `reason`."""
 
     @property
     def is_test(self) -> bool:
@@ -89,7 +92,7 @@ def take_due(
                                       CASE WHEN w.old_secret_until > clock_timestamp() THEN w.old_secret END], NULL)
                        AS secrets,
                    e.id AS event_id, e.type AS event_type, e.created_at AS event_created_at,
-                   e.batch_id, j.id AS job_id, j.state AS job_state, j.model, j.metadata,
+                   e.detail, e.batch_id, j.id AS job_id, j.state AS job_state, j.model, j.metadata,
                    j.total, j.completed, j.failed, j.cancelled, j.expired
             FROM taken t
             JOIN events e ON e.id = t.event_id

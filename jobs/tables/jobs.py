@@ -45,6 +45,7 @@ jobs = Table(
     Column("webhook_endpoint_id", ForeignKey("webhook_endpoints.id")),
     Column("webhook_events", ARRAY(Text)),  # NULL: every event
     Column("completion_window", Integer),  # seconds; NULL: no deadline
+    Column("open_params", LargeBinary),  # JSON, of lines to come; NULL once no more can be appended
     # Counters: open + completed + failed + cancelled + expired = total, at every moment.
     Column("total", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
@@ -67,6 +68,7 @@ jobs = Table(
     CheckConstraint("completed + failed + cancelled + expired <= total", name="counters"),
     CheckConstraint("last_seq = completed + failed + cancelled + expired", name="last_seq"),
     Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+    Index("ix_jobs_taking_lines", "tenant_id", postgresql_where=text("open_params IS NOT NULL")),
     # Jobs that are not at their end: read by claims, maintenance and expiry.
     Index("ix_jobs_open", "model", "state", postgresql_where=text("ended_at IS NULL")),
     Index("ix_jobs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from jobs.tables.schema import NOW, metadata
 
@@ -51,6 +52,7 @@ events = Table(
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE")),
     Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE")),  # neither: a test
     Column("type", Text, nullable=False),  # job.completed, batch.failed …
+    Column("detail", JSONB),  # of a milestone: the job's counters then, and why it stands still
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     UniqueConstraint("job_id", "type"),
     UniqueConstraint("batch_id", "type"),

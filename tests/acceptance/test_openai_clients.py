@@ -199,6 +199,23 @@ class TestLive:
         assert f"job_{made.id.removeprefix('cmpl-')}" not in {job["id"] for job in listed}
 
 
+class TestTokenize:
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"messages": [{"role": "user", "content": "17 + 58 ="}]},
+            {"messages": [{"role": "user", "content": "reverse st"}], "continue_final_message": True},
+            {"messages": [{"role": "user", "content": "17 + 58 ="}], "add_special_tokens": True},
+        ],
+    )
+    def test_conversation_has_the_tokens_that_it_runs_with(self, client: openai.OpenAI, asked: dict[str, Any]) -> None:
+        found: Any = client.post("/tokenize", cast_to=object, body=asked)  # of the only model
+        run: Any = client.post("/chat/completions", cast_to=object, body={**GREEDY, **asked})
+        same = client.completions.create(prompt=found["tokens"], **GREEDY)  # type: ignore[call-overload]
+        assert run["usage"]["prompt_tokens"] == found["count"]
+        assert run["choices"][0]["message"]["content"] == same.choices[0].text
+
+
 FLEX: Any = {"prompt": "reverse stone =", **GREEDY}
 TIER: Any = {"service_tier": "flex"}
 

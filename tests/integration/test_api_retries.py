@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from uuid import UUID
 
+import httpx
 import pytest
 
 from jobs.fingerprints import Failure, public
+from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries.settling import settle
+from jobs.roles import Role
 from jobs.settings import Settings
 from tests.support.api_server import Api, error_of, running_api
 from tests.support.rows import MODEL, Rows
@@ -232,3 +235,44 @@ def test_actions_on_another_tenants_job_are_404(api: Api, api_rows: Rows) -> Non
             assert error_of(stranger.post(f"/v1/jobs/{job_id}/{path}"), 404)["code"] == "job_not_found"
         assert error_of(stranger.patch(f"/v1/jobs/{job_id}", json={"name": "mine"}), 404)["code"] == "job_not_found"
     assert len(api_rows.query("SELECT 1 FROM jobs")) == 1
+
+
+class TestOperator:
+    @pytest.fixture
+    def operator(self, api: Api) -> Iterator[httpx.Client]:
+        with api.client_of("the house", Role.OPERATOR) as client:
+            yield client
+
+    def test_cancels_another_tenants_job_and_the_owner_sees_it(
+        self, api: Api, api_rows: Rows, operator: httpx.Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        job = public_id(JOB_PREFIX, api_rows.job(3))
+        assert operator.post(f"/v1/jobs/{job}/cancel").json()["request_counts"]["cancelled"] == 2  # a chunk
+        assert f"cancelled {job}" in caplog.text
+        timeline = api.client.get(f"/v1/jobs/{job}", params={"include": "timeline"}).json()["timeline"]
+        assert "cancelled_by_operator" in [entry["kind"] for entry in timeline]
+
+    def test_retries_and_deletes_another_tenants_job(
+        self, api: Api, api_rows: Rows, operator: httpx.Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        job = ended_job(api, api_rows)
+        child = operator.post(f"/v1/jobs/{job}/retry").json()["id"]
+        assert api.client.get(f"/v1/jobs/{child}").json()["retry_of"] == job  # its owner's
+        assert operator.delete(f"/v1/jobs/{job}").json()["deleted"] is True
+        assert api.client.get(f"/v1/jobs/{job}").status_code == 404
+        assert [f"retried {job}" in caplog.text, f"deleted {job}" in caplog.text] == [True, True]
+        assert error_of(operator.delete(f"/v1/jobs/{child}"), 409)["code"] == "job_not_terminal"
+
+    def test_owner_is_no_line_in_the_log(self, api: Api, api_rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        job = public_id(JOB_PREFIX, api_rows.job(1))
+        api.client.post(f"/v1/jobs/{job}/cancel")
+        api.client.delete(f"/v1/jobs/{job}")
+        assert "operator of" not in caplog.text
+
+    def test_without_the_role_another_tenants_job_is_unknown(self, api: Api, api_rows: Rows) -> None:
+        job = public_id(JOB_PREFIX, api_rows.job(1))
+        with api.client_of("another") as another:
+            for method, path in (("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")):
+                answer = another.request(method, f"/v1/jobs/{job}{path}")
+                assert error_of(answer, 404)["code"] == "job_not_found", path
+        assert api.client.get(f"/v1/jobs/{job}").json()["status"] == "in_progress"

@@ -131,7 +131,7 @@ def test_waiting_jobs_are_the_oldest_of_each_model(rows: Rows) -> None:
 
 def _collect(rows: Rows) -> int:
     with rows.database.begin() as connection:
-        return retention.collect_abandoned(connection, staging_timeout=60)
+        return retention.collect_abandoned(connection, staging_timeout=60, open_job_expiry=600)
 
 
 def _remove_once(rows: Rows, *, limit: int) -> bool:

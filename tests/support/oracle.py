@@ -44,7 +44,8 @@ _RULES = {
             OR (j.ended_at IS NOT NULL) <> (j.completed + j.failed + j.cancelled + j.expired = j.total))
     """,
     "a job at its end has one event, of its state; one that runs has none": """
-        SELECT j.id, j.state, count(e.id) FROM jobs j LEFT JOIN events e ON e.job_id = j.id
+        SELECT j.id, j.state, count(e.id)
+        FROM jobs j LEFT JOIN events e ON e.job_id = j.id AND e.detail IS NULL -- no milestone
         WHERE j.in_progress_at IS NOT NULL GROUP BY j.id
         HAVING count(e.id) <> (j.ended_at IS NOT NULL)::int OR bool_or(e.type <> 'job.' || j.state)
     """,

@@ -79,6 +79,8 @@ def attempt(delivery: DueDelivery, policy: AddressPolicy, *, timeout: float, tls
 def payload(delivery: DueDelivery) -> bytes:
     """The event as JSON: the same bytes on every attempt, since a job at its end does not change.
 
+    A milestone has the counters of the moment when it was announced.
+
     A batch's event has OpenAI's shape; a test's object has the event's own id.
     """
     prefix = BATCH_PREFIX if delivery.event_type.startswith("batch.") else JOB_PREFIX
@@ -97,6 +99,10 @@ def payload(delivery: DueDelivery) -> bytes:
 
 
 def _job(delivery: DueDelivery) -> dict[str, object]:
+    if delivery.detail is not None:
+        return {"object": "job", "status": "in_progress", "model": delivery.model, "metadata": delivery.metadata} | (
+            delivery.detail
+        )
     return {
         "object": "job",
         "status": delivery.job_state,

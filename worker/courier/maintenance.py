@@ -10,16 +10,30 @@ import contextlib
 import logging
 import threading
 import time
+from uuid import UUID
 
 from celery import Celery
 from kombu import Connection as Broker
 from kombu.exceptions import ChannelError, OperationalError
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
-from jobs.queries import batches, creations, rescue, retention, settling, webhook_endpoints, webhooks
+from jobs.queries import (
+    batches,
+    creations,
+    explaining,
+    milestones,
+    reading,
+    rescue,
+    retention,
+    settling,
+    webhook_endpoints,
+    webhooks,
+)
+from jobs.queries.milestones import Milestone
 from jobs.queues import DRAIN_TASK, model_queue
 from jobs.settings import Settings
 from worker.courier.metrics import CourierMetrics
@@ -29,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 JOBS_A_ROUND = 100  # jobs that are ended side by side, a chunk each
 MODELS_A_ROUND = 1000
+MILESTONES_A_ROUND = 1000
 PATIENCE = 3  # heartbeats that a worker may take to be heard again after an outage of Postgres
 MINUTES_KEPT = 25 * 3600.0  # seconds; a page shows 24 hours
 WORKERS_KEPT = 7 * 86400.0  # seconds that a worker's row outlives it, for an operator who looks into an incident
@@ -40,6 +55,7 @@ class Maintenance:
     rescue_stalled                  requests of workers whose lease is over wait again, or are given up
     settle_cancelled_and_expired    open requests of jobs that are cancelled or out of time are settled
     delete_old                      cut uploads, jobs past their retention, rows of deleted jobs, old workers
+    announce_milestones             webhooks that subscribed hear how far jobs are, and which stand still
     notify_waiting                  workers of models with waiting requests may have missed a notification
     """
 
@@ -102,7 +118,11 @@ class Maintenance:
     def delete_old(self, stopping: threading.Event) -> None:
         """Hide what is abandoned or old, then remove the rows of what is hidden."""
         with self._database.begin() as connection:
-            abandoned = retention.collect_abandoned(connection, staging_timeout=self._settings.staging_timeout)
+            abandoned = retention.collect_abandoned(
+                connection,
+                staging_timeout=self._settings.staging_timeout,
+                open_job_expiry=self._settings.open_job_expiry,
+            )
         with self._database.begin() as connection:
             retired = retention.retire_old(connection, retention=self._settings.retention)
             batches.retire(connection, retention=self._settings.retention)
@@ -121,6 +141,33 @@ class Maintenance:
             with self._database.begin() as connection:
                 if not retention.remove_deleted(connection, limit=self._settings.sweep_chunk):
                     return
+
+    def announce_milestones(self, stopping: threading.Event) -> None:
+        """Announce what jobs have reached, and those that stand still with the reason, a transaction each."""
+        with self._database.begin() as connection:
+            milestones.announce(connection, milestones.reached(connection, limit=MILESTONES_A_ROUND))
+        with self._database.begin() as connection:
+            standing = milestones.standing(connection, seconds=self._settings.stalled_after, limit=MILESTONES_A_ROUND)
+        for tenant_id, job_id in standing:
+            if stopping.is_set():
+                return
+            with self._database.begin() as connection:
+                self._announce_standstill(connection, tenant_id, job_id)
+
+    def _announce_standstill(self, connection: Connection, tenant_id: UUID, job_id: UUID) -> None:
+        job = reading.get_job(connection, tenant_id, job_id)
+        if job is None:
+            return
+        queue = explaining.read_model_queue(
+            connection,
+            job.model,
+            limit=self._settings.claim_limit,
+            solo_after_deaths=self._settings.solo_after_deaths,
+        )
+        wait = explaining.explain(job, queue)
+        if wait is not None:
+            reason = {"code": wait.code, "text": wait.text, "args": wait.args}
+            milestones.announce(connection, [Milestone(job_id, milestones.STALLED, reason)])
 
     def notify_waiting(self, stopping: threading.Event) -> None:
         """Notify the workers of each model with waiting requests. Without a broker their next poll finds the work."""

@@ -60,6 +60,7 @@ class Courier:
             "rescue_stalled": maintenance.rescue_stalled,
             "settle_cancelled_and_expired": maintenance.settle_cancelled_and_expired,
             "delete_old": maintenance.delete_old,
+            "announce_milestones": maintenance.announce_milestones,
             "notify_waiting": maintenance.notify_waiting,
             "collect_files": FileCollection(database, settings).sweep,
         }

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from engine import Completion, Engine, RequestOutput
@@ -28,6 +28,9 @@ from worker.generation.answer_parts import AnswerParts, reasoning_tokens
 from worker.generation.live import LiveAnswers
 from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
+
+if TYPE_CHECKING:
+    from engine.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,11 @@ class EngineThread:
         self._thread.start()
 
     # What other threads call
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The loaded model's, which threads may share."""
+        return None if self._engine is None else self._engine.tokenizer
 
     def free_capacity(self) -> int:
         """How many more requests the engine wants queued now."""

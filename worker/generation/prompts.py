@@ -213,7 +213,7 @@ class PromptPreparer:
                 tokens[place] = ContextExceeded(
                     f"at least {least} prompt tokens exceed the context of {context} tokens"
                 )
-            elif _begins_beyond(text, context, tokenizer, add_special_tokens=add_special_tokens):
+            elif begins_beyond(text, context, tokenizer, add_special_tokens=add_special_tokens):
                 tokens[place] = ContextExceeded(f"the prompt is far longer than the context of {context} tokens")
             else:
                 groups.append([place])
@@ -264,7 +264,7 @@ def _structure(wanted: dict[str, Any] | None, form: AnswerForm) -> tuple[dict[st
     return (wanted if grammar is None else {"grammar": grammar}), form
 
 
-def _begins_beyond(text: str, context: int, tokenizer: PromptTokenizer, *, add_special_tokens: bool) -> bool:
+def begins_beyond(text: str, context: int, tokenizer: PromptTokenizer, *, add_special_tokens: bool) -> bool:
     """Whether a beginning of the text has `BEYOND` times as many tokens as the context alone.
 
     For tokenizers without a bound. More of a text changes the tokens of what stands before only near the cut, because

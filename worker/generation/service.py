@@ -34,6 +34,7 @@ from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.live import LiveAnswers
 from worker.generation.metrics import WorkerMetrics
+from worker.generation.tokenizer_server import TokenizerServer
 from worker.generation.vital_thread import VitalThread
 from worker.generation.writer import Writer
 from worker.metrics_server import MetricsServer
@@ -86,6 +87,7 @@ class GenerationService:
             share_prefixes=settings.share_prefixes,
             live=self._live,
         )
+        self._tokenizer = TokenizerServer(settings, tokenizer=lambda: self._engine.tokenizer)
         self._claims = ClaimLoop(
             self._database,
             self._lease,
@@ -151,6 +153,7 @@ class GenerationService:
             self._engine.close()
             self._writer.close(WRITE_TIMEOUT)
             self._live.close()
+            self._tokenizer.close()
             self._heartbeat.close()
             self._sign_off()
             self._stopped.set()
@@ -171,6 +174,7 @@ class GenerationService:
         logger.info("%s is loaded: context %d, vocabulary %d", model.name, model.max_model_len, model.vocab_size)
         self._heartbeat.start(model)
         self._claims.start()
+        self._tokenizer.start(model)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         # To the writer first: what its caller has seen is then on its way to Postgres.
