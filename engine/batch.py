@@ -158,3 +158,9 @@ class Runner(Protocol):
         as `decode` leaves them, so that another multi-step batch can continue from there. Otherwise as `decode`. Only
         here may a batch have in-flight tokens, which only the device knows.
         """
+
+    def raise_if_broken(self) -> None:
+        """Raise `EngineFailed` where a step would, and that is known without one."""
+
+    def close(self) -> None:
+        """End what it has outside of this process; it runs nothing after that. Safe to call twice, from any thread."""

@@ -70,6 +70,10 @@ class EngineConfig:
     """How the weights of linear layers are stored; None: as `dtype` says. "int8": rounded at load, one scale for each
     output; what they are multiplied with is rounded token by token. On the CPU only."""
 
+    tensor_parallel_size: int = 1
+    """Ranks that share the model: each is a process with a GPU of its own, or one on the CPU, and holds a part of every
+    layer and of the KV cache. Natively implemented models with plain weights only."""
+
     attention: str = "auto"
     """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, C++
     on a CPU where there is a compiler, else torch."""
@@ -79,7 +83,7 @@ class EngineConfig:
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("attention", self.attention, ATTENTION_BACKENDS)
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "tensor_parallel_size"):
             _positive(name, getattr(self, name))
         for name in ("max_model_len", "num_kv_blocks", "cpu_kv_cache_bytes", "decode_steps"):
             if getattr(self, name) is not None:
@@ -100,8 +104,19 @@ class EngineConfig:
             raise InvalidConfig(
                 f"kv_cache_dtype {self.kv_cache_dtype!r} is there with the Triton attention only, which runs on a GPU"
             )
+        if self.tensor_parallel_size > 1:
+            self._check_parallel()
         if self.quantization not in (None, *QUANTIZATIONS):
             raise InvalidConfig(f"quantization must be None or {', '.join(QUANTIZATIONS)}, not {self.quantization!r}")
+
+    def _check_parallel(self) -> None:
+        if self.deterministic:
+            raise InvalidConfig("deterministic=True is there with one rank only: tensor_parallel_size must be 1")
+        if self.quantization is not None:
+            raise InvalidConfig(
+                f"quantization {self.quantization!r} is there with one rank only, because each rank would round its "
+                "part of a row by a scale of its own: tensor_parallel_size must be 1"
+            )
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -33,6 +33,7 @@ from engine.scheduling.sequence import Request, Sequence
 
 if TYPE_CHECKING:
     from engine.grammar.limits import GrammarLimits
+    from engine.parallel.runner import TensorParallelRunner
     from engine.tokenization.tokenizer import Tokenizer
 
 # Floats that the prompt log-probabilities of one step may take (256 MiB).
@@ -104,7 +105,14 @@ class Engine:
 
         config = config or EngineConfig()
         path = resolve_model(path_or_id)
-        runner, tokenizer = ModelRunner.from_pretrained(path, config), load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
+        runner: ModelRunner | TensorParallelRunner
+        if config.tensor_parallel_size == 1:
+            runner = ModelRunner.from_pretrained(path, config)
+        else:
+            from engine.parallel.runner import TensorParallelRunner
+
+            runner = TensorParallelRunner.from_pretrained(path, config)
         # A GPU's largest step was tried before its memory was given away; with `deterministic` a step is a number of
         # equal passes, and its result must not depend on a clock.
         is_tuned = runner.device.type == "cpu" and not config.deterministic
@@ -191,8 +199,9 @@ class Engine:
         self._tracker.abort(request_id)
 
     def close(self) -> None:
-        """End the threads and processes that compile grammars; requests that wait for one never run."""
+        """End the threads and processes that compile grammars, and other ranks; what is unfinished never runs."""
         self._grammars.close()
+        self.runner.close()
 
     # Steps
 
@@ -227,6 +236,10 @@ class Engine:
         self._tracker.take_compiled(wait=not self.can_step)
         self._loop.step()
         return self._tracker.take_outputs()
+
+    def raise_if_broken(self) -> None:
+        """Raise `EngineFailed` where a step would, and that is known without one: a rank has ended."""
+        self.runner.raise_if_broken()
 
     def generate(
         self, prompts: Sequence_[Prompt], params: SamplingParams | Sequence_[SamplingParams] | None = None

@@ -15,6 +15,7 @@ from engine.attention import CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, cache_dtype
 from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
+from engine.device.collectives import ALONE, Group
 from engine.device.cuda_graphs import CapturedRunner, CudaCapture, EagerRunner, GraphRunner, batch_size
 from engine.device.threads import Threads
 from engine.errors import ModelError, UnsupportedModel
@@ -54,13 +55,16 @@ class ModelRunner:
         *,
         eos_token_ids: frozenset[int] = frozenset(),
         threads: Threads | None = None,
+        group: Group = ALONE,
     ) -> None:
         """Take a loaded model over and allocate its KV cache; raises `ModelError` when context or memory do not fit.
 
         The model's linear layers are replaced by faster ones, or for deterministic ones, where they were not already;
-        `threads` are those which they were replaced with.
+        `threads` are those which they were replaced with. A model that a `group` of ranks shares has a runner on each,
+        and all of them are made and called alike.
         """
         self.model = model
+        self._group = group
         self.eos_token_ids = eos_token_ids
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -87,13 +91,15 @@ class ModelRunner:
             self.backend.reserve(
                 model.attention_layers, kv_dtype=self.kv_dtype, max_sequences=batch_size(_max_batch_slots(config))
             )
-        num_blocks = choose_num_blocks(
-            config,
-            model.attention_layers,
-            max_model_len=self.max_model_len,
-            dtype=self.kv_dtype,
-            device=self.device,
-            reserved_bytes=self._reserved_bytes(config) if self.device.type == "cuda" else 0,
+        num_blocks = group.minimum(
+            choose_num_blocks(
+                config,
+                model.attention_layers,
+                max_model_len=self.max_model_len,
+                dtype=self.kv_dtype,
+                device=self.device,
+                reserved_bytes=self._reserved_bytes(config) if self.device.type == "cuda" else 0,
+            )
         )
         takes_memory = config.cpu_kv_cache_bytes is not None
         self.cache = self._cache(num_blocks, config.block_size, self.kv_dtype, takes_memory=takes_memory)
@@ -107,23 +113,29 @@ class ModelRunner:
             padding_block=self.cache.padding_block,
             max_steps=_max_steps(config),
             is_static=self.device.type == "cuda",
+            group=group,
         )
         self._decoder.capture()
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig) -> ModelRunner:
-        """Load from a directory, a GGUF file or a hub id; raises `ModelError`."""
+    def from_pretrained(cls, path_or_id: str | Path, config: EngineConfig, group: Group = ALONE) -> ModelRunner:
+        """Load from a directory, a GGUF file or a hub id, of a shared model the part of its rank; raises
+        `ModelError`."""
         path = resolve_model(path_or_id)
         model_config = load_config(path)
-        device, threads = _device(config), Threads()
+        device, threads = device_of(config, group.rank), Threads()
         model = load_model(
             path,
             model_config,
             config,
             device=device,
+            group=group,
             on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).replace,
         )
-        return cls(model, config, eos_token_ids=eos_token_ids(path, model_config, model.vocab_size), threads=threads)
+        # A rank that could not load is noticed here, before any waits for it on the device.
+        group.minimum(0)
+        eos = eos_token_ids(path, model_config, model.vocab_size)
+        return cls(model, config, eos_token_ids=eos, threads=threads, group=group)
 
     @property
     def num_blocks(self) -> int:
@@ -163,6 +175,12 @@ class ModelRunner:
 
         with self._tidying():
             return self._decoder.sample(multi_step, forward)
+
+    def raise_if_broken(self) -> None:
+        """See `Runner.raise_if_broken`."""
+
+    def close(self) -> None:
+        """See `Runner.close`."""
 
     @contextmanager
     def _tidying(self) -> Iterator[None]:
@@ -306,9 +324,17 @@ def _max_model_len(model: Decoder, config: EngineConfig) -> int:
     return config.max_model_len
 
 
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
+def device_of(config: EngineConfig, rank: int = 0) -> torch.device:
+    """The device of one of the ranks that share a model: each has a GPU of its own. Raises `ModelError`."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    elif wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError("device is 'cuda', but torch finds no CUDA GPU here")
-    return torch.device(config.device)
+    if wanted == "cpu" or config.tensor_parallel_size == 1:
+        return torch.device(wanted)
+    if torch.cuda.device_count() < config.tensor_parallel_size:
+        raise ModelError(
+            f"tensor_parallel_size is {config.tensor_parallel_size}, but torch finds {torch.cuda.device_count()} GPUs"
+        )
+    return torch.device("cuda", rank)

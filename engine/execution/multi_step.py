@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.attention import DecodeMetadata
 from engine.batch import NO_TOKEN, NONE_ALLOWED, NOT_FINITE, DecodeEntry, MultiStepBatch
+from engine.device.collectives import ALONE, Group
 from engine.device.cuda_graphs import GraphRunner, batch_size, batch_sizes
 from engine.execution.decode_state import DecodeState
 from engine.models.decoder import TokenInputs
@@ -117,12 +118,14 @@ class MultiStepDecoder:
         padding_block: int,
         max_steps: int,
         is_static: bool,
+        group: Group = ALONE,
     ) -> None:
         """`padding_block` belongs to no sequence: padding is written there. No batch has more than `max_steps`.
         `is_static` keeps shapes and places, as graphs need it; without it, rows leave as they end, which the host has
-        to look for.
+        to look for. Of the ranks in `group`, the first chooses the tokens.
         """
         self._forward = forward
+        self._group = group
         self._state = state
         self._graphs = graphs
         self._block_size = block_size
@@ -167,7 +170,7 @@ class MultiStepDecoder:
             tokens = torch.empty(0, 1, dtype=torch.int64)
             if entries:
                 mode = SamplingMode.of(entries, self._state.vocab_size)
-                chosen = sample_tokens(logits, self._state.rows, rows, mode, is_static=self._is_static)
+                chosen = self._choose(logits, rows, mode)
                 sampled, _ = advance_decode(self._state.rows, rows, chosen)
                 tokens = self._to_host(sampled[:, None])
         except Exception:
@@ -226,10 +229,19 @@ class MultiStepDecoder:
         )
         tokens = TokenInputs(token_ids=inputs.token_ids, positions=inputs.positions, lengths=inputs.rope_lengths)
         logits = self._forward(tokens, DecodeMetadata(inputs.positions, inputs.seq_lens, tables, inputs.slots))
-        chosen = sample_tokens(logits, self._state.rows, rows, mode, sampling, is_static=self._is_static)
+        chosen = self._choose(logits, rows, mode, sampling)
         if buffers is None:
             return advance_decode(self._state.rows, rows, chosen)
         return advance_decode(self._state.rows, rows, chosen, into=buffers.tokens, step=buffers.step)
+
+    def _choose(self, logits: Tensor, rows: Tensor, mode: SamplingMode, sampling: RowSampling | None = None) -> Tensor:
+        """Tokens or codes as `sample_tokens` gives them, the same on all ranks: where one bit differed, their sequences
+        would part."""
+        if self._group.rank != 0:
+            return self._group.broadcast(torch.empty_like(rows))
+        return self._group.broadcast(
+            sample_tokens(logits, self._state.rows, rows, mode, sampling, is_static=self._is_static)
+        )
 
 
 def sample_tokens(

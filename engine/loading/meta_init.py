@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.loading.buffer_pool import BufferPool
 from engine.models.decoder import NativeDecoder
@@ -20,8 +21,10 @@ from engine.models.registry import NATIVE
 logger = logging.getLogger(__name__)
 
 
-def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
+def empty_model(config: Any, *, device: torch.device, group: Group = ALONE) -> NativeDecoder | None:
     """A native model for transformers' configuration, without memory for its weights: they are on the meta device.
+
+    Of the ranks in `group`, it is the one's that it stands for.
 
     None where there is no native implementation, or none that does all that the configuration asks for.
     """
@@ -30,7 +33,7 @@ def empty_model(config: Any, *, device: torch.device) -> NativeDecoder | None:
         return None
     try:
         with torch.device("meta"), _NoInitialValues():
-            model = build(config)
+            model = build(config, group)
     except UnsupportedModel as reason:
         logger.info("transformers' own code runs this %s: %s", config.model_type, reason)
         return None
@@ -74,7 +77,7 @@ class ModelFiller:
             for name, parameter in module.named_parameters(recurse=False):
                 self._owners[parameter].append((module, name))
         # What a part belongs to is known by its storage.
-        self._parameters = {_storage(parameter): parameter for parameter in self._owners}
+        self._parameters = {storage_of(parameter): parameter for parameter in self._owners}
         self._real: dict[nn.Parameter, nn.Parameter] = {}
         self._missing = {parameter: parameter.numel() for parameter in self._owners}
         self._incomplete = Counter(module for owners in self._owners.values() for module, _ in owners)
@@ -82,7 +85,7 @@ class ModelFiller:
     @contextmanager
     def part(self, meta: Tensor) -> Iterator[Tensor]:
         """Memory for a parameter of the model, or for a part of one; filled once what is inside ends."""
-        parameter = self._parameters[_storage(meta)]
+        parameter = self._parameters[storage_of(meta)]
         if parameter not in self._real:
             self._real[parameter] = self._materialize(parameter)
         yield self._real[parameter].detach().as_strided(meta.shape, meta.stride(), meta.storage_offset())
@@ -113,5 +116,6 @@ class ModelFiller:
             self._on_module_loaded(module)
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """What tells apart the memory that tensors lie in, on the meta device too."""
     return int(tensor.untyped_storage()._cdata)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
+from engine.device.collectives import ALONE, Group
 from engine.errors import InvalidWeights, ModelError, UnsupportedModel
 from engine.linears.quantized import QuantizedLinear
 from engine.linears.replace import linear_places
 from engine.loading.hub import is_gguf, weight_files
-from engine.loading.meta_init import ModelFiller, empty_model
+from engine.loading.meta_init import ModelFiller, empty_model, storage_of
 from engine.loading.progress import LoadProgress
 from engine.models.decoder import Decoder, Target, Weights
 from engine.models.generic import GenericDecoder
@@ -46,26 +47,32 @@ def load_model(
     config: EngineConfig,
     *,
     device: torch.device,
+    group: Group = ALONE,
     on_module_loaded: Callable[[Decoder], Callable[[nn.Module], None]] = lambda model: lambda module: None,
 ) -> Decoder:
     """The model in a directory or a GGUF file, configured by transformers, with its weights or random ones.
 
-    Raises `ModelError`.
+    Of a model that a `group` of ranks shares, its own rank's part. Raises `ModelError`.
 
     `on_module_loaded(model)` makes the function that is called with each module of a native model once that module's
     own weights are complete. It may replace the module, so that at most one module's weights are in memory twice.
     """
     if is_gguf(path) and not config.random_weights:
-        return _load_gguf_model(path, model_config, config, device, on_module_loaded)
+        return _load_gguf_model(path, model_config, config, device, group, on_module_loaded)
     files = [] if config.random_weights else weight_files(path)
     dtype = choose_dtype(config, model_config, device)
     form = quantization_of(model_config) if files else None
-    native = empty_model(model_config, device=device)
+    native = empty_model(model_config, device=device, group=group)
     if native is not None and files and _has_another_head(native.weights(), files, dtype):
         logger.warning("config.json ties the output head to the embedding, but the checkpoint holds two that differ")
         model_config = copy.deepcopy(model_config)
         model_config.tie_word_embeddings = False
-        native = empty_model(model_config, device=device)
+        native = empty_model(model_config, device=device, group=group)
+    if group.size > 1 and (native is None or form is not None):
+        raise UnsupportedModel(
+            "tensor parallelism is there for models with an implementation of their own and plain floating-point "
+            f"weights: tensor_parallel_size must be 1 for this {'quantized ' if form else ''}{model_config.model_type}"
+        )
     if native is None and form is not None:
         raise UnsupportedModel(
             f"the checkpoint is quantized, and models of the type {model_config.model_type!r} run in transformers' own "
@@ -90,12 +97,13 @@ def _load_gguf_model(
     model_config: Any,
     config: EngineConfig,
     device: torch.device,
+    group: Group,
     on_module_loaded: Callable[[Decoder], Callable[[nn.Module], None]],
 ) -> Decoder:
     from engine.loading.gguf.file import GGUFFile
     from engine.loading.gguf.tensors import load_gguf
 
-    native = empty_model(model_config, device=device)
+    native = empty_model(model_config, device=device, group=group)
     if native is None:
         raise UnsupportedModel(f"{path.name} is a {model_config.model_type} that the models here do not cover")
     dtype = choose_dtype(config, model_config, device)
@@ -115,12 +123,16 @@ def load_weights(filling: ModelFiller, files: Sequence[Path], quantized: Quantiz
     stand_ins = _stand_ins(weights, files)
     seen: dict[str, tuple[Path, str]] = {}
     unknown: list[str] = []
+
+    def name_of(found: str) -> str:
+        name = weights.resolve(found)
+        return stand_ins.get(name, name)
+
     with torch.no_grad():
-        for path, found, tensor in _tensors(files):
+        for path, found, tensor in _tensors(files, lambda found: weights.targets.get(name_of(found))):
             if quantized is not None and quantized.owns(found):
                 continue
-            name = weights.resolve(found)
-            name = stand_ins.get(name, name)
+            name = name_of(found)
             if name in seen:
                 raise InvalidWeights(f"{found} is both in {seen[name][0].name} and in {path.name}")
             if name in weights.targets:
@@ -219,12 +231,37 @@ def randomize_weights(filling: ModelFiller, *, seed: int) -> None:
     """Fill the model with random numbers: matrices normal with a deviation of 0.02, norms around one, biases around
     zero.
 
-    The same seed gives the same weights on the same kind of device.
+    The same seed gives the same weights on the same kind of device, however many ranks share them.
     """
+    targets: dict[int, list[Target]] = defaultdict(list)
+    for target in filling.model.weights().targets.values():
+        targets[storage_of(target.tensor)].append(target)
     # Filling a parameter may replace its module.
     for (name, parameter), its_seed in zip(list(filling.model.named_parameters()), itertools.count(seed)):
+        parts = targets[storage_of(parameter)]
+        if any(target.shard is not None or target.is_zero for target in parts):
+            _randomize_shards(filling, parameter, parts, name, seed=its_seed)
+            continue
         with filling.part(parameter) as part:
             _randomize(part, name, seed=its_seed)
+
+
+def _randomize_shards(
+    filling: ModelFiller, parameter: Tensor, targets: Sequence[Target], name: str, *, seed: int
+) -> None:
+    """The rank's shards of the whole parameter's random numbers; its targets lie one after another in it."""
+    ordered = sorted(targets, key=lambda target: target.tensor.storage_offset())
+    sizes = [math.prod(target.whole_shape) for target in ordered]
+    shape = (sum(sizes),) if parameter.dim() == 1 else (1, sum(sizes))
+    whole = torch.empty(shape, dtype=filling.dtype, device=filling.device)
+    _randomize(whole, name, seed=seed)
+    for target, numbers in zip(ordered, torch.split(whole.view(-1), sizes), strict=True):
+        held = numbers.view(target.whole_shape)
+        with filling.part(target.tensor) as part:
+            if target.is_zero:
+                part.zero_()
+            else:
+                part.copy_(held if target.shard is None else target.shard.take(held, target.dim))
 
 
 def choose_dtype(config: EngineConfig, model_config: Any, device: torch.device) -> torch.dtype:
@@ -249,8 +286,10 @@ def _randomize(parameter: Tensor, name: str, *, seed: int) -> None:
             parameter.add_(1.0)
 
 
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+def _tensors(files: Sequence[Path], target_of: Callable[[str], Target | None]) -> Iterator[tuple[Path, str, Tensor]]:
     """All tensors, one after another; each must be let go of before the next but one is asked for.
+
+    Of one whose target is a shard, the shard alone is read, as the model has it.
 
     Large ones come first: what is being converted or packed is in memory twice, and at first little else is there.
     """
@@ -270,22 +309,41 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Tensor]]:
             with safe_open(path, framework="pt", device="cpu") as file:
                 while places and places[0][0] == path and read < _MAPPED_BYTES:
                     _, name = places.popleft()
-                    tensor = file.get_tensor(name)
+                    target = target_of(name)
+                    if target is None or target.shard is None:
+                        tensor = file.get_tensor(name)
+                    else:
+                        tensor = _read_shard(file, name, target)
                     read += tensor.nbytes
-                    progress.advance(tensor.nbytes)
+                    progress.advance(sizes[path, name] * tensor.dtype.itemsize)
                     yield path, name, tensor
                     del tensor
     except SafetensorError as error:
         raise InvalidWeights(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
+def _read_shard(file: Any, name: str, target: Target) -> Tensor:
+    stored = file.get_slice(name)
+    _check_shape(name, stored.get_shape(), target)
+    return target.take(stored)
+
+
+def _check_shape(name: str, shape: Sequence[int], target: Target) -> None:
+    if tuple(shape) != target.shape:
+        raise InvalidWeights(f"{name} has the shape {list(shape)} instead of {list(target.shape)}")
+
+
 def _fill(filling: ModelFiller, target: Target, name: str, tensor: Tensor) -> None:
-    if tuple(tensor.shape) != target.shape:
-        raise InvalidWeights(f"{name} has the shape {list(tensor.shape)} instead of {list(target.shape)}")
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         raise InvalidWeights(f"{name} holds {tensor.dtype}: only plain floating-point weights are loaded")
+    if target.shard is None:
+        _check_shape(name, tensor.shape, target)
+        tensor = target.take(tensor)
     with filling.part(target.tensor) as part:
-        part.copy_(tensor.t() if target.transposed else tensor)
+        if target.is_zero:
+            part.zero_()
+        else:
+            part.copy_(tensor)
 
 
 def _read(quantized: QuantizedLayers, layer: str, target: Target, device: torch.device) -> QuantizedWeight:

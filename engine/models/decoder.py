@@ -6,9 +6,11 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from engine.models.shard import Shard
 
 if TYPE_CHECKING:
     from engine.attention import AttentionLayer, StepAttention
@@ -69,11 +71,33 @@ class Target:
     transposed: bool = False
     """The checkpoint holds it the other way round."""
 
+    shard: Shard | None = None
+    """The part of the tensor that this rank holds, along `dim`; None: all of it."""
+
+    dim: int = 0
+    """As the model has it, not transposed."""
+
+    is_zero: bool = False
+    """Rank 0 adds it, and here it is zeros: a bias on sums that all ranks contribute to."""
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor, as the model has it."""
+        shape = tuple(self.tensor.shape)
+        return shape if self.shard is None else (*shape[: self.dim], self.shard.size, *shape[self.dim + 1 :])
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the checkpoint."""
-        shape = tuple(self.tensor.shape)
-        return shape[::-1] if self.transposed else shape
+        return self.whole_shape[::-1] if self.transposed else self.whole_shape
+
+    def take(self, whole: Any) -> Tensor:
+        """What goes into `tensor` of the checkpoint's: a tensor, or for a shard a safetensors slice."""
+        if self.shard is None:
+            part: Tensor = whole
+        else:
+            part = self.shard.take(whole, len(self.shape) - 1 - self.dim if self.transposed else self.dim)
+        return part.t() if self.transposed else part
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +139,42 @@ class Weights:
     renames: Sequence[tuple[re.Pattern[str], str]] = ()
     """Replacements in names, for checkpoints in which the model is a part of a larger one."""
 
-    def add(self, name: str, parameter: Tensor, *, transposed: bool = False) -> None:
-        """One tensor that is one parameter."""
-        self.targets[name] = Target(parameter.detach(), transposed)
+    def add(
+        self, name: str, parameter: Tensor, *, transposed: bool = False, shard: Shard | None = None, dim: int = 0
+    ) -> None:
+        """One tensor that is one parameter, or the rank's shard of one along `dim`."""
+        held = None if shard is None or shard.is_whole else shard
+        self.targets[name] = Target(parameter.detach(), transposed, held, dim)
 
-    def add_linear(self, name: str, linear: nn.Linear | nn.LayerNorm, *, transposed: bool = False) -> None:
-        """`name.weight`, and `name.bias` if the layer has one."""
-        self.add(f"{name}.weight", linear.weight, transposed=transposed)
+    def add_linear(
+        self,
+        name: str,
+        linear: nn.Linear | nn.LayerNorm,
+        *,
+        transposed: bool = False,
+        outputs: Shard | None = None,
+        inputs: Shard | None = None,
+    ) -> None:
+        """`name.weight`, and `name.bias` if the layer has one; of a rank that has not all outputs, or not all inputs,
+        those that it has."""
+        shard, dim = (outputs, 0) if inputs is None else (inputs, 1)
+        self.add(f"{name}.weight", linear.weight, transposed=transposed, shard=shard, dim=dim)
         if isinstance(linear, nn.Linear):
             self.linears.append(FusedLinear(linear, (f"{name}.weight",)))
         if linear.bias is not None:
-            self.add(f"{name}.bias", linear.bias)
+            self.add(f"{name}.bias", linear.bias, shard=outputs)
+            if inputs is not None and not inputs.is_first:
+                self.targets[f"{name}.bias"] = Target(linear.bias.detach(), is_zero=True)
 
-    def add_fused(self, names: Sequence[str], sizes: Sequence[int], linear: nn.Linear) -> None:
-        """Several linear layers whose outputs are computed as one, `sizes[i]` rows each."""
+    def add_fused(self, names: Sequence[str], shards: Sequence[Shard], linear: nn.Linear) -> None:
+        """Several linear layers whose outputs are computed as one, `shards[i]` of each."""
         self.linears.append(FusedLinear(linear, tuple(f"{name}.weight" for name in names)))
         for attribute in ("weight", "bias"):
             parameter = getattr(linear, attribute)
             if parameter is not None:
-                for name, part in zip(names, parameter.detach().split(list(sizes)), strict=True):
-                    self.targets[f"{name}.{attribute}"] = Target(part)
+                parts = parameter.detach().split([shard.length for shard in shards])
+                for name, part, shard in zip(names, parts, shards, strict=True):
+                    self.add(f"{name}.{attribute}", part, shard=shard)
 
     def ignores(self, name: str) -> bool:
         return any(pattern.fullmatch(name) for pattern in (HARMLESS, *self.ignored))

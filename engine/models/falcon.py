@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
 from engine.models.layers import Activated
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
+from engine.models.shard import HeadShards, Shard, shard, shard_heads
 from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
@@ -27,29 +29,36 @@ if TYPE_CHECKING:
 class Falcon(StackDecoder):
     names = StackNames("transformer.", "word_embeddings", "h", "ln_f")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, group: Group = ALONE) -> None:
         """From a transformers `FalconConfig`; raises `UnsupportedModel`."""
         if config.alibi:
             raise UnsupportedModel(
                 "models of the type 'falcon' are not supported where they bias attention by distance (ALiBi)"
             )
         super().__init__(
-            nn.Embedding(config.vocab_size, config.hidden_size),
-            [_Layer(config, index) for index in range(config.num_hidden_layers)],
+            (config.vocab_size, config.hidden_size),
+            [_Layer(config, index, group) for index in range(config.num_hidden_layers)],
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon),
             max_positions=stretched_positions(config.rope_parameters, config.max_position_embeddings),
             tied=config.tie_word_embeddings,
             rotary=Rotary(config.rope_parameters, config.head_dim, config.max_position_embeddings),
+            group=group,
         )
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any, index: int) -> None:
+    def __init__(self, config: Any, index: int, group: Group) -> None:
         super().__init__()
+        self._group = group
         self._is_last = index == config.num_hidden_layers - 1
-        hidden, heads, dim = config.hidden_size, config.num_attention_heads, config.head_dim
+        hidden, dim = config.hidden_size, config.head_dim
         is_new = config.new_decoder_architecture
-        kv_heads = 1 if config.multi_query and not is_new else config.num_kv_heads
+        self._heads = shard_heads(
+            config.num_attention_heads, 1 if config.multi_query and not is_new else config.num_kv_heads, group
+        )
+        heads, kv_heads = self._heads.queries.length, self._heads.kv.length
+        self._inner = shard(config.ffn_hidden_size, group)
+        inner = self._inner.length
         self.attention = AttentionLayer(index, heads, kv_heads, dim, dim, dim**-0.5)
         self._is_parallel = is_new or config.parallel_attn
         self._has_two_norms = is_new and config.num_ln_in_parallel_attn != 1
@@ -60,9 +69,9 @@ class _Layer(nn.Module):
             else None
         )
         self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.bias)
-        self.out = nn.Linear(hidden, hidden, bias=config.bias)
-        self.up = Activated(nn.Linear(hidden, config.ffn_hidden_size, bias=config.bias), config.activation)
-        self.down = nn.Linear(config.ffn_hidden_size, hidden, bias=config.bias)
+        self.out = nn.Linear(heads * dim, hidden, bias=config.bias)
+        self.up = Activated(nn.Linear(hidden, inner, bias=config.bias), config.activation)
+        self.down = nn.Linear(inner, hidden, bias=config.bias)
 
     def forward(
         self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
@@ -73,11 +82,11 @@ class _Layer(nn.Module):
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
         attended = self.out(attended)
         if not self._is_parallel:
-            hidden = hidden + attended
+            hidden = hidden + self._group.all_reduce(attended)
         if self.norm_2 is not None:
             normed = self.norm_2(hidden)
         mlp = self.down(self.up(normed))
-        result: Tensor = hidden + (mlp + attended if self._is_parallel else mlp)
+        result: Tensor = hidden + self._group.all_reduce(mlp + attended if self._is_parallel else mlp)
         return result
 
     def _attend(self, normed: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
@@ -87,10 +96,24 @@ class _Layer(nn.Module):
         return rotate_and_attend(attention, self.attention, unrotated, qkv[:, :, -1], cos, sin).flatten(1)
 
     def add_weights(self, weights: Weights, name: str) -> None:
+        dim = self.attention.head_dim
         weights.add_linear(f"{name}.{'ln_attn' if self._has_two_norms else 'input_layernorm'}", self.norm_1)
         if self.norm_2 is not None:
             weights.add_linear(f"{name}.{'ln_mlp' if self._has_two_norms else 'post_attention_layernorm'}", self.norm_2)
-        weights.add_linear(f"{name}.self_attention.query_key_value", self.qkv)
-        weights.add_linear(f"{name}.self_attention.dense", self.out)
-        weights.add_linear(f"{name}.mlp.dense_h_to_4h", self.up.linear)
-        weights.add_linear(f"{name}.mlp.dense_4h_to_h", self.down)
+        weights.add_linear(
+            f"{name}.self_attention.query_key_value", self.qkv, outputs=_shard_saved(self._heads).times(dim)
+        )
+        weights.add_linear(f"{name}.self_attention.dense", self.out, inputs=self._heads.queries.times(dim))
+        weights.add_linear(f"{name}.mlp.dense_h_to_4h", self.up.linear, outputs=self._inner)
+        weights.add_linear(f"{name}.mlp.dense_4h_to_h", self.down, inputs=self._inner)
+
+
+def _shard_saved(heads: HeadShards) -> Shard:
+    """Heads as the checkpoint holds them in one projection: each group's queries, then its key and its value."""
+    group = heads.queries.size // heads.kv.size
+    ranges = []
+    for kv in heads.kv.ranges[0]:
+        queries = heads.queries.ranges[0]
+        first, end = max(queries.start, kv * group), min(queries.stop, (kv + 1) * group)
+        ranges += [range(first + 2 * kv, end + 2 * kv), range((kv + 1) * group + 2 * kv, (kv + 1) * (group + 2))]
+    return Shard(heads.queries.size + 2 * heads.kv.size, tuple(ranges))

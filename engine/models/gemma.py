@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
 from engine.models.layers import GatedMLP, OffsetRMSNorm
 from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate_and_attend
+from engine.models.shard import shard_heads
 from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _TEXT_OF_MULTIMODAL = (
 class Gemma(StackDecoder):
     names = StackNames("model.", "embed_tokens", "layers", "norm", ignored=[_VISION], renames=_TEXT_OF_MULTIMODAL)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, group: Group = ALONE) -> None:
         """From transformers' configuration; raises `UnsupportedModel`."""
         text = getattr(config, "text_config", None) or config
         if getattr(text, "use_bidirectional_attention", None):
@@ -44,11 +46,12 @@ class Gemma(StackDecoder):
         if any(_rope(text, kind).get("rope_type") in LENGTH_DEPENDENT for kind in text.layer_types):
             raise UnsupportedModel("Gemma with rotary embeddings that depend on length is not known")
         super().__init__(
-            nn.Embedding(text.vocab_size, text.hidden_size),
-            [_Layer(text, index) for index in range(text.num_hidden_layers)],
+            (text.vocab_size, text.hidden_size),
+            [_Layer(text, index, group) for index in range(text.num_hidden_layers)],
             OffsetRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
             max_positions=text.max_position_embeddings,
             tied=config.tie_word_embeddings,
+            group=group,
         )
         self._scale = text.hidden_size**0.5
         self._kinds = tuple(dict.fromkeys(text.layer_types))
@@ -76,11 +79,13 @@ class Gemma(StackDecoder):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any, index: int) -> None:
+    def __init__(self, config: Any, index: int, group: Group) -> None:
         super().__init__()
+        self._group = group
         self._is_last = index == config.num_hidden_layers - 1
         hidden, eps, dim = config.hidden_size, config.rms_norm_eps, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._heads = shard_heads(config.num_attention_heads, config.num_key_value_heads, group)
+        heads, kv_heads = self._heads.queries.length, self._heads.kv.length
         is_gemma_2 = config.model_type == "gemma2"
         self.kind: str = config.layer_types[index]
         self.attention = AttentionLayer(
@@ -100,7 +105,7 @@ class _Layer(nn.Module):
         self.out = nn.Linear(heads * dim, hidden, bias=config.attention_bias)
         self.norm_2 = OffsetRMSNorm(hidden, eps=eps)
         self.norm_3 = OffsetRMSNorm(hidden, eps=eps)
-        self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation)
+        self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation, group)
         self.norm_4 = OffsetRMSNorm(hidden, eps=eps)
 
     def forward(
@@ -114,19 +119,19 @@ class _Layer(nn.Module):
         attended = rotate_and_attend(attention, self.attention, (query, key), value, cos, sin)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
-        hidden = hidden + self.norm_2(self.out(attended.flatten(1)))
+        hidden = hidden + self.norm_2(self._group.all_reduce(self.out(attended.flatten(1))))
         result: Tensor = hidden + self.norm_4(self.mlp(self.norm_3(hidden)))
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
-        layer = self.attention
-        sizes = [layer.num_heads * layer.head_dim, *[layer.num_kv_heads * layer.head_dim] * 2]
+        dim = self.attention.head_dim
+        queries, kv = self._heads.queries.times(dim), self._heads.kv.times(dim)
         weights.add(f"{name}.input_layernorm.weight", self.norm_1.weight)
-        weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
+        weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], [queries, kv, kv], self.qkv)
         if self.query_norm is not None and self.key_norm is not None:
             weights.add(f"{name}.self_attn.q_norm.weight", self.query_norm.weight)
             weights.add(f"{name}.self_attn.k_norm.weight", self.key_norm.weight)
-        weights.add_linear(f"{name}.self_attn.o_proj", self.out)
+        weights.add_linear(f"{name}.self_attn.o_proj", self.out, inputs=queries)
         weights.add(f"{name}.post_attention_layernorm.weight", self.norm_2.weight)
         weights.add(f"{name}.pre_feedforward_layernorm.weight", self.norm_3.weight)
         self.mlp.add_weights(weights, f"{name}.mlp")

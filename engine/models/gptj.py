@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
 from engine.models.layers import Activated
 from engine.models.rotary import Rotary, rotate_and_attend
+from engine.models.shard import shard, shard_heads
 from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
@@ -23,32 +25,35 @@ if TYPE_CHECKING:
 class GPTJ(StackDecoder):
     names = StackNames("transformer.", "wte", "h", "ln_f")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, group: Group = ALONE) -> None:
         """From a transformers `GPTJConfig`; raises `UnsupportedModel`."""
         if config.rotary_dim is None:
             raise UnsupportedModel("GPT-J without rotary_dim is not known")
         super().__init__(
-            nn.Embedding(config.vocab_size, config.n_embd),
-            [_Layer(config, index) for index in range(config.n_layer)],
+            (config.vocab_size, config.n_embd),
+            [_Layer(config, index, group) for index in range(config.n_layer)],
             nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
             max_positions=config.n_positions,
             tied=config.tie_word_embeddings,
             rotary=Rotary({"rope_theta": 10_000.0}, config.rotary_dim, config.n_positions),
             head_bias=True,
+            group=group,
         )
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any, index: int) -> None:
+    def __init__(self, config: Any, index: int, group: Group) -> None:
         super().__init__()
+        self._group = group
         self._is_last = index == config.n_layer - 1
-        hidden, heads = config.n_embd, config.n_head
-        head_dim = hidden // heads
-        inner = config.n_inner if config.n_inner is not None else 4 * hidden
+        hidden, head_dim = config.n_embd, config.n_embd // config.n_head
+        self._heads = shard_heads(config.n_head, config.n_head, group).queries
+        self._inner = shard(config.n_inner if config.n_inner is not None else 4 * hidden, group)
+        heads, inner = self._heads.length, self._inner.length
         self.attention = AttentionLayer(index, heads, heads, head_dim, head_dim, head_dim**-0.5)
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.qkv = nn.Linear(hidden, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, hidden, bias=False)
         self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
 
@@ -64,13 +69,14 @@ class _Layer(nn.Module):
         )
         if self._is_last:
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
-        result: Tensor = hidden + self.out(attended.flatten(1)) + self.down(self.up(normed))
+        hidden = hidden + self._group.all_reduce(self.out(attended.flatten(1)))
+        result: Tensor = hidden + self._group.all_reduce(self.down(self.up(normed)))
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
         weights.add_linear(f"{name}.ln_1", self.norm)
-        sizes = [self.out.in_features] * 3
-        weights.add_fused([f"{name}.attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
-        weights.add_linear(f"{name}.attn.out_proj", self.out)
-        weights.add_linear(f"{name}.mlp.fc_in", self.up.linear)
-        weights.add_linear(f"{name}.mlp.fc_out", self.down)
+        heads = self._heads.times(self.attention.head_dim)
+        weights.add_fused([f"{name}.attn.{part}_proj" for part in "qkv"], [heads] * 3, self.qkv)
+        weights.add_linear(f"{name}.attn.out_proj", self.out, inputs=heads)
+        weights.add_linear(f"{name}.mlp.fc_in", self.up.linear, outputs=self._inner)
+        weights.add_linear(f"{name}.mlp.fc_out", self.down, inputs=self._inner)

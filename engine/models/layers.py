@@ -8,8 +8,10 @@ from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from engine.device.collectives import Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import Weights
+from engine.models.shard import Shard, shard
 from kernels.gated_activation import FUNCTIONS, gated_activation
 from kernels.layer_norm import add_layer_norm
 from kernels.rms_norm import add_rms_norm, rms_norm
@@ -112,23 +114,27 @@ class LayerNorm(nn.LayerNorm):
 class GatedMLP(nn.Module):
     """down( act(gate(x)) * up(x) ), gate and up in one product."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, group: Group, *, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=bias)
-        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self._group = group
+        self._inner = shard(intermediate_size, group)
+        self.gate_up = nn.Linear(hidden_size, 2 * self._inner.length, bias=bias)
+        self.down = nn.Linear(self._inner.length, hidden_size, bias=bias)
         self._activation = activation(act)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
         layer: nn.Module = self.gate_up
         if isinstance(layer, ActivatingLinear) and layer.can_gate and self._activation in layer.activations:
-            return cast(Tensor, self.down(layer(hidden, self._activation, True)))
-        return cast(Tensor, self.down(gated_activation(layer(hidden), self._activation)))
+            inner = layer(hidden, self._activation, True)
+        else:
+            inner = gated_activation(layer(hidden), self._activation)
+        return self._group.all_reduce(self.down(inner))
 
     def add_weights(self, weights: Weights, name: str, *, saved_fused: bool = False) -> None:
-        inner = self.down.in_features
+        inner = self._inner
         if saved_fused:
-            weights.add_linear(f"{name}.gate_up_proj", self.gate_up)
+            weights.add_linear(f"{name}.gate_up_proj", self.gate_up, outputs=Shard.stacked([inner, inner]))
         else:
             weights.add_fused([f"{name}.gate_proj", f"{name}.up_proj"], [inner, inner], self.gate_up)
-        weights.add_linear(f"{name}.down_proj", self.down)
+        weights.add_linear(f"{name}.down_proj", self.down, inputs=inner)

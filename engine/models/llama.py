@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from engine.attention import AttentionLayer
+from engine.device.collectives import ALONE, Group
 from engine.models.decoder import TokenInputs, Weights
 from engine.models.layers import GatedMLP, RMSNorm
 from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
+from engine.models.shard import Shard, shard_heads
 from engine.models.stack import StackDecoder, StackNames
 
 if TYPE_CHECKING:
@@ -68,25 +70,29 @@ FAMILIES = {
 class Llama(StackDecoder):
     names = StackNames("model.", "embed_tokens", "layers", "norm")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, group: Group = ALONE) -> None:
         """From transformers' configuration of one of the families; raises `UnsupportedModel`."""
         super().__init__(
-            nn.Embedding(config.vocab_size, config.hidden_size),
-            [_Layer(config, index) for index in range(config.num_hidden_layers)],
+            (config.vocab_size, config.hidden_size),
+            [_Layer(config, index, group) for index in range(config.num_hidden_layers)],
             RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
             max_positions=stretched_positions(config.rope_parameters, config.max_position_embeddings),
             tied=config.tie_word_embeddings,
             rotary=Rotary(config.rope_parameters, head_dim(config), config.max_position_embeddings),
+            group=group,
         )
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any, index: int) -> None:
+    def __init__(self, config: Any, index: int, group: Group) -> None:
         super().__init__()
+        self._group = group
         self._is_last = index == config.num_hidden_layers - 1
         self._family = family = FAMILIES[config.model_type]
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
+        dim = head_dim(config)
+        self._heads = shard_heads(config.num_attention_heads, config.num_key_value_heads, group)
+        heads, kv_heads = self._heads.queries.length, self._heads.kv.length
         bias = getattr(config, "attention_bias", False)
         self.attention = AttentionLayer(
             index, heads, kv_heads, dim, dim, dim**-0.5, _sliding_window(config, family, index)
@@ -100,9 +106,11 @@ class _Layer(nn.Module):
         self.out = nn.Linear(heads * dim, hidden, bias=bias if family.out_bias is None else family.out_bias)
         self.norm_2 = RMSNorm(hidden, eps=eps)
         self.mlp = (
-            SparseMLP(config)
+            SparseMLP(config, group)
             if family.experts is not None and _is_sparse(config, index)
-            else GatedMLP(hidden, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False))
+            else GatedMLP(
+                hidden, config.intermediate_size, config.hidden_act, group, bias=getattr(config, "mlp_bias", False)
+            )
         )
 
     def forward(
@@ -118,22 +126,22 @@ class _Layer(nn.Module):
         attended = rotate_and_attend(attention, self.attention, unrotated, qkv[:, heads + kv_heads :], cos, sin)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
-        hidden, normed = self.norm_2.after_adding(hidden, self.out(attended.flatten(1)))
+        hidden, normed = self.norm_2.after_adding(hidden, self._group.all_reduce(self.out(attended.flatten(1))))
         result: Tensor = hidden + self.mlp(normed)
         return result
 
     def add_weights(self, weights: Weights, name: str) -> None:
-        family, layer = self._family, self.attention
+        family, dim = self._family, self.attention.head_dim
+        queries, kv = self._heads.queries.times(dim), self._heads.kv.times(dim)
         weights.add(f"{name}.input_layernorm.weight", self.norm_1.weight)
         if family.saved_fused:
-            weights.add_linear(f"{name}.self_attn.qkv_proj", self.qkv)
+            weights.add_linear(f"{name}.self_attn.qkv_proj", self.qkv, outputs=Shard.stacked([queries, kv, kv]))
         else:
-            sizes = [layer.num_heads * layer.head_dim, *[layer.num_kv_heads * layer.head_dim] * 2]
-            weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], sizes, self.qkv)
+            weights.add_fused([f"{name}.self_attn.{part}_proj" for part in "qkv"], [queries, kv, kv], self.qkv)
         if self.query_norm is not None and self.key_norm is not None:
             weights.add(f"{name}.self_attn.q_norm.weight", self.query_norm.weight)
             weights.add(f"{name}.self_attn.k_norm.weight", self.key_norm.weight)
-        weights.add_linear(f"{name}.self_attn.o_proj", self.out)
+        weights.add_linear(f"{name}.self_attn.o_proj", self.out, inputs=queries)
         weights.add(f"{name}.post_attention_layernorm.weight", self.norm_2.weight)
         if isinstance(self.mlp, SparseMLP):
             assert family.experts is not None

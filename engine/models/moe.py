@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.device.collectives import Group
 from engine.models.decoder import Weights
 from engine.models.layers import activation
+from engine.models.shard import shard
 from kernels.expert_mlp import expert_mlp
 
 
@@ -31,10 +33,13 @@ class ExpertNames:
 class SparseMLP(nn.Module):
     """From a transformers configuration with `num_experts` and `num_experts_per_tok`."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, group: Group) -> None:
         super().__init__()
         hidden, experts = config.hidden_size, config.num_experts
-        inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        self._group = group
+        # Each rank has a part of every expert, so that all have the same to do.
+        self._inner = shard(getattr(config, "moe_intermediate_size", None) or config.intermediate_size, group)
+        inner = self._inner.length
         self.per_token: int = config.num_experts_per_tok
         """Experts that a token goes through."""
 
@@ -48,15 +53,17 @@ class SparseMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, hidden]` to `[T, hidden]`."""
-        return expert_mlp(
-            hidden,
-            self.router(hidden),
-            self.gate_up,
-            self.down,
-            self.per_token,
-            normalized=self._normalized,
-            activation=self._activation,
-            product=self.product,
+        return self._group.all_reduce(
+            expert_mlp(
+                hidden,
+                self.router(hidden),
+                self.gate_up,
+                self.down,
+                self.per_token,
+                normalized=self._normalized,
+                activation=self._activation,
+                product=self.product,
+            )
         )
 
     def add_weights(self, weights: Weights, layer: str, names: ExpertNames) -> None:
@@ -65,6 +72,6 @@ class SparseMLP(nn.Module):
         weights.add(f"{block}.gate.weight", self.router.weight)
         for expert, (gate_up, down) in enumerate(zip(self.gate_up.detach(), self.down.detach(), strict=True)):
             gate, up = gate_up.chunk(2)
-            weights.add(f"{block}.experts.{expert}.{names.gate}.weight", gate)
-            weights.add(f"{block}.experts.{expert}.{names.up}.weight", up)
-            weights.add(f"{block}.experts.{expert}.{names.down}.weight", down)
+            weights.add(f"{block}.experts.{expert}.{names.gate}.weight", gate, shard=self._inner)
+            weights.add(f"{block}.experts.{expert}.{names.up}.weight", up, shard=self._inner)
+            weights.add(f"{block}.experts.{expert}.{names.down}.weight", down, shard=self._inner, dim=1)

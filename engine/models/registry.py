@@ -5,41 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from engine.device.collectives import Group
 from engine.models.decoder import NativeDecoder
 
 
-def _gpt2(config: Any) -> NativeDecoder:
+def _gpt2(config: Any, group: Group) -> NativeDecoder:
     from engine.models.gpt2 import GPT2
 
-    return GPT2(config)
+    return GPT2(config, group)
 
 
-def _gptj(config: Any) -> NativeDecoder:
+def _gptj(config: Any, group: Group) -> NativeDecoder:
     from engine.models.gptj import GPTJ
 
-    return GPTJ(config)
+    return GPTJ(config, group)
 
 
-def _falcon(config: Any) -> NativeDecoder:
+def _falcon(config: Any, group: Group) -> NativeDecoder:
     from engine.models.falcon import Falcon
 
-    return Falcon(config)
+    return Falcon(config, group)
 
 
-def _llama(config: Any) -> NativeDecoder:
+def _llama(config: Any, group: Group) -> NativeDecoder:
     from engine.models.llama import Llama
 
-    return Llama(config)
+    return Llama(config, group)
 
 
-def _gemma(config: Any) -> NativeDecoder:
+def _gemma(config: Any, group: Group) -> NativeDecoder:
     from engine.models.gemma import Gemma
 
-    return Gemma(config)
+    return Gemma(config, group)
 
 
-# By transformers' `model_type`. Classes are imported when they are needed.
-NATIVE: dict[str, Callable[[Any], NativeDecoder]] = {
+# By transformers' `model_type`, for a configuration and the ranks that share the model. Classes are imported when
+# they are needed.
+NATIVE: dict[str, Callable[[Any, Group], NativeDecoder]] = {
     "falcon": _falcon,
     "gemma2": _gemma,
     "gemma3": _gemma,

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 
+from engine.device.collectives import ALONE, Group
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
 from engine.models.layers import Stack
 from engine.models.rotary import Rotary
+from engine.models.shard import shard_vocabulary
 
 if TYPE_CHECKING:
     from engine.attention import AttentionLayer, StepAttention
@@ -51,7 +53,7 @@ class StackDecoder(NativeDecoder):
 
     def __init__(
         self,
-        embedding: nn.Embedding,
+        embedding: tuple[int, int],
         layers: Sequence[nn.Module],
         norm: nn.Module,
         *,
@@ -60,27 +62,31 @@ class StackDecoder(NativeDecoder):
         rotary: Rotary | None = None,
         position_embedding: nn.Embedding | None = None,
         head_bias: bool = False,
+        group: Group = ALONE,
     ) -> None:
-        """`tied`: the head uses the embedding's weight. Positions are told by `rotary` or `position_embedding`."""
+        """`embedding`: tokens and features. `tied`: the head uses the embedding's weight. Positions are told by
+        `rotary` or `position_embedding`. `group`: the ranks that share the model; each has its tokens' rows.
+        """
         super().__init__()
-        self.vocab_size = embedding.num_embeddings
+        self._group = group
+        self.vocab_size, features = embedding
+        self._tokens = shard_vocabulary(self.vocab_size, group)
         self.max_positions = max_positions
         # In this order random weights are drawn.
-        self.embedding = embedding
+        self.embedding = nn.Embedding(self._tokens.length, features)
         self.position_embedding = position_embedding
         self.rotary = rotary
         self.layers: Stack[nn.Module] = Stack(layers)
         self.norm = norm
-        self.head = nn.Linear(embedding.embedding_dim, embedding.num_embeddings, bias=head_bias)
+        self.head = nn.Linear(features, self._tokens.length, bias=head_bias)
         self._tied = tied
         if tied:
-            self.head.weight = embedding.weight
+            self.head.weight = self.embedding.weight
         self.attention_layers = [layer.attention for layer in self._stack()]
 
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
         hidden = self._run_layers(inputs, self._embed(inputs), attention)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
+        return self._group.all_gather(self.head(self.norm(hidden)), self.vocab_size)
 
     def rope_length(self, num_prompt: int, num_tokens: int) -> int:
         return 0 if self.rotary is None else self.rotary.rope_length(num_prompt, num_tokens)
@@ -89,7 +95,7 @@ class StackDecoder(NativeDecoder):
         names = self.names
         embedding = f"{names.prefix}{names.embedding}.weight"
         weights = Weights(prefix=names.prefix, ignored=names.ignored, renames=names.renames)
-        weights.add(embedding, self.embedding.weight)
+        weights.add(embedding, self.embedding.weight, shard=self._tokens)
         if self.position_embedding is not None:
             weights.add(f"{names.prefix}{names.position_embedding}.weight", self.position_embedding.weight)
         for index, layer in enumerate(self._stack()):
@@ -97,17 +103,21 @@ class StackDecoder(NativeDecoder):
         for name, parameter in self.norm.named_parameters():
             weights.add(f"{names.prefix}{names.norm}.{name}", parameter)
         if not self._tied:
-            weights.add_linear("lm_head", self.head)
+            weights.add_linear("lm_head", self.head, outputs=self._tokens)
         else:
             weights.copies["lm_head.weight"] = embedding
             if self.head.bias is not None:
-                weights.add("lm_head.bias", self.head.bias)
+                weights.add("lm_head.bias", self.head.bias, shard=self._tokens)
         return weights
 
     def _embed(self, inputs: TokenInputs) -> Tensor:
         """`[T, hidden]`: what the first layer is given."""
-        embedded: Tensor = self.embedding(inputs.token_ids)
-        return embedded
+        if self._tokens.is_whole:
+            embedded: Tensor = self.embedding(inputs.token_ids)
+            return embedded
+        rows = inputs.token_ids - self._tokens.ranges[0].start
+        held = rows.clamp(0, self._tokens.length - 1)
+        return self._group.all_reduce(self.embedding(held).masked_fill((rows != held)[:, None], 0.0))
 
     def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
         """The last layer's output, `[R, hidden]`."""

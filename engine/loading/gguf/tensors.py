@@ -18,6 +18,7 @@ from engine.errors import InvalidWeights
 from engine.loading.gguf.file import GGUFFile, TensorEntry
 from engine.loading.meta_init import ModelFiller
 from engine.loading.progress import LoadProgress
+from engine.models.decoder import Target
 
 _AT_ONCE = 2**22
 """Numbers that are dequantized at once, where a tensor need not be whole: 16 MiB."""
@@ -156,21 +157,23 @@ def load_gguf(filling: ModelFiller, file: GGUFFile, config: Any) -> None:
         for name in sorted(places, key=lambda name: -_numel(places[name]) if _numel(places[name]) > _LARGE else 0):
             entry, target = places[name], targets[name]
             undo = undo_conversion(file.architecture, config, entry.name)
-            shape = entry.shape[::-1] if target.transposed else entry.shape
-            if shape != target.shape:
+            if entry.shape != target.whole_shape:
                 raise InvalidWeights(
                     f"{file.path.name}: {entry.name} has the shape {list(entry.shape)} "
-                    f"instead of {list(target.shape[::-1] if target.transposed else target.shape)}"
+                    f"instead of {list(target.whole_shape)}"
                 )
             with filling.part(target.tensor) as part:
-                _copy(part, file, entry, undo, transposed=target.transposed)
+                _copy(part, file, entry, undo, target)
             progress.advance(entry.num_bytes)
 
 
-def _copy(part: Tensor, file: GGUFFile, entry: TensorEntry, undo: Undo | None, *, transposed: bool) -> None:
-    if undo is not None:
-        whole = undo(file.read(entry.name))
-        part.copy_(whole.t() if transposed else whole)
+def _copy(part: Tensor, file: GGUFFile, entry: TensorEntry, undo: Undo | None, target: Target) -> None:
+    if target.is_zero:
+        part.zero_()
+        return
+    if undo is not None or target.shard is not None:
+        whole = file.read(entry.name)
+        part.copy_(target.take(whole if undo is None else undo(whole)))
         return
     start = 0
     rows = part.view(1, -1) if part.dim() == 1 else part

@@ -113,6 +113,12 @@ class FakeRunner:
 
         return self._decoder.sample(multi_step, lambda: self.run(Batch([known(entry) for entry in batch.entries])))
 
+    def raise_if_broken(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> torch.Tensor:
         self._need_memory(len(layout.slots))
         tokens = inputs.token_ids.tolist()
