@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -120,7 +120,7 @@ class Feed:
         session: Hashable | None,
         version: str,
         holds: Callable[[], Awaitable[bool]],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Chunks of whole events, until the server stops or the caller's key no longer `holds`.
 
         After the id `last` of this process come the changes since; after any other, and without one, how all is now.

@@ -31,6 +31,7 @@ OTHERS = (
     "bench.submission",
     "bench.claiming",
     "bench.wakeup",
+    "bench.dashboards",
     "bench.waiting",
     "bench.startup",
     "bench.determinism",

@@ -1,7 +1,8 @@
 """The dashboard's files: read and compressed once, served under a digest over all of them.
 
 A file's address changes whenever any file changes, so browsers keep every answer for a year; imports between modules
-are relative and follow. Only the shell, which names the digest, is asked for anew.
+are relative and follow. Only the shell, which names the digest, is asked for anew. Comments and indentation, which are
+for readers of the source, are not sent.
 """
 
 from __future__ import annotations
@@ -71,8 +72,25 @@ def _preloads(paths: Mapping[str, bytes], digest: str) -> str:
     return "\n".join(f'<link rel="modulepreload" href="/static/{digest}/{path}">' for path in modules)
 
 
+def trimmed(source: str) -> str:
+    """JavaScript or CSS without indentation and without comments of whole lines.
+
+    Each line stays a line, so that an error names the line of the source. No template literal may span lines.
+    """
+    lines = []
+    is_comment = False
+    for line in map(str.strip, source.split("\n")):
+        begins = line.startswith("/*") and line.find("*/") in (-1, len(line) - 2)
+        is_code = not (is_comment or begins or line.startswith("//"))
+        is_comment = (is_comment or begins) and not line.endswith("*/")
+        lines.append(line if is_code else "")
+    return "\n".join(lines)
+
+
 def _asset(path: str, content: bytes) -> Asset:
     suffix = path[path.rindex(".") :]
+    if suffix in (".js", ".css"):
+        content = trimmed(content.decode()).encode()
     kind = _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
     charset = "; charset=utf-8" if suffix in _TYPES else ""
     return Asset(content, gzip.compress(content, 9, mtime=0), kind + charset)

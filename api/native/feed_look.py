@@ -15,7 +15,7 @@ from api.native import views
 from api.native.overview import OverviewObject, QueueObject
 from api.native.workers import WorkerObject
 from jobs.ids import JOB_PREFIX, public_id
-from jobs.queries import explaining, fleet, overview, progress, reading, searching, tenant_queues
+from jobs.queries import explaining, fleet, overview, progress, reading, searching, tenant_queues, tenants
 from jobs.queries.reading import Job
 
 NEW_COUNTED = 100
@@ -61,7 +61,7 @@ def _jobs(connection: Connection, wanted: Wanted, *, limit: int, solo_after_deat
     )
     now = max((queue.now for queue in queues.values()), default=None)
     paces = {} if now is None else progress.read_paces(connection, opened, now)
-    rows = views.job_rows(jobs, queues, paces)
+    rows = views.job_rows(jobs, tenants.names(connection, [job.tenant_id for job in jobs]), queues, paces)
     by_id = {job.id: (job, _row(row)) for job, row in zip(jobs, rows, strict=True)}
     parts: dict[UUID, dict[str, Found]] = {}
     for scope, job_id in asked:

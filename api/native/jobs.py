@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
@@ -22,7 +23,8 @@ from api.tokenizer_calls import InjectedCalls
 from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id, public_id
-from jobs.queries import open_jobs, progress, retention, searching, settling
+from jobs.queries import open_jobs, progress, retention, searching, settling, tenants
+from jobs.queries.explaining import ModelQueue
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
 from jobs.requests import JobOptions, Params, PromptLine
@@ -183,14 +185,22 @@ async def list_jobs(caller: Caller, services: InjectedServices, query: Annotated
 
 async def read_rows(services: Services, jobs: Sequence[Job]) -> list[JobRow]:
     """Rows of jobs, with what only open ones have: a look for each model, and two for all of them."""
+    if not jobs:
+        return []
     opened = [job for job in jobs if not job.is_terminal]
-    if not opened:
-        return job_rows(jobs, {}, {})
-    models = {job.model for job in opened}
-    found = await asyncio.gather(*map(services.queues.get, models))
+    found = await asyncio.gather(*map(services.queues.get, {job.model for job in opened}))
     queues = {queue.model: queue for queue in found if queue is not None}
-    now = max(queue.now for queue in queues.values())
-    return job_rows(jobs, queues, await services.transaction(progress.read_paces, opened, now))
+    return await services.transaction(_rows, jobs, opened, queues)
+
+
+def _rows(
+    connection: Connection, jobs: Sequence[Job], opened: Sequence[Job], queues: Mapping[str, ModelQueue]
+) -> list[JobRow]:
+    names = tenants.names(connection, [job.tenant_id for job in jobs])
+    paces = {}
+    if opened:
+        paces = progress.read_paces(connection, opened, max(queue.now for queue in queues.values()))
+    return job_rows(jobs, names, queues, paces)
 
 
 @router.get("/counts")

@@ -174,6 +174,7 @@ class JobDetail(JobObject):
 class JobRow(JobObject):
     """A job as a list shows it. `eta`, `wait` and `held_back` are those of the job by itself."""
 
+    tenant: str
     running: int = Field(description="of the open lines, those that workers hold")
     rate: float = Field(description="lines a second over this minute and the one before; 0 at the end")
     spark: list[float] = Field(description="lines a second of the last whole minutes, 30 at most, oldest first")
@@ -193,9 +194,12 @@ class JobList(BaseModel):
 
 
 def job_rows(
-    jobs: Sequence[Job], queues: Mapping[str, ModelQueue], paces: Mapping[UUID, progress.Pace]
+    jobs: Sequence[Job],
+    tenants: Mapping[UUID, str],
+    queues: Mapping[str, ModelQueue],
+    paces: Mapping[UUID, progress.Pace],
 ) -> list[JobRow]:
-    """Rows of jobs, with the queues of the open ones' models and the open ones' paces."""
+    """Rows of jobs, with their tenants' names, and of the open ones the queues of their models and their paces."""
     rows = []
     for job in jobs:
         shown: dict[str, Any] = {"running": 0, "rate": 0.0, "spark": [], "eta": None, "wait": None, "held_back": None}
@@ -203,7 +207,7 @@ def job_rows(
             shown |= standing(job, queues[job.model], paces[job.id])
             shown["rate"] = round(paces[job.id].lines_per_second, 3)
             shown["spark"] = list(paces[job.id].spark)
-        rows.append(JobRow.model_validate(JobObject.of(job).model_dump() | shown))
+        rows.append(JobRow.model_validate(JobObject.of(job).model_dump() | shown | {"tenant": tenants[job.tenant_id]}))
     return rows
 
 

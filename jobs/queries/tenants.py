@@ -177,6 +177,15 @@ def _api_key(row: Row[Any]) -> ApiKey:
     return ApiKey(**dict(row._mapping) | {"role": Role(row.role)})
 
 
+def names(connection: Connection, tenant_ids: Collection[UUID]) -> dict[UUID, str]:
+    """The names of tenants."""
+    # By primary key.
+    rows = connection.execute(
+        text("SELECT id, name FROM tenants WHERE id = ANY(CAST(:ids AS uuid[]))"), {"ids": list(set(tenant_ids))}
+    )
+    return {row.id: row.name for row in rows}
+
+
 def list_keys(connection: Connection, tenant_id: UUID | None = None) -> list[ApiKey]:
     """Every key of a tenant, or of all tenants, newest last."""
     # A service has tens of keys.

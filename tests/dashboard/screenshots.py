@@ -46,6 +46,7 @@ def main(url: str, directory: Path) -> None:
             "jobs": "/",
             "job": f"/jobs/{running}",
             "failures": f"/jobs/{failed}",
+            "line": f"/jobs/{failed}/lines/3",
             "fleet": "/fleet",
             "queue": "/queue",
         }
@@ -57,7 +58,10 @@ def main(url: str, directory: Path) -> None:
                             "/session", data={"key": key}, headers={"origin": url, "x-pagemill-page": "1"}
                         )
                         for name, path in pages.items():
-                            if name in ("fleet", "queue", "failures") and (theme, width) != ("light", "desktop"):
+                            if name in ("fleet", "queue", "failures", "line") and (theme, width) != (
+                                "light",
+                                "desktop",
+                            ):
                                 continue
                             page.goto(path)
                             page.locator("[aria-busy=true]").first.wait_for(state="detached")

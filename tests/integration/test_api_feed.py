@@ -59,13 +59,12 @@ class Stream:
                 fields = {}
         return "end", None
 
-    def next_id(self) -> None:
-        """Read until an id has come, and drop the events before it."""
-        before = self.last_id
-        for line in self._lines:
-            if line.startswith("id: ") and line != f"id: {before}":
-                self.last_id = line.removeprefix("id: ")
-                return
+    def batch(self) -> list[Event]:
+        """The events up to the next id: all that one tick sent."""
+        before, events = self.last_id, []
+        while self.last_id == before:
+            events.append(self.next())
+        return events
 
     def await_event(self, kind: str, **values: object) -> Any:
         """The data of the next event of this kind with these values."""
@@ -142,7 +141,7 @@ def test_stream_that_comes_back_gets_only_what_changed_since(api: Api, api_rows:
     still, moving = api_rows.job(1), api_rows.job(2)
     both = f"{shown(still)},{shown(moving)}"
     with feed(api.client, jobs=both) as stream:
-        stream.next_id()
+        stream.batch()
         last = stream.last_id
     api_rows.execute("UPDATE jobs SET name = 'moved' WHERE id = :id", id=moving)
     with feed(api.client, last, jobs=both) as stream:
@@ -165,14 +164,13 @@ def test_jobs_of_another_tenant_are_not_in_the_feed(api: Api, api_rows: Rows) ->
     foreign, own = api_rows.job(1, tenant="another"), api_rows.job(1)
     both = f"{shown(foreign)},{shown(own)}"
     with feed(api.client, jobs=both, open=shown(foreign)) as stream:
-        stream.next_id()
+        seen = [event for _ in range(3) for event in stream.batch()]
         api_rows.execute("UPDATE jobs SET name = 'new'")
-        name, job = stream.next()
-        assert (name, job["id"]) == ("job", shown(own))
-        stream.next_id()
+        seen += [event for _ in range(3) for event in stream.batch()]
+    assert {name for name, _ in seen} == {"hello", "job", "beat"}
+    assert {data["id"] for name, data in seen if name == "job"} == {shown(own)}
     with api.client_of("default", Role.OPERATOR) as operator, feed(operator, jobs=both) as stream:
-        stream.next()
-        assert {stream.next()[1]["id"] for _ in range(2)} == {shown(foreign), shown(own)}
+        assert {data["id"] for name, data in stream.batch() if name == "job"} == {shown(foreign), shown(own)}
 
 
 def test_silent_feed_says_that_it_lives(api: Api) -> None:
@@ -185,17 +183,17 @@ def test_fifth_stream_of_a_session_is_turned_away(api: Api) -> None:
         key = new_key(api.settings, "default")
         page.post("/session", json={"key": key}, headers={"origin": api.url, "x-pagemill-page": "1"}).raise_for_status()
         with feed(page), feed(page), feed(page), feed(page) as fourth:
-            fourth.next_id()
+            fourth.batch()
             assert page.get("/v1/events").status_code == 204
         with feed(page) as again:
-            again.next_id()
+            again.batch()
 
 
 def test_stream_ends_when_its_key_is_revoked(api: Api) -> None:
     with api.client_of("default") as client:
         key_id = client.get("/v1/keys").json()["data"][-1]["id"]
         with feed(client) as stream:
-            stream.next_id()
+            stream.batch()
             for key in client.get("/v1/keys").json()["data"]:
                 if key["revoked_at"] is None and key["last_used_at"]:
                     key_id = key["id"]
@@ -209,3 +207,11 @@ def test_stream_ends_when_its_key_is_revoked(api: Api) -> None:
 )
 def test_feed_of_what_is_not_there_is_refused(api: Api, query: dict[str, str]) -> None:
     error_of(api.client.get("/v1/events", params=query), 400)
+
+
+def test_stop_of_the_service_ends_its_streams(api_settings: Settings) -> None:
+    with running_api(api_settings) as stopping, feed(stopping.client, topics="overview") as stream:
+        stream.batch()
+        stopping.server.should_exit = True
+        stream.await_event("bye")
+        assert stream.next()[0] == "end"

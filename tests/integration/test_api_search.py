@@ -87,6 +87,20 @@ def test_query_finds_what_it_names(api: Api, jobs: dict[str, UUID], query: str, 
     assert counts["matching"] == len(found.split())
 
 
+def test_row_of_an_open_job_says_how_far_it_is_and_why_it_waits(api: Api, jobs: dict[str, UUID]) -> None:
+    rows = {row["id"]: row for row in api.client.get("/v1/jobs").json()["data"]}
+    for name in ("running", "waiting", "paused", "done"):
+        row = rows[public_id("job_", jobs[name])]
+        alone = api.client.get(f"/v1/jobs/{row['id']}").json()
+        assert {part: row[part] for part in ("running", "eta", "held_back")} == {
+            part: alone[part] for part in ("running", "eta", "held_back")
+        }
+        assert (row["wait"] and row["wait"]["code"]) == (alone["wait"] and alone["wait"]["code"])
+        assert row["tenant"] == "default"
+    assert rows[public_id("job_", jobs["running"])]["running"] == 1
+    assert rows[public_id("job_", jobs["paused"])]["wait"]["code"] == "paused"
+
+
 def test_beginning_of_an_id_finds_its_job(api: Api, jobs: dict[str, UUID]) -> None:
     whole = public_id("job_", jobs["running"])
     for query in (whole, f"id:{whole}", f"id:{whole[4:].upper()}", whole[4:]):
@@ -118,7 +132,7 @@ def test_counts_are_those_of_the_saved_searches(api: Api, jobs: dict[str, UUID])
 def test_operator_searches_all_tenants(api: Api, jobs: dict[str, UUID]) -> None:
     with api.client_of("default", Role.OPERATOR) as operator:
         [foreign] = operator.get("/v1/jobs", params={"q": "tenant:another"}).json()["data"]
-        assert foreign["id"] == public_id("job_", jobs["foreign"])
+        assert (foreign["id"], foreign["tenant"]) == (public_id("job_", jobs["foreign"]), "another")
         assert operator.get("/v1/jobs/counts").json()["all"] == 6
 
 

@@ -18,7 +18,7 @@ import * as worker from "./pages/worker.js";
 import { toasts } from "./parts/dialog.js";
 import { h, render } from "./parts/render.js";
 import { follow, go, match, query } from "./router.js";
-import { changed, onChange, state } from "./store.js";
+import { changed, onChange, state, VERSION } from "./store.js";
 
 const PAGES = { jobs, job, line, login, queue, fleet, worker, new: create, keys: access, webhooks, settings };
 const NAV = [
@@ -72,7 +72,14 @@ async function arrive() {
   const mine = page;
   if (!page.bare) refreshOverview().catch(() => null);
   await page.load?.();
-  if (mine === page && !page.bare) live.watch({ refresh: () => Promise.all([refreshOverview(), page.refresh?.()]) });
+  if (mine === page && !page.bare) {
+    live.watch({
+      refresh: () => Promise.all([refreshOverview(), mine.refresh?.()]),
+      stream: () => ({ topics: ["overview", ...(mine.topics ?? [])].join(), ...mine.stream?.() }),
+      on: (event, data) => (event === "overview" ? (state.overview = data) : mine.on?.(event, data)),
+      isLive: Boolean(mine.on),
+    });
+  }
   changed();
 }
 
@@ -95,6 +102,8 @@ async function refreshOverview() {
 
 function draw() {
   if (!page) return;
+  // Nobody presses a button on a wall.
+  if (isWall() && state.version && state.version !== VERSION) return void location.reload();
   const now = Date.now() / 1000;
   const title = page.title?.(now);
   document.title = hiddenAt ? `${title} at ${time(hiddenAt)}` : `${title} · Pagemill`;
@@ -137,6 +146,7 @@ function foot(now) {
   return h(
     "div",
     { class: "foot" },
+    state.version && state.version !== VERSION && h("button", { class: "btn sm", type: "button", title: "The service was updated", onclick: () => location.reload() }, "Reload"),
     liveState(now),
     h("a", { href: "/keys", class: "word" }, role),
     h("button", { type: "button", onclick: keyboard.help, "aria-label": "Keyboard shortcuts" }, h("kbd", null, "?"), h("span", { class: "word" }, " keyboard")),
@@ -146,7 +156,7 @@ function foot(now) {
 function liveState(now) {
   const wait = Math.max(0, Math.ceil(state.retryAt / 1000 - now));
   const [kind, text, note] = {
-    live: ["", "Live", "Read anew every five seconds. Click to stop."],
+    live: ["", "Live", "Changes as it happens. Click to stop."],
     cut: ["cut", `Not live since ${time(state.cutSince / 1000, { seconds: true })}`, `Tries again in ${wait} s`],
     off: ["off", "Live is off", "Click for live updates."],
   }[state.live] ?? ["off", "Connecting", ""];

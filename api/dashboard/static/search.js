@@ -1,6 +1,6 @@
 // The language of the search field: `["-"] (field ":" value {"," value} | word)`, joined by AND, commas by OR.
+import { address, get } from "./api.js";
 import { plural } from "./format.js";
-import { isOpen, nameOf, stateOf } from "./parts/job.js";
 
 export const FIELDS = [
   ["status", "running, waiting, paused, completed …"],
@@ -14,7 +14,8 @@ export const FIELDS = [
   ["failed", "failed:>0"],
   ["tokens", "tokens:>1M"],
   ["deadline", "deadline:<1h"],
-  ["wait", "no_worker, priority …"],
+  ["code", "of a failed line"],
+  ["tenant", "for operators"],
   ["metadata.", "metadata.team:search"],
 ];
 const NAMES = new Set(FIELDS.map(([name]) => name));
@@ -72,77 +73,17 @@ export function typedAt(query, caret) {
   return { start, end: term.end, field: term.field, prefix: query.slice(start, caret).replace(/^[<>]=?|"/g, "") };
 }
 
-/** What a job has under a field: words for those that are compared as text, a number for the others. */
-function valueOf(job, field, now) {
-  switch (field) {
-    case "status":
-      return [stateOf(job).word.split(" ")[0].toLowerCase(), job.status, isOpen(job) ? "open" : "ended"];
-    case "name":
-      return [nameOf(job)];
-    case "id":
-    case "model":
-      return [job[field]];
-    case "wait":
-      return [job.wait?.code ?? ""];
-    case "priority":
-      return job.priority;
-    case "lines":
-      return job.request_counts.total;
-    case "failed":
-      return job.request_counts.failed;
-    case "tokens":
-      return job.usage.total_tokens;
-    case "created":
-      return now - job.created_at;
-    case "ended":
-      return job.ended_at === null ? null : now - job.ended_at;
-    case "deadline":
-      return job.expires_at === null ? null : job.expires_at - now;
-    default:
-      return [job.metadata[field.slice("metadata.".length)] ?? ""];
-  }
-}
-
-const UNITS = { s: 1, m: 60, min: 60, h: 3600, d: 86400, k: 1e3, M: 1e6, G: 1e9 };
-const AGES = new Set(["created", "ended"]);
-const PREFIXES = new Set(["id", "name"]);
-
-function fits(job, field, wanted, now) {
-  const value = valueOf(job, field, now);
-  if (Array.isArray(value)) {
-    const text = wanted.replaceAll('"', "").toLowerCase();
-    return value.some((one) => (PREFIXES.has(field) ? one.toLowerCase().startsWith(text) : one.toLowerCase() === text));
-  }
-  const [, sign, digits, unit] = wanted.match(/^([<>]=?)?(-?[\d.]+)(s|min|m|h|d|k|M|G)?$/) ?? [];
-  if (digits === undefined || value === null) return false;
-  // Newer than two hours is an age below two hours.
-  const difference = (value - Number(digits) * (UNITS[unit] ?? 1)) * (AGES.has(field) ? -1 : 1);
-  return { ">": difference > 0, ">=": difference >= 0, "<": difference < 0, "<=": difference <= 0 }[sign] ?? difference === 0;
-}
-
-/** Whether a job is what a query asks for. A bare word is the beginning of a name or id. */
-export function matches(job, query, now = Date.now() / 1000) {
-  return parse(query).every((term) => {
-    const values = term.value.match(/(?:"[^"]*"?|[^,"])+/g) ?? [""];
-    const found = values.some((value) => (term.field === null ? fits(job, "name", value, now) || fits(job, "id", value, now) : term.known && fits(job, term.field, value, now)));
-    return found !== term.negated;
-  });
-}
-
-/** Suggestions as {text, note, insert}: fields, then the values that `jobs` have, the most frequent first. */
-export function suggest(typed, jobs) {
-  const prefix = typed.prefix.toLowerCase();
-  if (typed.field === null) {
-    return FIELDS.filter(([name]) => name.startsWith(prefix)).slice(0, 9).map(([name, note]) => ({
+/**
+ * Suggestions as {text, note, insert}: fields at once, or a promise of a field's values, the most frequent first.
+ * @returns {object[] | Promise<object[]>}
+ */
+export function suggest({ field, prefix }) {
+  if (field === null) {
+    return FIELDS.filter(([name]) => name.startsWith(prefix.toLowerCase())).slice(0, 9).map(([name, note]) => ({
       text: name.endsWith(".") ? `${name}…` : `${name}:`, note, insert: name.endsWith(".") ? name : `${name}:`,
     }));
   }
-  const counts = new Map();
-  for (const job of jobs) {
-    const values = valueOf(job, typed.field, 0);
-    for (const value of Array.isArray(values) ? new Set(values) : []) if (value) counts.set(value, (counts.get(value) ?? 0) + 1);
-  }
-  return [...counts].filter(([value]) => value.toLowerCase().startsWith(prefix)).sort((a, b) => b[1] - a[1]).slice(0, 9).map(([value, count]) => ({
-    text: value, note: plural(count, "job"), insert: `${/[\s",]/.test(value) ? `"${value}"` : value} `,
-  }));
+  return get(address("/v1/suggest", { field, prefix })).then(({ data }) =>
+    data.map(({ value, jobs }) => ({ text: value, note: plural(jobs, "job"), insert: `${/[\s",]/.test(value) ? `"${value}"` : value} ` })),
+  );
 }

@@ -1,6 +1,7 @@
 // What every page shares: who looks, the five answers, whether the page is live, and the wishes of this browser.
 
 const STORED = "pagemill";
+export const VERSION = document.querySelector('meta[name="pagemill-version"]')?.content;
 
 export const state = {
   me: null, // {tenant, role, key_name, key_hint} of the session
@@ -8,6 +9,7 @@ export const state = {
   live: "starting", // starting, live, cut, off
   cutSince: 0, // milliseconds; since when nothing arrives
   retryAt: 0,
+  version: null, // of the page's files, as the service has them now
   toasts: [],
   models: [],
 };
@@ -64,13 +66,14 @@ export const isOperator = () => state.me?.role === "operator";
 
 let toasts = 0;
 
-/** A message at the bottom, with an undo where one is given; it leaves after ten seconds. */
-export function toast(text, { undo = null, bad = false } = {}) {
-  const entry = { id: ++toasts, text, undo, bad };
+/** A message at the bottom, with an undo where one is given; it leaves after ten seconds, unless it `stays`. */
+export function toast(text, { undo = null, undoText = "Undo", bad = false, stays = false } = {}) {
+  const entry = { id: ++toasts, text, undo, undoText, bad };
   state.toasts = [...state.toasts.slice(-2), entry];
   changed();
-  setTimeout(() => dismiss(entry), 10000);
+  if (!stays) setTimeout(() => dismiss(entry), 10000);
   if (!bad) announce(text);
+  return entry;
 }
 
 export function dismiss(entry) {

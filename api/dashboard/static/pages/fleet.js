@@ -56,6 +56,10 @@ export function open() {
     title: () => "Fleet",
     load,
     refresh,
+    topics: ["workers"],
+    on(event, data) {
+      if (event === "workers") page.workers = data.data;
+    },
     view: (now) => {
       const alive = (page.workers ?? []).filter(isLive);
       const gone = (page.workers ?? []).filter((worker) => !isLive(worker));

@@ -28,6 +28,15 @@ export function open({ id }) {
     }
   }
 
+  const refreshDeliveries = () => deliveriesOf(id).then((found) => { page.deliveries = found; changed(); }, () => null);
+
+  /** The newest points of the chart. Where they lie in wider buckets than before, all are read again. */
+  function addMinutes(points) {
+    const known = page.job.progress ?? [];
+    if (points.length && known.length && points[0].seconds !== known[0].seconds) return void load();
+    page.job.progress = [...known.filter((point) => point.at < (points[0]?.at ?? Infinity)), ...points];
+  }
+
   async function refresh() {
     const job = await get(address(`/v1/jobs/${id}`, { include: INCLUDE }));
     put({ pending: undefined, ...job });
@@ -54,6 +63,17 @@ export function open({ id }) {
     title: () => (page.job ? (isOpen(page.job) ? `${percentNumber(settled(page.job), page.job.request_counts.total)} % · ${nameOf(page.job)}` : `${stateOf(page.job).word} · ${nameOf(page.job)}`) : "Job"),
     load,
     refresh,
+    stream: () => ({ open: id }),
+    on(event, data) {
+      if (event === "gone") return void load();
+      if (!page.job) return;
+      if (event === "job") {
+        put({ pending: undefined, ...data });
+        results.grew(page.job);
+      } else if (event === "minute") addMinutes(data.data);
+      else if (event === "deliveries") refreshDeliveries();
+      else page.job[event] = data.data;
+    },
     arrive() {
       page.unit = query("unit") || "lines";
     },

@@ -9,52 +9,52 @@ import { ageOf, endCell, failedLines, hasName, hrefOf, isOpen, isWaiting, nameOf
 import { h } from "../parts/render.js";
 import { starters } from "../parts/starters.js";
 import { go, query, setQuery } from "../router.js";
-import { matches } from "../search.js";
-import { announce, canWrite, changed } from "../store.js";
+import { announce, canWrite, changed, state } from "../store.js";
 
 const PAGE = 100;
-const MOST_ROWS = 2000; // that are held for the search
 const SHOWN = 200; // rows in the document at most
-const DETAILS = 12; // open jobs whose rate and reason are read, each by a request
+const LIVE = 100; // open jobs on a screen that are listened to
+const NONE = `job_${"0".repeat(32)}`; // older than every job
 const SAVED = [
-  ["All", ""],
-  ["Open", "status:open"],
-  ["Waiting", "status:waiting"],
-  ["With failures", "failed:>0"],
-  ["Ended", "status:ended"],
+  ["All", "", "all"],
+  ["Open", "status:open", "open"],
+  ["Waiting", "status:waiting", "waiting"],
+  ["With failures", "failed:>0", "with_failures"],
+  ["At risk", "deadline:risk", "at_risk"],
+  ["Ended", "-status:open", "ended"],
 ];
 let remembered = null; // what was shown last, for the first moment of the next visit
 
 export function open() {
   const page = {
-    q: query("q"), jobs: remembered?.jobs ?? [], hasMore: remembered?.hasMore ?? false, problem: null, isLoading: !remembered,
-    cursor: -1, anchor: -1, selected: new Set(), fresh: 0, washed: new Set(), pointerInside: false,
+    q: query("q"), jobs: [], rows: [], counts: null, last: null, hasMore: false, problem: null, isLoading: true,
+    cursor: -1, anchor: -1, selected: new Set(), isEvery: false, isDeep: false, fresh: 0, washed: new Set(), pointerInside: false,
   };
+  if (remembered?.q === page.q) Object.assign(page, remembered);
   const isWall = () => query("wall") === "1";
   const search = new SearchField((text) => {
     if (text === page.q) return;
     setQuery({ q: text }, { push: true });
     self.arrive();
-    changed();
-  }, () => page.jobs);
+    load();
+  });
   search.text = page.q;
   const filter = () => (isWall() ? "status:open" : page.q);
-  /** Open jobs first, then the newest; what the search asks for. */
-  const found = () => {
-    const fitting = page.jobs.filter((job) => matches(job, filter()));
-    return [...fitting.filter(isOpen), ...fitting.filter((job) => !isOpen(job))].slice(0, SHOWN);
-  };
-  page.rows = found();
+  const list = (q, after) => get(address("/v1/jobs", { q, limit: PAGE, after }));
 
-  const list = (after) => get(address("/v1/jobs", { limit: PAGE, after }));
+  /** The first page. Open jobs stand first, so they are asked for by themselves where the search does not say which. */
+  async function first() {
+    const q = filter();
+    const [newest, opened] = await Promise.all([list(q), /(^|\s)-?status:/.test(q) ? null : list(`${q} status:open`)]);
+    const jobs = new Map([...(opened?.data ?? []), ...newest.data].map((job) => [job.id, job]));
+    return { jobs: [...jobs.values()], last: newest.last_id, hasMore: newest.has_more };
+  }
 
-  /** An open job's rate, estimate and reason are not in the list. */
-  const detailed = (jobs) => Promise.all(jobs.filter(isOpen).slice(0, DETAILS).map((job) => get(`/v1/jobs/${job.id}`).then((detail) => Object.assign(job, detail), () => null)));
-
+  /** Open jobs first, then the newest: ids are ordered by time. */
   function arrange() {
-    page.rows = found();
+    page.rows = [...page.jobs].sort((a, b) => isOpen(b) - isOpen(a) || (a.id < b.id ? 1 : -1)).slice(0, SHOWN);
     page.fresh = 0;
-    remembered = { jobs: page.jobs, hasMore: page.hasMore };
+    if (!page.isDeep) remembered = { q: page.q, jobs: page.jobs, rows: page.rows, counts: page.counts, last: page.last, hasMore: page.hasMore };
   }
 
   /** Whether rows may change their places: nobody points at, selects or reads one. */
@@ -67,6 +67,7 @@ export function open() {
     page.jobs[place] = { ...before, ...job };
     const row = page.rows.findIndex((one) => one.id === job.id);
     if (row >= 0) page.rows[row] = page.jobs[place];
+    if (stateOf(before).word !== stateOf(page.jobs[place]).word && !job.pending) soon();
     if (isOpen(before) && !isOpen(job)) {
       page.washed.add(job.id);
       setTimeout(() => page.washed.delete(job.id), 1300);
@@ -74,9 +75,11 @@ export function open() {
     }
   }
 
-  async function load() {
+  async function load({ isAsked = false } = {}) {
+    page.isLoading = true;
+    changed();
     try {
-      await refresh();
+      await refresh({ isAsked });
     } catch (failure) {
       page.problem = failure;
     }
@@ -84,29 +87,45 @@ export function open() {
     changed();
   }
 
-  async function refresh() {
-    const { data, has_more: hasMore } = await list();
-    await detailed(data);
+  async function refresh({ isAsked = false } = {}) {
+    const q = filter();
+    if (isAsked) page.shownFor = null;
+    // Far down, rows stay; those that run are current by the stream.
+    if (page.isDeep && page.shownFor === q) return;
+    const [found, counts] = await Promise.all([first(), get(address("/v1/jobs/counts", { q }))]);
+    if (q !== filter()) return;
     page.problem = null;
+    page.counts = counts;
     const known = new Set(page.jobs.map((job) => job.id));
-    for (const job of data) put({ pending: undefined, ...job });
-    const fresh = data.filter((job) => !known.has(job.id));
-    page.jobs = [...fresh, ...page.jobs].slice(0, MOST_ROWS);
-    if (page.jobs.length <= PAGE) page.hasMore = hasMore;
-    // A job that is deleted is no longer among the newest.
-    const oldest = data.at(-1)?.created_at ?? 0;
-    const alive = new Set(data.map((job) => job.id));
-    page.jobs = page.jobs.filter((job) => alive.has(job.id) || (hasMore && job.created_at <= oldest));
-    if (mayMove() || !page.rows.length) arrange();
-    else page.fresh = fresh.filter((job) => matches(job, filter())).length;
+    for (const job of found.jobs) put({ pending: undefined, ...job });
+    const isFirst = page.shownFor !== q;
+    // Older pages stay as they were read.
+    const older = isFirst ? [] : page.jobs.filter((job) => job.id < found.last);
+    page.jobs = [...found.jobs, ...older.filter((job) => !found.jobs.some((one) => one.id === job.id))];
+    if (!older.length) Object.assign(page, { last: found.last, hasMore: found.hasMore });
+    page.shownFor = q;
+    page.isDeep = false;
+    if (isAsked || isFirst || mayMove()) arrange();
+    else page.fresh = found.jobs.filter((job) => !known.has(job.id)).length;
     changed();
+  }
+
+  let isDue = null;
+
+  /** Read the list again: what it holds, or its order, is another one now. */
+  function soon() {
+    isDue ??= setTimeout(() => {
+      isDue = null;
+      refresh().catch(() => null);
+    }, 1000);
   }
 
   async function older() {
     try {
-      const { data, has_more: hasMore } = await list(page.jobs.at(-1)?.id);
-      page.jobs = [...page.jobs, ...data];
-      page.hasMore = hasMore && page.jobs.length < MOST_ROWS;
+      const found = await list(filter(), page.last);
+      const known = new Set(page.jobs.map((job) => job.id));
+      const all = [...page.rows, ...found.data.filter((job) => !known.has(job.id))];
+      Object.assign(page, { jobs: all.slice(-SHOWN), last: found.last_id, hasMore: found.has_more, isDeep: page.isDeep || all.length > SHOWN });
       arrange();
     } catch (failure) {
       page.problem = failure;
@@ -126,12 +145,14 @@ export function open() {
     if (!job) return;
     const isOn = !page.selected.has(job.id);
     const [from, to] = isRange && page.anchor >= 0 ? [Math.min(page.anchor, place), Math.max(page.anchor, place)] : [place, place];
+    page.isEvery = false;
     for (const row of page.rows.slice(from, to + 1)) page.selected[isOn ? "add" : "delete"](row.id);
     page.anchor = place;
     changed();
   }
 
   function selectPage() {
+    page.isEvery = false;
     const isOn = page.rows.some((row) => !page.selected.has(row.id));
     page.selected = new Set(isOn ? page.rows.map((row) => row.id) : []);
     changed();
@@ -146,13 +167,23 @@ export function open() {
     title: () => (isWall() ? "Wall" : page.q ? `${page.q} · Jobs` : "Jobs"),
     load,
     refresh,
+    close: () => clearTimeout(isDue),
+    stream: () => ({
+      jobs: page.rows.filter(isOpen).slice(0, LIVE).map((job) => job.id),
+      q: filter(),
+      newest: page.jobs.reduce((newest, { id }) => (id > newest ? id : newest), NONE),
+    }),
+    on(event, data) {
+      if (event === "job") put({ pending: undefined, ...data });
+      else if (event === "gone" || mayMove()) soon();
+      else if (event === "jobs.new") page.fresh = data.count;
+    },
     arrive() {
       page.q = query("q");
       // What is being typed may end with a blank, where the next term begins.
       if (search.text.trim() !== page.q) search.text = page.q;
       page.cursor = -1;
       page.selected.clear();
-      arrange();
     },
     keys: {
       "/": () => search.focus(),
@@ -182,18 +213,24 @@ export function open() {
         h(
           "nav",
           { class: "tabs", "aria-label": "Saved searches" },
-          SAVED.map(([text, q]) =>
-            h("a", { key: text, href: q ? `/?q=${encodeURIComponent(q)}` : "/", "aria-current": page.q === q ? "page" : null }, text, h("span", null, `${exact(page.jobs.filter((job) => matches(job, q)).length)}${page.hasMore ? "+" : ""}`)),
+          SAVED.map(([text, q, name]) =>
+            h("a", { key: text, href: q ? `/?q=${encodeURIComponent(q)}` : "/", "aria-current": page.q === q ? "page" : null }, text, h("span", null, page.counts ? many(page.counts[name]) : "")),
           ),
         ),
-        page.selected.size > 0 && selection(page, put, load),
+        page.selected.size > 0 && selection(page, filter, () => load({ isAsked: true })),
         page.problem ? h("div", { class: "panel" }, problem(page.problem, load)) : page.isLoading || page.rows.length ? table(page, self, now, select, selectPage) : empty(page),
-        !page.problem && page.jobs.length > 0 && pager(page, older, () => { arrange(); changed(); }),
+        !page.problem && page.jobs.length > 0 && pager(page, older, () => load({ isAsked: true })),
       ];
     },
   };
   return self;
 }
+
+/** Whether it is another tenant's, as an operator sees them. */
+const isForeign = (job) => job.tenant && job.tenant !== state.me?.tenant;
+
+/** A count of the service, which ends at ten thousand. */
+const many = (value) => (value >= 10000 ? "10k+" : exact(value));
 
 function hint(search) {
   const wrong = search.wrong();
@@ -226,7 +263,7 @@ function table(page, self, now, select, selectPage) {
         h("th", { class: "num c-age hide-m" }, "Age"),
       ),
     ),
-    h("tbody", null, page.isLoading ? greyRows(8, 8) : page.rows.map((job, place) => row(page, job, place, now, select))),
+    h("tbody", null, page.isLoading && !page.rows.length ? greyRows(8, 8) : page.rows.map((job, place) => row(page, job, place, now, select))),
   );
 }
 
@@ -238,7 +275,7 @@ function row(page, job, place, now, select) {
     "tr",
     { key: job.id, class: classes.filter(Boolean).join(" ") },
     canWrite() && h("td", { class: "sel" }, h("input", { type: "checkbox", "aria-label": `Select ${nameOf(job)}`, checked: page.selected.has(job.id), onclick: (event) => select(place, event.shiftKey) })),
-    h("td", { class: "c-name" }, h("div", { class: "jobname" }, stateMark(job), h("a", { class: "t", href: hrefOf(job) }, h("bdi", null, nameOf(job))), hasName(job) && h("span", { class: "id" }, tail(job.id)))),
+    h("td", { class: "c-name" }, h("div", { class: "jobname" }, stateMark(job), h("a", { class: "t", href: hrefOf(job) }, h("bdi", null, nameOf(job))), isForeign(job) ? h("span", { class: "id", title: `Tenant ${job.tenant}` }, h("bdi", null, job.tenant)) : hasName(job) && h("span", { class: "id" }, tail(job.id)))),
     h("td", { class: "c-model muted small nowrap", title: job.model }, job.model),
     h("td", { class: "c-prog" }, progress(job)),
     !waits && h("td", { class: "num c-rate" }, rateCell(job)),
@@ -249,19 +286,21 @@ function row(page, job, place, now, select) {
   );
 }
 
-function selection(page, put, load) {
-  const chosen = page.rows.filter((job) => page.selected.has(job.id));
-  const run = (action) => bulk(action, chosen, { put, load }).then((done) => {
-    if (done) page.selected.clear();
+function selection(page, filter, load) {
+  const matching = page.counts?.matching ?? 0;
+  const every = page.isEvery;
+  const run = (action) => bulk(action, every ? { q: filter() } : { ids: [...page.selected] }, load).then((done) => {
+    if (done) Object.assign(page, { selected: new Set(), isEvery: false });
     changed();
   });
   const button = (text, action, danger) => h("button", { class: `btn sm ${danger ? "danger" : ""}`, type: "button", onclick: () => run(action) }, text);
   return h(
     "div",
     { class: "selbar", role: "group", "aria-label": "What to do with the selected jobs" },
-    h("b", null, `${page.selected.size} selected`),
+    h("b", null, every ? `All ${many(matching)} that match` : `${page.selected.size} selected`),
+    !every && matching > page.rows.length && page.rows.every((row) => page.selected.has(row.id)) && h("button", { class: "btn sm ghost", type: "button", onclick: () => { page.isEvery = true; changed(); } }, `Select all ${many(matching)} that match`),
     button("Pause", "pause"), button("Resume", "resume"), button("Priority…", "priority"), button("Retry failed…", "retry"), button("Cancel…", "cancel", true), button("Delete…", "delete", true),
-    h("button", { class: "btn sm ghost", type: "button", onclick: () => { page.selected.clear(); changed(); } }, "Clear"),
+    h("button", { class: "btn sm ghost", type: "button", onclick: () => { Object.assign(page, { selected: new Set(), isEvery: false }); changed(); } }, "Clear"),
   );
 }
 
@@ -270,24 +309,24 @@ function pager(page, older, arrange) {
     "div",
     { class: "pager" },
     page.fresh > 0 && h("button", { class: "btn sm", type: "button", onclick: arrange }, `${page.fresh} new`),
-    h("span", null, `${exact(page.rows.length)} of the newest ${plural(page.jobs.length, "job")}`),
+    h("span", null, `${exact(page.rows.length)} of ${page.counts ? many(page.counts.matching) : "…"} jobs`),
     h("span", { class: "sp" }),
     h("span", { class: "hide-s" }, h("kbd", null, "j"), " ", h("kbd", null, "k"), " move  "),
     h("span", { class: "hide-s" }, h("kbd", null, "x"), " select  "),
     h("span", { class: "hide-s" }, h("kbd", null, "Enter"), " open"),
+    page.isDeep && h("button", { class: "btn sm", type: "button", onclick: arrange }, "Newest"),
     page.hasMore && h("button", { class: "btn sm", type: "button", onclick: older }, "Older"),
   );
 }
 
 function empty(page) {
-  if (!page.jobs.length) return h("div", { class: "panel empty" }, h("h2", null, "No jobs yet"), starters());
+  if (!page.counts?.all) return h("div", { class: "panel empty" }, h("h2", null, "No jobs yet"), starters());
   const terms = page.q.split(/\s+/).filter(Boolean);
   return h(
     "div",
     { class: "panel empty" },
-    h("h2", null, `None of the newest ${plural(page.jobs.length, "job")} matches this search`),
+    h("h2", null, `None of ${many(page.counts.all)} jobs matches this search`),
     terms.length > 1 && h("ul", { class: "steps" }, terms.map((term, place) => h("li", { key: `${term}-${place}` }, h("a", { class: "link", href: `/?q=${encodeURIComponent(terms.filter((_, other) => other !== place).join(" "))}` }, "Without ", h("code", null, term))))),
     h("p", null, h("a", { class: "link", href: "/" }, "All jobs")),
   );
 }
-

@@ -20,6 +20,10 @@ export function open() {
     title: () => "Queue",
     load,
     refresh,
+    topics: ["queue"],
+    on(event, data) {
+      if (event === "queue") page.models = data.data;
+    },
     view: (now) => [
       h("h1", { class: "sr" }, "Queue"),
       answers(now),

@@ -2,9 +2,8 @@
 import { get, raw, remove } from "../api.js";
 import { help } from "../keys.js";
 import { h } from "../parts/render.js";
-import { changed, state, wish, wishes } from "../store.js";
+import { changed, state, VERSION, wish, wishes } from "../store.js";
 
-const VERSION = document.querySelector('meta[name="pagemill-version"]')?.content;
 
 export function open() {
   const page = { ready: null, api: null };

@@ -1,7 +1,7 @@
 // What a person does to jobs. What can be taken back is done at once and offers an undo; the rest asks first.
 import { patch, post, remove } from "../api.js";
 import { count, exact, plural, shortId } from "../format.js";
-import { changed, toast } from "../store.js";
+import { changed, dismiss, toast } from "../store.js";
 import { ask } from "./dialog.js";
 import { failedLines, nameOf } from "./job.js";
 import { h } from "./render.js";
@@ -110,49 +110,54 @@ export function askText(title, label, now = "") {
 }
 
 const VERBS = { pause: "Pause", resume: "Resume", priority: "Set the priority of", retry: "Retry the failed lines of", cancel: "Cancel", delete: "Delete" };
+const OPPOSITES = { pause: "resume", resume: "pause" };
 
-/** The same for many jobs. Resolves to whether it was done. */
-export async function bulk(action, jobs, { put, load }) {
-  const lines = jobs.reduce((sum, job) => sum + (action === "retry" ? failedLines(job) : action === "delete" ? job.request_counts.total : job.request_counts.open), 0);
-  const noun = { retry: "failed lines", delete: "lines" }[action] ?? "open lines";
-  let priority = 0;
+/** The same for many jobs: `which` is {ids} or {q}. The service counts first. Resolves to whether it was done. */
+export async function bulk(action, which, load) {
+  const body = { action, ...which };
   if (action === "priority") {
-    priority = await askPriority(0, plural(jobs.length, "job"));
-    if (priority === null) return false;
-  } else if (["cancel", "delete", "retry"].includes(action)) {
-    const largest = [...jobs].sort((a, b) => b.request_counts.total - a.request_counts.total).slice(0, 3);
-    const sure = await ask({
-      title: `${VERBS[action]} ${plural(jobs.length, "job")}, ${count(lines)} ${noun}?`,
-      body: h("ul", { class: "steps small" }, largest.map((job) => h("li", { key: job.id }, h("b", null, h("bdi", null, nameOf(job))), ` · ${plural(job.request_counts.total, "line")}`)), jobs.length > 3 && h("li", { class: "muted" }, `and ${jobs.length - 3} more`)),
-      accept: `${VERBS[action].split(" ")[0]} ${jobs.length}`,
-      danger: action !== "retry",
-    });
-    if (!sure) return false;
+    body.priority = await askPriority(0, "these jobs");
+    if (body.priority === null) return false;
   }
-  return many(action, jobs, priority, { put, load });
+  try {
+    const { jobs, lines, largest } = await post("/v1/bulk", body);
+    if (!jobs) return toast(`There is no job here to ${action === "priority" ? "change" : action}`, { bad: true });
+    const noun = { retry: "failed lines", delete: "lines" }[action] ?? "open lines";
+    const sure = which.ids && !["cancel", "delete", "retry"].includes(action) ? true : await ask({
+      title: `${VERBS[action]} ${plural(jobs, "job")}, ${count(lines)} ${noun}?`,
+      body: h("ul", { class: "steps small" }, largest.map((job) => h("li", { key: job.id }, h("b", null, h("bdi", null, job.name ?? shortId(job.id))), ` · ${plural(job.lines, "line")}`)), jobs > largest.length && h("li", { class: "muted" }, `and ${count(jobs - largest.length)} more`)),
+      accept: `${VERBS[action].split(" ")[0]} ${count(jobs)}`,
+      danger: ["cancel", "delete"].includes(action),
+    });
+    if (sure) await many({ ...body, expect: jobs }, load);
+    return Boolean(sure);
+  } catch (failure) {
+    toast(failure.message, { bad: true });
+    return false;
+  }
 }
 
-async function many(action, jobs, priority, { put, load }) {
-  const requests = {
-    retry: (job) => post(`${path(job)}/retry`, { state: "failed" }),
-    delete: (job) => remove(path(job)),
-    priority: (job) => patch(path(job), { priority }),
-  };
+/** Part after part, so that it can be stopped; what is done by then stays done. */
+async function many(body, load) {
+  const progress = toast(`${VERBS[body.action]} …`, { undo: () => (progress.isStopped = true), undoText: "Stop", stays: true });
   const done = [];
   const refused = [];
-  for (const job of jobs) {
-    // One after the other: fifty at once would be a burst that other tenants feel.
-    try {
-      const now = await (requests[action] ?? ((one) => post(`${path(one)}/${action}`)))(job);
-      if (["pause", "resume", "cancel", "priority"].includes(action)) put(now);
-      done.push(job);
-    } catch (failure) {
-      refused.push(`${nameOf(job)}: ${failure.message}`);
-    }
+  let after = null;
+  try {
+    do {
+      const part = await post("/v1/bulk", { ...body, after });
+      done.push(...part.done);
+      refused.push(...part.refused);
+      ({ after } = part);
+      progress.text = `${VERBS[body.action]}: ${count(done.length)} of ${count(body.expect)} done`;
+      changed();
+    } while (after && !progress.isStopped);
+  } finally {
+    dismiss(progress);
+    await load();
   }
-  const opposite = { pause: "resume", resume: "pause" }[action];
-  if (done.length) toast(`${VERBS[action]}: ${plural(done.length, "job")}`, { undo: opposite ? () => many(opposite, done, 0, { put, load }) : null });
-  if (refused.length) toast(`${plural(refused.length, "job")} refused: ${refused[0]}`, { bad: true });
-  await load();
-  return true;
+  const opposite = OPPOSITES[body.action];
+  const undo = opposite && done.length <= 1000 ? () => many({ action: opposite, ids: done, expect: done.length }, load).catch((failure) => toast(failure.message, { bad: true })) : null;
+  toast(`${VERBS[body.action]}: ${plural(done.length, "job")}${after ? ", then stopped" : ""}`, { undo });
+  if (refused.length) toast(`${plural(refused.length, "job")} refused: ${refused[0].message}`, { bad: true });
 }

@@ -9,17 +9,16 @@ const PAUSE = 120; // milliseconds after the last key
 export class SearchField {
   /**
    * @param {(query: string) => void} search called with Enter, and where a suggestion completed a term
-   * @param {() => any[]} jobs whose values are suggested
    */
-  constructor(search, jobs) {
+  constructor(search) {
     this.search = search;
-    this.jobs = jobs;
     this.text = "";
     this.options = [];
     this.chosen = -1;
     this.isOpen = false;
     this.timer = null;
     this.input = null;
+    this.place = null; // what is being typed, as the options have it
   }
 
   focus() {
@@ -96,10 +95,20 @@ export class SearchField {
     clearTimeout(this.timer);
     this.timer = null;
     if (document.activeElement !== this.input) return;
-    this.place = typedAt(this.text, this.input.selectionStart);
-    this.options = suggest(this.place, this.jobs());
-    this.chosen = -1;
-    this.isOpen = this.options.length > 0;
+    const before = this.place;
+    const place = (this.place = typedAt(this.text, this.input.selectionStart));
+    const found = suggest(place);
+    if (Array.isArray(found)) return void this.show(found);
+    // Until the service answers, those that still fit stay.
+    this.show(before?.field === place.field ? this.options.filter((option) => option.text.toLowerCase().startsWith(place.prefix.toLowerCase())) : []);
+    found.then((options) => this.place === place && document.activeElement === this.input && this.show(options), () => null);
+  }
+
+  show(options) {
+    const chosen = this.options[this.chosen]?.text;
+    this.options = options;
+    this.chosen = options.findIndex((option) => option.text === chosen);
+    this.isOpen = options.length > 0;
     changed();
   }
 
@@ -109,7 +118,8 @@ export class SearchField {
     // Keys typed since the options were found belong to the term that the option replaces.
     this.place = typedAt(this.text, this.input.selectionStart);
     this.text = this.text.slice(0, this.place.start) + option.insert + this.text.slice(this.place.end);
-    const caret = this.place.start + option.insert.length;
+    const { start } = this.place;
+    const caret = start + option.insert.length;
     // At once, not with the next frame: the next key may come before it.
     this.input.value = this.text;
     this.input.setSelectionRange(caret, caret);
@@ -119,6 +129,7 @@ export class SearchField {
   }
 
   close() {
+    this.place = null;
     this.isOpen = false;
     this.options = [];
     this.chosen = -1;

@@ -123,7 +123,7 @@ export function toasts() {
         "div",
         { key: entry.id, class: entry.bad ? "toast bad" : "toast", role: entry.bad ? "alert" : null },
         h("span", null, entry.text),
-        entry.undo && h("button", { class: "btn sm", type: "button", onclick: () => { dismiss(entry); entry.undo(); } }, "Undo"),
+        entry.undo && h("button", { class: "btn sm", type: "button", onclick: () => { dismiss(entry); entry.undo(); } }, entry.undoText),
         h("button", { class: "btn sm", type: "button", "aria-label": "Close this message", onclick: () => dismiss(entry) }, "×"),
       ),
     ),

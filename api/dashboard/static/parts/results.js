@@ -16,21 +16,32 @@ export const failureOf = (row) => (row.state === "completed" ? null : { code: ro
 
 export class Results {
   constructor(jobId) {
-    Object.assign(this, { jobId, rows: null, state: "", before: null, opened: null, details: new Map(), cursor: -1, problem: null, fresh: 0, lastSeq: 0, hasMore: false });
+    Object.assign(this, { jobId, rows: null, state: "", before: null, opened: null, details: new Map(), cursor: -1, problem: null, fresh: 0, lastSeq: 0, hasMore: false, readAt: 0 });
   }
 
   get cursorLine() {
     return this.rows?.[this.cursor]?.line ?? null;
   }
 
+  /** Whether somebody reads these rows, so that they stay. */
+  get isRead() {
+    return this.before !== null || this.state || this.opened !== null || this.cursor >= 0;
+  }
+
   /** The newest ones as the job's page got them. */
   newest(rows, job) {
     this.lastSeq = job.last_seq;
-    if (this.before !== null || this.state || this.opened !== null || this.cursor >= 0) {
-      this.fresh = Math.max(0, job.last_seq - (this.rows?.[0]?.seq ?? 0));
-      return;
-    }
-    this.take(rows);
+    if (this.isRead) this.fresh = Math.max(0, job.last_seq - (this.rows?.[0]?.seq ?? 0));
+    else this.take(rows);
+  }
+
+  /** The job has more answers, perhaps: read the newest, at most every two seconds. */
+  grew(job) {
+    if (job.last_seq === this.lastSeq || Date.now() < this.readAt + 2000) return;
+    if (this.isRead) return void this.newest(null, job);
+    this.readAt = Date.now();
+    this.lastSeq = job.last_seq;
+    this.load();
   }
 
   take(rows) {
