@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import Connection
 
 from api import errors, interface
+from api.anthropic import batches as message_batches
 from api.batching import Batcher
 from api.dashboard import routes as dashboard
 from api.dashboard import session
@@ -65,6 +66,7 @@ ROUTERS = (
     live.router,
     tokenizing.router,
     batches.router,
+    message_batches.router,
     files.router,
     uploads.router,
     webhook_endpoints.router,
@@ -159,6 +161,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMiddleware, metrics=http_metrics)
     for router in ROUTERS:
         app.include_router(router)
-    interface.install(app, jobs.SCHEMAS)
+    interface.install(app, jobs.SCHEMAS | message_batches.SCHEMAS)
     errors.install(app, [route for router in ROUTERS for route in router.routes])
     return app

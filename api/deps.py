@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 from fastapi import Depends, Request, Response
-from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -85,6 +85,7 @@ def services(request: Request) -> Services:
 InjectedServices = Annotated[Services, Depends(services)]
 
 _bearer = HTTPBearer(auto_error=False, bearerFormat="pm_…", description="An API key: `pagemill keys create`.")
+_header = APIKeyHeader(name="x-api-key", auto_error=False, description="The same, as Anthropic's clients send it.")
 _session = APIKeyCookie(
     name=session_cookie.COOKIE, auto_error=False, description="A page that is logged in: `POST /session`."
 )
@@ -95,6 +96,7 @@ async def authenticate(
     response: Response,
     services: InjectedServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_header)],
     cookie: Annotated[str | None, Depends(_session)],
 ) -> Principal:
     """The tenant and role of the key, or of the session, that came with the request.
@@ -105,6 +107,8 @@ async def authenticate(
     is_write = request.method not in session_cookie.SAFE_METHODS
     if credentials is not None:
         principal = await principal_of(services, credentials.credentials)
+    elif header is not None:
+        principal = await principal_of(services, header)
     elif cookie is not None:
         principal = await _in_session(request, response, services, cookie)
         if is_write:

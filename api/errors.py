@@ -26,6 +26,14 @@ from jobs.database import UnsupportedDatabase
 
 logger = logging.getLogger(__name__)
 
+MESSAGES = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 RETRY_AFTER = {"retry-after": "2"}
 
 # The first of these that an error is an instance of decides its status.
@@ -44,6 +52,8 @@ STATUS: tuple[tuple[type[errors.PagemillError], int], ...] = (
     (errors.LineNotFound, 404),
     (errors.BatchMissing, 404),
     (errors.BatchEnded, 409),
+    (errors.MessageBatchMissing, 404),
+    (errors.MessageBatchNotEnded, 400),
     (errors.FileMissing, 404),
     (errors.UploadMissing, 404),
     (errors.WebhookEndpointMissing, 404),
@@ -141,8 +151,14 @@ class Problem:
         # A message may quote what was sent. Python escapes what UTF-8 cannot hold in the form that JSON has for it.
         return json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
-    def response(self) -> Response:
-        return Response(self.content, self.status, dict(self.headers), media_type="application/json")
+    def response(self, path: str = "") -> Response:
+        """The answer to a request of that path: under `MESSAGES` in Anthropic's shape, else in OpenAI's."""
+        content = self.content
+        if path.startswith(MESSAGES):
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            error = json.loads(content)["error"] | {"type": kind}
+            content = json.dumps({"type": "error", "error": error}).encode()
+        return Response(content, self.status, dict(self.headers), media_type="application/json")
 
 
 def problem(error: Exception) -> Problem | None:
@@ -261,7 +277,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if foreseen.status >= 500:
             # Only the kind: a driver's message can quote the data.
             logger.warning("%s: %s", type(error).__name__, getattr(error, "sqlstate", None) or foreseen.code)
-        return foreseen.response()
+        return foreseen.response(request.url.path)
 
     for kind in (
         errors.PagemillError,

@@ -11,7 +11,7 @@ import traceback
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import unexpected
+from api.errors import MESSAGES, unexpected
 from api.metrics import HttpMetrics
 from jobs.ids import new_id
 
@@ -48,7 +48,7 @@ class RequestMiddleware:
             frames = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s %s\n%s", what, type(error).__name__, frames, extra={"request_id": exchange.request_id})
             if exchange.status is None:
-                await unexpected().response()(scope, exchange.receive, exchange.send)
+                await unexpected().response(scope["path"])(scope, exchange.receive, exchange.send)
             # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
         finally:
             seconds = time.monotonic() - began
@@ -76,6 +76,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         self.request_id = new_request_id()
+        self._path: str = scope["path"]
         self.status: int | None = None
         self._receive = receive
         self._send = send
@@ -93,6 +94,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            if self._path.startswith(MESSAGES):
+                headers["request-id"] = self.request_id  # Anthropic's name for it
             if self._is_cut_short:
                 headers["connection"] = "close"
         elif is_last and self._is_cut_short:

@@ -12,6 +12,8 @@ from __future__ import annotations
 # ├── JobNotFound               no such job for this tenant
 # ├── BatchMissing              no such batch for this tenant
 # ├── BatchEnded                a batch at its end is not cancelled
+# ├── MessageBatchMissing       no such message batch for this tenant
+# ├── MessageBatchNotEnded      its results are not read yet
 # ├── FileMissing               no such file for this tenant
 # ├── FileInUse                 a batch that is not at its end reads the file
 # ├── FileQuotaExceeded         the tenant's files would take more than they may
@@ -286,6 +288,24 @@ class BatchMissing(PagemillError):
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"There is no batch {batch_id!r}.")
+
+
+class MessageBatchMissing(PagemillError):
+    """No such message batch, or another tenant's."""
+
+    code = "message_batch_not_found"
+
+    def __init__(self, message_batch_id: str) -> None:
+        super().__init__(f"There is no message batch {message_batch_id!r}.")
+
+
+class MessageBatchNotEnded(PagemillError):
+    """The message batch has no results before its end."""
+
+    code = "message_batch_not_ended"
+
+    def __init__(self, message_batch_id: str) -> None:
+        super().__init__(f"The message batch {message_batch_id} has not ended: there are no results yet.")
 
 
 class BatchEnded(PagemillError):

@@ -100,6 +100,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, object]:
     assert response.headers["x-request-id"].startswith("req_")
     assert response.headers["content-type"] == "application/json"
     body = response.json()
+    if response.request.url.path.startswith("/v1/messages"):
+        assert body.pop("type") == "error"  # Anthropic's shape
+        assert response.headers["request-id"] == response.headers["x-request-id"]
     assert set(body) == {"error"}
     assert set(body["error"]) - {"line"} == {"message", "type", "param", "code"}
     assert body["error"]["message"]

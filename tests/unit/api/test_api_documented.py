@@ -31,7 +31,7 @@ def test_page_names_every_route() -> None:
     routes = [route for router in own for route in router.routes]
     for route in routes:
         assert isinstance(route, APIRoute)
-        names = "job|batch|file|upload|key|endpoint|delivery|worker"
+        names = "job|message_batch|batch|file|upload|key|endpoint|delivery|worker"
         path = re.sub(rf"\{{({names})_id\}}", "{id}", route.path).replace(":path", "")
         for method in route.methods or ():
             assert f"`{method} {path}" in PAGE, f"{method} {path}"
