@@ -85,12 +85,14 @@ async def append_lines(
     """
     identity = parse_job_id(job_id)
     settings = services.settings
+    found = await services.transaction(open_jobs.find, caller.id, identity, expiry=settings.open_job_expiry)
+    if found is None:
+        await find_job(services, caller, job_id)  # where it was finalized, an earlier try may have stored these lines
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in (JSON, NDJSON):
         raise UnsupportedMediaType(f"The Content-Type is {media_type[:100]!r}; send {JSON} or {NDJSON}.")
     raw = await read_whole(request, max_bytes=settings.max_inline_bytes, timeout=settings.body_timeout)
     claim = attempt.claim(hashlib.sha256(media_type.encode() + b"\n" + raw).digest())
-    found = await services.transaction(open_jobs.find, caller.id, identity, expiry=settings.open_job_expiry)
     batch = _NOTHING
     if found is not None:
         model = await find_model(services, found.model)
