@@ -85,7 +85,7 @@ def _cpuinfo(name: str) -> str:
 def _commit() -> str | None:
     """With "-dirty" where files differ from it, but for those that earlier measurements of the same run wrote."""
     root = Path(__file__).parents[1]
-    written = (":!bench/results", ":!docs/benchmarks.md")
+    written = (":!bench/results", ":!docs/benchmarks.md", ":!docs/models.md")
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()

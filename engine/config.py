@@ -67,8 +67,8 @@ class EngineConfig:
     """Make up the weights from the seed instead of loading them: for benchmarks and tests."""
 
     quantization: str | None = None
-    """How the weights of linear layers are stored; None: as `dtype` says. "int8": rounded at load, one scale for each
-    output; what they are multiplied with is rounded token by token. On the CPU only."""
+    """How the weights of linear layers are stored; None: as `dtype` says. "int8": rounded at load, a scale for
+    each 64 inputs of an output; what they are multiplied with is rounded to 16 bits. On the CPU only."""
 
     tensor_parallel_size: int = 1
     """Ranks that share the model: each is a process with a GPU of its own, or one on the CPU, and holds a part of every

@@ -10,7 +10,7 @@ from torch import nn
 from engine.config import EngineConfig
 from engine.device.threads import Threads
 from engine.errors import ModelError
-from engine.linears.onednn import OneDNNInt8Linear, OneDNNLinear
+from engine.linears.onednn import OneDNNLinear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.linears.replace import linear_places, replace_embeddings, return_memory, tied_embeddings
 from engine.linears.tiled import TiledLinear, TiledProduct
@@ -65,12 +65,12 @@ class LinearReplacer:
 
     def _make(self, layer: nn.Linear) -> nn.Module | None:
         kernels, embeddings = self._kernels, tied_embeddings(self._model, layer)
-        if self._config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != self._model.vocab_size:
-            if OneDNNInt8Linear.is_exact():
-                return OneDNNInt8Linear(layer)
-            if kernels is not None and PackedLinear.takes(layer):
+        is_quantized = (
+            self._config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != self._model.vocab_size
+        )
+        if kernels is not None and PackedLinear.takes(layer) and (is_quantized or not OneDNNLinear.is_best(layer)):
+            if is_quantized:
                 return PackedLinear(kernels, layer, int8=True)
-        if kernels is not None and PackedLinear.takes(layer) and not OneDNNLinear.is_best(layer):
             if not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
                 return None
             packed = PackedLinear(kernels, layer)
@@ -95,7 +95,7 @@ def _kernels(config: EngineConfig, device: torch.device) -> Library | None:
     try:
         return library()
     except CpuKernelsUnavailable as error:
-        if config.quantization is not None and not OneDNNInt8Linear.is_exact():
+        if config.quantization is not None:
             raise ModelError(f"quantization {config.quantization!r} needs the C++ kernels: {error}") from error
         logger.warning("linear layers run in oneDNN or plain torch: %s", error)
         return None

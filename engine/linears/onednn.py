@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels.cpu.linear import quantize_rows
-
 # The number of rows that oneDNN chooses a layout for. Others work too.
 _TYPICAL_ROWS = 64
 
@@ -50,38 +48,4 @@ class OneDNNLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._weight, self.bias, "none", [], "")
-        return result
-
-
-class OneDNNInt8Linear(nn.Module):
-    """Weights rounded to int8 by output, rows to int8 by their largest element; takes the layer's weight over.
-
-    Sums of products of 8 bits are exact with VNNI instructions. Without them oneDNN adds two products in 16 bits, which
-    may overflow: see `is_exact`.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, self._scale = quantize_rows(linear.weight.detach())
-        self._weight = torch.ops.onednn.qlinear_prepack(weight, None)
-        self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-        self.bias = linear.bias
-        del linear.weight
-
-    @staticmethod
-    def is_exact() -> bool:
-        """Whether this processor multiplies 8 bits without overflowing."""
-        return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()  # type: ignore[no-untyped-call]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        rows, row_scale = quantize_rows(hidden.reshape(-1, self.in_features))
-        product = torch.ops.onednn.qlinear_pointwise(
-            rows, 1.0, 0, self._weight, self._scale, self._zero_points, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        product *= row_scale[:, None]
-        if self.bias is not None:
-            product += self.bias
-        result: Tensor = product.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
         return result

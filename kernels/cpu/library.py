@@ -34,9 +34,13 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).parent / "source"
 PREBUILT = Path(__file__).parent / "built"
 
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *_AVX2)
+
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512vnni": (*_AVX512, "-mavx512vnni"),
+    "avx512": _AVX512,
+    "avx2": _AVX2,
     "generic": (),
 }
 """What each variant may use of the machine, as flags."""
@@ -71,7 +75,8 @@ def library() -> Library:
 
 def native_variant() -> str:
     """The widest variant that this machine runs."""
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    widest = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    return "avx512vnni" if widest == "avx512" and torch.cpu._is_vnni_supported() else widest
 
 
 def build(variant: str, directory: Path | None = None, *, options: tuple[str, ...] = ()) -> Path:

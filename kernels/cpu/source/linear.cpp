@@ -13,10 +13,12 @@
 // other rows there are.
 //
 // bfloat16 and float16 weights hold columns j and j + W side by side, so that one load and two cheap operations make two
-// vectors of float32. int8 weights hold two neighbours in k side by side: x is rounded to int8 row by row and the
-// machine multiplies and adds pairs of 16 bits; whole numbers are summed exactly.
+// vectors of float32. int8 weights hold two neighbours in k side by side and have a scale for each GROUP of k: x is
+// rounded to int16 row by row, the machine multiplies and adds pairs of 16 bits, and a group's whole numbers are summed
+// exactly (64 * 127 * 32767 < 2^31). Groups are added in float32.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "product.h"
 #include "scratch.h"
@@ -29,6 +31,8 @@ constexpr int BLOCK_ROWS = 32 * MAX_ROWS;
 constexpr int SLICE = 256;  // of K: a slice of a panel is 16 KiB with AVX2
 constexpr int MAX_GROUP = 4;  // panels
 constexpr int CHUNK = 256;    // numbers of a row that are rounded at a time; even
+constexpr int GROUP = 64;  // of K: numbers of an int8 weight's row that share a scale
+constexpr float MAX_ROUNDED = 32767;  // of a row in int16
 constexpr float MAX_FLOAT = 3.402823466e38f;
 
 enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
@@ -36,7 +40,7 @@ enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, s
 struct Arguments {
     const void* input;
     const void* weight;
-    const float* weight_scale;  // [N], padded to whole panels; null: weights are not int8
+    const float* weight_scale;  // [panels][K / GROUP, rounded up][COLUMNS]; null: weights are not int8
     const float* bias;          // [N], padded to whole panels; may be null
     void* output;
     int64_t rows, in_features, out_features, input_stride;
@@ -77,11 +81,11 @@ struct Ahead {
 template <class Weight>
 struct Product {
     typedef float Left;
-    typedef float Sum;
     static constexpr int PAIR = 1;
 
     const float* left;    // [k][rows]
     const Weight* right;  // [k][COLUMNS]
+    const float* scales;  // none: those of int8
     int count;
     float* sums;  // [rows][COLUMNS]
     bool is_first;
@@ -133,43 +137,71 @@ INLINE Ints multiply_pairs(Shorts a, Shorts b) {
 #endif
 }
 
+// Adds to `sums` what two vectors of 16 bits give, pair by pair.
+INLINE Ints add_pairs(Ints sums, Shorts a, Shorts b) {
+#if defined(__AVX512VNNI__) && PAGEMILL_WIDTH == 16
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#else
+    sums += multiply_pairs(a, b);
+    // GCC would compute the products of many steps first, since whole numbers may be added in any order, and spill them.
+#if defined(__AVX512BW__) && PAGEMILL_WIDTH == 16
+    asm("" : "+v"(sums));
+#elif defined(__AVX2__) && PAGEMILL_WIDTH == 8
+    asm("" : "+x"(sums));
+#endif
+    return sums;
+#endif
+}
+
 template <>
 struct Product<int8_t> {
     typedef int32_t Left;  // two of 16 bits
-    typedef int32_t Sum;
     static constexpr int PAIR = 2;
+    static constexpr int STEPS = GROUP / PAIR;  // of a group
 
     const int32_t* left;  // [k / 2][rows]
     const int8_t* right;  // [k / 2][COLUMNS][2]
+    const float* scales;  // [k / GROUP][COLUMNS]
     int count;            // of pairs
-    int32_t* sums;
+    float* sums;          // [rows][COLUMNS]
     bool is_first;
     Ahead ahead;
 
     template <int ROWS>
     INLINE void run() {
-        Ints total[ROWS][2];
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < 2; j++) total[i][j] = is_first ? Ints{} : load<Ints>(sums + i * COLUMNS + j * W);
-        int k = 0;
-        const auto step = [&] {
-            const Shorts first = load_shorts(right + k * 2 * COLUMNS), second = load_shorts(right + k * 2 * COLUMNS + 2 * W);
+        for (int k = 0; k < count; k += STEPS, scales += COLUMNS) {
+            Ints total[ROWS][2] = {};
+            if (k + STEPS <= count) group<ROWS>(k, STEPS, total);
+            else group<ROWS>(k, count - k, total);
+            const Floats scale[2] = {load<Floats>(scales), load<Floats>(scales + W)};
+            for (int i = 0; i < ROWS; i++) {
+                for (int j = 0; j < 2; j++) {
+                    float* sum = sums + i * COLUMNS + j * W;
+                    const Floats product = __builtin_convertvector(total[i][j], Floats) * scale[j];
+                    store(sum, is_first && k == 0 ? product : load<Floats>(sum) + product);
+                }
+            }
+        }
+    }
+
+    template <int ROWS>
+    INLINE void group(int first, int length, Ints (&total)[ROWS][2]) {
+        const auto step = [&](int k) {
+            const Shorts weights[2] = {load_shorts(right + k * 2 * COLUMNS), load_shorts(right + k * 2 * COLUMNS + 2 * W)};
 #pragma GCC unroll 12
             for (int i = 0; i < ROWS; i++) {
                 const Shorts x = (Shorts)(left[k * ROWS + i] - Ints{});
-                total[i][0] += multiply_pairs(x, first);
-                total[i][1] += multiply_pairs(x, second);
+                total[i][0] = add_pairs(total[i][0], x, weights[0]);
+                total[i][1] = add_pairs(total[i][1], x, weights[1]);
             }
-            k++;
         };
-        while (k + Ahead::STEPS <= count) {
+        int k = first;
+        for (; k + Ahead::STEPS <= first + length; k += Ahead::STEPS) {
             ahead.fetch();
 #pragma GCC unroll 8
-            for (int i = 0; i < Ahead::STEPS; i++) step();
+            for (int i = 0; i < Ahead::STEPS; i++) step(k + i);
         }
-        while (k < count) step();
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < 2; j++) store(sums + i * COLUMNS + j * W, total[i][j]);
+        for (; k < first + length; k++) step(k);
     }
 };
 
@@ -205,16 +237,18 @@ template <class Element, class Weight>
 struct Linear {
     typedef Product<Weight> Inner;
     typedef typename Inner::Left Left;
-    typedef typename Inner::Sum Sum;
     static constexpr int PAIR = Inner::PAIR;
 
     const Arguments& the;
-    const int64_t steps;  // of k, or of pairs of k
+    const int64_t steps;   // of k, or of pairs of k
+    const int64_t groups;  // of k
     Left* left = nullptr;
     float* scales = nullptr;  // of the block's rows; with int8 weights only
 
     explicit Linear(const Arguments& arguments)
-        : the(arguments), steps((arguments.in_features + PAIR - 1) / PAIR) {}
+        : the(arguments),
+          steps((arguments.in_features + PAIR - 1) / PAIR),
+          groups((arguments.in_features + GROUP - 1) / GROUP) {}
 
     const Element* row(int64_t index) const { return static_cast<const Element*>(the.input) + index * the.input_stride; }
 
@@ -225,14 +259,14 @@ struct Linear {
             for (int64_t k = 0; k < steps; k++) to[k * rows + i] = widen(from[k]);
         }
     }
-    // The same, rounded to whole numbers up to 127, in pairs.
+    // The same, rounded to whole numbers of 16 bits, in pairs.
     void copy(int64_t first, int rows, int32_t* to) const {
         for (int i = 0; i < rows; i++) {
             const Element* from = row(first + i);
             const float most = largest_magnitude(from);
             // A row with a NaN or an infinity comes out as NaN.
-            scales[first % BLOCK_ROWS + i] = most <= MAX_FLOAT ? most / 127 : NAN;
-            const float factor = most > 0 && most <= MAX_FLOAT ? 127 / most : 0;
+            scales[first % BLOCK_ROWS + i] = most <= MAX_FLOAT ? most / MAX_ROUNDED : NAN;
+            const float factor = most > 0 && most <= MAX_FLOAT ? MAX_ROUNDED / most : 0;
             alignas(64) int32_t whole[CHUNK];
             for (int64_t begin = 0; begin < the.in_features; begin += CHUNK) {
                 const int count = int(std::min<int64_t>(CHUNK, the.in_features - begin));
@@ -263,14 +297,14 @@ struct Linear {
     }
 
     // `sums` of one panel, or of a gate's panel and, `BLOCK_ROWS` further, of what it gates.
-    INLINE void finish(int64_t first, int rows, int64_t column, const Sum* sums) const {
+    INLINE void finish(int64_t first, int rows, int64_t column, const float* sums) const {
         const int64_t half = the.out_features / 2, width = the.is_gated ? half : the.out_features;
         for (int i = 0; i < rows; i++) {
             Element* to = static_cast<Element*>(the.output) + (first + i) * width + column;
             for (int j = 0; j < 2; j++) {
                 const int64_t at = column + j * W;
                 if (at >= width) break;
-                const Sum* from = sums + i * COLUMNS + j * W;
+                const float* from = sums + i * COLUMNS + j * W;
                 Floats x = activate(the.activation, value(from, at, i));
                 if (the.is_gated) x *= value(from + BLOCK_ROWS * COLUMNS, half + at, i);
                 if (width - at >= W) {
@@ -281,39 +315,33 @@ struct Linear {
             }
         }
     }
-    INLINE Floats value(const Sum* sums, int64_t column, int row) const {
-        const Floats x = scaled(sums, column, row);
+    INLINE Floats value(const float* sums, int64_t column, int row) const {
+        Floats x = load<Floats>(sums);
+        if (std::is_same<Weight, int8_t>::value) x *= splat(scales[row]);
         return the.bias ? x + load<Floats>(the.bias + column) : x;
     }
-    INLINE Floats scaled(const float* sums, int64_t, int) const { return load<Floats>(sums); }
-    INLINE Floats scaled(const int32_t* sums, int64_t column, int row) const {
-        const Floats x = __builtin_convertvector(load<Ints>(sums), Floats);
-        return x * (load<Floats>(the.weight_scale + column) * splat(scales[row]));
-    }
-
     // Columns of `count` panels from `panel` on, for all rows of the block. With a gate every other of them is one of those
     // that it gates, `gated` panels further.
     void panels(int64_t first, const Parts& parts, int64_t panel, int count, int64_t gated) const {
-        alignas(64) Sum sums[MAX_GROUP * BLOCK_ROWS * COLUMNS];
+        alignas(64) float sums[MAX_GROUP * BLOCK_ROWS * COLUMNS];
         const int64_t panel_size = steps * PAIR * COLUMNS;
-        const auto start = [&](int p) {
-            const int64_t index = gated ? panel + p / 2 + p % 2 * gated : panel + p;
-            return static_cast<const Weight*>(the.weight) + index * panel_size;
-        };
-        const int slice = SLICE;
-        for (int64_t k = 0; k < steps; k += slice) {
-            const int length = int(steps - k < slice ? steps - k : slice);
+        const auto index = [&](int p) { return gated ? panel + p / 2 + p % 2 * gated : panel + p; };
+        const auto start = [&](int p) { return static_cast<const Weight*>(the.weight) + index(p) * panel_size; };
+        for (int64_t k = 0; k < steps; k += SLICE) {
+            const int length = int(steps - k < SLICE ? steps - k : SLICE);
             for (int p = 0; p < count; p++) {
                 const Weight* slice_weight = start(p) + k * PAIR * COLUMNS;
                 const char* next = reinterpret_cast<const char*>(
                     p + 1 < count ? start(p + 1) + k * PAIR * COLUMNS : start(0) + (k + length) * PAIR * COLUMNS);
                 const int64_t next_lines = int64_t(length) * PAIR * COLUMNS * sizeof(Weight) / Ahead::LINE;
+                const float* slice_scales =
+                    the.weight_scale ? the.weight_scale + (index(p) * groups + k * PAIR / GROUP) * COLUMNS : nullptr;
                 const int fetches = std::max(1, length / Ahead::STEPS);
                 for (int part = 0; part < parts.parts; part++) {
                     const int begin = parts.begin(part), rows = parts.size(part);
                     const int64_t from = next_lines * part / parts.parts, to = next_lines * (part + 1) / parts.parts;
                     const Ahead ahead{next + from * Ahead::LINE, next + to * Ahead::LINE, int((to - from + fetches - 1) / fetches)};
-                    Inner inner{left + begin * steps + k * rows, slice_weight,
+                    Inner inner{left + begin * steps + k * rows, slice_weight, slice_scales,
                                 length, sums + (p * BLOCK_ROWS + begin) * COLUMNS, k == 0, ahead};
                     with_rows(rows, inner);
                 }

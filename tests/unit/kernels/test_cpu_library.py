@@ -95,12 +95,13 @@ def test_prebuilt_library_is_preferred(small_source: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_widest_variant_compiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variant", "instruction"), [("avx512", "vpmaddwd"), ("avx512vnni", "vpdpwssd")])
+def test_wide_variant_compiles(variant: str, instruction: str, tmp_path: Path) -> None:
     """Nothing more: it runs on machines with AVX-512 only."""
-    if native_variant() not in ("avx2", "avx512"):
+    if native_variant() == "generic":
         pytest.skip("no x86")
     try:
-        path = build("avx512", tmp_path)
+        path = build(variant, tmp_path)
     except CpuKernelsUnavailable as error:
         if "no C++ compiler" in str(error):
             pytest.skip(str(error))
@@ -108,7 +109,7 @@ def test_widest_variant_compiles(tmp_path: Path) -> None:
     if shutil.which("objdump"):
         code = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True).stdout
         assert "%zmm" in code
-        assert "vpmaddwd" in code
+        assert instruction in code
 
 
 def test_sources_are_installed() -> None:

@@ -9,12 +9,10 @@ from torch import nn
 from engine import EngineConfig
 from engine.errors import ModelError
 from engine.linears import prepare_linears
-from engine.linears.onednn import OneDNNInt8Linear
 from engine.linears.packed import PackedEmbedding, PackedLinear
 from engine.models.decoder import Decoder
 from engine.models.layers import Activated, GatedMLP
 from kernels.cpu.library import CpuKernelsUnavailable
-from kernels.cpu.linear import quantize_rows, quantized_linear_reference
 from tests.unit.kernels.cpu_variants import cpu_library
 
 
@@ -127,7 +125,7 @@ def test_int8_leaves_routers_and_the_head_unquantized() -> None:
     assert stored["first"] is torch.int8
     assert all(dtype is not torch.int8 for name, dtype in stored.items() if name != "first")
     found = model(torch.arange(50))
-    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+    assert 0 < (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_int8_is_refused_when_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,40 +135,5 @@ def test_int8_is_refused_when_there_is_no_compiler(monkeypatch: pytest.MonkeyPat
         raise CpuKernelsUnavailable("no C++ compiler is installed")
 
     monkeypatch.setattr(choice, "library", unavailable)
-    monkeypatch.setattr(OneDNNInt8Linear, "is_exact", lambda: False)
     with pytest.raises(ModelError, match=r"int8.*no C\+\+ compiler"):
         prepare_linears(Model(), EngineConfig(quantization="int8"), torch.device("cpu"))
-
-
-def test_int8_uses_onednn_when_the_processor_multiplies_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OneDNNInt8Linear, "is_exact", lambda: True)
-    model = Model().requires_grad_(False)
-    prepare_linears(model, EngineConfig(quantization="int8"), torch.device("cpu"))
-    assert isinstance(model.first, OneDNNInt8Linear)
-    assert not isinstance(model.head, OneDNNInt8Linear)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 8, 8), (1, 33, 17), (5, 80, 240)])
-def test_int8_in_onednn_is_int8_in_torch(rows: int, inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
-    # Small beside the first column, which sets the scale: no pair of products overflows where there is no VNNI.
-    torch.manual_seed(0)
-    layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False).to(dtype)
-    layer.weight.copy_(torch.randint(-60, 61, layer.weight.shape))
-    layer.weight[:, 0] = 127
-    hidden = torch.randint(-100, 101, (rows, inputs)).to(dtype)
-    hidden[:, 0] = -127
-    expected = quantized_linear_reference(hidden, *quantize_rows(layer.weight), layer.bias)
-    found = OneDNNInt8Linear(layer)(hidden)
-    assert found.dtype is dtype
-    torch.testing.assert_close(found, expected, atol=0, rtol=2**-8 if dtype is torch.bfloat16 else 1e-6)
-
-
-def test_non_finite_row_does_not_change_other_rows() -> None:
-    layer = nn.Linear(8, 8).requires_grad_(False)
-    hidden = torch.zeros(3, 8)
-    hidden[1, 3] = float("nan")
-    found = OneDNNInt8Linear(layer)(hidden)
-    assert found[1].isnan().all()
-    assert found[[0, 2]].isfinite().all()
