@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidWeights, ModelNotFound, UnsupportedModel
+from engine.loading.configurations import auto_config
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +175,8 @@ def load_config(path: Path) -> Any:
         from engine.loading.gguf.file import GGUFFile
 
         return model_config(GGUFFile(path))
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = auto_config().from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise UnsupportedModel(f"the configuration in {path} cannot be read: {error}") from error
     return config

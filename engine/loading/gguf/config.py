@@ -14,6 +14,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 
 from engine.errors import InvalidWeights, UnsupportedModel
+from engine.loading.configurations import auto_config
 from engine.loading.gguf.file import GGUFFile
 from engine.models.rotary import inverse_frequencies
 
@@ -67,8 +68,6 @@ class Metadata:
 
 def model_config(file: GGUFFile) -> Any:
     """Return transformers' configuration of the model. Raises `UnsupportedModel` and `InvalidWeights`."""
-    from transformers import AutoConfig
-
     if file.architecture not in _CONFIGS:
         raise UnsupportedModel(
             f"{file.path.name} is of the architecture {file.architecture!r}; "
@@ -83,7 +82,7 @@ def model_config(file: GGUFFile) -> Any:
     tokens = {f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKENS.items()}
     tokens["eos_token_id"] = sorted(end_tokens(file)) or None
     try:
-        return AutoConfig.for_model(
+        return auto_config().for_model(
             model_type,
             vocab_size=file.tensors["token_embd.weight"].shape[0],
             tie_word_embeddings="output.weight" not in file.tensors,
