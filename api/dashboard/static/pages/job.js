@@ -218,7 +218,7 @@ function endedTop(job) {
 
 function throughput(page, job) {
   const isTokens = page.unit === "tokens";
-  const points = perSecond(job.progress ?? [], isTokens);
+  const points = perSecond(job, isTokens);
   const marks = (job.timeline ?? []).filter((event) => ["worker_lost", "paused", "resumed", "priority"].includes(event.kind)).map((event) => ({ at: event.at, text: markText(event), bad: event.kind === "worker_lost" }));
   const choose = (unit) => () => {
     page.unit = unit;
@@ -243,10 +243,14 @@ function throughput(page, job) {
   );
 }
 
-/** Buckets of minutes as points of a rate; one that is not over yet is left out, since it is not full. */
-function perSecond(progress, isTokens) {
+/** Buckets of minutes as points of a rate, by the time in which lines could run; of a few seconds there is none. */
+function perSecond({ progress, in_progress_at: began, ended_at: ended }, isTokens) {
   const now = Date.now() / 1000;
-  return progress.filter((bucket) => bucket.at + bucket.seconds <= now).map((bucket) => ({ at: bucket.at, value: (isTokens ? bucket.completion : bucket.lines) / bucket.seconds }));
+  return (progress ?? []).flatMap((bucket) => {
+    const over = Math.min(bucket.at + bucket.seconds, ended ?? Infinity);
+    const seconds = over - Math.max(bucket.at, began);
+    return over > now || seconds < 10 ? [] : [{ at: bucket.at, value: (isTokens ? bucket.completion : bucket.lines) / seconds }];
+  });
 }
 
 const markText = (event) => ({ worker_lost: `${event.detail?.worker_name ?? event.detail?.host ?? "worker"} lost`, paused: "paused", resumed: "resumed", priority: "priority" })[event.kind];
@@ -294,7 +298,7 @@ const fact = (name, value, note) => [h("dt", { title: name }, name), h("dd", { t
 function tokens(job) {
   const { prompt_tokens: prompt, cached_tokens: cached, completion_tokens: made } = job.usage;
   const done = settled(job);
-  const last = perSecond(job.progress ?? [], true).at(-1)?.value;
+  const last = perSecond(job, true).at(-1)?.value;
   return h(
     "section",
     { class: "panel", "aria-label": "Tokens" },

@@ -150,7 +150,7 @@ function content(page, number, now, run) {
       section("Answer", [tokens.completion_tokens && plural(tokens.completion_tokens, "token"), finish], answer && copyButton(answer, "the answer"), answerShown(page, answer, line)),
     ),
     isEnded(line) && h("section", { class: "panel", "aria-label": "Timeline" }, h("header", null, h("h2", null, "Timeline")), phases(line, tokens, { label: `Timeline of line ${exact(number)}` })),
-    section("Parameters", [], null, h("dl", { class: "facts" }, facts(line))),
+    section("Parameters", [], null, h("dl", { class: "facts wide" }, facts(line))),
   ];
 }
 
@@ -163,6 +163,7 @@ function facts(line) {
   return Object.entries(all)
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([name, value]) => {
+      if (name === "worker") return [h("dt", null, name), h("dd", null, h("a", { class: "link", href: `/fleet/worker_${value.replaceAll("-", "")}` }, claim.host ?? value))];
       const text = typeof value === "object" ? JSON.stringify(value) : String(value);
       return [h("dt", null, name), h("dd", { title: text }, text)];
     });

@@ -1,5 +1,5 @@
 // A job in words, shapes and bars: what its state is called, why it waits, when it ends.
-import { brief, count, duration, percentNumber, rate, short, tail, time } from "../format.js";
+import { brief, count, duration, percentNumber, plural, rate, short, tail, time } from "../format.js";
 import { clockIcon, stateIcon } from "../icons.js";
 import { h } from "./render.js";
 
@@ -135,6 +135,8 @@ export function reasonText(reason) {
   if (!reason) return "";
   const { code, args = {}, text } = reason;
   if (code === "no_worker" && args.last_seen) return `No live worker for ${args.model}, last seen ${time(args.last_seen)}`;
+  // Short words first: a list cuts the rest off.
+  if (code === "priority" || code === "older_jobs") return `${plural(args.jobs, code === "priority" ? "job" : "older job")}${code === "priority" ? " of higher priority" : ""} first; ${plural(args.lines, "line")}`;
   if (code === "paused" && args.paused_at && !args.expires_at) return `Paused since ${time(args.paused_at)}`;
   return text.replace(/\.$/, "");
 }
