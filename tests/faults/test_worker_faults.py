@@ -17,6 +17,8 @@ from tests.support.oracle import check
 from tests.support.pipeline import Pipeline
 from tests.support.processes import PATIENCE, await_condition
 
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
 
 @pytest.fixture
 def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipeline]:

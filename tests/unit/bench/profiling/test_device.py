@@ -115,6 +115,7 @@ def test_measured_costs_equal_those_counted_by_hooks_at_every_step(
         assert kernels[PRODUCTS].bytes == pytest.approx(hooked.parts[LINEARS].bytes, rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "decode_steps"), [("mixtral", 4), ("qwen3-moe", 1)])
 def test_experts_cost_nothing_when_not_chosen(
     name: str, decode_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +146,7 @@ def test_expected_experts_read_follow_random_routing() -> None:
     assert mixture.products([1, 2, 0]).bytes == pytest.approx(mixture.products([1]).bytes + mixture.products([2]).bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off")
 def test_expert_kernels_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = engine(tmp_path, "mixtral").runner
