@@ -11,6 +11,10 @@ T new tokens, KH key-value heads, N blocks of B positions; slot `block * B + off
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache as cached
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -163,7 +167,18 @@ def write_launch(
     num_tokens, num_kv_heads, head_dim = key.shape
     value_dim = value.shape[2]
     num_heads = 1 if query is None else query.shape[1]
-    numbers = triton.next_power_of_2(max(num_heads, num_kv_heads)) * triton.next_power_of_2(max(head_dim, value_dim))
+    rotary_dim = 0 if cos is None else 2 * cos.shape[-1]
+    constants, num_warps = _constants(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        value_dim,
+        rotary_dim,
+        interleaved,
+        cache.block_size,
+        cache.is_float8,
+        target.warp_size,
+    )
     return Launch(
         _write_kernel,
         (num_tokens,),
@@ -187,23 +202,41 @@ def write_launch(
             "value_head_stride": value.stride(1),
             "angle_stride": 0 if cos is None else cos.stride(0),
         },
-        {
-            "NUM_HEADS": num_heads,
-            "NUM_KV_HEADS": num_kv_heads,
-            "HEAD_DIM": head_dim,
-            "VALUE_DIM": value_dim,
-            "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[-1],
-            "INTERLEAVED": interleaved,
-            "BLOCK_SIZE": cache.block_size,
-            "FLOAT8": cache.is_float8,
-            "HEADS": triton.next_power_of_2(num_heads),
-            "KV_HEADS": triton.next_power_of_2(num_kv_heads),
-            "DIMS": triton.next_power_of_2(head_dim),
-            "VALUE_DIMS": triton.next_power_of_2(value_dim),
-        },
-        # About 16 numbers a thread.
-        num_warps=min(8, max(1, triton.next_power_of_2(numbers) // (16 * target.warp_size))),
+        constants,
+        num_warps=num_warps,
     )
+
+
+@cached
+def _constants(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    rotary_dim: int,
+    interleaved: bool,
+    block_size: int,
+    is_float8: bool,
+    warp_size: int,
+) -> tuple[Mapping[str, Any], int]:
+    """Constants and warps, made once for each kind of layer: a step builds its launches hundreds of times."""
+    numbers = triton.next_power_of_2(max(num_heads, num_kv_heads)) * triton.next_power_of_2(max(head_dim, value_dim))
+    constants = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "ROTARY_DIM": rotary_dim,
+        "INTERLEAVED": interleaved,
+        "BLOCK_SIZE": block_size,
+        "FLOAT8": is_float8,
+        "HEADS": triton.next_power_of_2(num_heads),
+        "KV_HEADS": triton.next_power_of_2(num_kv_heads),
+        "DIMS": triton.next_power_of_2(head_dim),
+        "VALUE_DIMS": triton.next_power_of_2(value_dim),
+    }
+    # About 16 numbers a thread.
+    return constants, min(8, max(1, numbers // (16 * warp_size)))
 
 
 def write_kv_reference(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:

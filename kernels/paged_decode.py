@@ -25,7 +25,10 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache as cached
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -318,6 +321,7 @@ class DecodeTiles:
     num_stages: int
 
 
+@cached
 def decode_tiles(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device: Device) -> DecodeTiles:
     """The table. Not yet tuned on a GPU: chosen so that two to four programs' pipelines fit a multiprocessor."""
     if device.is_interpreter:
@@ -357,6 +361,7 @@ def programs_per_sm(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device
     return min(most, max(least, _WAVES * programs_at_a_time(head_dim, value_dim, kv_dtype, device)))
 
 
+@cached
 def padded(dim: int) -> int:
     """The power of two that a tile has for `dim` numbers; matrix products need 16."""
     return max(16, triton.next_power_of_2(dim))
@@ -532,25 +537,20 @@ def decode_launches(
             "query_head_stride": query.stride(1),
             "table_stride": sequences.block_tables.stride(0),
         },
-        {
-            "NUM_HEADS": num_heads,
-            "NUM_KV_HEADS": num_kv_heads,
-            "HEAD_DIM": head_dim,
-            "VALUE_DIM": value_dim,
-            "BLOCK_SIZE": block_size,
-            "WINDOW": plan.window or 0,
-            "HAS_SOFT_CAP": scoring.soft_cap is not None,
-            "HAS_SINKS": scoring.sinks is not None,
-            "FLOAT8": cache.is_float8,
-            "NATIVE_FLOAT8": target.converts_float8,
-            # A weight times a value's scale may be too small for float16.
-            "SCALES_VALUES": query.dtype is torch.float16,
-            "UPCAST": target.is_interpreter,
-            "TILE": plan.tile,
-            "ROWS": padded(num_heads // num_kv_heads),
-            "DIMS": padded(head_dim),
-            "VALUE_DIMS": padded(value_dim),
-        },
+        _decode_constants(
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            value_dim,
+            block_size,
+            plan.window,
+            plan.tile,
+            scoring.soft_cap is not None,
+            scoring.sinks is not None,
+            cache.is_float8,
+            query.dtype,
+            target,
+        ),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -558,12 +558,54 @@ def decode_launches(
         _combine_splits_kernel,
         (num_sequences, ceil_div(num_heads, heads_each)),
         shared | {"first_item": plan.first_item, "heads_each": heads_each},
-        {
-            "NUM_HEADS": num_heads,
-            "VALUE_DIM": value_dim,
-            "HAS_SINKS": scoring.sinks is not None,
-            "BLOCK": _JOIN_BLOCK,
-            "VALUE_DIMS": padded(value_dim),
-        },
+        _combine_constants(num_heads, value_dim, scoring.sinks is not None),
     )
     return decode, reduce
+
+
+@cached
+def _decode_constants(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    block_size: int,
+    window: int | None,
+    tile: int,
+    has_soft_cap: bool,
+    has_sinks: bool,
+    is_float8: bool,
+    dtype: torch.dtype,
+    target: Device,
+) -> Mapping[str, Any]:
+    """Made once for each kind of layer: a step builds its launches hundreds of times."""
+    return {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "BLOCK_SIZE": block_size,
+        "WINDOW": window or 0,
+        "HAS_SOFT_CAP": has_soft_cap,
+        "HAS_SINKS": has_sinks,
+        "FLOAT8": is_float8,
+        "NATIVE_FLOAT8": target.converts_float8,
+        # A weight times a value's scale may be too small for float16.
+        "SCALES_VALUES": dtype is torch.float16,
+        "UPCAST": target.is_interpreter,
+        "TILE": tile,
+        "ROWS": padded(num_heads // num_kv_heads),
+        "DIMS": padded(head_dim),
+        "VALUE_DIMS": padded(value_dim),
+    }
+
+
+@cached
+def _combine_constants(num_heads: int, value_dim: int, has_sinks: bool) -> Mapping[str, Any]:
+    return {
+        "NUM_HEADS": num_heads,
+        "VALUE_DIM": value_dim,
+        "HAS_SINKS": has_sinks,
+        "BLOCK": _JOIN_BLOCK,
+        "VALUE_DIMS": padded(value_dim),
+    }

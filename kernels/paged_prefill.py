@@ -22,7 +22,10 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache as cached
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -340,6 +343,7 @@ class PrefillTiles:
         return self.rows // group
 
 
+@cached
 def prefill_tiles(group: int, head_dim: int, value_dim: int, dtype: torch.dtype, device: Device) -> PrefillTiles:
     """The table, for queries of `dtype`. Not yet tuned on a GPU: chosen by shared memory and registers."""
     least = triton.next_power_of_2(group)
@@ -471,25 +475,56 @@ def prefill_launch(
             "query_head_stride": query.stride(1),
             "table_stride": sequences.block_tables.stride(0),
         },
-        {
-            "NUM_HEADS": num_heads,
-            "NUM_KV_HEADS": num_kv_heads,
-            "HEAD_DIM": head_dim,
-            "VALUE_DIM": value_dim,
-            "BLOCK_SIZE": block_size,
-            "WINDOW": scoring.window or 0,
-            "HAS_SOFT_CAP": scoring.soft_cap is not None,
-            "HAS_SINKS": scoring.sinks is not None,
-            "FLOAT8": cache.is_float8,
-            "NATIVE_FLOAT8": target.converts_float8,
-            # A weight times a value's scale may be too small for float16.
-            "SCALES_VALUES": query.dtype is torch.float16,
-            "UPCAST": target.is_interpreter,
-            "TILE": tiles.tile,
-            "ROWS": tiles.rows,
-            "DIMS": padded(head_dim),
-            "VALUE_DIMS": padded(value_dim),
-        },
+        _prefill_constants(
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            value_dim,
+            block_size,
+            scoring.window,
+            scoring.soft_cap is not None,
+            scoring.sinks is not None,
+            cache.is_float8,
+            query.dtype,
+            target,
+        ),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
+
+
+@cached
+def _prefill_constants(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    block_size: int,
+    window: int | None,
+    has_soft_cap: bool,
+    has_sinks: bool,
+    is_float8: bool,
+    dtype: torch.dtype,
+    target: Device,
+) -> Mapping[str, Any]:
+    """Made once for each kind of layer: a step builds its launches hundreds of times."""
+    tiles = prefill_tiles(num_heads // num_kv_heads, head_dim, value_dim, dtype, target)
+    return {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "BLOCK_SIZE": block_size,
+        "WINDOW": window or 0,
+        "HAS_SOFT_CAP": has_soft_cap,
+        "HAS_SINKS": has_sinks,
+        "FLOAT8": is_float8,
+        "NATIVE_FLOAT8": target.converts_float8,
+        # A weight times a value's scale may be too small for float16.
+        "SCALES_VALUES": dtype is torch.float16,
+        "UPCAST": target.is_interpreter,
+        "TILE": tiles.tile,
+        "ROWS": tiles.rows,
+        "DIMS": padded(head_dim),
+        "VALUE_DIMS": padded(value_dim),
+    }

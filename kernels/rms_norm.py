@@ -9,6 +9,10 @@ single heads (`[T, H, D]`, which may be a slice of a projection) take many short
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,8 +104,7 @@ def rms_norm_launch(
     size = x.shape[-1]
     num_heads = x.shape[1] if x.dim() == 3 else 1
     num_rows = x.shape[0] * num_heads
-    block = triton.next_power_of_2(size)
-    rows = max(1, _NUMBERS // block)
+    constants, rows, num_warps = _constants(num_heads, size, residual is not None, float(offset), target.warp_size)
     return Launch(
         _rms_norm_kernel,
         (ceil_div(num_rows, rows),),
@@ -116,13 +119,24 @@ def rms_norm_launch(
             "stride": x.stride(0),
             "head_stride": x.stride(1) if x.dim() == 3 else 0,
         },
-        {
-            "NUM_HEADS": num_heads,
-            "SIZE": size,
-            "HAS_RESIDUAL": residual is not None,
-            "OFFSET": float(offset),
-            "ROWS": rows,
-            "BLOCK": block,
-        },
-        num_warps=min(16, max(4, block * rows // (16 * target.warp_size))),
+        constants,
+        num_warps=num_warps,
     )
+
+
+@cache
+def _constants(
+    num_heads: int, size: int, has_residual: bool, offset: float, warp_size: int
+) -> tuple[Mapping[str, Any], int, int]:
+    """Constants, rows of a program and warps, made once for each kind of norm."""
+    block = triton.next_power_of_2(size)
+    rows = max(1, _NUMBERS // block)
+    constants = {
+        "NUM_HEADS": num_heads,
+        "SIZE": size,
+        "HAS_RESIDUAL": has_residual,
+        "OFFSET": offset,
+        "ROWS": rows,
+        "BLOCK": block,
+    }
+    return constants, rows, min(16, max(4, block * rows // (16 * warp_size)))
