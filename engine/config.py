@@ -78,6 +78,10 @@ class EngineConfig:
     """Which implementation of attention over the paged cache runs. "auto": Triton kernels on a GPU, C++
     on a CPU where there is a compiler, else torch."""
 
+    shared_prefix_attention: bool = False
+    """Read blocks that several decoding sequences begin with once for all of them. With the Triton attention, without
+    windows and float8 only; off, because it has not been timed on a GPU."""
+
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)

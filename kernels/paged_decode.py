@@ -25,7 +25,6 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as cached
 from typing import Any
@@ -38,6 +37,7 @@ from kernels.float8 import as_bits, from_e4m3, power_of_two
 from kernels.integers import ceil_div
 from kernels.launch import Launch
 from kernels.paged_layout import LayerCache, Scoring, StepSequences
+from kernels.prefix_groups import PrefixGroups, shared_chunks
 from kernels.triton_compat import LOG2_E, tl, triton
 
 # Sequences that the planning program looks at at a time.
@@ -65,26 +65,35 @@ def _plan_kernel(
     num_items,
     num_splits,
     first_item,
+    shared,
     num_sequences,
     target_splits,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     MIN_TILES: tl.constexpr,
     BLOCK: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     lanes = tl.arange(0, BLOCK)
     total = 0
     for base in range(0, num_sequences, BLOCK):
-        total += tl.sum(_tiles_of(seq_lens, query_starts, base + lanes, num_sequences, TILE, WINDOW))
+        sequence = base + lanes
+        total += tl.sum(_tiles_of(seq_lens, query_starts, shared, sequence, num_sequences, TILE, WINDOW, MEMBERS))
     chunk = tl.maximum((total + target_splits - 1) // target_splits, MIN_TILES)
 
     count = 0
     for base in range(0, num_sequences, BLOCK):
         sequence = base + lanes
-        tiles = _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE, WINDOW)
+        tiles = _tiles_of(seq_lens, query_starts, shared, sequence, num_sequences, TILE, WINDOW, MEMBERS)
         splits = (tiles + chunk - 1) // chunk
         first = count + tl.cumsum(splits, 0) - splits
-        tl.store(num_splits + sequence, splits, mask=sequence < num_sequences)
+        all_splits = splits
+        if MEMBERS:
+            positions = tl.load(shared + sequence // MEMBERS, mask=tiles > 0, other=0)
+            all_splits += shared_chunks(positions, MAX_CHUNKS, CHUNK)
+        tl.store(num_splits + sequence, all_splits, mask=sequence < num_sequences)
         tl.store(first_item + sequence, first, mask=sequence < num_sequences)
         for split in range(0, tl.max(splits)):
             tl.store(item_sequence + first + split, sequence, mask=split < splits)
@@ -94,8 +103,17 @@ def _plan_kernel(
 
 
 @triton.jit
-def _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE: tl.constexpr, WINDOW: tl.constexpr):
-    """How many tiles each sequence has that is a decode; 0 for others."""
+def _tiles_of(
+    seq_lens,
+    query_starts,
+    shared,
+    sequence,
+    num_sequences,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MEMBERS: tl.constexpr,
+):
+    """How many tiles each sequence has for itself that is a decode; 0 for others."""
     inside = sequence < num_sequences
     start = tl.load(query_starts + sequence, mask=inside, other=0)
     end = tl.load(query_starts + sequence + 1, mask=inside, other=0)
@@ -103,6 +121,9 @@ def _tiles_of(seq_lens, query_starts, sequence, num_sequences, TILE: tl.constexp
     tiles = (length + TILE - 1) // TILE
     if WINDOW:
         tiles -= tl.maximum(length - WINDOW, 0) // TILE
+    if MEMBERS:
+        positions = tl.load(shared + sequence // MEMBERS, mask=inside & (length > 0), other=0)
+        tiles -= positions // TILE
     return tl.where(end - start == 1, tiles, 0)
 
 
@@ -123,6 +144,7 @@ def _decode_kernel(
     value_scales,
     partial,
     partial_lse,
+    shared,
     out,
     scale,
     soft_cap,
@@ -145,6 +167,9 @@ def _decode_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
@@ -171,9 +196,15 @@ def _decode_kernel(
         q = q.to(tl.float32)
 
     first_tile = tl.maximum(length - WINDOW, 0) // TILE if WINDOW else 0
+    own_splits = splits
+    if MEMBERS:
+        # What the group shares is read once for all of it (`shared_prefix.py`).
+        positions = tl.load(shared + sequence // MEMBERS)
+        first_tile = positions // TILE
+        own_splits -= shared_chunks(positions, MAX_CHUNKS, CHUNK)
     tiles = (length + TILE - 1) // TILE - first_tile
-    begin = first_tile + tiles * split // splits
-    end = first_tile + tiles * (split + 1) // splits
+    begin = first_tile + tiles * split // own_splits
+    end = first_tile + tiles * (split + 1) // own_splits
 
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.full([ROWS], 0.0, tl.float32)
@@ -247,7 +278,7 @@ def _decode_kernel(
         tl.store(partial_lse + place, highest + tl.log2(total), mask=is_head)
 
 
-@triton.jit(do_not_specialize=["heads_each"])
+@triton.jit(do_not_specialize=["heads_each", "first_place"])
 def _combine_splits_kernel(
     partial,
     partial_lse,
@@ -256,13 +287,18 @@ def _combine_splits_kernel(
     num_splits,
     first_item,
     sinks,
+    shared,
     out,
     heads_each,
+    first_place,
     NUM_HEADS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     BLOCK: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     sequence = tl.program_id(0)
     splits = tl.load(num_splits + sequence)
@@ -282,13 +318,20 @@ def _combine_splits_kernel(
 
     item = tl.load(first_item + sequence).to(tl.int64)
     lane = tl.arange(0, BLOCK)
+    own_splits = splits
+    if MEMBERS:
+        own_splits -= shared_chunks(tl.load(shared + sequence // MEMBERS), MAX_CHUNKS, CHUNK)
     for head in range(first_head, tl.minimum(first_head + heads_each, NUM_HEADS)):
         highest = float("-inf")
         total = 0.0
         acc = tl.full([VALUE_DIMS], 0.0, tl.float32)
         for base in range(0, splits, BLOCK):
             is_split = base + lane < splits
-            place = (item + base + lane) * NUM_HEADS + head
+            part_place = item + base + lane
+            if MEMBERS:
+                of_group = first_place + sequence.to(tl.int64) * MAX_CHUNKS + base + lane - own_splits
+                part_place = tl.where(base + lane < own_splits, part_place, of_group)
+            place = part_place * NUM_HEADS + head
             lse = tl.load(partial_lse + place, mask=is_split, other=float("-inf"))
             part = tl.load(
                 partial + place[:, None] * VALUE_DIM + value_dim[None, :],
@@ -394,9 +437,16 @@ class DecodePlan:
     partial_lse: Tensor
     """float32, I * H: their log2 of the sum of exponentials."""
 
+    groups: PrefixGroups | None = None
+    """Neighbours that share a prefix: their partial results lie behind the items'. None: nothing is shared."""
+
     @property
     def max_sequences(self) -> int:
         return len(self.num_splits)
+
+    @property
+    def max_items(self) -> int:
+        return len(self.item_sequence)
 
     @classmethod
     def allocate(
@@ -412,15 +462,19 @@ class DecodePlan:
         device: torch.device,
         target_splits: int | None = None,
         target: Device | None = None,
+        groups: PrefixGroups | None = None,
     ) -> DecodePlan:
         """Buffers for steps of up to `max_sequences` sequences, for layers of one shape.
 
         `target_splits` None: as many as keep the device busy.
         """
+        if groups is not None and window is not None:
+            raise ValueError("sequences share no prefix that a window leaves behind")
         target = target or device_of(device)
         programs = programs_per_sm(head_dim, value_dim, kv_dtype, target)
         wanted = target_splits or max(1, target.num_sms * programs // num_kv_heads)
         items = max_sequences + wanted
+        partials = items + (max_sequences * groups.max_chunks if groups else 0)
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
@@ -434,8 +488,9 @@ class DecodePlan:
             num_items=ints(1),
             num_splits=ints(max_sequences),
             first_item=ints(max_sequences),
-            partial=torch.empty(items * num_heads * value_dim, dtype=torch.float32, device=device),
-            partial_lse=torch.empty(items * num_heads, dtype=torch.float32, device=device),
+            partial=torch.empty(partials * num_heads * value_dim, dtype=torch.float32, device=device),
+            partial_lse=torch.empty(partials * num_heads, dtype=torch.float32, device=device),
+            groups=groups,
         )
 
 
@@ -463,10 +518,17 @@ def plan_launch(plan: DecodePlan, seq_lens: Tensor, query_starts: Tensor) -> Lau
             "num_items": plan.num_items,
             "num_splits": plan.num_splits,
             "first_item": plan.first_item,
+            "shared": plan.groups and plan.groups.positions,
             "num_sequences": num_sequences,
             "target_splits": plan.target_splits,
         },
-        {"TILE": plan.tile, "WINDOW": plan.window or 0, "MIN_TILES": _MIN_TILES, "BLOCK": _PLAN_BLOCK},
+        {
+            "TILE": plan.tile,
+            "WINDOW": plan.window or 0,
+            "MIN_TILES": _MIN_TILES,
+            "BLOCK": _PLAN_BLOCK,
+            **_group_constants(plan.groups),
+        },
     )
 
 
@@ -512,6 +574,7 @@ def decode_launches(
         "sinks": scoring.sinks,
         "partial": plan.partial,
         "partial_lse": plan.partial_lse,
+        "shared": plan.groups and plan.groups.positions,
         "out": out,
     }
     heads_each = 1
@@ -550,17 +613,24 @@ def decode_launches(
             cache.is_float8,
             query.dtype,
             target,
-        ),
+        )
+        | _group_constants(plan.groups),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
     reduce = Launch(
         _combine_splits_kernel,
         (num_sequences, ceil_div(num_heads, heads_each)),
-        shared | {"first_item": plan.first_item, "heads_each": heads_each},
-        _combine_constants(num_heads, value_dim, scoring.sinks is not None),
+        shared | {"first_item": plan.first_item, "heads_each": heads_each, "first_place": plan.max_items},
+        _combine_constants(num_heads, value_dim, scoring.sinks is not None) | _group_constants(plan.groups),
     )
     return decode, reduce
+
+
+def _group_constants(groups: PrefixGroups | None) -> dict[str, int]:
+    if groups is None:
+        return {"MEMBERS": 0, "MAX_CHUNKS": 0, "CHUNK": 1}
+    return {"MEMBERS": groups.members, "MAX_CHUNKS": groups.max_chunks, "CHUNK": groups.chunk}
 
 
 @cached
@@ -577,7 +647,7 @@ def _decode_constants(
     is_float8: bool,
     dtype: torch.dtype,
     target: Device,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Made once for each kind of layer: a step builds its launches hundreds of times."""
     return {
         "NUM_HEADS": num_heads,
@@ -601,7 +671,7 @@ def _decode_constants(
 
 
 @cached
-def _combine_constants(num_heads: int, value_dim: int, has_sinks: bool) -> Mapping[str, Any]:
+def _combine_constants(num_heads: int, value_dim: int, has_sinks: bool) -> dict[str, Any]:
     return {
         "NUM_HEADS": num_heads,
         "VALUE_DIM": value_dim,

@@ -47,6 +47,8 @@ _FAMILIES = {
     "_combine_splits_kernel": DECODES,
     "_prefill_kernel": PROMPTS,
     "_plan_kernel": PLANS,
+    "_attend_shared_kernel": DECODES,
+    "_find_kernel": PLANS,
     "_product_kernel": EXPERTS,
     "_choose_kernel": ROUTING,
     "_arrange_kernel": ROUTING,

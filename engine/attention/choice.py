@@ -39,7 +39,7 @@ def _make(config: EngineConfig, device: torch.device, threads: Threads | None) -
     if wanted == "auto":
         wanted = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "torch")
     if wanted == "triton":
-        return TritonAttention(device)
+        return TritonAttention(device, shares_prefixes=config.shared_prefix_attention)
     if wanted == "cpu":
         if device.type != "cpu":
             raise ModelError(f"attention 'cpu' does not run on {device.type}")

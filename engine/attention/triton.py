@@ -20,6 +20,7 @@ from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from engine.device.transfer import to_device
 from engine.errors import ModelError
+from kernels import shared_prefix
 from kernels.device import device_of
 from kernels.integers import ceil_div
 from kernels.kv_write import rotate_and_write_kv, write_kv
@@ -27,6 +28,7 @@ from kernels.launch import aligned
 from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
 from kernels.paged_layout import AttentionMetadata, StepSequences
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
+from kernels.prefix_groups import LEAST_SHARED, PrefixGroups, find_shared_prefixes
 
 _MAX_HEAD_DIM = 256
 # Block numbers in a row of a table that is sent, or a multiple: 64 bytes.
@@ -54,13 +56,17 @@ class TritonAttention:
     Buffers that were outgrown are kept, since a CUDA graph may remember where they are.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Raises `ModelError` when Triton cannot run on the device."""
+    def __init__(self, device: torch.device, *, shares_prefixes: bool = False) -> None:
+        """`shares_prefixes` reads blocks that neighbours in a step begin with once for them all.
+
+        Raises `ModelError` when Triton cannot run on the device.
+        """
         try:
             self._target = device_of(device)
         except ValueError as error:
             raise ModelError(str(error)) from error
         self._device = device
+        self._shares_prefixes = shares_prefixes
         self._decode_plans: dict[Hashable, list[DecodePlan]] = {}
         self._prefill_plans: dict[int, list[PrefillPlan]] = {}
         self._query_starts: dict[int, Tensor] = {}
@@ -107,9 +113,25 @@ class TritonAttention:
                     kv_dtype=kv_dtype,
                     window=layer.sliding_window,
                     device=self._device,
+                    groups=self._groups(layer, kv_dtype, _room(num_sequences)),
                 )
             )
         return plans[-1]
+
+    def _groups(self, layer: AttentionLayer, kv_dtype: torch.dtype, max_sequences: int) -> PrefixGroups | None:
+        if not self._shares_prefixes or layer.sliding_window is not None or kv_dtype is torch.float8_e4m3fn:
+            return None
+        return shared_prefix.prefix_groups(
+            max_sequences,
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_dim=layer.head_dim,
+            value_dim=layer.value_dim,
+            dtype=kv_dtype,
+            kv_dtype=kv_dtype,
+            device=self._device,
+            least=LEAST_SHARED,
+        )
 
     def prefill_plan(
         self, layer: AttentionLayer, dtype: torch.dtype, num_tokens: int, num_sequences: int
@@ -159,8 +181,13 @@ class _TritonStep(RotaryAttention):
         if layout.has_decodes:
             decodes = self._backend.decode_plan(layer, cache.keys.dtype, num_sequences)
             if self._is_new(decodes):
+                if decodes.groups is not None:
+                    find_shared_prefixes(decodes.groups, sequences, cache.block_size)
                 plan_decode(decodes, sequences.seq_lens, sequences.query_starts)
-            paged_decode(query, cache, sequences, decodes, out, scoring)
+            if decodes.groups is None:
+                paged_decode(query, cache, sequences, decodes, out, scoring)
+            else:
+                shared_prefix.paged_decode_with_shared_prefixes(query, cache, sequences, decodes, out, scoring)
         if layout.has_prefills:
             prefills = self._backend.prefill_plan(layer, query.dtype, len(query), num_sequences)
             if self._is_new(prefills):

@@ -43,6 +43,7 @@ from engine.sampling.state import SamplingState
 from engine.sampling_params import SamplingParams
 from engine.scheduling.decode_steps import MOST_STEPS
 from kernels.integers import ceil_div
+from kernels.prefix_groups import LEAST_SHARED
 
 
 class ModelRunner:
@@ -114,6 +115,7 @@ class ModelRunner:
             max_steps=_max_steps(config),
             is_static=self.device.type == "cuda",
             group=group,
+            prefix_blocks=ceil_div(LEAST_SHARED, config.block_size) if config.shared_prefix_attention else None,
         )
         self._decoder.capture()
 

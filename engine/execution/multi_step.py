@@ -119,10 +119,12 @@ class MultiStepDecoder:
         max_steps: int,
         is_static: bool,
         group: Group = ALONE,
+        prefix_blocks: int | None = None,
     ) -> None:
         """`padding_block` belongs to no sequence: padding is written there. No batch has more than `max_steps`.
         `is_static` keeps shapes and places, as graphs need it; without it, rows leave as they end, which the host has
-        to look for. Of the ranks in `group`, the first chooses the tokens.
+        to look for. Of the ranks in `group`, the first chooses the tokens. Sequences whose first `prefix_blocks` are
+        the same become neighbours.
         """
         self._forward = forward
         self._group = group
@@ -131,6 +133,7 @@ class MultiStepDecoder:
         self._block_size = block_size
         self._padding_slot = padding_block * block_size
         self._is_static = is_static
+        self._prefix_blocks = prefix_blocks
         self._buffers = StaticBuffers(state, max_steps) if is_static else None
 
     @torch.inference_mode()
@@ -150,6 +153,9 @@ class MultiStepDecoder:
     @torch.inference_mode()
     def decode(self, batch: MultiStepBatch) -> AsyncTokens:
         """See `Runner.decode`."""
+        order = self._by_prefix(batch.entries)
+        if order is not None:
+            batch = replace(batch, entries=[batch.entries[place] for place in order])
         entries = batch.entries
         mode = SamplingMode.of(entries, self._state.vocab_size)
         try:
@@ -158,7 +164,13 @@ class MultiStepDecoder:
         except Exception:
             self._state.invalidate([entry.batch_slot for entry in entries])
             raise
-        return AsyncTokens(tokens, self._state.device)
+        return AsyncTokens(tokens, self._state.device, order)
+
+    def _by_prefix(self, entries: Sequence[DecodeEntry]) -> list[int] | None:
+        """Places of the entries in an order in which those that begin with the same blocks are neighbours."""
+        if self._prefix_blocks is None:
+            return None
+        return sorted(range(len(entries)), key=lambda place: list(entries[place].block_table[: self._prefix_blocks]))
 
     @torch.inference_mode()
     def sample(self, batch: MultiStepBatch, forward: Callable[[], Tensor]) -> AsyncTokens:
@@ -297,8 +309,9 @@ def _ban_stop_tokens(logits: Tensor, state: Tensor) -> Tensor:
 class AsyncTokens:
     """Tokens of a multi-step batch on their way to the host; implements `PendingTokens`."""
 
-    def __init__(self, tokens: Tensor, device: torch.device) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: Tensor, device: torch.device, order: Sequence[int] | None = None) -> None:
+        """`order`: the place in the batch of each row of `tokens`; None: the same."""
+        self._tokens, self._order = tokens, order
         self._copied: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -308,4 +321,8 @@ class AsyncTokens:
         if self._copied is not None:
             self._copied.synchronize()
         tokens: npt.NDArray[np.int64] = self._tokens.numpy()
-        return tokens
+        if self._order is None:
+            return tokens
+        in_place = np.empty_like(tokens)
+        in_place[self._order] = tokens
+        return in_place

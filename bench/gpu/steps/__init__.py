@@ -34,6 +34,7 @@ STEPS = (
     _step("engine", "tests of the engine's device loop", 50, 20),
     _step("memcheck", "memory accesses of the attention, write and sampling kernels", 40, 20),
     _step("decode", "attention of decodes: blocks, stages, warps, programs", 70, 20),
+    _step("shared", "attention of decodes that share prefixes, with groups and without", 30, 12),
     _step("prefill", "attention of prompts, beside torch's", 40, 15),
     _step("small", "sampling, norms, gates, products, experts", 30, 15),
     _step("article", "gpt2-large, 50 requests", 30, 20, "article", module="case"),

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from bench.gpu.reporting import attempt, report, step_options
 from bench.gpu.timing import Stopwatch, input_sets, nearest_limit
 from bench.profiling.cost_model import Mixture
 from bench.profiling.peaks import LimitSizes, measure_limits
+from engine.execution.decode_state import padding_rows
+from kernels import dispatch
+from kernels.decode_step import Column, advance_decode, prepare_decode
 from kernels.expert_mlp import expert_mlp
 from kernels.gated_activation import gated_activation
 from kernels.integers import ceil_div
@@ -87,6 +91,25 @@ class Bench:
         slots = torch.randperm(rows, device=self.device)
         self.timed(f"write, {rows}", [partial(write_kv, key, value, cache, slots)], 4 * key.nbytes)
 
+    def decode_step(self, rows: int) -> None:
+        """A decode step's rows before and after the model, beside the small torch kernels that do the same."""
+        state = padding_rows(rows, 1000, self.device)
+        state[:, Column.TOKENS_LEFT] = 1 << 40
+        order = torch.randperm(rows, device=self.device)
+        tables = torch.zeros(rows, 16, dtype=torch.int32, device=self.device)
+        chosen = order.clone()
+
+        def step() -> None:
+            prepare_decode(state, order, tables, block_size=64, padding_slot=0, samples=True)
+            # Positions would leave the tables.
+            state[:, Column.POSITION] = 0
+            advance_decode(state, order, chosen)
+
+        moved = 2.0 * state.nbytes
+        self.timed(f"prepare and advance, {rows}", [step], moved)
+        with mock.patch.object(dispatch, "use_triton", return_value=False):
+            self.timed(f"torch's prepare and advance, {rows}", [step], moved)
+
     def product(self, kind: str, rows: int, inputs: int, outputs: int) -> None:
         """A linear layer with quantised weights, beside torch's with plain ones."""
         group = 128 if kind == "int4" else inputs
@@ -125,6 +148,8 @@ def main() -> None:
     for rows in sizes.rows:
         with attempt(f"sampler, {rows}"):
             bench.sampler(rows, sizes.vocabulary)
+        with attempt(f"decode step, {rows}"):
+            bench.decode_step(rows)
         with attempt(f"element-wise, {rows}"):
             bench.element_wise(rows, sizes.hidden, sizes.inner)
     for rows, kind in itertools.product(sizes.rows, sizes.kinds):

@@ -119,9 +119,9 @@ class Recorder:
 
 def main() -> int:
     assert os.environ.get("TRITON_INTERPRET", "0") == "0"
-    only = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    only = tuple(argument for argument in sys.argv[1:] if not argument.startswith("--"))
     make_variants = all_variants if "--all" in sys.argv else recorded_variants
-    variants = [v for v in make_variants(DEVICES) if not only or any(part in v.key for part in only)]
+    variants = [v for v in make_variants(DEVICES) if not only or v.key.startswith(only)]
     recorder = Recorder() if "--record" in sys.argv else None
     if recorder is not None:
         variants = [variant for variant in variants if recorder.is_stale(variant)]

@@ -22,7 +22,7 @@ from tests.unit.kernels.fingerprint import fingerprint
 from tests.unit.kernels.variants import recorded_variants
 
 RECORDED: dict[str, dict[str, Any]] = read_record()["kernels"]
-ATTENTION = ("decode ", "prefill ")
+ATTENTION = ("decode ", "prefill ", "shared decode ", "shared prefix ")
 KNOWN_SPILLS = {"prefill 8/4x256-b16-cap-float8_e4m3fn, sm_90": 80}
 """Bytes of stack: registers of heads of 256 numbers, whose float8 keys are widened beside them."""
 

@@ -22,10 +22,12 @@ from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
 from kernels.paged_layout import LayerCache, Scoring, StepSequences
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.penalties import penalties_launch
+from kernels.prefix_groups import PrefixGroups, find_launch
 from kernels.quantized_matmul import KINDS, quantized_matmul_launch, quantized_weight
 from kernels.rms_norm import rms_norm_launch
 from kernels.rotary import rotate_launch
 from kernels.sampling import MAX_CANDIDATES, sample_launch
+from kernels.shared_prefix import attend_shared_launch, prefix_groups
 
 META = torch.device("meta")
 
@@ -111,7 +113,21 @@ def scoring(heads: Heads) -> Scoring:
     return Scoring(0.1, heads.window, heads.soft_cap, empty(heads.num_heads) if heads.sinks else None)
 
 
-def decode_plan(heads: Heads, device: Device) -> DecodePlan:
+def groups(heads: Heads, device: Device) -> PrefixGroups:
+    return prefix_groups(
+        256,
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        value_dim=heads.value_dim,
+        dtype=heads.dtype,
+        kv_dtype=heads.kv_dtype,
+        device=META,
+        target=device,
+    )
+
+
+def decode_plan(heads: Heads, device: Device, *, shares: bool = False) -> DecodePlan:
     return DecodePlan.allocate(
         256,
         num_heads=heads.num_heads,
@@ -122,23 +138,39 @@ def decode_plan(heads: Heads, device: Device) -> DecodePlan:
         window=heads.window,
         device=META,
         target=device,
+        groups=groups(heads, device) if shares else None,
     )
 
 
-def decode(heads: Heads, device: Device, which: int) -> Launch:
+def decode(heads: Heads, device: Device, which: int, *, shares: bool = False) -> Launch:
     return decode_launches(
         empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype),
         cache(heads),
         sequences(),
-        decode_plan(heads, device),
+        decode_plan(heads, device, shares=shares),
         empty(64, heads.num_heads, heads.value_dim, dtype=heads.dtype),
         scoring(heads),
         target=device,
     )[which]
 
 
-def plan(heads: Heads, device: Device) -> Launch:
-    return plan_launch(decode_plan(heads, device), ints(64), ints(65))
+def plan(heads: Heads, device: Device, *, shares: bool = False) -> Launch:
+    return plan_launch(decode_plan(heads, device, shares=shares), ints(64), ints(65))
+
+
+def find_shared(heads: Heads, device: Device) -> Launch:
+    return find_launch(groups(heads, device), sequences(), heads.block_size)
+
+
+def attend_shared(heads: Heads, device: Device) -> Launch:
+    return attend_shared_launch(
+        empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype),
+        cache(heads),
+        sequences(),
+        decode_plan(heads, device, shares=True),
+        scoring(heads),
+        target=device,
+    )
 
 
 def prefill_plan(heads: Heads, device: Device) -> PrefillPlan:
@@ -379,10 +411,23 @@ def recorded_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
     for name, heads in MODEL_HEADS.items():
         yield Variant(f"decode {name}", "sm_90", partial(decode, heads, devices["sm_90"], 0))
         yield Variant(f"prefill {name}", "sm_90", partial(prefill, heads, devices["sm_90"]))
+        for what, make in _sharing(heads, devices["sm_90"]):
+            yield Variant(f"{what} {name}", "sm_90", make)
     for device_name, device in devices.items():
         if device_name != "sm_90":
             for name, make in _launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED):
                 yield Variant(name, device_name, make)
+            for what, make in _sharing(LLAMA, device):
+                yield Variant(f"{what} {LLAMA.name}", device_name, make)
+
+
+def _sharing(heads: Heads, device: Device) -> Iterator[tuple[str, Callable[[], Launch]]]:
+    """The launches of decodes whose sequences may share a prefix."""
+    yield "shared decode", partial(decode, heads, device, 0, shares=True)
+    yield "shared join", partial(decode, heads, device, 1, shares=True)
+    yield "shared plan", partial(plan, heads, device, shares=True)
+    yield "shared prefix", partial(attend_shared, heads, device)
+    yield "find shared prefixes", partial(find_shared, heads, device)
 
 
 def _launches(

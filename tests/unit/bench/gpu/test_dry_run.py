@@ -16,7 +16,7 @@ from tests.support.gpu_machine import gpu_machine_environment
 from tests.support.paths import REPOSITORY
 
 # Steps in one process, which imports torch once; `compile` and `engine` take longer than all of these.
-TOGETHER = ("limits", "tokens", "memcheck", "decode", "prefill", "small", "case")
+TOGETHER = ("limits", "tokens", "memcheck", "decode", "shared", "prefill", "small", "case")
 PROGRAM = """
 import importlib, sys
 for name in sys.argv[1].split(","):
