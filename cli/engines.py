@@ -21,5 +21,6 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_num_batched_tokens=settings.max_num_batched_tokens or limits.max_num_batched_tokens,
         block_size=settings.block_size or limits.block_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
         cpu_kv_cache_bytes=settings.kv_cache_bytes,
     )

@@ -61,11 +61,30 @@ def worker(
     model: ModelName = None,
     served_name: Annotated[str | None, typer.Option(help="The name that clients ask for it by.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option("--tensor-parallel-size", "-tp", min=1, help="Processes that share the model.")
+    ] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of a GPU's memory to use.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context, if shorter than the model's own.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="Requests that run in one step at most.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens in one step at most.")] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, help="Positions in a block of the KV cache.")] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="auto, or float8_e4m3 (also fp8, fp8_e4m3).")] = None,
 ) -> None:
-    """Load a model and work through its jobs."""
+    """Load a model and work through its jobs. Options go before their settings, PAGEMILL_DEVICE and so on."""
     from cli.commands import processes
 
-    raise typer.Exit(processes.worker(model, served_name=served_name, device=device))
+    options = {
+        "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "block_size": block_size,
+        "kv_cache_dtype": "float8_e4m3" if kv_cache_dtype in ("fp8", "fp8_e4m3") else kv_cache_dtype,
+    }
+    raise typer.Exit(processes.worker(model, served_name=served_name, options=options))
 
 
 @app.command()

@@ -132,6 +132,9 @@ class Settings(BaseSettings):
         description="Memory for keys and values on a CPU, taken at the start. Unset: up to half of what is free.",
     )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory to use.")
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="Processes that share the model, each with a GPU of its own, or on a CPU."
+    )
     share_prefixes: bool = Field(
         default=False, description="Let tenants hit each other's cached prefixes (observable by timing)."
     )

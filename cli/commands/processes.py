@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cli import logs, models
@@ -38,10 +38,9 @@ def api() -> int:
 
 
 @reports_errors
-def worker(model: str | None, *, served_name: str | None, device: str | None) -> int:
-    settings = Settings()
-    if device is not None:
-        settings = settings.model_copy(update={"device": device})
+def worker(model: str | None, *, served_name: str | None, options: Mapping[str, object]) -> int:
+    """`options` stand for settings of the same names; None leaves a setting as it is."""
+    settings = Settings().model_copy(update={key: value for key, value in options.items() if value is not None})
     name = model or settings.model
     if name is None:
         err.print(

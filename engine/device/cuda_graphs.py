@@ -141,7 +141,7 @@ class CapturedRunner:
             replay = self._device.capture(work)
         except RuntimeError as error:
             self._failures[key] += 1
-            if _ran_out_of_memory(error):
+            if ran_out_of_memory(error):
                 logger.warning("no memory for a CUDA graph of %s: it runs without one", key)
                 self._max_bytes = self.num_bytes
             else:
@@ -155,7 +155,7 @@ class CapturedRunner:
         return True
 
 
-def _ran_out_of_memory(error: BaseException | None) -> bool:
+def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory was what lacked: ending a capture that failed raises an error of its own over the first."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):

@@ -15,8 +15,9 @@ from engine.attention import CapturableAttention, DecodeMetadata, make_backend
 from engine.attention.kv_cache import KVCache, cache_dtype
 from engine.batch import Batch, MultiStepBatch, PendingTokens
 from engine.config import EngineConfig
+from engine.device.agreed_capture import AgreedCapture
 from engine.device.collectives import ALONE, Group
-from engine.device.cuda_graphs import CapturedRunner, CudaCapture, EagerRunner, GraphRunner, batch_size
+from engine.device.cuda_graphs import Capture, CapturedRunner, CudaCapture, EagerRunner, GraphRunner, batch_size
 from engine.device.threads import Threads
 from engine.errors import ModelError, UnsupportedModel
 from engine.execution.batch_invariance import check_invariance
@@ -196,7 +197,10 @@ class ModelRunner:
 
     def _graphs(self) -> GraphRunner:
         if self.device.type == "cuda" and isinstance(self.backend, CapturableAttention):
-            return CapturedRunner(CudaCapture(self.device), self._graph_bytes)
+            capture: Capture = CudaCapture(self.device)
+            if self._group.size > 1:
+                capture = AgreedCapture(capture, self._group)
+            return CapturedRunner(capture, self._graph_bytes)
         return EagerRunner()
 
     def _forward(self, inputs: TokenInputs, layout: DecodeMetadata) -> Tensor:
@@ -262,7 +266,7 @@ class ModelRunner:
         step, decode_step = self._measured_steps(config)
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(self.device).total_memory
-        self._graph_bytes = graph_bytes(total, decode_step)
+        self._graph_bytes = self._group.minimum(graph_bytes(total, decode_step))
         max_blocks = ceil_div(self.max_model_len, config.block_size)
         return step + self._graph_bytes + state_bytes(_max_batch_slots(config), max_blocks, _max_steps(config))
 

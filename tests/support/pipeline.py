@@ -43,6 +43,9 @@ class Pipeline:
     redis_url: str
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    worker_module: Sequence[str] = ("tests.support.fake_worker",)
+    """With its arguments; it serves `MODEL`."""
+
     database: Engine = field(init=False)
     tenant: tenants.Tenant = field(init=False)
 
@@ -84,7 +87,7 @@ class Pipeline:
         """The same, without waiting; the caller ends it."""
         with (self.directory / "worker.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.support.fake_worker"],
+                [sys.executable, "-m", *self.worker_module],
                 env={
                     **os.environ,
                     **QUICK,

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from uuid import UUID
 import httpx
 import orjson
 
-from engine import SamplingParams
+from engine import Engine, SamplingParams
 from jobs.ids import JOB_PREFIX, parse_id
 from jobs.settings import Settings
 from tests.support.api_server import anonymous, new_key
@@ -92,7 +92,13 @@ class Service(Pipeline):
         return job_id_of(response)
 
     def await_completion(
-        self, client: httpx.Client, job_id: UUID, prompts: Sequence[Sequence[int]], *, timeout: float = PATIENCE
+        self,
+        client: httpx.Client,
+        job_id: UUID,
+        prompts: Sequence[Sequence[int]],
+        *,
+        timeout: float = PATIENCE,
+        undisturbed: Callable[[], Engine] = load,
     ) -> None:
         """Wait for a job's end; compare its results with an undisturbed engine's, and the tables with the oracle."""
         path = f"/v1/jobs/job_{job_id.hex}"
@@ -109,7 +115,7 @@ class Service(Pipeline):
         answers = {int(line["custom_id"]): line for line in lines}
         assert sorted(answers) == list(range(len(prompts)))
         params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
-        for place, output in enumerate(load().generate([list(prompt) for prompt in prompts], params)):
+        for place, output in enumerate(undisturbed().generate([list(prompt) for prompt in prompts], params)):
             answer = answers[place]["response"]["body"]["choices"][0]
             assert answer["logprobs"]["tokens"] == [f"token_id:{token}" for token in output.token_ids]
         check(self.database_url)

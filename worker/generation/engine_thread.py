@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0  # seconds for the step that is under way
+IDLE_CHECK = 1.0  # seconds after which an engine without work is asked whether it could do any
 MOST_LIVE = 256  # live requests that are queued beyond what the engine has room for
 LIVE_PRIORITY = 1
 
@@ -214,7 +215,10 @@ class EngineThread:
 
     def _wait_for_work(self, engine: Engine) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._inbox or self._aborts or engine.can_step)
+            while not self._changed.wait_for(
+                lambda: self._closing or self._inbox or self._aborts or engine.can_step, timeout=IDLE_CHECK
+            ):
+                engine.raise_if_broken()
             return not self._closing
 
     def _wake(self) -> None:

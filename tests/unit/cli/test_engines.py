@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
@@ -35,6 +36,43 @@ def test_settings_reach_the_engine() -> None:
 
 def test_limits_that_are_not_set_are_the_engines_own_on_a_cpu() -> None:
     assert engine_config(Settings(device="cpu")) == EngineConfig(device="cpu")
+
+
+def test_options_of_vllms_names_go_before_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEMILL_BLOCK_SIZE", "16")
+    monkeypatch.setenv("PAGEMILL_DTYPE", "float32")
+    run = mock.Mock(return_value=0)
+    monkeypatch.setattr("worker.generation.service.run_worker", run)
+    options = {
+        "--device": "cpu",
+        "--tensor-parallel-size": "2",
+        "--gpu-memory-utilization": "0.5",
+        "--max-model-len": "100",
+        "--max-num-seqs": "3",
+        "--max-num-batched-tokens": "64",
+        "--block-size": "8",
+    }
+    arguments = [word for option in options.items() for word in option]
+    assert CliRunner().invoke(app, ["worker", "-m", "demo", *arguments]).exit_code == 0
+    settings = run.call_args.args[0]
+    assert engine_config(settings) == EngineConfig(
+        device="cpu",
+        dtype="float32",
+        tensor_parallel_size=2,
+        gpu_memory_utilization=0.5,
+        max_model_len=100,
+        max_num_seqs=3,
+        max_num_batched_tokens=64,
+        block_size=8,
+    )
+
+
+@pytest.mark.parametrize(("value", "meant"), [("fp8", "float8_e4m3"), ("fp8_e4m3", "float8_e4m3"), ("auto", "auto")])
+def test_kv_cache_dtype_is_taken_by_vllms_name(value: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = mock.Mock(return_value=0)
+    monkeypatch.setattr("worker.generation.service.run_worker", run)
+    assert CliRunner().invoke(app, ["worker", "-m", "demo", "--kv-cache-dtype", value]).exit_code == 0
+    assert run.call_args.args[0].kv_cache_dtype == meant
 
 
 @pytest.mark.parametrize(

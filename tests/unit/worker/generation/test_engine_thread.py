@@ -6,8 +6,10 @@ import threading
 from uuid import UUID
 
 import orjson
+import pytest
 
 from engine import Engine, EngineConfig
+from engine.errors import EngineFailed
 from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.settling import Outcome
 from jobs.states import RequestState
@@ -28,6 +30,42 @@ class BrokenAt13(FakeRunner):
 def claimed(line: int, prompt: list[int]) -> ClaimedRequest:
     body = orjson.dumps({"prompt": prompt, "max_tokens": 4})
     return ClaimedRequest(UUID(int=1), line, 1, UUID(int=2), UUID(int=3), body)
+
+
+class BrokenWhileIdle(FakeRunner):
+    """A runner one of whose other processes ends while nothing runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_ended = threading.Event()
+
+    def raise_if_broken(self) -> None:
+        if self.has_ended.is_set():
+            raise EngineFailed("rank 1 ended")
+
+
+def test_engine_thread_ends_when_an_idle_engine_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.generation.engine_thread.IDLE_CHECK", 0.01)
+    runner = BrokenWhileIdle()
+    broken: list[BaseException] = []
+    loaded = threading.Event()
+    callbacks = EngineCallbacks(
+        on_loaded=lambda model: loaded.set(),
+        on_outcome=lambda outcome: None,
+        on_preparing=lambda: None,
+        on_capacity=lambda: None,
+        on_idle=lambda: None,
+        on_fatal=lambda error, *, is_understood: broken.append(error),
+    )
+    thread = EngineThread(
+        lambda: Engine(runner, None, EngineConfig(block_size=4)), callbacks, model="m", share_prefixes=False
+    )
+    thread.start()
+    assert loaded.wait(60)
+    runner.has_ended.set()
+    await_condition(lambda: bool(broken), "the end of the thread")
+    thread.close()
+    assert isinstance(broken[0], EngineFailed)
 
 
 def test_engine_thread_fails_one_request_alone_when_adding_it_raises() -> None:
