@@ -10,7 +10,7 @@ import pytest
 
 from jobs.queries.settling import settle
 from jobs.settings import Settings
-from tests.support.api_server import Api, error_of, new_key, running_api
+from tests.support.api_server import Api, anonymous, error_of, new_key, running_api
 from tests.support.processes import PATIENCE
 from tests.support.rows import MODEL, Rows
 from worker.generation.responses import Answer, Choice, broken, completed, refused
@@ -244,6 +244,11 @@ def test_key_comes_as_a_header_of_anthropics_too(api: Api) -> None:
     key = new_key(api.settings, "default")
     with anthropic.Anthropic(base_url=api.url, auth_token=key, api_key=None, max_retries=0) as bearer:
         assert list(bearer.messages.batches.list()) == []
+    with anonymous(api.url) as older:
+        older.headers["x-api-key"] = key  # as clients before 2.14 send it
+        assert older.get("/v1/messages/batches").json()["data"] == []
+        older.headers["x-api-key"] = "pm_wrong"
+        assert error_of(older.get("/v1/messages/batches"), 401)["type"] == "authentication_error"
     stranger = anthropic.Anthropic(base_url=api.url, api_key="pm_wrong", max_retries=0)
     with stranger, pytest.raises(anthropic.AuthenticationError):
         stranger.messages.batches.list()
