@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types import Batch
+from openai.types.chat import ChatCompletion
 from openai.types.webhooks import BatchCompletedWebhookEvent
 from sqlalchemy import create_engine, text
 
@@ -395,6 +397,56 @@ class TestBatches:
         assert answers == expected
         (error,) = client.files.content(done.error_file_id or "").text.splitlines()
         assert json.loads(error)["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+    def test_lines_have_tools_and_schemas(self, client: openai.OpenAI) -> None:
+        parameters = ADD["function"]["parameters"]
+        schema = {"type": "json_schema", "json_schema": {"name": "add", "schema": parameters, "strict": True}}
+        bodies = {
+            "required": {**ASK, "tools": [ADD], "tool_choice": "required"},
+            "named": {**ASK, "tools": [ADD, NOW], "tool_choice": NAMED},
+            "schema": {**ASK, "response_format": schema},
+            "unknown": {**ASK, "tools": [NOW], "tool_choice": NAMED},
+        }
+        lines = [
+            {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            for name, body in bodies.items()
+        ]
+        done = ended(client, lines)
+        assert done.status == "completed"
+        content = client.files.content(done.output_file_id or "").text
+        found = {line["custom_id"]: line["response"]["body"] for line in map(json.loads, content.splitlines())}
+        assert found.keys() == bodies.keys() - {"unknown"}
+        for name, body in found.items():
+            # The client's own reading of the answer, as of a live one.
+            (choice,) = ChatCompletion.model_validate(body).choices
+            if name == "schema":
+                assert choice.finish_reason == "stop"
+                arguments = choice.message.content
+            else:
+                assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+                (call,) = choice.message.tool_calls or ()
+                assert call.type == "function"
+                assert call.function.name == "add"
+                arguments = call.function.arguments
+            assert 0 <= json.loads(arguments or "")["a"] <= 9
+        (line,) = client.files.content(done.error_file_id or "").text.splitlines()
+        refused = json.loads(line)
+        assert (refused["custom_id"], refused["response"]["status_code"]) == ("unknown", 400)
+        assert refused["response"]["body"]["error"]["param"] == "tool_choice"
+
+
+def ended(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Batch:
+    """A batch of chats, at its end."""
+    file = client.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+
+    def is_over() -> bool:
+        nonlocal batch
+        batch = client.batches.retrieve(batch.id)
+        return batch.status in ("completed", "failed")
+
+    await_condition(is_over, "end of the batch")
+    return batch
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="there is no Node here")
