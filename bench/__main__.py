@@ -6,6 +6,7 @@ python -m bench --workload W1s --rival vllm --rounds 2      a part of it, shown 
 python -m bench --quick            one small round, to see whether all of it works
 python -m bench engine --profile   the bare engine on one workload, and where its steps' time goes
 python -m bench article            threads that post to /v1/completions, ours and a sequential server's
+python -m bench live               what the service adds to the bare engine where callers wait
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import article, engine_command
+from bench import article, engine_command, live
 from bench.comparison import Comparison, Entry, measured_ceilings
 from bench.contender import PRECISIONS, contenders
 from bench.machine import computes_in, cores
@@ -36,7 +37,7 @@ OTHERS = (
     "bench.startup",
     "bench.determinism",
 )
-COMMANDS = {command.NAME: command for command in (engine_command, article)}
+COMMANDS = {command.NAME: command for command in (engine_command, article, live)}
 """Measurements with options of their own, instead of the comparison."""
 
 # The harness' own check, which says nothing about speed.

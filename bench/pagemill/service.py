@@ -20,8 +20,8 @@ PATIENCE = 60.0  # seconds that one look at the job may take; it is looked at un
 
 
 @contextlib.contextmanager
-def running_service(directory: Path, model: Path, precision: str, compute: str) -> Iterator[RunningStack]:
-    """The service with its files under `directory`, which serves `model` by the name of the model's directory."""
+def running_service(directory: Path, model: Path | str, precision: str, compute: str) -> Iterator[RunningStack]:
+    """The service with its files under `directory`; a model's directory is served by its name."""
     from cli.stack import running_stack
     from jobs.settings import Settings
 
