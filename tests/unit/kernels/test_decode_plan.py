@@ -12,7 +12,7 @@ import torch
 from kernels.integers import ceil_div
 from kernels.paged_decode import DecodePlan, decode_tiles, plan_decode, programs_at_a_time, programs_per_sm
 from tests.unit.kernels.ahead_of_time import DEVICES, read_record
-from tests.unit.kernels.variants import MODEL_HEADS, SHAPES, Heads
+from tests.unit.kernels.attention_variants import MODEL_HEADS, SHAPES, Heads
 
 HOPPER = DEVICES["sm_90"]
 QWEN3 = MODEL_HEADS["Qwen3-0.6B, blocks of 64"]
