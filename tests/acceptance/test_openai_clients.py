@@ -8,57 +8,24 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from openai.types import Batch
 from openai.types.chat import ChatCompletion
 from openai.types.webhooks import BatchCompletedWebhookEvent
-from sqlalchemy import create_engine, text
 
 from cli.models import DEMO
-from cli.stack import RunningStack, running_stack
+from cli.stack import RunningStack
 from demo.tasks import mixed_holdout
-from jobs.database import sqlalchemy_url
-from jobs.settings import Settings
+from tests.acceptance.openai_batches import ended, rows
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy
 from tests.support.receivers import receiver
 
 GREEDY = {"model": DEMO, "temperature": 0, "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("stack") / "data",
-        port=0,
-        lease=4,
-        fence_after=3,
-        heartbeat_interval=1,
-        sweep_interval=1,
-        webhook_allow_private=True,
-    )
-    with running_stack(settings, [DEMO]) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def client(stack: RunningStack) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{stack.base_url}/v1", api_key=stack.api_key, max_retries=0, timeout=PATIENCE) as made:
-        yield made
-
-
-def rows(stack: RunningStack, statement: str) -> list[tuple[object, ...]]:
-    database = create_engine(sqlalchemy_url(stack.database_url))
-    with database.connect() as connection:
-        found = [tuple(row) for row in connection.execute(text(statement))]
-    database.dispose()
-    return found
 
 
 class TestLive:
@@ -433,20 +400,6 @@ class TestBatches:
         refused = json.loads(line)
         assert (refused["custom_id"], refused["response"]["status_code"]) == ("unknown", 400)
         assert refused["response"]["body"]["error"]["param"] == "tool_choice"
-
-
-def ended(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Batch:
-    """A batch of chats, at its end."""
-    file = client.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-
-    def is_over() -> bool:
-        nonlocal batch
-        batch = client.batches.retrieve(batch.id)
-        return batch.status in ("completed", "failed")
-
-    await_condition(is_over, "end of the batch")
-    return batch
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="there is no Node here")

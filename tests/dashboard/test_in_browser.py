@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from cli.login_link import login_link
-from cli.models import DEMO
-from cli.stack import RunningStack, running_stack
+from cli.stack import RunningStack
 from jobs.settings import Settings
+from tests.dashboard.service_calls import Open, ended, new_key_over_http, sent
 from tests.support import browser as browsers
-from tests.support.api_server import anonymous
 from tests.support.browser import DESKTOP, PHONE, needs_browser
 from tests.support.processes import await_condition
 from tests.support.receivers import receiver
@@ -27,103 +24,11 @@ from tests.support.receivers import receiver
 pytestmark = needs_browser
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> \u202e\u05e9\u05dc\u05d5\u05dd"
-LOOK_AHEAD = {"prompt": "a", "structured_outputs": {"regex": "(?=a)b"}}
 WATCH_LAYOUT = """() => {
     window.shift = 0;
     new PerformanceObserver(list => list.getEntries().forEach(entry => { window.shift += entry.value; }))
         .observe({type: "layout-shift"});
 }"""
-Open = Callable[..., AbstractContextManager[Any]]
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(
-        data_dir=tmp_path_factory.mktemp("dashboard") / "data",
-        port=0,
-        lease=4,
-        fence_after=3,
-        heartbeat_interval=1,
-        webhook_allow_private=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def stack(settings: Settings) -> Iterator[RunningStack]:
-    with running_stack(settings, [DEMO]) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def api(stack: RunningStack) -> Iterator[httpx.Client]:
-    with anonymous(stack.base_url, stack.api_key) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browsers.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def logged_in(chromium: Any, stack: RunningStack) -> Iterator[Callable[..., Any]]:
-    """A browser context for each key and size, logged in once: its pages find the dashboard's files in its cache."""
-    made: dict[tuple[str, tuple[int, int]], Any] = {}
-    with ExitStack() as contexts:
-
-        def context_of(key: str, size: tuple[int, int]) -> Any:
-            if (key, size) not in made:
-                context = contexts.enter_context(browsers.context(chromium, stack.base_url, size=size))
-                login = context.request.post(
-                    "/session", data={"key": key}, headers={"origin": stack.base_url, "x-pagemill-page": "1"}
-                )
-                assert login.ok, login.text()
-                made[key, size] = context
-            return made[key, size]
-
-        yield context_of
-
-
-@pytest.fixture
-def open_page(logged_in: Callable[..., Any], stack: RunningStack) -> Open:
-    """Open an address in a browser that is logged in with the first key, or with `key`."""
-
-    @contextmanager
-    def open_one(path: str = "/", *, key: str | None = None, size: tuple[int, int] = DESKTOP) -> Iterator[Any]:
-        with browsers.page_of(logged_in(key or stack.api_key, size), stack.base_url) as page:
-            page.goto(path)
-            page.wait_for_selector("h1")
-            yield page
-
-    return open_one
-
-
-def sent(api: httpx.Client, prompts: list[Any], **head: Any) -> str:
-    """A job's id."""
-    body = {"model": DEMO, "prompts": prompts, "params": {"temperature": 0, "max_tokens": 8}} | head
-    answer = api.post("/v1/jobs", json=body)
-    assert answer.status_code == 202, answer.text
-    job_id: str = answer.json()["id"]
-    return job_id
-
-
-def ended(api: httpx.Client, job_id: str) -> dict[str, Any]:
-    job: dict[str, Any] = {}
-
-    def is_over() -> bool:
-        job.update(api.get(f"/v1/jobs/{job_id}?wait=5").json())
-        return job["ended_at"] is not None
-
-    await_condition(is_over, "the end of the job")
-    return job
-
-
-@pytest.fixture(scope="module")
-def with_failures(api: httpx.Client) -> dict[str, Any]:
-    """A job of 24 lines of which four failed in one way."""
-    prompts = [{"prompt": f"{number} + 7 =", "custom_id": f"ticket-{number}"} for number in range(10, 30)]
-    return ended(api, sent(api, [*prompts, *[LOOK_AHEAD] * 4], name="with failures"))
 
 
 def test_printed_link_logs_in_once_and_sign_out_ends_it(chromium: Any, stack: RunningStack, settings: Settings) -> None:
@@ -158,14 +63,6 @@ def test_empty_service_shows_commands_and_its_sample_runs(chromium: Any, stack: 
         page.wait_for_url("**/jobs/job_*")
         page.get_by_text("Nothing: every line has an answer").wait_for()
         assert page.locator(".res .ans").first.inner_text() == "75"
-
-
-def new_key_over_http(stack: RunningStack, tenant: str, role: str = "read-write") -> str:
-    with anonymous(stack.base_url, stack.api_key) as client:
-        answer = client.post("/v1/keys", json={"tenant": tenant, "role": role, "name": f"{tenant} {role}"})
-        assert answer.status_code == 201, answer.text
-        key: str = answer.json()["key"]
-        return key
 
 
 def test_pasted_prompts_are_sent_and_watched_to_the_end(open_page: Open) -> None:

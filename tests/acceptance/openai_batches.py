@@ -1,0 +1,36 @@
+"""What tests of the clients share: a batch run to its end, and a look into the tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+from openai.types import Batch
+from sqlalchemy import create_engine, text
+
+from cli.stack import RunningStack
+from jobs.database import sqlalchemy_url
+from tests.support.processes import await_condition
+
+
+def ended(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Batch:
+    """A batch of chats, at its end."""
+    file = client.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+
+    def is_over() -> bool:
+        nonlocal batch
+        batch = client.batches.retrieve(batch.id)
+        return batch.status in ("completed", "failed")
+
+    await_condition(is_over, "end of the batch")
+    return batch
+
+
+def rows(stack: RunningStack, statement: str) -> list[tuple[object, ...]]:
+    database = create_engine(sqlalchemy_url(stack.database_url))
+    with database.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(statement))]
+    database.dispose()
+    return found
