@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +80,7 @@ class Interest:
 class _Stream:
     interest: Interest
     session: Hashable | None
+    is_gone: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -99,7 +99,6 @@ class Feed:
         self._process = secrets.token_hex(4)
         self._tick = 0
         self._streams: set[_Stream] = set()
-        self._of_session: Counter[Hashable] = Counter()
         self._messages: dict[Key, _Message] = {}
         self._looked: dict[Key, int] = {}
         self._ticked = asyncio.Event()
@@ -109,8 +108,10 @@ class Feed:
 
     def has_room(self, session: Hashable | None) -> bool:
         """Whether one more stream is taken. Without a session only the process's bound counts."""
-        is_full = self._is_closed or len(self._streams) >= MOST_STREAMS
-        return not is_full and (session is None or self._of_session[session] < MOST_OF_ONE)
+        open_now = [stream for stream in self._streams if not stream.is_gone()]
+        if self._is_closed or len(open_now) >= MOST_STREAMS:
+            return False
+        return session is None or sum(stream.session == session for stream in open_now) < MOST_OF_ONE
 
     async def read(
         self,
@@ -120,8 +121,9 @@ class Feed:
         session: Hashable | None,
         version: str,
         holds: Callable[[], Awaitable[bool]],
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[bytes]:
-        """Chunks of whole events, until the server stops or the caller's key no longer `holds`.
+        """Chunks of whole events, until the server stops, the reader `is_gone` or its key no longer `holds`.
 
         After the id `last` of this process come the changes since; after any other, and without one, how all is now.
         """
@@ -132,10 +134,12 @@ class Feed:
         yield b"retry: 3000\n" + event("hello", {"version": version}) + b"\n"
         if last is not None and sent < 0:
             yield event("reset", {}) + b"\n"
-        with self._listening(_Stream(interest, session)):
+        with self._listening(_Stream(interest, session, is_gone)):
             spoke = loop.time()
             while not self._is_closed:
                 await self._ticked.wait()
+                if is_gone():
+                    return
                 if self._tick % CHECK_TICKS == 0 and not await holds():
                     return
                 changed = self._changed(keys, since=sent, looked_after=began)
@@ -169,7 +173,6 @@ class Feed:
     @contextmanager
     def _listening(self, stream: _Stream) -> Iterator[None]:
         self._streams.add(stream)
-        self._of_session[stream.session] += 1
         self._has_newcomer.set()
         if self._runner is None or self._runner.done():
             self._runner = asyncio.get_running_loop().create_task(self._run())
@@ -177,9 +180,6 @@ class Feed:
             yield
         finally:
             self._streams.discard(stream)
-            self._of_session[stream.session] -= 1
-            if not self._of_session[stream.session]:
-                del self._of_session[stream.session]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -65,7 +65,7 @@ def _publish(record: Record) -> None:
         if (spread := row.tokens_per_second) is not None
     ]
     (RESULTS / f"{name}.svg").write_text(bar_chart(f"{record['title']}: output tokens a second", bars))
-    write_section(name, _section(record))
+    write_section(name, _section(record), DOCUMENT)
 
 
 def write_section(name: str, text: str, document: Path = DOCUMENT) -> None:

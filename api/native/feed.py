@@ -16,6 +16,7 @@ from api.dashboard.assets import load_assets
 from api.deps import Caller, InjectedServices
 from api.feed_hub import Interest
 from api.feed_items import Search
+from api.http_protocol import end_of_input
 from api.native.events import EVENT_STREAM
 from api.native.finding import parse_job_id
 from jobs import search
@@ -88,6 +89,8 @@ async def read_feed(
         session=session_id,
         version=load_assets().digest,
         holds=holds,
+        # A page that was left looks like one that only sends no more, until something is sent to it.
+        is_gone=end_of_input(request.scope).is_set,
     )
     return StreamingResponse(stream, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 

@@ -109,7 +109,8 @@ def test_running_job_shows_progress_pauses_and_goes_on(open_page: Open, api: htt
         page.evaluate(WATCH_LAYOUT)
         before = done.inner_text()
         done.filter(has_not_text=re.compile(f"^{before}$")).wait_for()
-        assert page.evaluate("shift") < 0.001  # of the screen; a count gets one digit more
+        # A count may get one digit more; half a screen that moves by one line is more than this.
+        assert page.evaluate("shift") < 0.01
         page.keyboard.press("p")
         page.locator(".badge", has_text="Paused").wait_for()
         assert api.get(f"/v1/jobs/{job_id}").json()["paused_at"] is not None

@@ -111,6 +111,27 @@ def test_feed_goes_on_after_looks_that_failed() -> None:
     asyncio.run(run())
 
 
+def test_stream_of_a_page_that_was_left_takes_no_place_and_ends() -> None:
+    async def run() -> None:
+        feed, left = Feed(Looks()), asyncio.Event()
+        feeds = [
+            feed.read(Interest(None), last=None, session="s", version="v", holds=_holds, is_gone=left.is_set)
+            for _ in range(feed_hub.MOST_OF_ONE)
+        ]
+        for stream in feeds:
+            await anext(stream)
+            await anext(stream)
+        assert not feed.has_room("s")
+        assert feed.has_room("other")
+        left.set()
+        assert feed.has_room("s")
+        for stream in feeds:
+            assert [chunk async for chunk in stream] == []
+        feed.close()
+
+    asyncio.run(run())
+
+
 def test_full_process_takes_no_more_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_hub, "MOST_STREAMS", 1)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine import EngineConfig
+from engine.device.collectives import ALONE
 from engine.errors import ModelError
 from engine.linears import prepare_linears
 from engine.linears.packed import PackedEmbedding, PackedLinear
@@ -77,7 +78,9 @@ class GatedModel(Decoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlps = nn.Sequential(GatedMLP(24, 96, "silu", bias=True), GatedMLP(24, 33, "gelu_pytorch_tanh"))
+        self.mlps = nn.Sequential(
+            GatedMLP(24, 96, "silu", ALONE, bias=True), GatedMLP(24, 33, "gelu_pytorch_tanh", ALONE)
+        )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         result: torch.Tensor = self.mlps(hidden)
