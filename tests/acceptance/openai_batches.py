@@ -1,4 +1,4 @@
-"""What tests of the clients share: a batch run to its end, and a look into the tables."""
+"""What tests of the clients share: a tool, a batch run to its end, and a look into the tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,28 @@ import openai
 from openai.types import Batch
 from sqlalchemy import create_engine, text
 
+from cli.models import DEMO
 from cli.stack import RunningStack
 from jobs.database import sqlalchemy_url
 from tests.support.processes import await_condition
+
+ADD: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "strict": True,
+        "parameters": {
+            "x-guidance": {"whitespace_flexible": False},
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+ASK: Any = {"model": DEMO, "messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 90, "temperature": 0}
+NAMED: Any = {"type": "function", "function": {"name": "add"}}
 
 
 def ended(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Batch:

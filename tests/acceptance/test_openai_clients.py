@@ -20,7 +20,7 @@ from openai.types.webhooks import BatchCompletedWebhookEvent
 from cli.models import DEMO
 from cli.stack import RunningStack
 from demo.tasks import mixed_holdout
-from tests.acceptance.openai_batches import ended, rows
+from tests.acceptance.openai_batches import ADD, ASK, NAMED, NOW, ended, rows
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy
 from tests.support.receivers import receiver
@@ -253,25 +253,6 @@ class TestRepeats:
         assert int(str(after[0][0])) == int(str(before)) + 2
         ((job_id,),) = rows(stack, "SELECT id FROM jobs WHERE is_live ORDER BY id DESC OFFSET 1 LIMIT 1")
         assert made.id == f"cmpl-{str(job_id).replace('-', '')}"
-
-
-ADD: Any = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "strict": True,
-        "parameters": {
-            "x-guidance": {"whitespace_flexible": False},
-            "type": "object",
-            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
-            "required": ["a"],
-            "additionalProperties": False,
-        },
-    },
-}
-NOW: Any = {"type": "function", "function": {"name": "now"}}
-ASK: Any = {"model": DEMO, "messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 90, "temperature": 0}
-NAMED: Any = {"type": "function", "function": {"name": "add"}}
 
 
 class TestTools:
