@@ -5,9 +5,8 @@ gpu_memory_utilization × all  =  weights  +  the largest step  +  graphs       
                                                                   step, run, measured,
                                                                   and something for each
 
-All graphs share one pool, which grows to what the largest of them needs. It is no part of what other steps may use.
-Steps whose tokens the host samples need more for each row; they are measured with few rows, since few requests need
-the host, and `MemoryBackoff` halves a step that has too many.
+All graphs share one pool as large as the largest needs, apart from other steps' memory. Steps that the host samples
+need more for each row; they are measured with few rows, and `MemoryBackoff` halves a step that has too many.
 """
 
 from __future__ import annotations

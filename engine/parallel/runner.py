@@ -133,7 +133,7 @@ class TensorParallelRunner:
     def _wait(self, tokens: PendingTokens) -> npt.NDArray[np.int64]:
         with self._errors_as_engine_failed():
             result = tokens.wait()
-            # Where a rank ended meanwhile, work on this device was broken off and left no tokens.
+            # Where a rank has ended, work on this device was broken off and left no tokens.
             self._ranks.check()
             return result
 

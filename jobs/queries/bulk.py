@@ -97,7 +97,7 @@ def read_stake(connection: Connection, selection: Selection, action: Action) -> 
 def find_targets(
     connection: Connection, selection: Selection, action: Action, *, after: UUID | None, limit: int
 ) -> list[Target]:
-    """The next jobs to do it to, newest first, so that jobs which come in meanwhile are none of them."""
+    """The next jobs to do it to, newest first, so that jobs which come in later are none of them."""
     where, parameters = selection.condition(action)
     # Ids are ordered by time, and the index gives their order.
     rows = connection.execute(

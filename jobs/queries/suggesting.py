@@ -1,4 +1,4 @@
-"""Values of the newest jobs, for whoever types a search."""
+"""Values of the newest jobs, to complete a search that is being typed."""
 
 from __future__ import annotations
 
