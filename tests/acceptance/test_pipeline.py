@@ -7,19 +7,16 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import jsonschema
-import pytest
 
 from cli.client import Client, Submission
 from cli.commands.webhook_receiver import webhook_receiver
 from cli.models import DEMO
-from cli.stack import RunningStack, running_stack
+from cli.stack import RunningStack
 from demo.tasks import mixed_holdout
-from jobs.settings import Settings
 from tests.support.oracle import check
 from tests.support.processes import PATIENCE, await_condition
 
@@ -36,21 +33,6 @@ SCHEMA = {
     "required": ["word", "size", "kind"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("stack") / "data",
-        port=0,
-        lease=4,
-        fence_after=3,
-        heartbeat_interval=1,
-        sweep_interval=1,
-        webhook_allow_private=True,
-    )
-    with running_stack(settings, [DEMO]) as stack:
-        yield stack
 
 
 def test_schemas_that_hold_and_one_that_cannot(stack: RunningStack) -> None:

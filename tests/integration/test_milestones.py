@@ -1,4 +1,4 @@
-"""Milestones of running jobs: what the courier announces, to whom, and what a receiver reads."""
+"""Milestones of running jobs: the events that are announced, their receivers, and their payloads."""
 
 from __future__ import annotations
 
