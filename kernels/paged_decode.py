@@ -600,19 +600,20 @@ def decode_launches(
             "query_head_stride": query.stride(1),
             "table_stride": sequences.block_tables.stride(0),
         },
-        _decode_constants(
+        attention_constants(
             num_heads,
             num_kv_heads,
             head_dim,
             value_dim,
             block_size,
             plan.window,
-            plan.tile,
             scoring.soft_cap is not None,
             scoring.sinks is not None,
             cache.is_float8,
             query.dtype,
             target,
+            plan.tile,
+            padded(num_heads // num_kv_heads),
         )
         | _group_constants(plan.groups),
         num_warps=tiles.num_warps,
@@ -634,21 +635,25 @@ def _group_constants(groups: PrefixGroups | None) -> dict[str, int]:
 
 
 @cached
-def _decode_constants(
+def attention_constants(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
     value_dim: int,
     block_size: int,
     window: int | None,
-    tile: int,
     has_soft_cap: bool,
     has_sinks: bool,
     is_float8: bool,
     dtype: torch.dtype,
     target: Device,
+    tile: int,
+    rows: int,
 ) -> dict[str, Any]:
-    """Made once for each kind of layer: a step builds its launches hundreds of times."""
+    """Constants of a decode's and a prompt's kernel, whose programs take `rows` queries and `tile` positions at a time.
+
+    Made once for each kind of layer: a step builds its launches hundreds of times.
+    """
     return {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
@@ -664,7 +669,7 @@ def _decode_constants(
         "SCALES_VALUES": dtype is torch.float16,
         "UPCAST": target.is_interpreter,
         "TILE": tile,
-        "ROWS": padded(num_heads // num_kv_heads),
+        "ROWS": rows,
         "DIMS": padded(head_dim),
         "VALUE_DIMS": padded(value_dim),
     }

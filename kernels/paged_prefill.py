@@ -22,10 +22,8 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as cached
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ from kernels.device import Device, device_of
 from kernels.float8 import as_bits, from_e4m3, power_of_two
 from kernels.integers import ceil_div
 from kernels.launch import Launch
-from kernels.paged_decode import padded
+from kernels.paged_decode import attention_constants, padded
 from kernels.paged_layout import LayerCache, Scoring, StepSequences
 from kernels.triton_compat import LOG2_E, tl, triton
 
@@ -475,7 +473,7 @@ def prefill_launch(
             "query_head_stride": query.stride(1),
             "table_stride": sequences.block_tables.stride(0),
         },
-        _prefill_constants(
+        attention_constants(
             num_heads,
             num_kv_heads,
             head_dim,
@@ -487,44 +485,9 @@ def prefill_launch(
             cache.is_float8,
             query.dtype,
             target,
+            tiles.tile,
+            tiles.rows,
         ),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
-
-
-@cached
-def _prefill_constants(
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    value_dim: int,
-    block_size: int,
-    window: int | None,
-    has_soft_cap: bool,
-    has_sinks: bool,
-    is_float8: bool,
-    dtype: torch.dtype,
-    target: Device,
-) -> Mapping[str, Any]:
-    """Made once for each kind of layer: a step builds its launches hundreds of times."""
-    tiles = prefill_tiles(num_heads // num_kv_heads, head_dim, value_dim, dtype, target)
-    return {
-        "NUM_HEADS": num_heads,
-        "NUM_KV_HEADS": num_kv_heads,
-        "HEAD_DIM": head_dim,
-        "VALUE_DIM": value_dim,
-        "BLOCK_SIZE": block_size,
-        "WINDOW": window or 0,
-        "HAS_SOFT_CAP": has_soft_cap,
-        "HAS_SINKS": has_sinks,
-        "FLOAT8": is_float8,
-        "NATIVE_FLOAT8": target.converts_float8,
-        # A weight times a value's scale may be too small for float16.
-        "SCALES_VALUES": dtype is torch.float16,
-        "UPCAST": target.is_interpreter,
-        "TILE": tiles.tile,
-        "ROWS": tiles.rows,
-        "DIMS": padded(head_dim),
-        "VALUE_DIMS": padded(value_dim),
-    }
