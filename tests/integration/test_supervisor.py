@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,11 +133,15 @@ def test_restart_is_retried_when_a_child_cannot_be_started(
 def test_restart_delay_is_reset_after_a_steady_run(lines: io.StringIO) -> None:
     policy = RestartPolicy(first_delay=0.01, longest_delay=60.0, steady_after=0.0)
     with Supervisor(ChildLog(None, lines), policy) as supervisor:
+        began = time.monotonic()
         supervisor.start(shell("worker", "exec sleep 600"))
+        startup = time.monotonic() - began  # at least what the supervisor measured
         for _ in range(4):
             pid = supervisor.pids()["worker"]
             os.kill(pid, signal.SIGKILL)
             await_condition(lambda pid=pid: supervisor.pids().get("worker", pid) != pid, "a new process")  # type: ignore[misc]
+            steady = time.monotonic() + startup
+            await_condition(lambda steady=steady: time.monotonic() >= steady, "a run as long as the first start")  # type: ignore[misc]
     assert "in a row" not in lines.getvalue()
 
 
