@@ -7,6 +7,7 @@ python -m bench --quick            one small round, to see whether all of it wor
 python -m bench engine --profile   the bare engine on one workload, and where its steps' time goes
 python -m bench article            threads that post to /v1/completions, ours and a sequential server's
 python -m bench live               what the service adds to the bare engine where callers wait
+python -m bench batch              a batch file of a million lines, from its upload to its downloaded results
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import article, engine_command, live
+from bench import article, engine_command, large_batch, live
 from bench.comparison import Comparison, Entry, measured_ceilings
 from bench.contender import PRECISIONS, contenders
 from bench.machine import computes_in, cores
@@ -37,7 +38,7 @@ OTHERS = (
     "bench.startup",
     "bench.determinism",
 )
-COMMANDS = {command.NAME: command for command in (engine_command, article, live)}
+COMMANDS = {command.NAME: command for command in (engine_command, article, live, large_batch)}
 """Measurements with options of their own, instead of the comparison."""
 
 # The harness' own check, which says nothing about speed.

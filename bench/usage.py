@@ -28,6 +28,11 @@ def peak_memory(pids: Iterable[int]) -> int:
     return sum(_peak(pid) for pid in pids)
 
 
+def proportional_memory(pids: Iterable[int]) -> int:
+    """Resident bytes of processes together: a page that n of them share counts once."""
+    return sum(map(_proportional, pids))
+
+
 @dataclass(frozen=True, slots=True)
 class CpuTime:
     """Seconds of CPU since some moment: of everything, of one family of processes, and stolen by the hypervisor."""
@@ -41,7 +46,7 @@ class CpuTime:
         """Of the machine, and of `pid` and what it started."""
         times = psutil.cpu_times()
         busy = times.user + times.nice + times.system + times.irq + times.softirq
-        return cls(busy, sum(map(_used, family(pid))), times.steal)
+        return cls(busy, sum(map(cpu_seconds, family(pid))), times.steal)
 
     def others_since(self, before: CpuTime) -> float:
         """Seconds of CPU that went to anything else, the hypervisor's other guests included."""
@@ -49,13 +54,21 @@ class CpuTime:
         return max(0.0, busy) + self.stolen - before.stolen
 
 
-def _used(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Seconds of CPU of a process, and of its children that have ended."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
         return 0.0
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _proportional(pid: int) -> int:
+    """Bytes, in which a page that n processes share counts as an n-th."""
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.Error:
+        return 0  # it has just ended
 
 
 def _peak(pid: int) -> int:
