@@ -1,4 +1,4 @@
-"""What all tests share: where kernels run, and the plugin with databases where the service is installed."""
+"""What all tests share: where and with how many threads they compute, and the plugin with databases of the service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from hypothesis import settings as hypothesis_settings
 if "+cpu" in version("torch") or not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
     # Without a GPU, Triton's kernels run in its interpreter. The variable must be set before triton is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# On tiny tensors threads only wait for each other, and two tests at a time already share the machine. Processes that
+# tests start inherit this. What computes with several threads is tested with as many as it is told.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A machine for GPU tests has torch and none of the service's packages.
 HAS_SERVICE = find_spec("sqlalchemy") is not None

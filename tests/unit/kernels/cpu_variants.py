@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import torch
 
 from kernels.cpu.library import CpuKernelsUnavailable, Library, build, library, load, native_variant
 
@@ -25,3 +28,13 @@ def cpu_library(name: str) -> Library:
         return load(variant, build(variant, options=("-DPAGEMILL_WIDTH=16", "-Wno-psabi", "-O1")))
     except CpuKernelsUnavailable as error:
         pytest.skip(str(error))
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

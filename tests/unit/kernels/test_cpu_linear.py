@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.cpu.library import Library
 from kernels.cpu.linear import GROUP, linear, pack_weight, pad_bias, quantize_weight, quantized_linear_reference
-from tests.unit.kernels.cpu_variants import cpu_library
+from tests.unit.kernels.cpu_variants import computing_with, cpu_library
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 TYPES = list(TOLERANCE)
@@ -145,6 +145,22 @@ def test_linear_row_does_not_depend_on_other_rows(library: Library) -> None:
         together = linear(library, hidden, packed)
         for rows in (1, 5, 8, 200):
             assert torch.equal(linear(library, hidden[:rows], packed), together[:rows])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("int8", [False, True])
+def test_linear_gives_the_same_bits_with_any_number_of_threads(
+    int8: bool, dtype: torch.dtype, library: Library
+) -> None:
+    hidden, weight, _ = draw(301, 700, 401, dtype)
+    packed = pack_weight(weight, library.width, int8=int8)
+    with computing_with(1):
+        expected = linear(library, hidden, packed)
+    for threads in (2, 5):
+        for rows in (1, 7, 401):
+            with computing_with(threads):
+                found = linear(library, hidden[:rows], packed)
+            assert torch.equal(found, expected[:rows])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -16,7 +16,7 @@ from kernels.cpu.paged_attention import paged_attention
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import paged_attention_reference, plan_tiles
 from kernels.paged_layout import AttentionMetadata, LayerCache, Scoring
-from tests.unit.kernels.cpu_variants import cpu_library
+from tests.unit.kernels.cpu_variants import computing_with, cpu_library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -197,6 +197,18 @@ def test_paged_attention_equals_dense_attention_on_decodes_of_all_lengths(attend
 def test_paged_attention_equals_dense_attention_on_long_prompts(attend: Attend) -> None:
     step = make_step([100, 0], [700, 513], heads=2, kv_heads=1, head_dim=16)
     torch.testing.assert_close(attend(step).double(), attend_densely(step), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_cpp_attention_gives_the_same_bits_with_any_number_of_threads(dtype: torch.dtype) -> None:
+    attend = attend_in_cpp(cpu_library("native"))
+    found = []
+    for threads in (1, 2, 5):
+        step = make_step(*MIXED, dtype=dtype)
+        with computing_with(threads):
+            found.append(attend(step))
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
 
 
 def test_nan_in_one_sequence_does_not_change_others(attend: Attend) -> None:
