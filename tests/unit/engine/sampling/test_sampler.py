@@ -237,21 +237,23 @@ class TestUnsoundRows:
         assert str(only.error) == "no token is allowed here by the request's parameters"
 
 
-DISTRIBUTIONS: list[tuple[SamplingParams, Callable[[torch.Tensor], torch.Tensor]]] = [
-    (SamplingParams(), lambda logits: logits),
-    (SamplingParams(temperature=0.5), lambda logits: hf.TemperatureLogitsWarper(0.5)(NO_IDS, logits)),
-    (SamplingParams(temperature=2.0), lambda logits: hf.TemperatureLogitsWarper(2.0)(NO_IDS, logits)),
-    (SamplingParams(top_k=5), lambda logits: hf.TopKLogitsWarper(5)(NO_IDS, logits)),
-    (SamplingParams(top_p=0.8), lambda logits: hf.TopPLogitsWarper(0.8)(NO_IDS, logits)),
-    (SamplingParams(min_p=0.1), lambda logits: hf.MinPLogitsWarper(0.1)(NO_IDS, logits)),
+# The number that is counted up makes the draw, before any distribution is asked for.
+DISTRIBUTIONS: list[tuple[str, SamplingParams, Callable[[torch.Tensor], torch.Tensor]]] = [
+    ("seed", SamplingParams(), lambda logits: logits),
+    ("position", SamplingParams(), lambda logits: logits),
+    ("index", SamplingParams(), lambda logits: logits),
+    ("seed", SamplingParams(temperature=0.5), lambda logits: hf.TemperatureLogitsWarper(0.5)(NO_IDS, logits)),
+    ("position", SamplingParams(temperature=2.0), lambda logits: hf.TemperatureLogitsWarper(2.0)(NO_IDS, logits)),
+    ("index", SamplingParams(top_k=5), lambda logits: hf.TopKLogitsWarper(5)(NO_IDS, logits)),
+    ("seed", SamplingParams(top_p=0.8), lambda logits: hf.TopPLogitsWarper(0.8)(NO_IDS, logits)),
+    ("position", SamplingParams(min_p=0.1), lambda logits: hf.MinPLogitsWarper(0.1)(NO_IDS, logits)),
 ]
 
 
 class TestDraws:
-    @pytest.mark.parametrize("by", ["seed", "position", "index"])
-    @pytest.mark.parametrize(("params", "warp"), DISTRIBUTIONS)
+    @pytest.mark.parametrize(("by", "params", "warp"), DISTRIBUTIONS)
     def test_draws_follow_the_distribution(
-        self, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor], by: str
+        self, by: str, params: SamplingParams, warp: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
         """20,000 draws over 32 tokens follow the distribution, as any number is counted up."""
         draws, vocab = 20_000, 32
