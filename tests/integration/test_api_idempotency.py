@@ -22,7 +22,7 @@ BODY = b'{"custom_id":"a","prompt":"one"}\n{"custom_id":"b","prompt":"two"}\n'
 
 @pytest.fixture(scope="module")
 def api(api_settings: Settings) -> Iterator[Api]:
-    changes = {"stage_chunk_lines": 1, "max_wait": 2, "body_timeout": PATIENCE}
+    changes = {"stage_chunk_lines": 1, "max_wait": PATIENCE, "body_timeout": PATIENCE}
     with running_api(api_settings.model_copy(update=changes)) as running:
         yield running
 
@@ -151,7 +151,8 @@ def test_second_request_takes_over_when_the_first_is_cut(api: Api, api_rows: Row
 
 def test_second_request_is_refused_after_max_wait(api: Api, api_rows: Rows) -> None:
     first = Upload(api, api_rows, "busy")
-    refused = api.upload(BODY, key("busy"))
+    with running_api(api.settings.model_copy(update={"max_wait": 0.3})) as hasty:
+        refused = hasty.upload(BODY, key("busy"))
     assert error_of(refused, 409)["code"] == "idempotency_key_in_use"
     assert refused.headers["retry-after"] == "1"
     assert first.finish().status_code == 202

@@ -19,6 +19,7 @@ from standardwebhooks import Webhook
 
 from jobs.settings import Settings
 from tests.support.api_server import Api, error_of, running_api
+from tests.support.processes import await_condition
 from tests.support.rows import Rows
 from tests.support.services import Services
 
@@ -178,7 +179,7 @@ class TestSubmission:
             message = json.loads(popped[1])
             assert message["headers"]["task"] == "pagemill.drain"
             assert job["id"] in message["headers"]["argsrepr"]
-            assert api.client.get("/readyz").json()["notifications_sent"] == 1
+            await_condition(lambda: api.client.get("/readyz").json()["notifications_sent"] == 1, "its count")
 
 
 class TestReading:
@@ -227,7 +228,7 @@ class TestReading:
 
             def poll() -> None:
                 with closing(api.client_of("default")) as client:
-                    answers.append(client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 20}).json()["status"])
+                    answers.append(client.get(f"/v1/jobs/job_{job_id.hex}", params={"wait": 60}).json()["status"])
 
             polls = [threading.Thread(target=poll) for _ in range(8)]
             for thread in polls:

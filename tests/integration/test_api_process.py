@@ -18,10 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.submission import DEAD_AFTER
 from jobs.queries.submission import upload_lock
 from jobs.settings import Settings
-from tests.support.api_server import NDJSON, anonymous, error_of, new_key, running_api
+from tests.support.api_server import NDJSON, address_in, anonymous, error_of, new_key, running_api
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import rows_in
 
@@ -43,35 +42,30 @@ def api_process(database_url: str, redis_url: str, directory: Path, **environmen
     settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=directory)
     with rows_in(database_url) as rows:
         rows.clear()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     key = new_key(settings, "default")
     log = directory / "log"
     variables = {
         "PAGEMILL_DATABASE_URL": database_url,
         "PAGEMILL_REDIS_URL": redis_url,
         "PAGEMILL_DATA_DIR": str(directory),
-        "PAGEMILL_PORT": str(port),
+        "PAGEMILL_PORT": "0",
     }
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli", "api"], env=os.environ | variables | environment, stderr=file, stdout=file
         )
-    url = f"http://127.0.0.1:{port}"
+
+    def address() -> str | None:
+        return address_in(log.read_text())
+
     try:
+        await_condition(lambda: process.poll() is not None or address() is not None, "start of the API")
+        url = address() or "http://nowhere.invalid"
         with closing(anonymous(url, key)) as client:
-            await_condition(lambda: process.poll() is not None or is_alive(client), "start of the API")
             yield Process(process, url, key, client, log)
     finally:
         process.kill()
         process.wait()
-
-
-def is_alive(client: httpx.Client) -> bool:
-    try:
-        return client.get("/healthz").is_success
-    except httpx.ConnectError:
-        return False
 
 
 def test_api_imports_no_torch() -> None:
@@ -141,13 +135,12 @@ def test_api_exits_when_its_port_is_taken(database_url: str, redis_url: str, tmp
         assert "address already in use" in api.log.read_text()
 
 
-def test_upload_holds_its_key_until_its_process_dies(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    settings = Settings(
-        database_url=database_url,
-        redis_url=redis_url,
-        data_dir=tmp_path,
-        max_wait=2 * DEAD_AFTER,  # long enough to take over what looks dead
-    )
+def test_upload_holds_its_key_until_its_process_dies(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.submission.DEAD_AFTER", 0.5)
+    # Long enough to take over what looks dead.
+    settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=tmp_path, max_wait=1.0)
     key = {"idempotency-key": "killed"}
     with (
         api_process(database_url, redis_url, tmp_path, PAGEMILL_STAGE_CHUNK_LINES="1") as first,

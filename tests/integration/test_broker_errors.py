@@ -24,8 +24,10 @@ QUEUE = "attacked"
 LISTENING = f"""
 from jobs.settings import Settings
 from cli import logs
+from worker import broker_consumer
 from worker.app import make_app, run_solo
 
+broker_consumer.FIRST_PAUSE, broker_consumer.LONGEST_PAUSE, broker_consumer.STEADY_AFTER = 0.1, 0.5, 1.0
 logs.configure("info")
 app = make_app(Settings(), "test")
 
@@ -121,7 +123,8 @@ def test_worker_survives_a_redis_that_cannot_save(listener: Listener) -> None:
     outages, recoveries = (listener.log.read_text().count(words) for words in (OUTAGE, RECOVERY))
     # Where a directory stands, no snapshot can be put.
     directory = Path(os.fsdecode(listener.valkey.config_get("dir")["dir"]))
-    (directory / os.fsdecode(listener.valkey.config_get("dbfilename")["dbfilename"]) / "in the way").mkdir(parents=True)
+    obstacle = directory / os.fsdecode(listener.valkey.config_get("dbfilename")["dbfilename"]) / "in the way"
+    obstacle.mkdir(parents=True)
     listener.valkey.config_set("save", "3600 1")
     _execute(listener, "BGSAVE")
     listener.await_words(OUTAGE, outages + 1)
@@ -129,6 +132,8 @@ def test_worker_survives_a_redis_that_cannot_save(listener: Listener) -> None:
     listener.await_message(202)
     listener.await_words(RECOVERY, recoveries + 1)
     listener.valkey.config_set("save", "")  # or it would not end
+    obstacle.rmdir()
+    obstacle.parent.rmdir()
 
 
 def test_worker_survives_a_redis_without_memory(listener: Listener) -> None:
@@ -148,6 +153,47 @@ def test_worker_survives_a_redis_without_memory(listener: Listener) -> None:
     assert "Traceback" not in listener.log.read_text()
 
 
+@pytest.fixture
+def primary(tmp_path: Path) -> Iterator[redis.Redis]:
+    """Another Valkey, with data that a replica of it takes in key by key."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(ChildLog(tmp_path / "logs")))
+        services = stack.enter_context(embedded_services(DataDir(tmp_path), log, postgres=False))
+        assert services.redis_url is not None
+        client = stack.enter_context(contextlib.closing(redis.Redis.from_url(services.redis_url)))
+        client.config_set("repl-diskless-sync-delay", 0)
+        client.config_set("rdbcompression", "no")
+        client.mset({f"key {number}": "x" * 2000 for number in range(1000)})
+        yield client
+
+
+def test_worker_survives_a_redis_that_loads_its_data(listener: Listener, primary: redis.Redis) -> None:
+    """LOADING, as after a restart or here at the full synchronisation of a replica."""
+    listener.await_message(401)
+    outages, recoveries = (listener.log.read_text().count(words) for words in (OUTAGE, RECOVERY))
+    answers = _loading_answers(listener)
+    where = primary.connection_pool.connection_kwargs
+    for command in (
+        "CONFIG SET key-load-delay 100000",  # microseconds for each key: more than a minute for all of them
+        "CONFIG SET loading-process-events-interval-bytes 1024",  # it hears its clients after each key
+        "CONFIG SET replica-read-only no",
+        f"CONFIG SET primaryauth {where['password']}",
+        f"REPLICAOF {where['host']} {where['port']}",
+    ):
+        _execute(listener, command)
+    # None of these answers is to a question of this test: it asks for what a loading server tells.
+    await_condition(lambda: _loading_answers(listener) >= answers + 3, "three answers to the worker")
+    listener.await_words(OUTAGE, outages + 1)
+    assert listener.valkey.info("persistence")["loading"] == 1
+    _execute(listener, "CONFIG SET key-load-delay 0")
+    await_condition(lambda: listener.valkey.info("persistence")["loading"] == 0, "the end of loading")
+    _execute(listener, "REPLICAOF NO ONE")
+    listener.await_message(402)
+    listener.await_words(RECOVERY, recoveries + 1)
+    assert listener.log.read_text().count(OUTAGE) == outages + 1
+    assert "Traceback" not in listener.log.read_text()
+
+
 def test_worker_stops_at_once_during_an_outage(listener: Listener) -> None:
     outages = listener.log.read_text().count(OUTAGE)
     _execute(listener, "REPLICAOF 127.0.0.1 1")
@@ -162,6 +208,12 @@ def _execute(listener: Listener, command: str) -> None:
         await_condition(lambda: bool(_blocked(listener)), "a worker that waits in Valkey")
     blocked = _blocked(listener)
     listener.valkey.execute_command(*command.format(password=password, blocked=blocked[0] if blocked else "").split())
+
+
+def _loading_answers(listener: Listener) -> int:
+    """How many times the server has answered LOADING."""
+    errors = listener.valkey.info("errorstats")
+    return int(errors["errorstat_LOADING"]["count"]) if "errorstat_LOADING" in errors else 0
 
 
 def _blocked(listener: Listener) -> list[str]:

@@ -179,8 +179,8 @@ def test_delivery_is_repeated_when_the_courier_is_killed_before_its_commit(
             return reply()
 
         server.reply = kill_then_reply  # type: ignore[method-assign]
-        rows.finish(rows.job(1, webhook=server.url))
         with courier(tmp_path, rows.database_url, redis_url) as first:
+            rows.finish(rows.job(1, webhook=server.url))
             server.await_requests(1)
             first.process.wait(PATIENCE)
         (row,) = rows.query("SELECT attempts, delivered_at, due_at > clock_timestamp() AS held FROM deliveries")

@@ -124,7 +124,7 @@ def test_end_of_a_worker_waits_for_its_claim(rows: Rows, how: Callable[..., obje
 
 def test_reaper_passes_by_a_worker_whose_claim_is_under_way(rows: Rows) -> None:
     rows.job(2)
-    worker_id = rows.worker(lease=0.2)
+    worker_id = rows.worker(lease=1.0)
     with _claim_under_way(rows, worker_id):
         await_condition(lambda: _is_over(rows, worker_id), "end of the lease")
         assert rows.reap() is None

@@ -103,7 +103,11 @@ def test_child_that_keeps_dying_ends_no_other(supervisor: Supervisor, lines: io.
     other = tmp_path / "other"
     supervisor.start(shell("other", f"touch {other}; exec sleep 600", ready=is_there(other)))
     pid = supervisor.pids()["other"]
-    supervisor.start(shell("worker", "echo no model here; sleep 0.01; exit 7"))
+    # It lives until it is killed, however long `start` takes to look at it; from then on it dies at once.
+    broken = tmp_path / "broken"
+    supervisor.start(shell("worker", f"test -e {broken} || exec sleep 600; echo no model here; exit 7"))
+    broken.touch()
+    os.kill(supervisor.pids()["worker"], signal.SIGKILL)
     await_condition(lambda: "7 times in a row" in lines.getvalue(), "seven deaths")
     written = lines.getvalue()
     assert "[supervisor] ended with status 7, 6 times in a row; it is started again in 0.05 s" in written
@@ -246,7 +250,8 @@ def test_child_log_labels_and_keeps_lines(tmp_path: Path) -> None:
     stream = io.StringIO()
     log = ChildLog(tmp_path / "logs", stream, colour=True)
     with Supervisor(log, QUICK) as supervisor:
-        supervisor.start(shell("api", "echo hello; printf 'bad byte \\377' >&2; exec sleep 600"))
+        script = f"echo hello; printf 'bad byte \\377' >&2; touch {tmp_path}/said; exec sleep 600"
+        supervisor.start(shell("api", script, ready=is_there(tmp_path / "said")))
         await_condition(lambda: "hello" in stream.getvalue(), "a line")
     log.close()
     assert "\x1b[36mapi       | \x1b[0mhello\n" in stream.getvalue()

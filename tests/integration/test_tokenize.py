@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -20,6 +20,7 @@ from jobs.settings import Settings
 from tests.support.api_server import Api, anonymous, error_of, new_key, running_api
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows
+from tests.support.services import Services
 from worker.generation.tokenizer_server import TokenizerServer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -44,23 +45,27 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(made)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def worker(api: Api, api_rows: Rows, tokenizer: Tokenizer) -> Iterator[None]:
-    api_rows.clear_jobs()
-    api_rows.execute("DELETE FROM workers")
-    api_rows.worker()
+    api_rows.worker(lease=10 * PATIENCE)
     server = TokenizerServer(api.settings, tokenizer=lambda: tokenizer)
     server.start(MODEL)
     yield
     server.close()
 
 
-@pytest.fixture
-def ask(api: Api) -> Iterator[Callable[..., Any]]:
+@contextlib.contextmanager
+def asking(api: Api) -> Iterator[Callable[..., Any]]:
     """Post with the official client, as vLLM's users do."""
     key = new_key(api.settings, "default")
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE) as client:
         yield lambda path, **body: client.post(path, cast_to=object, body=body)
+
+
+@pytest.fixture(scope="module")
+def ask(api: Api) -> Iterator[Callable[..., Any]]:
+    with asking(api) as post:
+        yield post
 
 
 def text_of(ask: Callable[..., Any], **body: Any) -> str:
@@ -146,6 +151,18 @@ def test_paths_of_vllm_want_a_key_too(worker: None, api: Api) -> None:
 
 
 class TestAbsence:
+    @pytest.fixture
+    def api(self, api_settings: Settings, services: Services) -> Iterator[Api]:
+        """On a Redis of its own, where no worker listens."""
+        settings = api_settings.model_copy(update={"redis_url": services.redis_database()})
+        with running_api(settings) as running:
+            yield running
+
+    @pytest.fixture
+    def ask(self, api: Api) -> Iterator[Callable[..., Any]]:
+        with asking(api) as post:
+            yield post
+
     def test_without_a_worker_the_answer_is_503_at_once(
         self, api: Api, api_rows: Rows, ask: Callable[..., Any]
     ) -> None:
@@ -170,21 +187,22 @@ class TestAbsence:
             assert client.llen(tokenizer_queue("demo")) == 0
 
     def test_questions_that_wait_are_bounded(
-        self, api: Api, api_rows: Rows, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self,
+        api: Api,
+        api_rows: Rows,
+        tokenizer: Tokenizer,
+        ask: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(tokenizer_calls, "MOST_WAITING", 1)
-        monkeypatch.setattr(tokenizer_calls, "WAIT", 3.0)
+        monkeypatch.setattr(tokenizer_calls, "WAIT", PATIENCE)
         api_rows.worker()
-
-        def ask_in_vain() -> None:
-            with contextlib.suppress(openai.APIError):
-                ask("/tokenize", prompt="a")
-
-        first = threading.Thread(target=ask_in_vain)
-        first.start()
         assert api.settings.redis_url is not None
-        with redis.Redis.from_url(api.settings.redis_url) as client:
+        with ThreadPoolExecutor(1) as pool, redis.Redis.from_url(api.settings.redis_url) as client:
+            first = pool.submit(ask, "/tokenize", prompt="1")
             await_condition(lambda: client.llen(tokenizer_queue("demo")) == 1, "the first question")
-        with pytest.raises(openai.InternalServerError, match="Too many texts"):
-            ask("/tokenize", model="demo", prompt="b")
-        first.join()
+            with pytest.raises(openai.InternalServerError, match="Too many texts"):
+                ask("/tokenize", model="demo", prompt="2")
+            with contextlib.closing(TokenizerServer(api.settings, tokenizer=lambda: tokenizer)) as server:
+                server.start(MODEL)
+                assert first.result(PATIENCE)["tokens"] == [1, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -67,6 +68,12 @@ def new_key(settings: Settings, tenant: str, role: Role = Role.READ_WRITE) -> st
         tenants.add_key(connection, owner.id, name="test", hint=keys.hint(key), digest=digest, role=role)
     database.dispose()
     return key
+
+
+def address_in(log: str) -> str | None:
+    """Where an API process with this log listens, or None before it does."""
+    found = re.search(r"Uvicorn running on (http://\S+) \(", log)
+    return None if found is None else found[1]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import orjson
 from engine import Engine, SamplingParams
 from jobs.ids import JOB_PREFIX, parse_id
 from jobs.settings import Settings
-from tests.support.api_server import anonymous, new_key
+from tests.support.api_server import address_in, anonymous, new_key
 from tests.support.fake_worker import MODEL, load
 from tests.support.oracle import check
 from tests.support.pipeline import QUICK, Pipeline
@@ -34,15 +33,18 @@ class Service(Pipeline):
     def api(self, **environment: str) -> Iterator[httpx.Client]:
         """A client with a key for an API process, which answers by then."""
         settings = Settings(database_url=self.database_url, redis_url=self.redis_url, data_dir=self.directory)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        with (
-            self._process("api", {"PAGEMILL_PORT": str(port), **environment}) as process,
-            closing(anonymous(f"http://127.0.0.1:{port}", new_key(settings, "default"))) as client,
-        ):
-            await_condition(lambda: process.poll() is not None or _answers(client), "start of the API")
-            assert process.poll() is None, (self.directory / "api.log").read_text()
-            yield client
+        log = self.directory / "api.log"
+        log.touch()
+        before = len(log.read_text())
+
+        def address() -> str | None:
+            return address_in(log.read_text()[before:])
+
+        with self._process("api", {"PAGEMILL_PORT": "0", **environment}) as process:
+            await_condition(lambda: process.poll() is not None or address() is not None, "start of the API")
+            assert process.poll() is None, log.read_text()
+            with closing(anonymous(address() or "", new_key(settings, "default"))) as client:
+                yield client
 
     @contextlib.contextmanager
     def courier(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -135,10 +137,3 @@ def all_jobs(client: httpx.Client) -> Iterator[dict[str, Any]]:
     while page["has_more"]:
         page = client.get("/v1/jobs", params={"limit": 100, "after": page["last_id"]}).json()
         yield from page["data"]
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/healthz").is_success
-    except httpx.ConnectError:
-        return False
