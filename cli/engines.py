@@ -23,4 +23,6 @@ def engine_config(settings: Settings) -> EngineConfig:
         gpu_memory_utilization=settings.gpu_memory_utilization,
         tensor_parallel_size=settings.tensor_parallel_size,
         cpu_kv_cache_bytes=settings.kv_cache_bytes,
+        weight_cache_bytes=settings.weight_cache_bytes,
+        weight_cache_dir=settings.weight_cache_dir,
     )

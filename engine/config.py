@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.errors import InvalidConfig
 
@@ -70,6 +71,14 @@ class EngineConfig:
     """How the weights of linear layers are stored; None: as `dtype` says. "int8": rounded at load, a scale for
     each 64 inputs of an output; what they are multiplied with is rounded to 16 bits. On the CPU only."""
 
+    weight_cache_bytes: int = 0
+    """What packed weights may take in `weight_cache_dir`, where the next start maps them instead of reading, rounding
+    and packing the checkpoint; those unused for longest go first. 0: none are kept. On the CPU only, for natively
+    implemented models."""
+
+    weight_cache_dir: Path | None = None
+    """A directory that no other user can write to. None: `~/.cache/pagemill/weights`."""
+
     tensor_parallel_size: int = 1
     """Ranks that share the model: each is a process with a GPU of its own, or one on the CPU, and holds a part of every
     layer and of the KV cache. Natively implemented models with plain weights only."""
@@ -92,6 +101,8 @@ class EngineConfig:
         for name in ("max_model_len", "num_kv_blocks", "cpu_kv_cache_bytes", "decode_steps"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.weight_cache_bytes < 0:
+            raise InvalidConfig(f"weight_cache_bytes must be at least 0, not {self.weight_cache_bytes}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidConfig(
                 f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}"

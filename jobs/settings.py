@@ -131,6 +131,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Memory for keys and values on a CPU, taken at the start. Unset: up to half of what is free.",
     )
+    weight_cache_bytes: int = Field(
+        default=16384 * MIB,
+        ge=0,
+        description="What packed weights may take on disk, where a worker's next start on a CPU maps them. 0: none are "
+        "kept.",
+    )
+    weight_cache_dir: Path | None = Field(
+        default=None, description="Where packed weights lie. Unset: `~/.cache/pagemill/weights`."
+    )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory to use.")
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="Processes that share the model, each with a GPU of its own, or on a CPU."
@@ -236,11 +245,11 @@ class Settings(BaseSettings):
             password = password.get_secret_value()
         return values | {"database_url": addresses.with_password(url, str(password))}
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "weight_cache_dir")
     @classmethod
-    def _home_is_meant(cls, path: Path) -> Path:
+    def _home_is_meant(cls, path: Path | None) -> Path | None:
         # A shell does not expand the tilde of a value in quotes, nor of one in an env file.
-        return path.expanduser()
+        return None if path is None else path.expanduser()
 
     @field_validator("database_url")
     @classmethod

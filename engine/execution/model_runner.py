@@ -34,9 +34,9 @@ from engine.execution.memory_budget import (
     step_bytes,
 )
 from engine.execution.multi_step import MultiStepDecoder, most_demanding_mode, sample_tokens
-from engine.linears import LinearReplacer, prepare_linears
+from engine.linears import prepare_linears
 from engine.loading.hub import eos_token_ids, load_config, resolve_model
-from engine.loading.weights import load_model
+from engine.loading.packed_model import load_packed_model
 from engine.models.decoder import Decoder, TokenInputs
 from engine.models.generic import GenericDecoder, verify
 from engine.sampling.sampler import Sampler
@@ -127,14 +127,7 @@ class ModelRunner:
         path = resolve_model(path_or_id)
         model_config = load_config(path)
         device, threads = device_of(config, group.rank), Threads()
-        model = load_model(
-            path,
-            model_config,
-            config,
-            device=device,
-            group=group,
-            on_module_loaded=lambda model: LinearReplacer(model, config, device, threads).replace,
-        )
+        model = load_packed_model(path, model_config, config, device=device, threads=threads, group=group)
         # A rank that could not load is noticed here, before any waits for it on the device.
         group.minimum(0)
         eos = eos_token_ids(path, model_config, model.vocab_size)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.config import EngineConfig
 from engine.device.threads import Threads
@@ -31,15 +32,27 @@ class LinearReplacer:
     A layer's weight is freed as soon as its packed copy exists, so that no more than one is held twice. With
     `quantization="int8"` all but routers and the layer that makes the logits are rounded to int8. With
     `deterministic` the layers see tiles of a fixed number of rows; `threads` are those of the model's passes.
+
+    Where parts of layers were packed before, by the layer's name in the model, those layers are restored of them and
+    all others stay as they are.
     """
 
-    def __init__(self, model: Decoder, config: EngineConfig, device: torch.device, threads: Threads) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        config: EngineConfig,
+        device: torch.device,
+        threads: Threads,
+        packed: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
         """Raises `ModelError` where the machine cannot do what the configuration asks for."""
         self._model = model
         self._config = config
         self._kernels = _kernels(config, device)
         self._threads = threads
         self._places = linear_places(model) if device.type == "cpu" else {}
+        self._packed = packed
+        self._names = {} if packed is None else {module: name for name, module in model.named_modules()}
 
     def replace(self, module: nn.Module) -> None:
         """Exchange a linear layer, wherever it stands, once its weights are there. Other modules stay."""
@@ -64,20 +77,32 @@ class LinearReplacer:
                     module.product = TiledProduct(self._threads)
 
     def _make(self, layer: nn.Linear) -> nn.Module | None:
-        kernels, embeddings = self._kernels, tied_embeddings(self._model, layer)
+        embeddings = tied_embeddings(self._model, layer)
+        packed = self._pack(layer, embeddings) if self._packed is None else self._restore(layer)
+        if packed is not None:
+            if embeddings:
+                replace_embeddings(self._model, embeddings, PackedEmbedding(packed))
+            return packed
+        # What oneDNN has packed cannot be read by an embedding.
+        is_for_onednn = self._packed is None and OneDNNLinear.takes(layer) and not embeddings
+        return OneDNNLinear(layer) if is_for_onednn else None
+
+    def _restore(self, layer: nn.Linear) -> PackedLinear | None:
+        assert self._packed is not None
+        parts = self._packed.get(self._names[layer])
+        return None if parts is None or self._kernels is None else PackedLinear.restore(self._kernels, layer, parts)
+
+    def _pack(self, layer: nn.Linear, embeddings: Sequence[nn.Embedding]) -> PackedLinear | None:
         is_quantized = (
             self._config.quantization == "int8" and _LEAST_QUANTIZED <= layer.out_features != self._model.vocab_size
         )
-        if kernels is not None and PackedLinear.takes(layer) and (is_quantized or not OneDNNLinear.is_best(layer)):
-            if is_quantized:
-                return PackedLinear(kernels, layer, int8=True)
-            if not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
-                return None
-            packed = PackedLinear(kernels, layer)
-            replace_embeddings(self._model, embeddings, PackedEmbedding(packed))
-            return packed
-        # What oneDNN has packed cannot be read by an embedding.
-        return OneDNNLinear(layer) if OneDNNLinear.takes(layer) and not embeddings else None
+        if self._kernels is None or not PackedLinear.takes(layer):
+            return None
+        if is_quantized:
+            return PackedLinear.pack(self._kernels, layer, int8=True)
+        if OneDNNLinear.is_best(layer) or not all(PackedEmbedding.takes(embedding) for embedding in embeddings):
+            return None
+        return PackedLinear.pack(self._kernels, layer)
 
 
 def prepare_linears(model: Decoder, config: EngineConfig, device: torch.device, threads: Threads | None = None) -> None:

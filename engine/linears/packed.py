@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from kernels.cpu.library import Library
@@ -9,17 +11,38 @@ from kernels.cpu.linear import ACTIVATIONS, TYPES, PackedWeight, linear, pack_we
 
 
 class PackedLinear(nn.Module):
-    """Takes a linear layer's weight over: the layer is not to be used afterwards."""
+    """A linear layer with a packed weight; made by `pack` of a loaded layer, or by `restore` of one packed before."""
 
     activations = frozenset(ACTIVATIONS)
 
-    def __init__(self, library: Library, layer: nn.Linear, *, int8: bool = False) -> None:
+    def __init__(self, library: Library, weight: PackedWeight, bias: Tensor | None) -> None:
+        """`bias` as `pad_bias` makes it."""
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight: PackedWeight = pack_weight(layer.weight.detach(), library.width, int8=int8)
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.weight: PackedWeight = weight
         self._library = library
-        self._bias = None if layer.bias is None else pad_bias(layer.bias.detach(), library.width)
+        self._bias = bias
+
+    @classmethod
+    def pack(cls, library: Library, layer: nn.Linear, *, int8: bool = False) -> PackedLinear:
+        """Take a linear layer's weight over: the layer is not to be used afterwards."""
+        weight = pack_weight(layer.weight.detach(), library.width, int8=int8)
+        bias = None if layer.bias is None else pad_bias(layer.bias.detach(), library.width)
         del layer.weight
+        return cls(library, weight, bias)
+
+    @classmethod
+    def restore(cls, library: Library, layer: nn.Linear, parts: Mapping[str, Tensor]) -> PackedLinear:
+        """Stand for a layer that has no weights yet, with the `parts` that its packed form had."""
+        panels = parts["panels"]
+        weight = PackedWeight(panels, parts.get("scale"), layer.in_features, layer.out_features, panels.dtype)
+        return cls(library, weight, parts.get("bias"))
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All of its numbers, for `restore`."""
+        named = {"panels": self.weight.panels, "scale": self.weight.scale, "bias": self._bias}
+        return {name: part for name, part in named.items() if part is not None}
 
     @staticmethod
     def takes(layer: nn.Linear) -> bool:

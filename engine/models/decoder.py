@@ -56,6 +56,9 @@ class Decoder(nn.Module):
 class NativeDecoder(Decoder):
     """A decoder of our own, whose weights our loader fills."""
 
+    is_tied: bool
+    """Whether the head uses the embedding's weight."""
+
     @abstractmethod
     def weights(self) -> Weights:
         """Where each tensor of a checkpoint goes. The parameters may be on the meta device."""

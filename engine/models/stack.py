@@ -79,7 +79,7 @@ class StackDecoder(NativeDecoder):
         self.layers: Stack[nn.Module] = Stack(layers)
         self.norm = norm
         self.head = nn.Linear(features, self._tokens.length, bias=head_bias)
-        self._tied = tied
+        self.is_tied = tied
         if tied:
             self.head.weight = self.embedding.weight
         self.attention_layers = [layer.attention for layer in self._stack()]
@@ -102,7 +102,7 @@ class StackDecoder(NativeDecoder):
             layer.add_weights(weights, f"{names.prefix}{names.layers}.{index}")
         for name, parameter in self.norm.named_parameters():
             weights.add(f"{names.prefix}{names.norm}.{name}", parameter)
-        if not self._tied:
+        if not self.is_tied:
             weights.add_linear("lm_head", self.head, outputs=self._tokens)
         else:
             weights.copies["lm_head.weight"] = embedding

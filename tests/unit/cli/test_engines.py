@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -26,16 +27,20 @@ def test_settings_reach_the_engine() -> None:
         block_size=8,
         kv_cache_bytes=2**20,
         gpu_memory_utilization=0.5,
+        weight_cache_bytes=2**30,
+        weight_cache_dir=Path("~/weights"),
     )
     config = engine_config(settings)
     assert (config.dtype, config.device, config.max_model_len) == ("float32", "cpu", 100)
     assert (config.quantization, config.deterministic) == ("int8", True)
     assert (config.max_num_seqs, config.max_num_batched_tokens, config.block_size) == (3, 64, 8)
     assert (config.cpu_kv_cache_bytes, config.gpu_memory_utilization) == (2**20, 0.5)
+    assert (config.weight_cache_bytes, config.weight_cache_dir) == (2**30, Path.home() / "weights")
 
 
 def test_limits_that_are_not_set_are_the_engines_own_on_a_cpu() -> None:
-    assert engine_config(Settings(device="cpu")) == EngineConfig(device="cpu")
+    # A library keeps no weights on the user's disk unless it is told to.
+    assert engine_config(Settings(device="cpu", weight_cache_bytes=0)) == EngineConfig(device="cpu")
 
 
 def test_options_of_vllms_names_go_before_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +69,7 @@ def test_options_of_vllms_names_go_before_settings(monkeypatch: pytest.MonkeyPat
         max_num_seqs=3,
         max_num_batched_tokens=64,
         block_size=8,
+        weight_cache_bytes=settings.weight_cache_bytes,
     )
 
 
