@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from engine.attention import AttentionLayer
 from engine.attention.kv_cache import KVCache
+from engine.batch import Batch, BatchEntry
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.execution.model_runner import ModelRunner
@@ -42,19 +42,40 @@ def test_kv_cache_is_sized_by_memory_and_by_need(directory: Path) -> None:
 @pytest.mark.slow
 def test_kv_cache_takes_memory_only_when_used() -> None:
     layer = AttentionLayer(0, 8, 8, 64, 64, 1.0)
-    before = _resident()
+    before = _memory("VmRSS")
     cache = KVCache.allocate([layer], 2**15, 16, dtype=torch.bfloat16, device=CPU)
     size = sum(tensor.nbytes for tensor in cache.layers[0].tensors)
     assert size > 2**30
-    assert _resident() - before < size / 8
+    assert _memory("VmRSS") - before < size / 8
     assert not cache.layers[0].keys[123].any()
     taken = KVCache.allocate([layer], 2**12, 16, dtype=torch.bfloat16, device=CPU, takes_memory=True)
-    assert _resident() - before > sum(tensor.nbytes for tensor in taken.layers[0].tensors)
+    assert _memory("VmRSS") - before > sum(tensor.nbytes for tensor in taken.layers[0].tensors)
 
 
-def _resident() -> int:
-    """Bytes of main memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def test_kv_cache_grows_as_it_fills(tmp_path: Path) -> None:
+    """Its limit is 2 GiB here, of which a prompt of 1,600 tokens needs 50 MiB: as much as its blocks."""
+    from transformers import AutoConfig
+
+    sizes = SIZES | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 8}
+    AutoConfig.for_model("llama", **sizes | {"max_position_embeddings": 2048}).save_pretrained(tmp_path)
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    runner = ModelRunner.from_pretrained(
+        tmp_path, EngineConfig(device="cpu", random_weights=True, dtype="float32", num_kv_blocks=4096)
+    )
+    limit = sum(tensor.nbytes for layer in runner.cache.layers for tensor in layer.tensors)
+    assert limit > 2**31
+    used = 1600 * limit // (4097 * 16)
+    untouched = _memory("VmRSS")
+    runner.run(Batch([BatchEntry([1] * 1600, 0, range(100), 1)]))
+    assert _memory("VmRSS") - untouched >= used
+    assert _memory("VmHWM") - before < 2 * used + BESIDE
+
+
+def _memory(key: str) -> int:
+    """Bytes, of a line of this process's status."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.fixture(scope="module")
