@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -119,23 +119,17 @@ def model_of(line: NumberedLine, max_depth: int) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def output_lines(batch_id: UUID, results: Sequence[StoredResult], *, is_output: bool) -> Iterator[bytes]:
-    """The lines of one of the two files: answers with status 200, or all others."""
-    for result in results:
-        document = orjson.loads(result.body)
-        response, error = document["response"], document["error"]
-        if (response is not None and response["status_code"] == 200) is not is_output:
-            continue
-        if error is not None:
-            error = {"code": _ENDED.get(error["code"], error["code"]), "message": error["message"]}
-        yield (
-            orjson.dumps(
-                {
-                    "id": f"batch_req_{batch_id.hex}-{result.line}",
-                    "custom_id": result.custom_id,
-                    "response": response,
-                    "error": error,
-                }
-            )
-            + b"\n"
-        )
+def output_line(batch_id: UUID, result: StoredResult) -> tuple[bool, bytes]:
+    """A line of a file of results, and whether it is an answer with status 200."""
+    document = orjson.loads(result.body)
+    response, error = document["response"], document["error"]
+    if error is not None:
+        error = {"code": _ENDED.get(error["code"], error["code"]), "message": error["message"]}
+    line = {
+        "id": f"batch_req_{batch_id.hex}-{result.line}",
+        "custom_id": result.custom_id,
+        "response": response,
+        "error": error,
+    }
+    is_answered = response is not None and response["status_code"] == 200
+    return is_answered, orjson.dumps(line) + b"\n"

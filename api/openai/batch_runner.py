@@ -1,7 +1,7 @@
 """Batches at both their ends, in the background of each API process: a file becomes a job, results become files.
 
     validate   input ──LineSplitter──▶ groups ──LineReader──▶ staged lines ──publish──▶ a job      or errors, and no job
-    finalize   results ──output_lines──▶ two files in the store
+    finalize   results ──output_line──▶ two files in the store
 
 Work is found in Postgres, so it goes on elsewhere where a process dies; `Services.batches_wait` only makes it sooner.
 """
@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Services
 from api.line_groups import groups_of_lines
-from api.openai.batch_lines import Complaints, LineReader, model_of, output_lines
+from api.openai.batch_lines import Complaints, LineReader, model_of, output_line
 from api.request_body import LineSplitter, NumberedLine
 from api.tasks import end_tasks
 from jobs.errors import DuplicateCustomId, PagemillError, TooLarge
@@ -133,8 +133,11 @@ class BatchRunner:
                 reader = LineReader(batch.endpoint, model, batch.on_error, settings.max_json_depth)  # type: ignore[arg-type]
                 staged = await asyncio.to_thread(reader.read, group, complaints)
                 if staged:
-                    job_id = await self._stage(batch, job_id, model, staged, complaints)
-                await self._hold(batch)
+                    if job_id is None:
+                        job_id = await self._services.transaction(self._open, batch, model)
+                    await self._stage(batch, job_id, staged, complaints)
+                else:
+                    await self._hold(batch)
             if model is None and not complaints.count:
                 complaints.add("empty_file", "The file has no lines.")
             if complaints.count or model is None or job_id is None:
@@ -183,18 +186,14 @@ class BatchRunner:
         complaints.add("invalid_json_line", "no model is named here, nor near here", line=first, param="body.model")
         return None
 
-    async def _stage(
-        self, batch: Batch, job_id: UUID | None, model: ModelLimits, lines: list[StagedLine], complaints: Complaints
-    ) -> UUID:
+    async def _stage(self, batch: Batch, job_id: UUID, lines: list[StagedLine], complaints: Complaints) -> None:
         """Store a group. Lines with a custom_id that stood before are complaints, or refused where errors are skipped.
 
         Staging goes on after complaints, because Postgres finds the duplicates among all lines.
         """
-        staging = await self._services.transaction(self._open, batch, model) if job_id is None else job_id
         while lines:
             try:
-                if not await self._services.transaction(submission.stage_lines, staging, lines):
-                    raise HoldLost
+                await self._services.transaction(self._stage_group, batch, job_id, lines)
                 break
             except DuplicateCustomId as error:
                 place = next(i for i, line in enumerate(lines) if line.line == error.line)
@@ -203,7 +202,13 @@ class BatchRunner:
                     lines.insert(place, _renamed(duplicate, error))
                 else:
                     complaints.add(error.code, error.message, line=error.line, param="custom_id")
-        return staging
+
+    def _stage_group(self, connection: Connection, batch: Batch, job_id: UUID, lines: list[StagedLine]) -> None:
+        """Store lines and renew the hold, by one commit."""
+        if not submission.stage_lines(connection, job_id, lines):
+            raise HoldLost
+        if not batches.hold(connection, self._holder, batch.id, seconds=HOLD):
+            raise HoldLost
 
     def _open(self, connection: Connection, batch: Batch, model: ModelLimits) -> UUID:
         options = JobOptions(model=model.name, metadata=batch.metadata or {})
@@ -222,28 +227,34 @@ class BatchRunner:
     # From results to files
 
     async def _finalize(self, batch: Batch) -> None:
-        assert batch.job_id is not None
-        sizes = {}
-        for file_id, is_output in ((batch.output_file_id, True), (batch.error_file_id, False)):
-            assert file_id is not None
-            sizes[is_output] = await self._store(batch, file_id, is_output=is_output)
-        if not await self._services.transaction(
-            batches.finalize, self._holder, batch, output_bytes=sizes[True], error_bytes=sizes[False]
+        """Store both files in one pass over the results."""
+        assert batch.output_file_id is not None
+        assert batch.error_file_id is not None
+        output_bytes = error_bytes = 0
+        store = self._services.files
+        async with (
+            store.writing(file_name(batch.output_file_id)) as output,
+            store.writing(file_name(batch.error_file_id)) as errors,
         ):
-            raise HoldLost
-
-    async def _store(self, batch: Batch, file_id: UUID, *, is_output: bool) -> int | None:
-        """Bytes of a file of results once it is stored; None where it has no lines."""
-        size = 0
-        async with self._services.files.writing(file_name(file_id)) as writer:
             renewed = time.monotonic()
-            async for page in result_pages(self._services, batch, is_output=is_output):
-                size += len(page)
-                await writer.write(page)
+            async for results in _pages(self._services, batch):
+                answered, others = await asyncio.to_thread(_parts, batch.id, results)
+                output_bytes += len(answered)
+                error_bytes += len(others)
+                await output.write(answered)
+                if others:
+                    await errors.write(others)
                 if time.monotonic() - renewed > HOLD / 6:
                     await self._hold(batch)
                     renewed = time.monotonic()
-        return size or None
+        if not await self._services.transaction(
+            batches.finalize,
+            self._holder,
+            batch,
+            output_bytes=output_bytes or None,
+            error_bytes=error_bytes or None,
+        ):
+            raise HoldLost
 
 
 def _renamed(line: StagedLine, error: DuplicateCustomId) -> StagedLine:
@@ -251,7 +262,15 @@ def _renamed(line: StagedLine, error: DuplicateCustomId) -> StagedLine:
 
 
 async def result_pages(services: Services, batch: Batch, *, is_output: bool) -> AsyncIterator[bytes]:
-    """The lines of a file of results as they are now, in pages; each page is a transaction of its own."""
+    """The lines of a file of results as they are now, in pages."""
+    async for results in _pages(services, batch):
+        answered, others = await asyncio.to_thread(_parts, batch.id, results)
+        if page := answered if is_output else others:
+            yield page
+
+
+async def _pages(services: Services, batch: Batch) -> AsyncIterator[list[StoredResult]]:
+    """A batch's results as they are now; each page is a transaction of its own."""
     assert batch.job_id is not None
     after = 0
     while True:
@@ -259,10 +278,14 @@ async def result_pages(services: Services, batch: Batch, *, is_output: bool) -> 
         if not results:
             return
         after = results[-1].seq
-        page = await asyncio.to_thread(_page, batch.id, results, is_output)
-        if page:
-            yield page
+        yield results
 
 
-def _page(batch_id: UUID, results: list[StoredResult], is_output: bool) -> bytes:
-    return b"".join(output_lines(batch_id, results, is_output=is_output))
+def _parts(batch_id: UUID, results: list[StoredResult]) -> tuple[bytes, bytes]:
+    """The lines of the two files: answers with status 200, and all others."""
+    answered: list[bytes] = []
+    others: list[bytes] = []
+    for result in results:
+        is_answered, line = output_line(batch_id, result)
+        (answered if is_answered else others).append(line)
+    return b"".join(answered), b"".join(others)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.queries.planner import force_index_scans
 from jobs.states import TERMINAL_JOB_STATES, JobState
 
 
@@ -132,14 +133,19 @@ def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int
 
     A job's row is locked while a group takes its `seq`, so a smaller one never becomes visible later.
     """
-    # By primary key (job_id, seq); custom_id stands with the body.
+    force_index_scans(connection)
+    # By primary key (job_id, seq); each custom_id by the key of its body, alone in its range (decision 0010).
     rows = connection.execute(
         text("""
             SELECT r.seq, r.line, b.custom_id, r.body
-            FROM results r JOIN bodies b USING (job_id, line)
-            WHERE r.job_id = :job_id AND r.seq > :after
+            FROM (
+                SELECT job_id, seq, line, body FROM results
+                WHERE job_id = :job_id AND seq > :after ORDER BY seq LIMIT :limit
+            ) r CROSS JOIN LATERAL (
+                SELECT custom_id FROM bodies b
+                WHERE b.job_id = r.job_id AND b.line BETWEEN r.line AND r.line ORDER BY b.line LIMIT 1
+            ) b
             ORDER BY r.seq
-            LIMIT :limit
         """),
         {"job_id": job_id, "after": after, "limit": limit},
     )
