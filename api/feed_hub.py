@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from api.feed_items import PARTS, Found, Key, Scope, Search, Wanted, event
@@ -67,7 +67,7 @@ class Interest:
             yield "parts", self.scope, self.opened
 
     def messages(self) -> Iterator[Key]:
-        """What is to be sent."""
+        """The keys of what is to be sent."""
         for key in self.looks():
             if key[0] != "parts":
                 yield key
@@ -78,7 +78,10 @@ class Interest:
 
 @dataclass(eq=False, slots=True)
 class _Stream:
-    interest: Interest
+    shown: Interest
+    """Without the search, in which streams of one page differ: each knows another job as the newest."""
+
+    search: Search | None
     session: Hashable | None
     is_gone: Callable[[], bool]
 
@@ -100,6 +103,7 @@ class Feed:
         self._tick = 0
         self._streams: set[_Stream] = set()
         self._messages: dict[Key, _Message] = {}
+        self._joined: dict[tuple[Interest, int], bytes] = {}  # of this tick: what changed since another one
         self._looked: dict[Key, int] = {}
         self._ticked = asyncio.Event()
         self._has_newcomer = asyncio.Event()
@@ -130,11 +134,12 @@ class Feed:
         loop = asyncio.get_running_loop()
         began = self._tick
         sent = self._tick_of(last)
-        keys = list(interest.messages())
+        stream = _Stream(replace(interest, search=None), interest.search, session, is_gone)
+        own = [] if interest.search is None else [("search", interest.search)]
         yield b"retry: 3000\n" + event("hello", {"version": version}) + b"\n"
         if last is not None and sent < 0:
             yield event("reset", {}) + b"\n"
-        with self._listening(_Stream(interest, session, is_gone)):
+        with self._listening(stream):
             spoke = loop.time()
             while not self._is_closed:
                 await self._ticked.wait()
@@ -142,7 +147,10 @@ class Feed:
                     return
                 if self._tick % CHECK_TICKS == 0 and not await holds():
                     return
-                changed = self._changed(keys, since=sent, looked_after=began)
+                changed = [
+                    *self._shared(stream.shown, since=sent, looked_after=began),
+                    *self._changed(own, since=sent, looked_after=began),
+                ]
                 sent = self._tick
                 if changed or loop.time() - spoke >= COMMENT_AFTER:
                     spoke = loop.time()
@@ -161,6 +169,16 @@ class Feed:
         process, _, tick = (event_id or "").partition("-")
         is_ours = process == self._process and tick.isdecimal() and int(tick) <= self._tick
         return int(tick) if is_ours else -1
+
+    def _shared(self, shown: Interest, *, since: int, looked_after: int) -> list[bytes]:
+        """What changed, joined once for all streams that show the same and are as far."""
+        if since < looked_after:
+            return self._changed(shown.messages(), since=since, looked_after=looked_after)
+        joined = self._joined.get((shown, since))
+        if joined is None:
+            messages = self._changed(shown.messages(), since=since, looked_after=looked_after)
+            joined = self._joined[shown, since] = b"\n".join(messages)
+        return [joined] if joined else []
 
     def _changed(self, keys: Iterable[Key], *, since: int, looked_after: int) -> list[bytes]:
         found = (self._messages.get(key) for key in keys)
@@ -205,7 +223,9 @@ class Feed:
     def _due(self) -> dict[str, list[Key]]:
         """By kind, what the next look reads: what some stream shows, those first whose last look is longest ago."""
         due: dict[str, list[Key]] = {kind: [] for kind in PACE}
-        for key in {key for stream in self._streams for key in stream.interest.looks()}:
+        shown = {key for interest in {stream.shown for stream in self._streams} for key in interest.looks()}
+        searches = {("search", stream.search) for stream in self._streams if stream.search is not None}
+        for key in shown | searches:
             kind = str(key[0])
             if self._tick + 1 - self._looked.get(key, -KEPT_TICKS) >= PACE[kind][0]:
                 due[kind].append(key)
@@ -218,6 +238,7 @@ class Feed:
 
     def _take(self, due: Mapping[str, Sequence[Key]], found: Mapping[Key, Found], now: float) -> None:
         self._tick += 1
+        self._joined.clear()
         for keys in due.values():
             self._looked.update(dict.fromkeys(keys, self._tick))
         for key, thing in found.items():

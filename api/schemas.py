@@ -33,6 +33,41 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+def job_fields(job: Job) -> dict[str, object]:
+    """The fields of `JobObject`, of a published job."""
+    return {
+        "id": public_id(JOB_PREFIX, job.id),
+        "name": job.name,
+        "status": job.state,
+        "model": job.model,
+        "priority": job.priority,
+        "metadata": job.metadata,
+        "completion_window": None if job.completion_window is None else window_text(job.completion_window),
+        "request_counts": {
+            "total": job.total,
+            "open": job.open,
+            "completed": job.completed,
+            "failed": job.failed,
+            "cancelled": job.cancelled,
+            "expired": job.expired,
+        },
+        "last_seq": job.last_seq,
+        "usage": {
+            "prompt_tokens": job.prompt_tokens,
+            "cached_tokens": job.cached_tokens,
+            "completion_tokens": job.completion_tokens,
+            "total_tokens": job.prompt_tokens + job.completion_tokens,
+        },
+        "created_at": int(job.created_at.timestamp()),
+        "in_progress_at": int(job.in_progress_at.timestamp()),
+        "expires_at": seconds(job.expires_at),
+        "cancelling_at": seconds(job.cancelling_at),
+        "ended_at": seconds(job.ended_at),
+        "paused_at": seconds(job.paused_at),
+        "retry_of": None if job.retry_of is None else public_id(JOB_PREFIX, job.retry_of),
+    }
+
+
 class JobObject(BaseModel):
     """A job as it stood when it was asked for. Times are Unix seconds."""
 
@@ -57,37 +92,7 @@ class JobObject(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> JobObject:
-        return cls(
-            id=public_id(JOB_PREFIX, job.id),
-            name=job.name,
-            status=job.state,
-            model=job.model,
-            priority=job.priority,
-            metadata=job.metadata,
-            completion_window=None if job.completion_window is None else window_text(job.completion_window),
-            request_counts=RequestCounts(
-                total=job.total,
-                open=job.open,
-                completed=job.completed,
-                failed=job.failed,
-                cancelled=job.cancelled,
-                expired=job.expired,
-            ),
-            last_seq=job.last_seq,
-            usage=Usage(
-                prompt_tokens=job.prompt_tokens,
-                cached_tokens=job.cached_tokens,
-                completion_tokens=job.completion_tokens,
-                total_tokens=job.prompt_tokens + job.completion_tokens,
-            ),
-            created_at=int(job.created_at.timestamp()),
-            in_progress_at=int(job.in_progress_at.timestamp()),
-            expires_at=seconds(job.expires_at),
-            cancelling_at=seconds(job.cancelling_at),
-            ended_at=seconds(job.ended_at),
-            paused_at=seconds(job.paused_at),
-            retry_of=None if job.retry_of is None else public_id(JOB_PREFIX, job.retry_of),
-        )
+        return cls.model_validate(job_fields(job))
 
     @classmethod
     def of_open(cls, job: OpenJob) -> JobObject:

@@ -14,7 +14,7 @@ from api.native import views
 from api.native.finding import find_job
 from api.native.open_jobs import find_open_or_published
 from api.native.views import JobDetail
-from api.schemas import JobObject
+from api.schemas import job_fields
 from jobs.errors import JobNotFound
 from jobs.estimates import percent
 from jobs.queries import lines, progress
@@ -113,7 +113,7 @@ def read_detail(connection: Connection, job: Job, queue: ModelQueue | None, incl
 
 def _summary(job: Job) -> dict[str, object]:
     """What is known without a look: the job, of which nothing runs."""
-    return JobObject.of(job).model_dump() | {
+    return job_fields(job) | {
         **_NOTHING_RUNS,
         "percent": percent(job.last_seq, job.total, is_ended=job.is_terminal),
     }

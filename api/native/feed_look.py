@@ -16,6 +16,7 @@ from api.native.overview import OverviewObject, QueueObject
 from api.native.workers import WorkerObject
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries import explaining, fleet, overview, progress, reading, searching, tenant_queues, tenants
+from jobs.queries.explaining import ModelQueue
 from jobs.queries.reading import Job
 
 NEW_COUNTED = 100
@@ -24,9 +25,12 @@ NEW_COUNTED = 100
 def look(connection: Connection, wanted: Wanted, *, limit: int, solo_after_deaths: int) -> dict[Key, Found]:
     """All of it, in one transaction. `limit` is a claim's, as `explaining` needs it."""
     found: dict[Key, Found] = {}
-    found.update(_jobs(connection, wanted, limit=limit, solo_after_deaths=solo_after_deaths))
+    queues: dict[str, ModelQueue] = {}
+    found.update(_jobs(connection, wanted, queues, limit=limit, solo_after_deaths=solo_after_deaths))
     for scope in wanted.overviews:
-        seen = overview.read_overview(connection, scope, limit=limit, solo_after_deaths=solo_after_deaths)
+        seen = overview.read_overview(
+            connection, scope, limit=limit, solo_after_deaths=solo_after_deaths, queues=queues
+        )
         found["overview", scope] = _overview(OverviewObject.of(seen))
     for scope in wanted.queues:
         queue = QueueObject.of(tenant_queues.read_queues(connection, scope))
@@ -50,13 +54,16 @@ def _alone(name: str, data: Any) -> Found:
     return Found(message, message)
 
 
-def _jobs(connection: Connection, wanted: Wanted, *, limit: int, solo_after_deaths: int) -> Iterator[tuple[Key, Found]]:
+def _jobs(
+    connection: Connection, wanted: Wanted, queues: dict[str, ModelQueue], *, limit: int, solo_after_deaths: int
+) -> Iterator[tuple[Key, Found]]:
+    """Messages of jobs. The queues that are read for them are put into `queues`."""
     asked = {*wanted.jobs, *wanted.opened}
     if not asked:
         return
     jobs = reading.find_jobs(connection, {job_id for _, job_id in asked})
     opened = [job for job in jobs if not job.is_terminal]
-    queues = explaining.read_model_queues(
+    queues |= explaining.read_model_queues(
         connection, {job.model for job in opened}, limit=limit, solo_after_deaths=solo_after_deaths
     )
     now = max((queue.now for queue in queues.values()), default=None)

@@ -206,10 +206,8 @@ def _rows(
 @router.get("/counts")
 async def count_jobs(caller: Caller, services: InjectedServices, query: Annotated[CountQuery, Query()]) -> JobCounts:
     """How many of your jobs are open, wait, have failures, are at risk, have ended, and match `q`."""
-    queries = {name: search.parse(terms) for name, terms in (SAVED | {"matching": query.q}).items()}
-    counts = {
-        name: await services.transaction(searching.count_jobs, caller.scope, terms) for name, terms in queries.items()
-    }
+    searches = {name: search.parse(terms) for name, terms in (SAVED | {"matching": query.q}).items()}
+    counts = await services.transaction(searching.count_jobs, caller.scope, searches)
     return JobCounts.model_validate(counts | {"capped": max(counts.values()) >= searching.MOST_COUNTED})
 
 

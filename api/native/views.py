@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from api.native import previews
-from api.schemas import JobObject
+from api.schemas import JobObject, job_fields
 from jobs import estimates, fingerprints
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import progress
@@ -207,7 +207,7 @@ def job_rows(
             shown |= standing(job, queues[job.model], paces[job.id])
             shown["rate"] = round(paces[job.id].lines_per_second, 3)
             shown["spark"] = list(paces[job.id].spark)
-        rows.append(JobRow.model_validate(JobObject.of(job).model_dump() | shown | {"tenant": tenants[job.tenant_id]}))
+        rows.append(JobRow.model_validate(job_fields(job) | shown | {"tenant": tenants[job.tenant_id]}))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from uuid import UUID
 
@@ -75,11 +75,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A model's jobs to choose from, by priority and age; each tenant's running requests and weight."""
+    """A model's jobs to choose from, ordered by priority and age; each tenant's running requests and weight."""
 
     candidates: Sequence[Candidate]
     running: Mapping[UUID, int]
     weights: Mapping[UUID, int]
+    running_jobs: Mapping[UUID, int] = field(default_factory=dict)
+    """Running requests of each job, of whichever model."""
 
     def places(self, limit: int, live_limit: int = 0) -> dict[UUID, int]:
         """How many requests of each job a claim takes, in the order in which they should run. See `claim`."""
@@ -226,8 +228,10 @@ def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
 
 def read_queue(connection: Connection, model: str, solo_after_deaths: int) -> Queue:
     """What a claim of this moment chooses from."""
+    by_job = _running_requests(connection)
     # The first claimable jobs of each tenant. Open requests are read from the job's row, because counting pending ones
-    # would read hundreds of rows in each job. OFFSET 0 keeps EXISTS a look at one row (decision 0010).
+    # would read hundreds of rows in each job. Of a job that runs nothing every open request is pending; the few others
+    # are looked into, where OFFSET 0 keeps EXISTS a look at one row (decision 0010).
     jobs = connection.execute(
         text("""
             SELECT ranked.id, ranked.tenant_id, ranked.open, ranked.is_live, ranked.last_seq, ranked.priority, t.weight
@@ -239,20 +243,17 @@ def read_queue(connection: Connection, model: str, solo_after_deaths: int) -> Qu
                 FROM jobs j
                 WHERE j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL AND j.paused_at IS NULL
                   AND (j.expires_at IS NULL OR j.expires_at > clock_timestamp())
-                  AND EXISTS (
+                  AND CASE WHEN j.id = ANY(CAST(:held AS uuid[])) THEN EXISTS (
                       SELECT 1 FROM requests r
                       WHERE r.job_id = j.id AND r.state = 'pending' AND r.deaths < :solo_after_deaths OFFSET 0
-                  )
+                  ) ELSE j.total > j.last_seq END
             ) ranked
             JOIN tenants t ON t.id = ranked.tenant_id
             WHERE ranked.place <= :jobs
             ORDER BY ranked.priority DESC, ranked.id
         """),
-        {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths},
+        {"model": model, "jobs": JOBS_PER_TENANT, "solo_after_deaths": solo_after_deaths, "held": list(by_job)},
     ).all()
-    if not jobs:
-        return Queue((), {}, {})
-    by_job = running_requests(connection)
     running_by_tenant: dict[UUID, int] = defaultdict(int)
     for tenant_id, requests in by_job.values():
         running_by_tenant[tenant_id] += requests
@@ -263,13 +264,17 @@ def read_queue(connection: Connection, model: str, solo_after_deaths: int) -> Qu
             is_fresh = job.last_seq == 0 and running == 0
             waiting = job.open - running
             candidates.append(Candidate(job.id, job.tenant_id, waiting, job.is_live, is_fresh, job.priority))
-    return Queue(candidates, running_by_tenant, {job.tenant_id: job.weight for job in jobs})
+    return Queue(
+        candidates,
+        running_by_tenant,
+        {job.tenant_id: job.weight for job in jobs},
+        {job_id: requests for job_id, (_, requests) in by_job.items()},
+    )
 
 
-def running_requests(connection: Connection) -> dict[UUID, tuple[UUID, int]]:
+def _running_requests(connection: Connection) -> dict[UUID, tuple[UUID, int]]:
     """Of each job with running requests, its tenant and how many they are."""
-    # There are as many as the engines hold; OFFSET 0 reads them by their partial index. A request that is claimed
-    # after the caller's statement before counts as running.
+    # There are as many as the engines hold; OFFSET 0 reads them by their partial index.
     rows = connection.execute(
         text("""
             SELECT r.job_id, j.tenant_id, count(*) AS requests

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -10,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from jobs.queries import claiming
-from jobs.queries.claiming import JOBS_PER_TENANT, Queue
+from jobs.queries.claiming import JOBS_PER_TENANT, Candidate, Queue
 from jobs.queries.planner import force_index_scans
 from jobs.queries.reading import Job
 from jobs.states import JobState
@@ -23,9 +25,6 @@ class ModelQueue:
     model: str
     now: datetime
     queue: Queue
-    running: Mapping[UUID, int]
-    """Running requests of each job, of whichever model."""
-
     suspect: UUID | None
     """A job with a line that runs alone next: workers died while they held it."""
 
@@ -33,6 +32,17 @@ class ModelQueue:
     live_workers: int
     last_seen: datetime | None
     """The newest heartbeat of any worker of the model; None where no row of one is left."""
+
+    by_tenant: Mapping[UUID, Sequence[Candidate]]
+    """The candidates of each tenant, in their order."""
+
+    served: Collection[UUID]
+    """Tenants of which the next claim takes lines."""
+
+    @property
+    def running(self) -> Mapping[UUID, int]:
+        """Running requests of each job, of whichever model."""
+        return self.queue.running_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +68,14 @@ def read_model_queue(connection: Connection, model: str, *, limit: int, solo_aft
     ).one()
     suspect = claiming.suspect_job(connection, model, solo_after_deaths)
     queue = claiming.read_queue(connection, model, solo_after_deaths)
-    running = {job_id: requests for job_id, (_, requests) in claiming.running_requests(connection).items()}
     places = queue.places(limit) if suspect is None else {suspect: 1}
-    return ModelQueue(model, workers.now, queue, running, suspect, places, workers.live, workers.last_seen)
+    by_tenant: dict[UUID, list[Candidate]] = defaultdict(list)
+    for candidate in queue.candidates:
+        by_tenant[candidate.tenant_id].append(candidate)
+    served = {candidate.tenant_id for candidate in queue.candidates if candidate.job_id in places}
+    return ModelQueue(
+        model, workers.now, queue, suspect, places, workers.live, workers.last_seen, dict(by_tenant), served
+    )
 
 
 def read_model_queues(
@@ -123,11 +138,10 @@ def _next(job: Job, queue: ModelQueue) -> Wait:
 
 
 def _behind_others(job: Job, queue: ModelQueue) -> Wait:
-    own = [candidate for candidate in queue.queue.candidates if candidate.tenant_id == job.tenant_id]
-    ahead = [candidate for candidate in own if (-candidate.priority, candidate.job_id) < (-job.priority, job.id)]
-    served = any(candidate.job_id in queue.places for candidate in own)
+    own = queue.by_tenant.get(job.tenant_id, ())
+    ahead = own[: bisect_left(own, (-job.priority, job.id), key=lambda one: (-one.priority, one.job_id))]
     lines = sum(candidate.waiting for candidate in ahead)
-    if served or len(ahead) >= JOBS_PER_TENANT:
+    if job.tenant_id in queue.served or len(ahead) >= JOBS_PER_TENANT:
         higher = [candidate for candidate in ahead if candidate.priority > job.priority]
         if higher:
             lines = sum(candidate.waiting for candidate in higher)

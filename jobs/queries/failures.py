@@ -58,6 +58,19 @@ def group(connection: Connection, failed: Collection[tuple[UUID, int, Failure]])
             "first_lines": [numbers[0] for numbers in lines.values()],
         },
     )
+    # The kinds of the day, in one order everywhere so that no two groups wait for each other.
+    connection.execute(
+        text("""
+            INSERT INTO tenant_failures (day, tenant_id, fingerprint)
+            SELECT DISTINCT (statement_timestamp() AT TIME ZONE 'UTC')::date, j.tenant_id, n.fingerprint
+            FROM unnest(CAST(:job_ids AS uuid[]), CAST(:fingerprints AS bigint[])) AS n (job_id, fingerprint)
+            JOIN jobs j ON j.id = n.job_id
+            WHERE NOT j.is_live
+            ORDER BY j.tenant_id, n.fingerprint
+            ON CONFLICT DO NOTHING
+        """),
+        {"job_ids": [job_id for job_id, _ in lines], "fingerprints": [fingerprint for _, fingerprint in lines]},
+    )
     if regrouped:
         # Few jobs have so many kinds; their further lines are found under the one group that counts them.
         connection.execute(

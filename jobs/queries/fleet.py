@@ -74,7 +74,7 @@ def list_workers(connection: Connection) -> list[FleetWorker]:
     # By the partial indexes of live and of ended workers.
     rows = connection.execute(
         text(
-            _WORKERS + " WHERE ended_at IS NULL OR ended_at > clock_timestamp() - make_interval(secs => :seconds)"
+            _WORKERS + " WHERE ended_at IS NULL OR ended_at > statement_timestamp() - make_interval(secs => :seconds)"
             " ORDER BY started_at, id"
         ),
         {"seconds": ENDED_SHOWN},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -9,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from jobs.queries import explaining, progress, reading
-from jobs.queries.explaining import Wait
+from jobs.queries.explaining import ModelQueue, Wait
+from jobs.queries.planner import avoid_scans
 from jobs.queries.reading import Job
 
 MOVING = 30.0  # seconds in which a job that moves has settled a line
@@ -72,16 +74,31 @@ _OPEN = """
     j.ended_at IS NULL AND j.state IN ('in_progress', 'cancelling') AND j.deleted_at IS NULL AND NOT j.is_live
     AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
 """
+_TODAY = """
+    day = (statement_timestamp() AT TIME ZONE 'UTC')::date
+    AND (CAST(:tenant_id AS uuid) IS NULL OR tenant_id = :tenant_id)
+"""
 
 
-def read_overview(connection: Connection, tenant_id: UUID | None, *, limit: int, solo_after_deaths: int) -> Overview:
-    """The five answers for a tenant, or for all of them. `limit` is a claim's, as `explaining` needs it."""
+def read_overview(
+    connection: Connection,
+    tenant_id: UUID | None,
+    *,
+    limit: int,
+    solo_after_deaths: int,
+    queues: Mapping[str, ModelQueue] | None = None,
+) -> Overview:
+    """The five answers for a tenant, or for all of them.
+
+    `limit` is a claim's, as `explaining` needs it; `queues` those of models that were read a moment ago.
+    """
+    avoid_scans(connection)
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return Overview(
         _open_jobs(connection, tenant_id),
         _lines_per_s(connection, tenant_id),
         _next_done(connection, tenant_id, now),
-        _worst_wait(connection, tenant_id, limit=limit, solo_after_deaths=solo_after_deaths),
+        _worst_wait(connection, tenant_id, limit, solo_after_deaths, queues or {}),
         _machine(connection),
         _failed_today(connection, tenant_id),
     )
@@ -113,9 +130,9 @@ def _lines_per_s(connection: Connection, tenant_id: UUID | None) -> float:
         connection.execute(
             text("""
                 SELECT coalesce(sum(m.lines), 0)
-                       / extract(epoch FROM clock_timestamp() - date_trunc('minute', clock_timestamp()) + interval '1m')
+                       / (60 + extract(second FROM statement_timestamp()))
                 FROM job_minutes m JOIN jobs j ON j.id = m.job_id
-                WHERE m.minute >= date_trunc('minute', clock_timestamp()) - interval '1 minute'
+                WHERE m.minute >= date_trunc('minute', statement_timestamp()) - interval '1 minute'
                   AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
             """),
             {"tenant_id": tenant_id},
@@ -131,7 +148,7 @@ def _next_done(connection: Connection, tenant_id: UUID | None, now: datetime) ->
             SELECT j.id, j.tenant_id
             FROM jobs j JOIN (
                 SELECT job_id, sum(lines) AS lines FROM job_minutes
-                WHERE minute >= date_trunc('minute', clock_timestamp()) - interval '10 minutes' GROUP BY job_id
+                WHERE minute >= date_trunc('minute', statement_timestamp()) - interval '10 minutes' GROUP BY job_id
             ) m ON m.job_id = j.id
             WHERE {_OPEN} AND j.paused_at IS NULL AND j.state = 'in_progress'
             ORDER BY (j.total - j.last_seq)::double precision / greatest(m.lines, 1), j.id
@@ -140,13 +157,18 @@ def _next_done(connection: Connection, tenant_id: UUID | None, now: datetime) ->
         {"tenant_id": tenant_id, "limit": NEXT_CANDIDATES},
     ).all()
     jobs = reading.get_jobs(connection, [(row.tenant_id, row.id) for row in rows]).values()
-    estimates = [(job, progress.read_pace(connection, job, now).estimate) for job in jobs]
+    paces = progress.read_paces(connection, jobs, now)
+    estimates = [(job, paces[job.id].estimate) for job in jobs]
     ends = [NextDone(job, estimate.at) for job, estimate in estimates if estimate is not None]
     return min(ends, key=lambda end: end.at, default=None)
 
 
 def _worst_wait(
-    connection: Connection, tenant_id: UUID | None, *, limit: int, solo_after_deaths: int
+    connection: Connection,
+    tenant_id: UUID | None,
+    limit: int,
+    solo_after_deaths: int,
+    queues: Mapping[str, ModelQueue],
 ) -> WorstWait | None:
     """The oldest job that has no running line and is not paused, and why."""
     # Jobs of models without a live worker first: nothing happens to them by itself.
@@ -166,7 +188,9 @@ def _worst_wait(
     job = None if row is None else reading.get_job(connection, row.tenant_id, row.id)
     if job is None:
         return None
-    queue = explaining.read_model_queue(connection, job.model, limit=limit, solo_after_deaths=solo_after_deaths)
+    queue = queues.get(job.model) or explaining.read_model_queue(
+        connection, job.model, limit=limit, solo_after_deaths=solo_after_deaths
+    )
     reason = explaining.explain(job, queue)
     return None if reason is None else WorstWait(job, reason)
 
@@ -204,20 +228,12 @@ def _machine(connection: Connection) -> Machine:
 
 def _failed_today(connection: Connection, tenant_id: UUID | None) -> FailedToday:
     """Since midnight of UTC."""
-    # By the index of minutes; kinds by the primary key, of the jobs with failures of today.
+    # The day is the first part of both primary keys; `settle` counts.
     row = connection.execute(
-        text("""
-            WITH today AS (
-                SELECT m.job_id, sum(m.lines) AS lines, sum(m.failed) AS failed
-                FROM job_minutes m JOIN jobs j ON j.id = m.job_id
-                WHERE m.minute >= date_trunc('day', clock_timestamp(), 'UTC')
-                  AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
-                GROUP BY m.job_id
-            )
+        text(f"""
             SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(failed), 0) AS failed,
-                   (SELECT count(DISTINCT g.fingerprint) FROM failure_groups g JOIN today t ON t.job_id = g.job_id
-                    WHERE t.failed > 0 AND g.last_at >= date_trunc('day', clock_timestamp(), 'UTC')) AS kinds
-            FROM today
+                   (SELECT count(DISTINCT fingerprint) FROM tenant_failures WHERE {_TODAY}) AS kinds
+            FROM tenant_days WHERE {_TODAY}
         """),
         {"tenant_id": tenant_id},
     ).one()

@@ -6,6 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.queries.planner import avoid_scans
+
 
 def waiting_jobs(connection: Connection, *, limit: int) -> list[tuple[UUID, str]]:
     """`(job_id, model)` of the oldest job with pending requests of each model: its notification may be lost."""
@@ -67,7 +69,7 @@ def retire_old(connection: Connection, *, retention: float) -> int:
     return connection.execute(
         text("""
             UPDATE jobs SET deleted_at = clock_timestamp()
-            WHERE deleted_at IS NULL AND ended_at < clock_timestamp() - make_interval(secs => :retention)
+            WHERE deleted_at IS NULL AND ended_at < statement_timestamp() - make_interval(secs => :retention)
         """),
         {"retention": retention},
     ).rowcount
@@ -110,20 +112,29 @@ def remove_deleted(connection: Connection, *, limit: int) -> bool:
 
 
 def forget_minutes(connection: Connection, *, retention: float) -> None:
-    """Drop what workers did, and how long lines waited, in minutes more than `retention` seconds ago."""
+    """Drop what is kept by minute and by day of workers and of claimed and settled lines, after `retention` seconds."""
+    avoid_scans(connection)
     # Each worker's oldest minutes, by primary key.
     connection.execute(
         text("""
             DELETE FROM worker_minutes m USING workers w
-            WHERE m.worker_id = w.id AND m.minute < clock_timestamp() - make_interval(secs => :retention)
+            WHERE m.worker_id = w.id AND m.minute < statement_timestamp() - make_interval(secs => :retention)
         """),
         {"retention": retention},
     )
-    # The minute is the first part of the primary key.
+    # The minute, or the day, is the first part of the primary key.
     connection.execute(
-        text("DELETE FROM wait_minutes WHERE minute < clock_timestamp() - make_interval(secs => :retention)"),
+        text("DELETE FROM wait_minutes WHERE minute < statement_timestamp() - make_interval(secs => :retention)"),
         {"retention": retention},
     )
+    for table in ("tenant_days", "tenant_failures"):
+        connection.execute(
+            text(f"""
+                DELETE FROM {table}
+                WHERE day < ((statement_timestamp() - make_interval(secs => :retention)) AT TIME ZONE 'UTC')::date
+            """),
+            {"retention": retention},
+        )
 
 
 def forget_workers(connection: Connection, *, retention: float) -> int:
@@ -132,7 +143,7 @@ def forget_workers(connection: Connection, *, retention: float) -> int:
     return connection.execute(
         text("""
             DELETE FROM workers w
-            WHERE w.ended_at < clock_timestamp() - make_interval(secs => :retention)
+            WHERE w.ended_at < statement_timestamp() - make_interval(secs => :retention)
               AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.worker_id = w.id AND r.state = 'running')
         """),
         {"retention": retention},

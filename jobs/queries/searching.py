@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -49,12 +49,13 @@ class Conditions:
         return f":{name}"
 
     def of(self, terms: Sequence[Term]) -> str:
-        return " AND ".join(["true", *(self._term(term) for term in terms)])
+        return " AND ".join(["true", *map(self._term, terms)])
 
     def _term(self, term: Term) -> str:
         either = " OR ".join(self._value(term.field, value) for value in term.values)
-        # A comparison with NULL is no match, and its negation is one.
-        return f"coalesce({either}, false) = {'false' if term.is_negated else 'true'}"
+        # A comparison with NULL is no match, and its negation is one. What is not negated stands as it is, because an
+        # index serves no condition inside of a call.
+        return f"({either}) IS NOT TRUE" if term.is_negated else f"({either})"
 
     def _value(self, name: str | None, value: Value) -> str:
         if name in _NUMBERS:
@@ -139,15 +140,18 @@ def newer_jobs(
     return list(rows.scalars())
 
 
-def count_jobs(connection: Connection, tenant_id: UUID | None, terms: Sequence[Term]) -> int:
-    """How many jobs match, up to `MOST_COUNTED`."""
+def count_jobs(
+    connection: Connection, tenant_id: UUID | None, searches: Mapping[str, Sequence[Term]]
+) -> dict[str, int]:
+    """How many jobs match each search, up to `MOST_COUNTED`."""
     conditions = Conditions()
-    where = conditions.of(terms)
-    # Bounded, because a count reads every job that it counts.
-    counted: int = connection.execute(
-        text(f"""
-            SELECT count(*) FROM (SELECT FROM jobs j WHERE {VISIBLE} AND {where} LIMIT :limit) c
-        """),
-        {"tenant_id": tenant_id, "limit": MOST_COUNTED, **conditions.parameters},
-    ).scalar_one()
-    return counted
+    # Bounded, because a count reads every job that it counts; one statement, so that all counts are of one moment.
+    counts = ", ".join(
+        f"""(SELECT count(*) FROM (SELECT FROM jobs j WHERE {VISIBLE} AND {conditions.of(terms)} LIMIT :limit) c)
+            AS {name}"""
+        for name, terms in searches.items()
+    )
+    row = connection.execute(
+        text(f"SELECT {counts}"), {"tenant_id": tenant_id, "limit": MOST_COUNTED, **conditions.parameters}
+    ).one()
+    return dict(row._mapping)

@@ -21,6 +21,7 @@ from jobs.ids import new_id
 from jobs.queries import failures, job_events
 from jobs.queries.planner import force_index_scans
 from jobs.states import JobState, RequestState
+from jobs.tables.fleet import NO_WORKER
 
 
 class ClaimToken(NamedTuple):
@@ -66,8 +67,8 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
     force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.token.job_id for outcome in outcomes})
     # Fence the requests by their rows' places (decision 0010), insert the results of those that passed, and advance
-    # seq, counters and the minute of each job that has more than one caller's line, in one statement so that nothing
-    # comes between.
+    # seq, counters, and the minute and day of each job that has more than one caller's line, in one statement so that
+    # nothing comes between.
     settled = connection.execute(
         text("""
             WITH outcome AS (
@@ -87,7 +88,8 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                   AND r.epoch = o.epoch AND r.worker_id IS NOT DISTINCT FROM o.holder
                 RETURNING o.*
             ), numbered AS (
-                SELECT f.*, j.is_live, j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
+                SELECT f.*, j.tenant_id, j.is_live,
+                       j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
                 FROM fenced f JOIN jobs j ON j.id = f.job_id
             ), inserted AS (
                 INSERT INTO results (job_id, seq, line, state, body, settled_at, worker_id, fingerprint, is_truncated)
@@ -117,6 +119,16 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                     prompt_tokens = m.prompt_tokens + excluded.prompt_tokens,
                     cached_tokens = m.cached_tokens + excluded.cached_tokens,
                     completion_tokens = m.completion_tokens + excluded.completion_tokens
+            ), in_this_day AS (
+                INSERT INTO tenant_days AS d (day, tenant_id, worker_id, lines, failed)
+                SELECT (statement_timestamp() AT TIME ZONE 'UTC')::date, tenant_id, coalesce(holder, :no_worker),
+                       count(*), count(*) FILTER (WHERE state = 'failed')
+                FROM numbered
+                WHERE NOT is_live
+                GROUP BY tenant_id, holder
+                ORDER BY tenant_id, holder -- so that no two groups wait for each other
+                ON CONFLICT (day, tenant_id, worker_id) DO UPDATE
+                SET lines = d.lines + excluded.lines, failed = d.failed + excluded.failed
             ), advanced AS (
                 UPDATE jobs j SET last_seq = j.last_seq + c.written,
                                   completed = j.completed + c.completed,
@@ -145,6 +157,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "completion_tokens": [outcome.completion_tokens for outcome in outcomes],
             "fingerprints": [outcome.failure and outcome.failure.fingerprint for outcome in outcomes],
             "truncated": [outcome.is_truncated for outcome in outcomes],
+            "no_worker": NO_WORKER,
         },
     ).one()
     if settled.failed_jobs is not None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from jobs.queries import waits
+from jobs.queries.planner import avoid_scans
 
-HORIZONS = {"1h": 3600.0, "6h": 6 * 3600.0, "24h": 24 * 3600.0}  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingJob:
-    """An open job. `lines` are those that no worker holds, `tokens` an estimate of what they will take."""
-
-    tenant: str
-    lines: int
-    tokens: float
-    since: datetime
-    expires_at: datetime | None
+HORIZONS = {"1h": 3600.0, "6h": 6 * 3600.0, "24h": 24 * 3600.0}  # seconds, by Postgres' word for the interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +48,16 @@ class QueuedModel:
 
 def read_queues(connection: Connection, tenant_id: UUID | None) -> list[QueuedModel]:
     """Every model with open lines. A tenant sees its own rows; rate and time to empty are those of the whole model."""
-    now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    avoid_scans(connection)
     rates = _rates(connection)
+    due = ", ".join(
+        f"sum(open * tokens) FILTER (WHERE expires_at <= statement_timestamp() + interval '{name}') AS due_{name}"
+        for name in HORIZONS
+    )
     # Open jobs by their partial index. Running lines are counted by theirs. A job without a settled line takes as many
-    # tokens a line as the model's lines of the last hour.
+    # tokens a line as the model's lines of the last hour, which are in the index of minutes.
     rows = connection.execute(
-        text("""
+        text(f"""
             WITH held AS (
                 SELECT job_id, count(*) AS lines
                 FROM (SELECT job_id FROM requests WHERE state = 'running' OFFSET 0) r GROUP BY job_id
@@ -69,61 +65,61 @@ def read_queues(connection: Connection, tenant_id: UUID | None) -> list[QueuedMo
                 SELECT j.model, sum(m.prompt_tokens + m.completion_tokens)::double precision / greatest(sum(m.lines), 1)
                        AS tokens
                 FROM job_minutes m JOIN jobs j ON j.id = m.job_id
-                WHERE m.minute >= clock_timestamp() - interval '1 hour'
+                WHERE m.minute >= statement_timestamp() - interval '1 hour'
                 GROUP BY j.model
+            ), waiting AS (
+                SELECT j.model, j.tenant_id, j.in_progress_at, j.expires_at,
+                       greatest(j.total - j.last_seq - coalesce(held.lines, 0), 0) AS lines,
+                       j.total - j.last_seq AS open,
+                       CASE WHEN j.last_seq > 0
+                            THEN (j.prompt_tokens + j.completion_tokens)::double precision / j.last_seq
+                            ELSE coalesce(usual.tokens, 0) END AS tokens
+                FROM jobs j
+                LEFT JOIN held ON held.job_id = j.id
+                LEFT JOIN usual ON usual.model = j.model
+                WHERE j.state = 'in_progress' AND j.ended_at IS NULL AND j.deleted_at IS NULL AND j.paused_at IS NULL
             )
-            SELECT j.model, j.tenant_id, t.name AS tenant, j.in_progress_at, j.expires_at,
-                   greatest(j.total - j.last_seq - coalesce(held.lines, 0), 0) AS lines,
-                   j.total - j.last_seq AS open,
-                   CASE WHEN j.last_seq > 0
-                        THEN (j.prompt_tokens + j.completion_tokens)::double precision / j.last_seq
-                        ELSE coalesce(usual.tokens, 0) END AS tokens
-            FROM jobs j JOIN tenants t ON t.id = j.tenant_id
-            LEFT JOIN held ON held.job_id = j.id
-            LEFT JOIN usual ON usual.model = j.model
-            WHERE j.state = 'in_progress' AND j.ended_at IS NULL AND j.deleted_at IS NULL AND j.paused_at IS NULL
+            SELECT w.*, t.name AS tenant
+            FROM (
+                SELECT model, tenant_id, count(*) AS jobs, sum(lines)::bigint AS lines, sum(open * tokens) AS tokens,
+                       extract(epoch FROM statement_timestamp() - min(in_progress_at) FILTER (WHERE lines > 0))
+                           ::double precision AS oldest_wait,
+                       {due}
+                FROM waiting GROUP BY model, tenant_id
+            ) w JOIN tenants t ON t.id = w.tenant_id
+            ORDER BY w.model, t.name
         """)
     ).all()
-    jobs: dict[str, dict[UUID, list[WaitingJob]]] = defaultdict(lambda: defaultdict(list))
-    left: dict[str, float] = defaultdict(float)  # tokens of each model, those of lines that run included
-    for row in rows:
-        left[row.model] += row.open * row.tokens
-        if tenant_id is None or row.tenant_id == tenant_id:
-            jobs[row.model][row.tenant_id].append(
-                WaitingJob(row.tenant, row.lines, row.open * row.tokens, row.in_progress_at, row.expires_at)
-            )
     claims = _claims(connection)
     workers = _workers(connection)
     queues = []
-    for model, tenants in sorted(jobs.items()):
+    for model, of_model in itertools.groupby(rows, key=lambda row: row.model):
+        tenants = list(of_model)
+        own = [row for row in tenants if tenant_id is None or row.tenant_id == tenant_id]
+        if not own:
+            continue
         live, last_seen = workers.get(model, (0, None))
         rate = rates.get(model, 0.0)
-        own = [
-            _tenant(of, now, rate, claims.get((model, tenant), {}))
-            for tenant, of in sorted(tenants.items(), key=lambda item: item[1][0].tenant)
-        ]
-        queues.append(QueuedModel(model, live, last_seen, rate, left[model] / rate if rate else None, own))
+        left = sum(row.tokens for row in tenants)  # those of lines that run included
+        queued = [_tenant(row, rate, claims.get((model, row.tenant_id), {})) for row in own]
+        queues.append(QueuedModel(model, live, last_seen, rate, left / rate if rate else None, queued))
     return queues
 
 
-def _tenant(jobs: Sequence[WaitingJob], now: datetime, rate: float, claims: Mapping[int, int]) -> TenantQueue:
-    waiting = [job for job in jobs if job.lines > 0]
+def _tenant(row: Any, rate: float, claims: Mapping[int, int]) -> TenantQueue:
     return TenantQueue(
-        jobs[0].tenant,
-        len(jobs),
-        sum(job.lines for job in jobs),
-        round(sum(job.tokens for job in jobs)),
-        max(((now - job.since).total_seconds() for job in waiting), default=None),
+        row.tenant,
+        row.jobs,
+        row.lines,
+        round(row.tokens),
+        row.oldest_wait,
         waits.percentile(claims, 0.5),
         waits.percentile(claims, 0.95),
-        {name: _pressure(jobs, now, rate, seconds) for name, seconds in HORIZONS.items()},
+        {name: _pressure(getattr(row, f"due_{name}"), rate, seconds) for name, seconds in HORIZONS.items()},
     )
 
 
-def _pressure(jobs: Sequence[WaitingJob], now: datetime, rate: float, seconds: float) -> float | None:
-    due = sum(
-        job.tokens for job in jobs if job.expires_at is not None and (job.expires_at - now).total_seconds() <= seconds
-    )
+def _pressure(due: float | None, rate: float, seconds: float) -> float | None:
     if not due:
         return 0.0
     return due / (rate * seconds) if rate else None
@@ -137,8 +133,8 @@ def _rates(connection: Connection) -> dict[str, float]:
             SELECT j.model, sum(m.prompt_tokens + m.completion_tokens)::double precision
                    / (60 * count(DISTINCT m.minute)) AS tokens
             FROM job_minutes m JOIN jobs j ON j.id = m.job_id
-            WHERE m.minute >= date_trunc('minute', clock_timestamp()) - interval '10 minutes'
-              AND m.minute < date_trunc('minute', clock_timestamp())
+            WHERE m.minute >= date_trunc('minute', statement_timestamp()) - interval '10 minutes'
+              AND m.minute < date_trunc('minute', statement_timestamp())
             GROUP BY j.model
         """)
     )
@@ -164,7 +160,7 @@ def _claims(connection: Connection) -> dict[tuple[str, UUID], dict[int, int]]:
     rows = connection.execute(
         text("""
             SELECT model, tenant_id, bucket, sum(lines) AS lines FROM wait_minutes
-            WHERE minute > clock_timestamp() - interval '1 hour'
+            WHERE minute > statement_timestamp() - interval '1 hour'
             GROUP BY model, tenant_id, bucket
         """)
     )

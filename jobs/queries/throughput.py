@@ -7,6 +7,8 @@ from statistics import fmean, quantiles
 
 from sqlalchemy import Connection, text
 
+from jobs.queries.planner import avoid_scans
+
 HOURS = 6  # that are looked at
 MINUTES = 60  # with work, the newest
 
@@ -24,14 +26,15 @@ class Throughput:
 
 def read_throughput(connection: Connection, model: str) -> Throughput | None:
     """None where no line of the model ended within the last `HOURS`. Live requests are among them."""
+    avoid_scans(connection)
     # By the index over minutes; the minute that is not over yet would look slow.
     rows = connection.execute(
         text("""
             SELECT sum(m.prompt_tokens + m.completion_tokens)::float / 60 AS tokens_per_second,
                    sum(m.completion_tokens)::float AS completion_tokens, sum(m.lines)::float AS lines
             FROM job_minutes m JOIN jobs j ON j.id = m.job_id
-            WHERE m.minute >= clock_timestamp() - make_interval(hours => :hours)
-              AND m.minute < date_trunc('minute', clock_timestamp()) AND j.model = :model
+            WHERE m.minute >= statement_timestamp() - make_interval(hours => :hours)
+              AND m.minute < date_trunc('minute', statement_timestamp()) AND j.model = :model
             GROUP BY m.minute
             HAVING sum(m.prompt_tokens + m.completion_tokens) > 0
             ORDER BY m.minute DESC

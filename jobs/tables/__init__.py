@@ -19,3 +19,4 @@ __all__ = ["files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
 #   models      every model that a worker ever served
 #   workers ─── worker_minutes                  one row for each process life, with the lease
 #   wait_minutes   how long lines had waited when they were claimed
+#   tenant_days, tenant_failures    lines settled in a day, and how they failed

@@ -1,12 +1,15 @@
-"""Models, the workers that serve them, and how long lines waited for a worker."""
+"""Models, the workers that serve them, how long lines waited for a worker, and how they ended, by day."""
 
 from __future__ import annotations
+
+from uuid import UUID
 
 from sqlalchemy import (
     REAL,
     BigInteger,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     ForeignKey,
@@ -81,4 +84,27 @@ wait_minutes = Table(
     Column("bucket", SmallInteger, primary_key=True),
     Column("lines", Integer, nullable=False),
     postgresql_with={"fillfactor": "50"},
+)
+
+# Lines settled in a day of UTC, those of live requests left out. Each worker has rows of its own, as above; lines that
+# no worker held are counted under `NO_WORKER`.
+tenant_days = Table(
+    "tenant_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("worker_id", Uuid, primary_key=True),
+    Column("lines", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
+)
+NO_WORKER = UUID(int=0)
+
+# The kinds of failure that a tenant's lines had in a day of UTC.
+tenant_failures = Table(
+    "tenant_failures",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("fingerprint", BigInteger, primary_key=True),
 )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from jobs.fingerprints import Failure
 from jobs.ids import public_id
 from jobs.queries import waits, workers
+from jobs.queries.settling import settle
 from jobs.roles import Role
 from jobs.settings import Settings
 from jobs.states import RequestState
 from tests.support.api_server import Api, running_api
-from tests.support.rows import Rows
+from tests.support.rows import Rows, answered
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,27 @@ def test_overview_counts_what_moves_waits_and_failed(api: Api, api_rows: Rows) -
     assert public_id("job_", moving) != answer["worst_wait"]["job"]
     with api.client_of("default", Role.OPERATOR) as operator:
         assert operator.get("/v1/overview").json()["jobs"]["open"] == 5
+
+
+def test_overview_counts_lines_that_failed_today_and_their_kinds(api: Api, api_rows: Rows) -> None:
+    worker_id = api_rows.worker()
+    for tenant in ("default", "another"):
+        api_rows.job(8, tenant=tenant)
+        claimed = api_rows.claim(worker_id, 8).requests
+        api_rows.settle(claimed[:6])
+        failures = [Failure.of("too_long", "1 token"), Failure.of("too_long" if tenant == "default" else "odd", "why")]
+        with api_rows.database.begin() as connection:
+            outcomes = zip(claimed[6:], failures, strict=True)
+            settle(
+                connection,
+                [replace(answered(request, RequestState.FAILED), failure=kind) for request, kind in outcomes],
+            )
+    assert api.client.get("/v1/overview").json()["failed_today"] == {"lines": 2, "kinds": 2, "share": 0.25}
+    with api.client_of("default", Role.OPERATOR) as operator:
+        assert operator.get("/v1/overview").json()["failed_today"] == {"lines": 4, "kinds": 3, "share": 0.25}
+    for table in ("tenant_days", "tenant_failures"):
+        api_rows.execute(f"UPDATE {table} SET day = day - 1")
+    assert api.client.get("/v1/overview").json()["failed_today"] == {"lines": 0, "kinds": 0, "share": 0}
 
 
 def test_worst_wait_is_a_model_without_a_worker(api: Api, api_rows: Rows) -> None:

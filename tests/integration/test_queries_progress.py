@@ -14,6 +14,7 @@ from jobs.queries.claiming import ClaimedRequest
 from jobs.queries.rescue import reap_worker
 from jobs.queries.settling import Outcome, settle, settle_open
 from jobs.states import RequestState
+from jobs.tables.fleet import NO_WORKER
 from tests.support.rows import ANSWER, Rows, answered
 
 
@@ -66,6 +67,42 @@ def test_minutes_count_no_line_that_the_fence_stops(rows: Rows) -> None:
     rows.settle(claimed)
     rows.settle(claimed)
     assert rows.query("SELECT sum(lines) FROM job_minutes WHERE job_id = :id", id=job_id)[0][0] == 2
+
+
+def test_days_count_lines_by_tenant_and_by_the_worker_that_held_them(rows: Rows) -> None:
+    rows.job(5, tenant="a")
+    rows.job(2, tenant="b")
+    first, second = rows.worker(), rows.worker()
+    claimed = rows.claim(first, 5).requests
+    rows.settle(claimed[:3])
+    rows.settle(claimed[3:], RequestState.FAILED)
+    rows.settle(claimed)  # the fence stops these
+    rows.settle(rows.claim(second).requests)
+    cancelled = rows.job(4, tenant="b")
+    rows.cancel(cancelled, tenant="b")
+    rows.settle_due()
+    counted: dict[tuple[str, object], tuple[int, int]] = {}
+    for row in rows.query(
+        "SELECT t.name, d.worker_id, sum(d.lines)::int, sum(d.failed)::int FROM tenant_days d"
+        " JOIN tenants t ON t.id = d.tenant_id GROUP BY 1, 2"
+    ):
+        counted[str(row[0]), row[1]] = (row[2], row[3])  # type: ignore[assignment]
+    assert sum(lines for lines, _ in counted.values()) == 11
+    assert sum(failed for _, failed in counted.values()) == 2
+    assert {worker for _, worker in counted} == {first, second, NO_WORKER}
+    assert counted["b", NO_WORKER] == (4, 0)
+
+
+def test_day_has_each_kind_of_failure_once(rows: Rows) -> None:
+    rows.job(3)
+    rows.job(2, tenant="b")
+    claimed = rows.claim(rows.worker()).requests
+    kinds = [Failure.of("too_long", "1 token"), Failure.of("broken", "no reason")]
+    fail(rows, claimed[:2], kinds)
+    fail(rows, claimed[2:], [kinds[0]] * 3)
+    found = rows.query("SELECT DISTINCT tenant_id, fingerprint FROM tenant_failures")
+    assert {row.fingerprint for row in found} == {kind.fingerprint for kind in kinds}
+    assert len({row.tenant_id for row in found}) == 2
 
 
 def test_failures_are_grouped_by_kind(rows: Rows) -> None:

@@ -55,6 +55,14 @@ _RULES = {
         WHERE w.event_types IS NULL
         GROUP BY e.id HAVING count(*) > 1
     """,
+    "a tenant's days count every line that the minutes of its jobs count": """
+        SELECT m.tenant_id, m.lines, m.failed, d.lines, d.failed
+        FROM (SELECT j.tenant_id, sum(m.lines) AS lines, sum(m.failed) AS failed
+              FROM job_minutes m JOIN jobs j ON j.id = m.job_id GROUP BY j.tenant_id) m
+        LEFT JOIN (SELECT tenant_id, sum(lines) AS lines, sum(failed) AS failed
+                   FROM tenant_days GROUP BY tenant_id) d ON d.tenant_id = m.tenant_id
+        WHERE coalesce(d.lines, 0) < m.lines OR coalesce(d.failed, 0) < m.failed -- jobs may be gone by now
+    """,
     "a delivery is due, delivered or given up, and only one of them": """
         SELECT id FROM deliveries
         WHERE (due_at IS NOT NULL)::int + (delivered_at IS NOT NULL)::int + given_up::int <> 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from uuid import uuid4
 
 import pytest
 
 from api import feed_hub
 from api.feed_hub import Feed, Interest
-from api.feed_items import Found, Key, Wanted
+from api.feed_items import Found, Key, Search, Wanted
 
 TENANTS = [uuid4() for _ in range(20)]
 
@@ -29,7 +29,12 @@ class Looks:
             self.failures -= 1
             raise OSError
         self.wanted.append(wanted)
-        return {("overview", scope): Found(b"value: %d\n" % self.value, self.core) for scope in wanted.overviews}
+        found: dict[Key, Found] = {
+            ("overview", scope): Found(b"value: %d\n" % self.value, self.core) for scope in wanted.overviews
+        }
+        for search in wanted.searches:
+            found["search", search] = Found(b"value: newer than %s\n" % search.newest.hex.encode(), self.core)
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +69,55 @@ def test_streams_of_one_thing_share_a_look() -> None:
         feed.close()
 
     asyncio.run(run())
+
+
+class CountingFeed(Feed):
+    """Counts the messages that are looked through for what changed."""
+
+    looked_through = 0
+
+    def _changed(self, keys: Iterable[Key], *, since: int, looked_after: int) -> list[bytes]:
+        keys = list(keys)
+        self.looked_through += len(keys)
+        return super()._changed(keys, since=since, looked_after=looked_after)
+
+
+def test_streams_that_show_the_same_share_what_is_sent_and_have_searches_of_their_own() -> None:
+    async def run() -> None:
+        looks, count = Looks(), 12
+        feed = CountingFeed(looks)
+        shown = [
+            Interest(TENANTS[0], frozenset({"overview"}), search=Search(TENANTS[0], (), uuid4())) for _ in range(count)
+        ]
+        streams = [
+            feed.read(interest, last=None, session=None, version="v", holds=_holds, is_gone=lambda: False)
+            for interest in shown
+        ]
+        for stream in streams:
+            await anext(stream)  # hello
+        first = await asyncio.gather(*map(anext, streams))
+        for interest, chunk in zip(shown, first, strict=True):
+            assert interest.search is not None
+            assert b"value: newer than %s\n" % interest.search.newest.hex.encode() in chunk
+            assert chunk.count(b"value: ") == 2
+        feed.looked_through = 0
+        looks.value, looks.core = 1, 1
+        changed = [await _value(stream, b"value: 1") for stream in streams]
+        assert all(changed)
+        ticks = feed._tick
+        # Each stream looks for its search, and all of them together once a tick for the overview.
+        assert feed.looked_through <= count * ticks + ticks
+        feed.close()
+
+    asyncio.run(run())
+
+
+async def _value(stream: AsyncGenerator[bytes], value: bytes) -> bool:
+    """Read on to the chunk that has a value."""
+    async for chunk in stream:
+        if value in chunk:
+            return True
+    return False
 
 
 def test_every_tenant_has_its_turn_where_a_look_is_bounded() -> None:
