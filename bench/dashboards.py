@@ -1,8 +1,9 @@
 """What do open dashboards cost the API, and how long do their pages take it? `python -m bench.dashboards`
 
-A Postgres of its own holds 10,000 jobs that ended within a day, one of a million lines that runs, and 40 small ones
-that run. The API is a process of its own. First each page's requests are timed, then streams are opened as pages open
-them, and the API's seconds of CPU are counted while 40 jobs settle a line each second.
+A Postgres of its own holds 10,000 jobs that ended within a day, 1,000 that wait, one of a million lines that runs, and
+50 small ones that run, as many as a page shows. The API is a process of its own. First each page's requests are timed,
+and the CPU that API and Postgres take for them is counted. Then streams are opened as pages open them, and the API's
+CPU is counted while each of the 50 jobs settles a line each second.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import httpx
 import psutil
 from sqlalchemy import Engine, text
 
+from bench.publish import write_section
 from bench.report import save
+from bench.usage import cpu_seconds, family
 from cli.child_logs import ChildLog
 from cli.data_dir import DataDir
 from cli.embedded import embedded_services
@@ -35,8 +38,7 @@ from jobs import keys
 from jobs.database import connect
 from jobs.ids import new_id, public_id
 from jobs.queries import submission, tenants, workers
-from jobs.queries.claiming import ClaimedRequest, claim
-from jobs.queries.settling import Outcome, settle
+from jobs.queries.settling import ClaimToken, Outcome, settle
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import JobOptions, ModelLimits, StagedLine
 from jobs.settings import Settings
@@ -45,9 +47,14 @@ from migrations.run import upgrade
 
 MODEL = ModelLimits("demo", 100_000, 100_000)
 ENDED = 10_000
-MOVING = 40
-LINES_OF_MOVING = 2_000
+LINES = 1_000_000  # of the large job
+WAITING = 1_000
+MOVING = 50
+LINES_OF_MOVING = 600  # which settle one a second
+RUNNING = 4  # lines of each of them
 LOOKS = 30  # at each page
+PAGE_AIM_MS = 300
+SHARE_AIM = 5.0  # percent of a core
 
 # Jobs of one line each, with their minutes, a tenth of them failed; ids are ordered by time, as UUIDv7 are.
 END_JOBS = """
@@ -66,6 +73,28 @@ END_JOBS = """
     )
     INSERT INTO failure_groups SELECT id, 1, 'invalid_grammar', 'the grammar', 1, 1, created_at, created_at
     FROM made WHERE failed > 0
+"""
+# Jobs of a line each that no worker has come to.
+WAIT_JOBS = """
+    WITH made AS (
+        INSERT INTO jobs (id, tenant_id, state, model, name, priority, total, created_at, in_progress_at)
+        SELECT CAST(lpad(to_hex(CAST(extract(epoch FROM at) * 1000 AS bigint)), 12, '0') || '70009'
+                    || lpad(to_hex(n), 15, '0') AS uuid),
+               :tenant_id, 'in_progress', :model, 'waiting ' || n, -50, 1, at, at
+        FROM (SELECT n, clock_timestamp() - make_interval(secs => (:count - n + 1) * 8) AS at
+              FROM generate_series(1, :count) n) g
+        RETURNING id
+    ), lines AS (
+        INSERT INTO requests (job_id, line) SELECT id, 1 FROM made
+    )
+    INSERT INTO bodies SELECT id, 1, '1', '{"prompt":"1"}' FROM made
+"""
+# The last lines of the jobs that move run.
+RUN_LINES = """
+    UPDATE requests r SET state = 'running', worker_id = :worker_id, epoch = 1, claimed_at = clock_timestamp()
+    FROM jobs j
+    WHERE j.id = r.job_id AND j.name LIKE 'moving %' AND r.line > :pending
+    RETURNING j.id
 """
 # What a job of many lines has once half of them were settled, 600 minutes of them.
 HALF_DONE = (
@@ -117,13 +146,15 @@ def measure(streams: Sequence[int], seconds: float, lines: int) -> dict[str, Any
         with httpx.Client(
             base_url=url, headers=headers, timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None)
         ) as client:
-            pages = _pages(client, large)
+            postgres = services.supervisor.pids()["postgres"]
+            pages = _pages(client, large, {"api": pid, "postgres": postgres})
             stack.enter_context(_settling(database))
             shares = {count: _share(client, pid, count, moving, seconds) for count in streams}
         return {
             "jobs": ENDED,
+            "jobs_that_wait": WAITING,
             "lines_of_the_large_job": lines,
-            "pages_ms": pages,
+            "pages": pages,
             "jobs_that_change_each_second": MOVING,
             "cpu_of_the_api_by_open_dashboards": shares,
         }
@@ -134,7 +165,8 @@ def _fill(database: Engine, lines: int) -> tuple[str, list[str]]:
     with database.begin() as connection:
         workers.register(connection, WorkerIdentity(new_id(), "bench", 0, "none"), MODEL, lease=3600)
         owner = tenants.ensure_tenant(connection, "default", keys.new_webhook_secret())
-        connection.execute(text(END_JOBS), {"tenant_id": owner.id, "model": MODEL.name, "count": ENDED})
+        for statement, count in ((END_JOBS, ENDED), (WAIT_JOBS, WAITING)):
+            connection.execute(text(statement), {"tenant_id": owner.id, "model": MODEL.name, "count": count})
         large = submission.open_job(connection, owner.id, JobOptions(model=MODEL.name, name="large", priority=-100))
         for statement in HALF_DONE:
             connection.execute(text(statement), {"id": large, "half": lines // 2})
@@ -178,51 +210,76 @@ def _api(settings: Settings) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def _pages(client: httpx.Client, large: str) -> dict[str, dict[str, float]]:
-    """Milliseconds of each page's requests, one after the other; of the second and later looks."""
+def _pages(client: httpx.Client, large: str, pids: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Milliseconds of each page's requests, one after the other, and of the CPU of each process for a look at it."""
     parts = "progress,failures,timeline,deliveries,results"
+    listed = "/v1/jobs?limit=100"
+    results = f"/v1/jobs/{large}/results?preview=200&limit=50&before=1000000000"
     pages = {
-        "jobs": ["/v1/overview", "/v1/jobs?limit=100", "/v1/jobs?limit=100&q=status:open", "/v1/jobs/counts"],
-        "jobs, searched": [
-            '/v1/jobs?limit=100&q=failed:>0 metadata.team:"team 10" name:job -status:open',
-            '/v1/jobs/counts?q=failed:>0 metadata.team:"team 10" name:job -status:open',
-        ],
-        "suggestions": ["/v1/suggest?field=metadata.team&prefix=team"],
+        "jobs": ["/v1/overview", listed, f"{listed}&q=status:open", "/v1/jobs/counts"],
+        **{
+            f"jobs, {q}": [f"{listed}&q={q}", f"/v1/jobs/counts?q={q}"]
+            for q in (
+                "status:waiting",
+                "failed:>0",
+                "deadline:risk",
+                "-status:open",
+                "code:invalid_grammar",
+                "lines:>10k",
+                "nothing like it",
+                'failed:>0 metadata.team:"team 10" name:job -status:open',
+            )
+        },
+        "suggestions": [f"/v1/suggest?field={field}" for field in ("status", "name", "code", "metadata.team")],
         "job of many lines": ["/v1/overview", f"/v1/jobs/{large}?include={parts}"],
+        "its results": [results, f"{results}&state=failed", f"{results}&state=completed"],
+        "one line of it": [f"/v1/jobs/{large}", f"/v1/jobs/{large}/lines/1000"],
         "queue": ["/v1/overview", "/v1/queue"],
         "fleet": ["/v1/overview", "/v1/workers"],
     }
     found = {}
     for name, paths in pages.items():
         took = []
-        for _ in range(LOOKS + 1):
+        for look in range(LOOKS + 1):
+            if look == 1:
+                before = _cpu(pids)
             began = time.perf_counter()
             for path in paths:
                 client.get(path).raise_for_status()
             took.append(1e3 * (time.perf_counter() - began))
-        found[name] = {"p50": round(statistics.median(took[1:]), 1), "longest": round(max(took[1:]), 1)}
+        found[name] = {
+            "p50": round(statistics.median(took[1:]), 1),
+            "longest": round(max(took[1:]), 1),
+            **{
+                f"{process}_cpu": round(1e3 * (seconds - before[process]) / LOOKS, 1)
+                for process, seconds in _cpu(pids).items()
+            },
+        }
     return found
+
+
+def _cpu(pids: Mapping[str, int]) -> dict[str, float]:
+    return {name: sum(map(cpu_seconds, family(pid))) for name, pid in pids.items()}
 
 
 @contextlib.contextmanager
 def _settling(database: Engine) -> Iterator[None]:
     """Settle one line of each moving job a second, from a thread."""
     is_over = threading.Event()
+    with database.begin() as connection:
+        worker_id = connection.execute(text("SELECT id FROM workers")).scalar_one()
+        moving = connection.execute(
+            text(RUN_LINES), {"worker_id": worker_id, "pending": LINES_OF_MOVING - RUNNING}
+        ).scalars()
+        job_ids = set(moving)
 
     def run() -> None:
         with database.connect() as connection:
-            with connection.begin():
-                worker_id = connection.execute(text("SELECT id FROM workers")).scalar_one()
-            held: dict[Any, list[ClaimedRequest]] = {}
-            while not is_over.wait(1.0):
-                if not all(len(held.get(job, ())) for job in held) or len(held) < MOVING:
-                    with connection.begin():
-                        taken = claim(connection, worker_id, MODEL.name, limit=4000, is_idle=True, solo_after_deaths=2)
-                    for request in taken.requests:
-                        held.setdefault(request.token.job_id, []).append(request)
-                outcomes = [_answered(requests.pop()) for requests in held.values() if requests]
+            for line in range(1, LINES_OF_MOVING - RUNNING):
+                if is_over.wait(1.0):
+                    return
                 with connection.begin():
-                    settle(connection, outcomes)
+                    settle(connection, [_answered(ClaimToken(job_id, line, 0, None)) for job_id in job_ids])
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -233,8 +290,8 @@ def _settling(database: Engine) -> Iterator[None]:
         thread.join()
 
 
-def _answered(request: ClaimedRequest) -> Outcome:
-    return Outcome(request.token, RequestState.COMPLETED, b"{}", prompt_tokens=1, cached_tokens=0, completion_tokens=1)
+def _answered(token: ClaimToken) -> Outcome:
+    return Outcome(token, RequestState.COMPLETED, b"{}", prompt_tokens=1, cached_tokens=0, completion_tokens=1)
 
 
 def _share(client: httpx.Client, pid: int, count: int, moving: Sequence[str], seconds: float) -> dict[str, float]:
@@ -275,13 +332,49 @@ def _share(client: httpx.Client, pid: int, count: int, moving: Sequence[str], se
     }
 
 
+def section(record: Mapping[str, Any]) -> str:
+    """What docs/benchmarks.md says of a result, between its markers."""
+    found, measured = record["found"], record["measured"]
+    pages = [
+        "| page | CPU of API + Postgres, ms | median, ms | longest, ms | aim, ms |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {name} | {page['api_cpu']:g} + {page['postgres_cpu']:g} | {page['p50']:g} | {page['longest']:g} "
+            f"| {PAGE_AIM_MS} |"
+            for name, page in found["pages"].items()
+        ),
+    ]
+    streams = [
+        "| open dashboards | the API's share of a core | rows a second, each | kB a second, each | aim |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {count} | {share['percent_of_a_core']:g} % | {share['rows_a_second_each']:g} "
+            f"| {share['kilobytes_a_second_each']:g} | < {SHARE_AIM:g} % |"
+            for count, share in found["cpu_of_the_api_by_open_dashboards"].items()
+        ),
+    ]
+    return "\n".join(
+        [
+            f"`python -m bench.dashboards` · {measured['at'][:10]} · commit {measured['commit']} · {measured['cpu']}, "
+            f"{measured['cores']} threads, load {measured['load_1_min']:g} at the end · "
+            f"{found['lines_of_the_large_job']:,} lines in the large job",
+            "",
+            *pages,
+            "",
+            *streams,
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=json.loads, default=[0, 1, 100], help="a JSON list")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--lines", type=int, default=1_000_000, help="of the large job")
+    parser.add_argument("--lines", type=int, default=LINES, help="of the large job")
     options = parser.parse_args()
-    save("dashboards", measure(options.streams, options.seconds, options.lines))
+    record = save("dashboards", measure(options.streams, options.seconds, options.lines))
+    if options.lines == LINES:
+        write_section("dashboards", section(record))
 
 
 if __name__ == "__main__":

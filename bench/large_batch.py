@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
+from sqlalchemy import text
 
 from bench.process_samples import PhaseUsage, ProcessSamples
 from bench.publish import write_section
 from bench.report import save
 from bench.usage import peak_memory
 from cli.models import DEMO
+from jobs.database import connect_unpooled
 
 if TYPE_CHECKING:
     from cli.stack import RunningStack
@@ -79,9 +81,9 @@ def measure(lines: int, place: Path | None = None) -> dict[str, Any]:
 
         @contextlib.contextmanager
         def phase(name: str) -> Iterator[None]:
-            print(f"  {name}", file=sys.stderr, flush=True)
             with samples.phase() as usage[name]:
                 yield
+            print(f"  {name}: {usage[name].seconds:,.1f} s", file=sys.stderr, flush=True)
 
         with phase("upload"):
             file_id = _upload(client, file)
@@ -214,7 +216,7 @@ def _await(
 def _download(client: httpx.Client, file_id: str, output: Path) -> None:
     with output.open("wb") as target, client.stream("GET", f"/v1/files/{file_id}/content") as answer:
         answer.raise_for_status()
-        for piece in answer.iter_raw():
+        for piece in answer.iter_bytes():  # packed with gzip on the way, as clients ask for it
             target.write(piece)
 
 
@@ -249,11 +251,11 @@ def _size(directory: Path) -> int:
 
 
 def _table_sizes(database_url: str) -> dict[str, int]:
-    import psycopg
-
-    with psycopg.connect(database_url) as connection:
+    with connect_unpooled(database_url, "pagemill bench").connect() as connection:
         return {
-            name: connection.execute("SELECT pg_total_relation_size(%s)", (name,)).fetchall()[0][0]
+            name: connection.execute(
+                text("SELECT pg_total_relation_size(CAST(:name AS regclass))"), {"name": name}
+            ).scalar_one()
             for name in KEPT_TABLES
         }
 
