@@ -44,6 +44,9 @@ def make(
 ) -> None:
     """Open a job that has no line yet. Raises `TooManyOpenJobs`, `AlreadyMade`, `IdempotencyMismatch`."""
     creations.record(connection, claim, job_id, is_standing=_standing(connection, tenant_id))
+    # Opens of a tenant take turns, so that each counts those before it. Inserting a row that refers to the tenant does
+    # not wait for this lock.
+    connection.execute(text("SELECT 1 FROM tenants WHERE id = :id FOR NO KEY UPDATE"), {"id": tenant_id})
     # By the partial index of open jobs.
     count = connection.execute(
         text("""

@@ -10,9 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.errors import TooManyOpenJobs
+from jobs.ids import new_id
 from jobs.queries import open_jobs, retention
+from jobs.requests import JobOptions
 from jobs.settings import Settings
 from tests.support.api_server import NDJSON, Api, error_of, running_api
+from tests.support.processes import await_condition
 from tests.support.rows import Rows
 
 
@@ -178,6 +182,28 @@ def test_tenant_has_so_many_open_and_no_more(api: Api, monkeypatch: pytest.Monke
     assert api.client.delete(f"/v1/jobs/{first}").json()["deleted"] is True
     assert error_of(append(api, first, "a"), 404)["code"] == "job_not_found"
     opened(api)
+
+
+def test_opens_side_by_side_keep_to_the_limit(api_rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last place is taken by a transaction that is not committed yet."""
+    monkeypatch.setattr(open_jobs, "MOST_OPEN", 2)
+    tenant_id = api_rows.tenant().id
+
+    def make() -> None:
+        with api_rows.database.begin() as connection:
+            open_jobs.make(connection, tenant_id, JobOptions(model="demo"), b"{}", new_id(), None)
+
+    make()
+    with ThreadPoolExecutor(4) as threads:
+        with api_rows.database.begin() as connection:
+            open_jobs.make(connection, tenant_id, JobOptions(model="demo"), b"{}", new_id(), None)
+            others = [threads.submit(make) for _ in range(4)]
+            await_condition(
+                lambda: api_rows.count_blocked() == 4 or any(other.done() for other in others), "opens that wait"
+            )
+        refused = [other.exception() for other in others]
+    assert [type(error) for error in refused] == [TooManyOpenJobs] * 4
+    assert api_rows.query("SELECT count(*) AS n FROM jobs")[0].n == 2
 
 
 def test_another_tenants_open_job_is_unknown(api: Api) -> None:

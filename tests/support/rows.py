@@ -134,8 +134,14 @@ class Rows:
 
     def await_blocked(self) -> None:
         """Wait until some connection to this database waits for a lock."""
-        statement = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        await_condition(lambda: bool(self.query(statement)), "a statement that waits for a lock")
+        await_condition(lambda: self.count_blocked() > 0, "a statement that waits for a lock")
+
+    def count_blocked(self) -> int:
+        """Connections to this database that wait for a lock."""
+        rows = self.query(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return int(str(rows[0].n))
 
     def finish(self, job_id: UUID) -> None:
         """Complete a job by one worker."""
