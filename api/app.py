@@ -45,12 +45,14 @@ from api.routes import health, metrics, models
 from api.schemas import ErrorAnswer
 from api.session_cookie import Cookies
 from api.tokenizer_calls import TokenizerCalls
+from api.transactions import Transactions
 from api.upload_locks import UploadLocks
 from api.wrong_keys import WrongKeys
 from jobs.database import connect_async
 from jobs.file_store import FileStore
 from jobs.keys import load_pepper
 from jobs.queries import explaining, reading, tenants
+from jobs.queries import live as live_queries
 from jobs.settings import Settings
 
 A = TypeVar("A")
@@ -90,21 +92,20 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = connect_async(settings, "pagemill-api")
+        transactions = Transactions(connect_async(settings, "pagemill-api"), settings.database_pool_size)
         notifier = Notifier(settings)
         upload_locks = UploadLocks(settings)
 
         def in_transaction(query: Callable[[Connection, A], T]) -> Callable[[A], Awaitable[T]]:
             async def look(asked: A) -> T:
-                async with database.begin() as connection:
-                    return await connection.run_sync(query, asked)
+                return await transactions.run(query, asked)
 
             return look
 
         pepper = load_pepper(settings)
         services = app.state.services = Services(
             settings,
-            database,
+            transactions,
             pepper,
             notifier,
             JobWatch(in_transaction(reading.no_longer_running)),
@@ -114,6 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
             Batcher(in_transaction(tenants.find_principals)),
             Cookies(pepper),
             WrongKeys(),
+            Batcher(in_transaction(live_queries.find_models)),
             Batcher(in_transaction(reading.get_jobs)),
             Batcher(
                 in_transaction(
@@ -146,7 +148,7 @@ def create_app(settings: Settings) -> FastAPI:
             await tokenizer_calls.close()
             await upload_locks.close()
             await notifier.close()
-            await database.dispose()
+            await transactions.close()
 
     app = FastAPI(
         title="Pagemill",

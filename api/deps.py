@@ -14,7 +14,6 @@ from fastapi import Depends, Request, Response
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import session_cookie
 from api.batching import Batcher
@@ -22,12 +21,14 @@ from api.feed_hub import Feed
 from api.long_poll import JobWatch
 from api.notifier import Notifier
 from api.session_cookie import Cookies
+from api.transactions import Transactions
 from api.upload_locks import UploadLocks
 from api.wrong_keys import WrongKeys
 from jobs import keys
 from jobs.errors import InvalidKey, RoleTooNarrow
 from jobs.file_store import FileStore
 from jobs.queries.explaining import ModelQueue
+from jobs.queries.live import LiveModel
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
 from jobs.roles import Role
@@ -44,7 +45,7 @@ class Services:
     """Objects that live as long as the process."""
 
     settings: Settings
-    database: AsyncEngine
+    transactions: Transactions
     pepper: bytes
     notifier: Notifier
     job_watch: JobWatch
@@ -54,6 +55,7 @@ class Services:
     principals: Batcher[UUID, Principal]
     cookies: Cookies
     wrong_keys: WrongKeys
+    models: Batcher[str, LiveModel]
     jobs: Batcher[tuple[UUID, UUID], Job]
     queues: Batcher[str, ModelQueue]
     """By model. Callers who ask at once for why jobs wait share one look."""
@@ -64,8 +66,7 @@ class Services:
 
     async def transaction(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one query in a transaction of its own. It is committed when this returns."""
-        async with self.database.begin() as connection:
-            return await connection.run_sync(query, *args, **kwargs)
+        return await self.transactions.run(query, *args, **kwargs)
 
     async def quietly(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run a clean-up after a failure. The caller hears of that failure; what stays behind is the courier's."""

@@ -19,13 +19,15 @@ from api.deps import Caller, InjectedServices, Services
 from api.http_protocol import end_of_input
 from api.openai.documents import read_object
 from api.openai.live_hub import LiveAnswer, LiveHub, Message
+from api.openai.live_models import find_model
 from api.openai.repeats import Attempt, RequestAttempt
 from api.openai.requests import Endpoint, translate
 from api.openai.streams import AnswerRefused, StreamShape, add_usage, require_success, stream
 from api.schemas import JobObject
-from jobs.errors import InvalidInput, JobNotFound, ModelNotFound
+from api.tasks import end_tasks
+from jobs.errors import InvalidInput, JobNotFound
 from jobs.ids import JOB_PREFIX, public_id
-from jobs.queries import reading, submission
+from jobs.queries import reading
 from jobs.queries.tenants import Tenant
 from jobs.requests import ModelLimits, Params, StagedLine, parse_request
 
@@ -76,7 +78,8 @@ async def _answer(
 ) -> Response:
     body, sha256 = await read_object(services, request)
     is_flex, is_in_background = _tier(body)
-    model = await _model(services, body)
+    found = await find_model(services, body.get("model"))
+    model = found.limits
     streams, options = _stream_options(body)
     lines = await asyncio.to_thread(_lines, body, endpoint, model)
     created = int(time.time())
@@ -90,7 +93,7 @@ async def _answer(
         answer = await stack.enter_async_context(
             hub.queued(caller.id, model.name, lines, claim)
             if is_flex
-            else hub.answering(caller.id, model.name, lines, streams=streams, claim=claim)
+            else hub.answering(caller.id, found, lines, streams=streams, claim=claim)
         )
         shape = StreamShape(
             id=f"{'chatcmpl' if endpoint.startswith('/v1/chat') else 'cmpl'}-{answer.job_id.hex}",
@@ -106,7 +109,7 @@ async def _answer(
         )
         if not streams:
             return await _whole(request, answer, shape)
-        return await _streamed(answer, shape, stack.pop_all())
+        return await _streamed(request, answer, shape, stack)
 
 
 def _tier(body: dict[str, Any]) -> tuple[bool, bool]:
@@ -129,16 +132,6 @@ async def _accepted(services: Services, caller: Tenant, job_id: UUID) -> Respons
     return Response(
         answer.model_dump_json(), 202, headers={"location": f"/v1/jobs/{answer.id}"}, media_type="application/json"
     )
-
-
-async def _model(services: Services, body: dict[str, Any]) -> ModelLimits:
-    name = body.get("model")
-    if not isinstance(name, str) or not name:
-        raise InvalidInput("the name of a model is needed", param="model")
-    found = None if "\x00" in name else await services.transaction(submission.find_model, name)
-    if found is None:
-        raise ModelNotFound(name[:256])
-    return found
 
 
 def _stream_options(body: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
@@ -227,43 +220,46 @@ async def _hung_up(request: Request) -> None:
         disconnected.cancel()
 
 
-async def _streamed(answer: LiveAnswer, shape: StreamShape, stack: AsyncExitStack) -> Response:
-    """A stream whose headers wait a moment for the first message, so that what a worker refuses has its status."""
+async def _streamed(request: Request, answer: LiveAnswer, shape: StreamShape, stack: AsyncExitStack) -> Response:
+    """A stream whose headers wait a moment for the first message, so that what a worker refuses has its status.
+
+    It takes over what `stack` ends. A caller that hangs up ends it at any time.
+    """
     messages = answer.messages()
     first = asyncio.ensure_future(anext(messages))
-    try:
-        await asyncio.wait([first], timeout=FIRST_WAIT)
-        if first.done():
+    leaving = asyncio.ensure_future(_hung_up(request))
+    stack.push_async_callback(end_tasks, [first, leaving])
+    await asyncio.wait([first, leaving], timeout=FIRST_WAIT, return_when=asyncio.FIRST_COMPLETED)
+    if first.done():
+        try:
             require_success(first.result())
-    except AnswerRefused as refused:
-        await stack.aclose()
-        return _json(refused.body, refused.status)
-    except BaseException:
-        first.cancel()
-        await stack.aclose()
-        raise
+        except AnswerRefused as refused:
+            return _json(refused.body, refused.status)
+    elif leaving.done():
+        return Response(status_code=499)  # the caller has disconnected
 
     async def all_messages() -> AsyncIterator[Message]:
         yield await first
         async for message in messages:
             yield message
 
+    ending = stack.pop_all()
     return StreamingResponse(
-        _closing(stream(all_messages(), shape), stack),
+        _closing(stream(all_messages(), shape, leaving), ending),
         media_type="text/event-stream",
         headers=SSE_HEADERS,
-        background=BackgroundTask(stack.aclose),
+        background=BackgroundTask(ending.aclose),
     )
 
 
-async def _closing(events: AsyncIterator[bytes], stack: AsyncExitStack) -> AsyncIterator[bytes]:
+async def _closing(events: AsyncIterator[bytes], ending: AsyncExitStack) -> AsyncIterator[bytes]:
     """End the answer with its stream, also where the caller hangs up in the middle."""
     try:
         async for event in events:
             if event:
                 yield event
     finally:
-        await asyncio.shield(stack.aclose())
+        await asyncio.shield(ending.aclose())
 
 
 def _json(body: dict[str, Any], status: int) -> Response:

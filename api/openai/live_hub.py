@@ -27,6 +27,7 @@ from api.tasks import end_tasks
 from jobs.ids import new_id
 from jobs.queries import live, reading, settling
 from jobs.queries.creations import AlreadyMade, Claim
+from jobs.queries.live import LiveModel
 from jobs.queues import cancel_channel, live_channel
 from jobs.requests import StagedLine
 
@@ -121,7 +122,7 @@ class LiveHub:
 
     @asynccontextmanager
     async def answering(
-        self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], *, streams: bool, claim: Claim | None
+        self, tenant_id: UUID, model: LiveModel, lines: Sequence[StagedLine], *, streams: bool, claim: Claim | None
     ) -> AsyncIterator[LiveAnswer]:
         """Submit lines, whose answers come within the block. What is unfinished at its end is cancelled.
 
@@ -130,8 +131,9 @@ class LiveHub:
         """
         if not self._has_place():
             raise Unavailable("Too many requests wait for their answers here. Try again, or send a batch.")
-        if not await self._services.transaction(live.has_live_worker, model):
-            raise Unavailable(f"No worker serves {model!r} just now. Send a batch, which waits for one, or try again.")
+        name = model.limits.name
+        if not model.is_served:
+            raise Unavailable(f"No worker serves {name!r} just now. Send a batch, which waits for one, or try again.")
         job_id = new_id()
         answer = self._waiting[job_id] = LiveAnswer(job_id, len(lines))
         target = orjson.dumps({"live": {"channel": self._channel, "stream": streams}})[1:-1]
@@ -140,18 +142,18 @@ class LiveHub:
         ]
         try:
             try:
-                await self._services.transaction(live.submit, tenant_id, model, addressed, job_id, claim)
+                await self._services.transaction(live.submit, tenant_id, name, addressed, job_id, claim)
             except AlreadyMade as earlier:
                 answer.is_complete = True  # there is nothing to cancel
                 async with self._repeated(earlier.object_id, len(lines)) as repeated:
                     yield repeated
                 return
-            self._services.notifier.notify(model, job_id)
+            self._services.notifier.notify(name, job_id)
             yield answer
         finally:
             del self._waiting[job_id]
             if not answer.is_complete:
-                await asyncio.shield(self._cancel(tenant_id, model, job_id))
+                await asyncio.shield(self._cancel(tenant_id, name, job_id))
 
     async def queue(
         self, tenant_id: UUID, model: str, lines: Sequence[StagedLine], claim: Claim | None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from starlette.requests import ClientDisconnect
 
 from api.errors import problem, unexpected
 from api.openai.live_hub import Message
@@ -136,11 +137,16 @@ def require_success(message: Message) -> None:
         raise AnswerRefused(answer["response"]["status_code"], answer["response"]["body"])
 
 
-async def stream(messages: AsyncIterator[Message], shape: StreamShape) -> AsyncIterator[bytes]:
-    """All events of a stream. An error after the first is an event of its own, and ends it."""
+async def stream(
+    messages: AsyncIterator[Message], shape: StreamShape, leaving: asyncio.Future[None]
+) -> AsyncIterator[bytes]:
+    """All events of a stream. An error after the first is an event of its own, and ends it.
+
+    Once `leaving` is done the stream ends without `[DONE]`, because a caller that reads on must not take it for whole.
+    """
     yield shape.opening()
     try:
-        async for message in with_pauses(messages):
+        async for message in with_pauses(messages, leaving):
             if message is None:
                 yield b": keep-alive\n\n"
                 continue
@@ -149,6 +155,8 @@ async def stream(messages: AsyncIterator[Message], shape: StreamShape) -> AsyncI
                 yield events
         if shape.wants_usage:
             yield shape.chunk([], shape.usage)
+    except ClientDisconnect:
+        return
     except AnswerRefused as refused:
         yield b"data: " + orjson.dumps(refused.body) + b"\n\n"
     except Exception as error:  # noqa: BLE001 - the headers are gone: the stream itself says it
@@ -156,14 +164,17 @@ async def stream(messages: AsyncIterator[Message], shape: StreamShape) -> AsyncI
     yield DONE
 
 
-async def with_pauses(messages: AsyncIterator[Message]) -> AsyncIterator[Message | None]:
-    """Messages, and None after each `KEEP_ALIVE` seconds without one."""
+async def with_pauses(messages: AsyncIterator[Message], leaving: asyncio.Future[None]) -> AsyncIterator[Message | None]:
+    """Messages, and None after each `KEEP_ALIVE` seconds without one. Raises `ClientDisconnect` after `leaving`."""
     coming: asyncio.Future[Message] | None = None
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(messages))
-            done, _ = await asyncio.wait([coming], timeout=KEEP_ALIVE)
-            if not done:
+            either: list[asyncio.Future[Any]] = [coming, leaving]
+            await asyncio.wait(either, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                raise ClientDisconnect
+            if not coming.done():
                 yield None
                 continue
             try:

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.deps import Caller, InjectedServices, Services
 from api.errors import Unavailable
 from api.openai.documents import json_body, read_object
+from api.openai.live_models import find_model
 from api.openai.requests import translate
 from api.tokenizer_calls import InjectedCalls
-from jobs.errors import InvalidInput, ModelNotFound
-from jobs.queries import live, submission
+from jobs.errors import InvalidInput
+from jobs.queries import live
 from jobs.requests import ModelLimits, Params, TokenId, parse_request, validate
 from jobs.strict_model import StrictModel
 
@@ -135,14 +136,10 @@ async def _model(services: Services, name: object) -> ModelLimits:
         name = await services.transaction(live.only_live_model)
         if name is None:
             raise InvalidInput("the name of a model is needed, since not exactly one is served now", param="model")
-    if not isinstance(name, str) or not name:
-        raise InvalidInput("the name of a model is needed", param="model")
-    found = None if "\x00" in name else await services.transaction(submission.find_model, name)
-    if found is None:
-        raise ModelNotFound(name[:256])
-    if not await services.transaction(live.has_live_worker, found.name):
-        raise Unavailable(f"No worker serves {found.name!r} just now, and only workers hold its tokenizer.")
-    return found
+    found = await find_model(services, name)
+    if not found.is_served:
+        raise Unavailable(f"No worker serves {found.limits.name!r} just now, and only workers hold its tokenizer.")
+    return found.limits
 
 
 def _line(body: dict[str, Any], model: ModelLimits) -> bytes:

@@ -10,7 +10,15 @@ from sqlalchemy import Connection, text
 
 from jobs.queries import creations, submission
 from jobs.queries.creations import Claim
-from jobs.requests import JobOptions, StagedLine
+from jobs.requests import JobOptions, ModelLimits, StagedLine
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A known model, and whether some worker holds a lease and serves it."""
+
+    limits: ModelLimits
+    is_served: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +64,22 @@ def _is_running_or_answered(connection: Connection, tenant_id: UUID, job_id: UUI
     return found
 
 
-def has_live_worker(connection: Connection, model: str) -> bool:
-    """Whether some worker holds a lease and serves the model."""
-    # By the index of workers that have not ended.
-    found: bool = connection.execute(
+def find_models(connection: Connection, names: Collection[str]) -> dict[str, LiveModel]:
+    """Those of the models that some worker has registered, alive or not."""
+    # Models by primary key; workers by the index of those that have not ended.
+    rows = connection.execute(
         text("""
-            SELECT EXISTS (SELECT 1 FROM workers
-                           WHERE model = :model AND ended_at IS NULL AND lease_expires_at > clock_timestamp())
+            SELECT m.name, m.max_model_len, m.vocab_size,
+                   EXISTS (SELECT 1 FROM workers w
+                           WHERE w.model = m.name AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp())
+                       AS is_served
+            FROM models m WHERE m.name = ANY(CAST(:names AS text[]))
         """),
-        {"model": model},
-    ).scalar_one()
-    return found
+        {"names": list(names)},
+    )
+    return {
+        row.name: LiveModel(ModelLimits(row.name, row.max_model_len, row.vocab_size), row.is_served) for row in rows
+    }
 
 
 def only_live_model(connection: Connection) -> str | None:

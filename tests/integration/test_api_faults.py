@@ -187,7 +187,7 @@ class TestPostgres:
                 f"authorization: {api.client.headers['authorization']}\r\n\r\n"
             ).encode()
             checkouts: list[object] = []
-            pool = api.server._app.state.services.database.sync_engine.pool
+            pool = api.server._app.state.services.transactions.database.sync_engine.pool
             sqlalchemy.event.listen(pool, "checkout", lambda *connection: checkouts.append(connection))
             began = time.monotonic()
             polls = [stack.enter_context(api.connect()) for _ in range(POLLS)]
