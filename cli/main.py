@@ -37,7 +37,12 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submi
 
 @app.command()
 def up(
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help=MODEL_HELP + " Repeatable.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help=MODEL_HELP + " Repeat for a worker each; one worker serves those with commas in turn."
+        ),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
     host: Annotated[str | None, typer.Option(help="Address that the API listens on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port that the API listens on; 0: any.")] = None,
@@ -58,8 +63,12 @@ def api() -> None:
 
 @app.command()
 def worker(
-    model: ModelName = None,
-    served_name: Annotated[str | None, typer.Option(help="The name that clients ask for it by.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help=MODEL_HELP + " Repeat for several, served in turn.")
+    ] = None,
+    served_name: Annotated[
+        list[str] | None, typer.Option(help="The name that clients ask for it by; for several models one each.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tensor-parallel-size", "-tp", min=1, help="Processes that share the model.")
@@ -71,7 +80,10 @@ def worker(
     block_size: Annotated[int | None, typer.Option(min=1, help="Positions in a block of the KV cache.")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="auto, or float8_e4m3 (also fp8, fp8_e4m3).")] = None,
 ) -> None:
-    """Load a model and work through its jobs. Options go before their settings, PAGEMILL_DEVICE and so on."""
+    """Load a model, or several in turn, and work through their jobs.
+
+    Options go before their settings, PAGEMILL_DEVICE and so on.
+    """
     from cli.commands import processes
 
     options = {
@@ -84,7 +96,7 @@ def worker(
         "block_size": block_size,
         "kv_cache_dtype": "float8_e4m3" if kv_cache_dtype in ("fp8", "fp8_e4m3") else kv_cache_dtype,
     }
-    raise typer.Exit(processes.worker(model, served_name=served_name, options=options))
+    raise typer.Exit(processes.worker(model or [], served_names=served_name or [], options=options))
 
 
 @app.command()

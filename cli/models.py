@@ -19,6 +19,13 @@ class ModelSource:
     served_name: str
 
 
+def split(names: str) -> list[str]:
+    """The models of a list with commas, which one worker serves in turn. A path that exists is one model."""
+    if Path(names).expanduser().exists():
+        return [names]
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def resolve(name: str, served_name: str | None = None) -> ModelSource:
     """Find the model that a name means: the demo's, a packaged one, a directory or GGUF file, else one on the hub.
 

@@ -77,7 +77,8 @@ def running_stack(
     """Start everything on `settings.data_dir` and wait until it serves; stop it all on leaving.
 
     A Postgres and a Valkey are started where `settings` names none. One worker runs for each of `model_names`
-    (PAGEMILL_MODEL, or the demo model, where there are none). `stream` gets the labelled lines of all processes.
+    (PAGEMILL_MODEL, or the demo model, where there are none), and serves those that are listed with commas in turn.
+    `stream` gets the labelled lines of all processes.
 
     Raises CannotListen, ChildFailed, DataDirError, EmbeddedServiceError, UnsupportedDatabase and UnusableKey where
     something cannot start, and StopRequested if a signal came before that.
@@ -150,13 +151,12 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
         # Serving does not depend on the courier: all that it does is found in Postgres, however late it comes up.
         child("courier", ["courier"], lambda pid: True, STOP_MARGIN, 60.0),
     ]
-    for number, model in enumerate(model_names, start=1):
-        source = models.resolve(model)
-        location = str(Path(source.location).absolute()) if Path(source.location).exists() else source.location
+    for number, in_turn in enumerate(model_names, start=1):
+        served = [argument for name in models.split(in_turn) for argument in _served(models.resolve(name))]
         children.append(
             child(
                 "worker" if number == 1 else f"worker-{number}",
-                ["worker", "--model", location, "--served-name", source.served_name],
+                ["worker", *served],
                 _worker_is_ready(database),
                 settings.drain_deadline + WORKER_STOP_MARGIN,
                 MODEL_TIMEOUT,
@@ -164,6 +164,11 @@ def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
             )
         )
     return children
+
+
+def _served(source: models.ModelSource) -> list[str]:
+    location = str(Path(source.location).absolute()) if Path(source.location).exists() else source.location
+    return ["--model", location, "--served-name", source.served_name]
 
 
 def _api_is_ready(settings: Settings) -> Callable[[int], bool]:

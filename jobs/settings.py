@@ -106,7 +106,11 @@ class Settings(BaseSettings):
     )
 
     # Models
-    model: str | None = Field(default=None, description="Model that `up` and `worker` serve when none is named.")
+    model: str | None = Field(
+        default=None,
+        description="Model that `up` and `worker` serve when none is named; one worker serves several, with commas, in "
+        "turn.",
+    )
     device: str = Field(default="auto", description="auto, cpu or cuda.")
     dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
     kv_cache_dtype: str = Field(
@@ -143,6 +147,18 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU's memory to use.")
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="Processes that share the model, each with a GPU of its own, or on a CPU."
+    )
+    model_switch_after: float = Field(
+        default=60.0,
+        ge=0,
+        description="A worker of several models leaves one for which lines wait when those of another have waited this "
+        "long, or ten times what the switch costs.",
+    )
+    kept_model_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Main memory that models may keep which a worker on a CPU does not run now. Unset: what is free "
+        "beside the one that it runs.",
     )
     share_prefixes: bool = Field(
         default=False, description="Let tenants hit each other's cached prefixes (observable by timing)."

@@ -6,7 +6,7 @@ import faulthandler
 import socket
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
@@ -26,7 +26,7 @@ def make_app(settings: Settings, name: str) -> Celery:
 
 
 def run_solo(
-    app: Celery, *, queue: str, name: str, end_within: float, on_signal: Callable[[], None] = lambda: None
+    app: Celery, *, queues: Sequence[str], name: str, end_within: float, on_signal: Callable[[], None] = lambda: None
 ) -> int:
     """Run a Celery worker in this process until a signal, or `celery.worker.state.should_stop`, ends it.
 
@@ -56,7 +56,7 @@ def run_solo(
     signals.worker_shutting_down.connect(note)
     worker = app.Worker(
         hostname=f"{name}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}",
-        queues=[queue],
+        queues=list(queues),
         pool="solo",
         without_gossip=True,
         without_mingle=True,

@@ -33,7 +33,8 @@ class WaitObject(BaseModel):
     """A reason for programs and one for people; `args` has the figures of the text."""
 
     code: str = Field(
-        description="cancelling, out_of_time, paused, no_worker, next, alone, priority, older_jobs, live, fair_share"
+        description="cancelling, out_of_time, paused, no_worker, other_model, next, alone, priority, older_jobs, live, "
+        "fair_share"
     )
     text: str
     args: dict[str, Any]

@@ -67,7 +67,8 @@ class WorkerObject(BaseModel):
     id: str
     object: Literal["worker"] = "worker"
     name: str = Field(description="host and process")
-    model: str
+    model: str = Field(description="that it runs, or turns to, now")
+    models: list[str] = Field(description="all that it serves in turn, by name")
     device: str
     status: Literal["live", "draining", "stopping", "stopped", "broken", "lost"]
     wanted: Wanted | None = Field(description="what an operator asked of it")
@@ -96,6 +97,7 @@ class WorkerObject(BaseModel):
             id=public_id(WORKER_PREFIX, worker.id),
             name=f"{worker.host}-{worker.pid}",
             model=worker.model,
+            models=list(worker.models),
             device=worker.device,
             status=_status(worker),
             wanted=worker.wanted,

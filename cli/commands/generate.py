@@ -25,7 +25,7 @@ def generate(
     update = {key: value for key, value in {"device": device, "dtype": dtype}.items() if value is not None}
     settings = Settings().model_copy(update=update)
     logs.configure("warning")
-    source = models.resolve(model or settings.model or models.DEMO)
+    source = models.resolve(model or models.split(settings.model or models.DEMO)[0])
     try:
         config = engine_config(settings)
         with loading_shown(err, source.served_name):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from cli import logs, models
@@ -22,8 +24,9 @@ def up(model_names: Sequence[str], *, data_dir: Path | None, host: str | None, p
 
     options = {"data_dir": data_dir, "host": host, "port": port}
     settings = Settings().model_copy(update={key: value for key, value in options.items() if value is not None})
-    for name in model_names or [settings.model or models.DEMO]:
-        models.resolve(name)  # what must be fetched is, before anything starts
+    for names in model_names or [settings.model or models.DEMO]:
+        for name in models.split(names):
+            models.resolve(name)  # what must be fetched is, before anything starts
     return run(settings, list(model_names))
 
 
@@ -38,36 +41,50 @@ def api() -> int:
 
 
 @reports_errors
-def worker(model: str | None, *, served_name: str | None, options: Mapping[str, object]) -> int:
-    """`options` stand for settings of the same names; None leaves a setting as it is."""
+def worker(model_names: Sequence[str], *, served_names: Sequence[str], options: Mapping[str, object]) -> int:
+    """`served_names` are those of the models, in their order, where there are any.
+
+    `options` stand for settings of the same names; None leaves a setting as it is.
+    """
     settings = Settings().model_copy(update={key: value for key, value in options.items() if value is not None})
-    name = model or settings.model
-    if name is None:
+    listed = model_names or ([] if settings.model is None else [settings.model])
+    names = [name for in_turn in listed for name in models.split(in_turn)]
+    if not names:
         err.print(
             "Name a model with --model: demo, smollm2, a directory, a GGUF file, or the id of a model on the hub.",
             style="red",
         )
         return 2
+    if served_names and len(served_names) != len(names):
+        err.print(f"{len(names)} models, but {len(served_names)} times --served-name.", style="red")
+        return 2
     logs.configure(settings.log_level, settings.log_format)
 
-    from cli.engines import engine_config
+    from cli.engines import engine_config, is_in_main_memory
     from engine import Engine
     from engine.errors import InvalidConfig
+    from worker.generation.engine_roster import ServedModel
     from worker.generation.service import run_worker
 
-    source = models.resolve(name, served_name)
+    sources = [models.resolve(*named) for named in itertools.zip_longest(names, served_names)]
+    if len({source.served_name for source in sources}) < len(sources):
+        err.print("Two models have the same name: give each another with --served-name.", style="red")
+        return 2
     try:
         config = engine_config(settings)
     except InvalidConfig as error:
         err.print(error.message, style="red", markup=False)
         return 1
-    logger.info("loading %s", source.location)
-    return run_worker(
-        settings,
-        lambda: Engine.from_pretrained(source.location, config),
-        model=source.served_name,
-        device=settings.device,
-    )
+    logger.info("loading %s", ", ".join(source.location for source in sources))
+    served = [
+        ServedModel(
+            source.served_name,
+            partial(Engine.from_pretrained, source.location, config),
+            may_stay=is_in_main_memory(settings),
+        )
+        for source in sources
+    ]
+    return run_worker(settings, served, device=settings.device)
 
 
 @reports_errors

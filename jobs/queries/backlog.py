@@ -25,6 +25,7 @@ class ModelBacklog:
     oldest_seconds: float
     """Age of the oldest job with a line that waits, 0 where none does."""
     live_workers: int
+    """Those that serve it among others included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ def read_backlog(connection: Connection) -> Backlog:
                 FROM jobs j LEFT JOIN running r ON r.job_id = j.id LEFT JOIN mean ON mean.name = j.model
                 WHERE j.ended_at IS NULL AND j.state = 'in_progress' AND j.deleted_at IS NULL
             ), live AS (
-                SELECT model, count(*) AS workers FROM workers
-                WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()
-                GROUP BY model
+                SELECT s.model, count(*) AS workers FROM workers w JOIN worker_models s ON s.worker_id = w.id
+                WHERE w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()
+                GROUP BY s.model
             )
             SELECT m.name AS model, count(o.model) AS jobs, coalesce(sum(o.pending), 0)::bigint AS pending,
                    coalesce(sum(o.running), 0)::bigint AS running,

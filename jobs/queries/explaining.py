@@ -30,6 +30,11 @@ class ModelQueue:
 
     places: Mapping[UUID, int]
     live_workers: int
+    """Those that serve other models in turn included."""
+
+    present: Collection[str]
+    """The models that these workers run, or turn to, now."""
+
     last_seen: datetime | None
     """The newest heartbeat of any worker of the model; None where no row of one is left."""
 
@@ -57,12 +62,18 @@ class Wait:
 def read_model_queue(connection: Connection, model: str, *, limit: int, solo_after_deaths: int) -> ModelQueue:
     """The queue of a model, divided as a claim of `limit` requests divides it."""
     force_index_scans(connection)  # as a claim does: without statistics the requests would be scanned
-    # Workers that have not ended are in a partial index, and few have.
+    # Rows of ended workers are kept for a while, and few of one model's.
     workers = connection.execute(
         text("""
+            WITH served AS (
+                SELECT w.model, w.heartbeat_at,
+                       w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp() AS is_live
+                FROM worker_models s JOIN workers w ON w.id = s.worker_id WHERE s.model = :model
+            )
             SELECT clock_timestamp() AS now, max(heartbeat_at) AS last_seen,
-                   count(*) FILTER (WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()) AS live
-            FROM workers WHERE model = :model
+                   count(*) FILTER (WHERE is_live) AS live,
+                   coalesce(array_agg(DISTINCT model) FILTER (WHERE is_live), '{}') AS present
+            FROM served
         """),
         {"model": model},
     ).one()
@@ -74,7 +85,16 @@ def read_model_queue(connection: Connection, model: str, *, limit: int, solo_aft
         by_tenant[candidate.tenant_id].append(candidate)
     served = {candidate.tenant_id for candidate in queue.candidates if candidate.job_id in places}
     return ModelQueue(
-        model, workers.now, queue, suspect, places, workers.live, workers.last_seen, dict(by_tenant), served
+        model,
+        workers.now,
+        queue,
+        suspect,
+        places,
+        workers.live,
+        workers.present,
+        workers.last_seen,
+        dict(by_tenant),
+        served,
     )
 
 
@@ -109,6 +129,8 @@ def explain(job: Job, queue: ModelQueue) -> Wait | None:
         return Wait("paused", said, args)
     if queue.live_workers == 0:
         return _no_worker(queue)
+    if queue.model not in queue.present:
+        return _other_model(queue)
     if job.id in queue.places:
         return _next(job, queue)
     if queue.suspect is not None:
@@ -125,6 +147,16 @@ def _no_worker(queue: ModelQueue) -> Wait:
         "no_worker",
         f"No live worker for {queue.model}, last seen {_clock(queue.last_seen)}.",
         {"model": queue.model, "last_seen": _unix(queue.last_seen)},
+    )
+
+
+def _other_model(queue: ModelQueue) -> Wait:
+    others = ", ".join(sorted(queue.present))
+    workers = "Its worker serves" if queue.live_workers == 1 else f"Its {queue.live_workers} workers serve"
+    return Wait(
+        "other_model",
+        f"{workers} {others} now, and {queue.model} when those lines are done or this model has waited long enough.",
+        {"model": queue.model, "present": sorted(queue.present), "workers": queue.live_workers},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,11 @@ class FleetWorker:
 
     id: UUID
     model: str
+    """That it runs, or turns to, now."""
+
+    models: Sequence[str]
+    """All that it serves in turn, by name."""
+
     host: str
     pid: int
     device: str
@@ -60,6 +65,7 @@ class RunningLine:
 
 _WORKERS = """
     SELECT id, model, host, pid, device, started_at, heartbeat_at, wanted, end_reason, freed, stats,
+           ARRAY(SELECT s.model FROM worker_models s WHERE s.worker_id = workers.id ORDER BY s.model) AS models,
            workers.ended_at IS NULL AND lease_expires_at > clock_timestamp() AS is_live,
            -- A worker whose lease is over is lost, although no reaper has come by yet.
            coalesce(

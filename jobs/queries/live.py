@@ -70,8 +70,8 @@ def find_models(connection: Connection, names: Collection[str]) -> dict[str, Liv
     rows = connection.execute(
         text("""
             SELECT m.name, m.max_model_len, m.vocab_size,
-                   EXISTS (SELECT 1 FROM workers w
-                           WHERE w.model = m.name AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp())
+                   EXISTS (SELECT 1 FROM workers w JOIN worker_models s ON s.worker_id = w.id AND s.model = m.name
+                           WHERE w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp())
                        AS is_served
             FROM models m WHERE m.name = ANY(CAST(:names AS text[]))
         """),
@@ -87,7 +87,9 @@ def only_live_model(connection: Connection) -> str | None:
     # By the index of workers that have not ended.
     found = connection.execute(
         text("""
-            SELECT DISTINCT model FROM workers WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp() LIMIT 2
+            SELECT DISTINCT s.model FROM workers w JOIN worker_models s ON s.worker_id = w.id
+            WHERE w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()
+            LIMIT 2
         """)
     ).scalars()
     models: list[str] = list(found)

@@ -177,8 +177,8 @@ def _worst_wait(
             SELECT j.id, j.tenant_id
             FROM jobs j
             LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
-            LEFT JOIN (SELECT DISTINCT model FROM workers
-                       WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()) w ON w.model = j.model
+            LEFT JOIN (SELECT DISTINCT s.model FROM workers l JOIN worker_models s ON s.worker_id = l.id
+                       WHERE l.ended_at IS NULL AND l.lease_expires_at > clock_timestamp()) w ON w.model = j.model
             WHERE {_OPEN} AND n.job_id IS NULL AND j.paused_at IS NULL
             ORDER BY w.model IS NOT NULL, j.id
             LIMIT 1

@@ -158,8 +158,10 @@ def list_models(connection: Connection) -> list[ServedModel]:
     rows = connection.execute(
         text("""
             SELECT m.name, m.max_model_len, m.vocab_size, m.registered_at, count(w.id) AS live_workers
-            FROM models m LEFT JOIN workers w
-              ON w.model = m.name AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()
+            FROM models m
+            LEFT JOIN (worker_models s JOIN workers w
+                       ON w.id = s.worker_id AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp())
+              ON s.model = m.name
             GROUP BY m.name
             ORDER BY m.name
         """)

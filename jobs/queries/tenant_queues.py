@@ -146,9 +146,10 @@ def _workers(connection: Connection) -> dict[str, tuple[int, datetime | None]]:
     # Rows of ended workers are kept for a week.
     rows = connection.execute(
         text("""
-            SELECT model, max(heartbeat_at) AS last_seen,
-                   count(*) FILTER (WHERE ended_at IS NULL AND lease_expires_at > clock_timestamp()) AS live
-            FROM workers GROUP BY model
+            SELECT s.model, max(w.heartbeat_at) AS last_seen,
+                   count(*) FILTER (WHERE w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()) AS live
+            FROM workers w JOIN worker_models s ON s.worker_id = w.id
+            GROUP BY s.model
         """)
     )
     return {row.model: (row.live, row.last_seen) for row in rows}

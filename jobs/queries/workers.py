@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -26,21 +26,34 @@ class WorkerIdentity:
 
 
 def register(
-    connection: Connection, worker: WorkerIdentity, model: ModelLimits, *, lease: float, wanted: Wanted | None = None
+    connection: Connection,
+    worker: WorkerIdentity,
+    model: ModelLimits,
+    *,
+    others: Sequence[ModelLimits] = (),
+    lease: float,
+    wanted: Wanted | None = None,
 ) -> None:
-    """Insert the worker with a lease of `lease` seconds, and its model.
+    """Insert the worker with a lease of `lease` seconds, its present model, and the `others` that it serves in turn.
 
     `wanted`: a drain or stop that an operator asked of this process before, when its row had another id.
     """
-    # A model's limits are those of the worker that registered last; jobs that wait for it stay.
+    # A model's limits are those of the worker that registered last; jobs that wait for it stay. In the order of names,
+    # because two workers that register at once wait for each other's rows.
+    served = sorted((model, *others), key=lambda one: one.name)
     connection.execute(
         text("""
-            INSERT INTO models (name, max_model_len, vocab_size) VALUES (:name, :max_model_len, :vocab_size)
+            INSERT INTO models (name, max_model_len, vocab_size)
+            SELECT * FROM unnest(CAST(:names AS text[]), CAST(:lengths AS int[]), CAST(:sizes AS int[]))
             ON CONFLICT (name) DO UPDATE SET max_model_len = excluded.max_model_len,
                                              vocab_size = excluded.vocab_size,
                                              updated_at = clock_timestamp()
         """),
-        {"name": model.name, "max_model_len": model.max_model_len, "vocab_size": model.vocab_size},
+        {
+            "names": [one.name for one in served],
+            "lengths": [one.max_model_len for one in served],
+            "sizes": [one.vocab_size for one in served],
+        },
     )
     # The lease is Postgres' time.
     connection.execute(
@@ -58,6 +71,15 @@ def register(
             "lease": lease,
         },
     )
+    connection.execute(
+        text("INSERT INTO worker_models (worker_id, model) SELECT :id, unnest(CAST(:names AS text[]))"),
+        {"id": worker.id, "names": [one.name for one in served]},
+    )
+
+
+def turn_to(connection: Connection, worker_id: UUID, model: str) -> None:
+    """Note which of its models a worker runs from now on. Others then leave that model's lines to it."""
+    connection.execute(text("UPDATE workers SET model = :model WHERE id = :id"), {"id": worker_id, "model": model})
 
 
 def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: Mapping[str, object]) -> Wanted | None:

@@ -17,6 +17,7 @@ __all__ = ["files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
 #            ├─ files                          contents lie in the file store, by id
 #            └─ uploads ── upload_parts        files that come in parts
 #   models      every model that a worker ever served
-#   workers ─── worker_minutes                  one row for each process life, with the lease
+#   workers ─┬─ worker_minutes                  one row for each process life, with the lease
+#            └─ worker_models                   what it serves in turn
 #   wait_minutes   how long lines had waited when they were claimed
 #   tenant_days, tenant_failures    lines settled in a day, and how they failed

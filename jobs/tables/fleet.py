@@ -39,7 +39,7 @@ workers = Table(
     "workers",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("model", ForeignKey("models.name"), nullable=False, index=True),
+    Column("model", ForeignKey("models.name"), nullable=False, index=True),  # that it runs, or turns to, now
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("device", Text, nullable=False),
@@ -55,6 +55,14 @@ workers = Table(
     CheckConstraint("end_reason IN ('stopped', 'broken', 'lost')", name="end_reason"),
     Index("ix_workers_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("ix_workers_live", "lease_expires_at", postgresql_where=text("ended_at IS NULL")),
+)
+
+# All models that a worker serves in turn, its present one included.
+worker_models = Table(
+    "worker_models",
+    metadata,
+    Column("worker_id", ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True),
+    Column("model", ForeignKey("models.name"), primary_key=True, index=True),
 )
 
 # A worker's counters since its start, as its first heartbeat of each minute gave them: rates are their differences.

@@ -31,8 +31,8 @@ def no_jobs(api_rows: Rows) -> None:
 def worker(api: Api, api_rows: Rows) -> Iterator[None]:
     """A live worker's row, and the thread that tokenizes: a token a letter, "!" is none."""
     api_rows.worker()
-    server = TokenizerServer(api.settings, tokenizer=Tokenizer)
-    server.start(MODEL)
+    server = TokenizerServer(api.settings, tokenizer=lambda model: Tokenizer())
+    server.start([MODEL])
     yield
     server.close()
 

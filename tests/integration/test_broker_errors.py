@@ -35,7 +35,7 @@ app = make_app(Settings(), "test")
 def note(number):
     print("note", number, flush=True)
 
-raise SystemExit(run_solo(app, queue="{QUEUE}", name="test", end_within=60))
+raise SystemExit(run_solo(app, queues=["{QUEUE}"], name="test", end_within=60))
 """
 OUTAGE = "no notifications, work is found by polling"
 RECOVERY = "notifications arrive again"

@@ -30,7 +30,7 @@ class Step(bootsteps.StartStopStep):
 
 app = make_app(Settings(), "test")
 app.steps["worker"].add(Step)
-run_solo(app, queue="test", name="test", end_within={end_within})
+run_solo(app, queues=["test"], name="test", end_within={end_within})
 {after}
 """
 

@@ -33,6 +33,9 @@ class Consumer:
     places: int = 0
     requests: list[ClaimedRequest] = field(default_factory=list)
     polls: int = 0
+    names: Sequence[str] = (MODEL.name,)
+    present: str | None = MODEL.name
+    switches: list[str] = field(default_factory=list)
     on_poll: Callable[[], None] = lambda: None
 
     def free_capacity(self) -> int:
@@ -42,6 +45,10 @@ class Consumer:
 
     def live_capacity(self) -> int:
         return 0
+
+    def switch_to(self, model: str) -> None:
+        self.present = None
+        self.switches.append(model)
 
     def held(self) -> Sequence[ClaimedRequest]:
         return list(self.requests)
@@ -70,7 +77,6 @@ def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collecti
         rows.database,
         lease,
         settings,
-        model=MODEL.name,
         consumer=consumer,
         unwritten=lambda: unwritten,
         on_crash=on_crash,
@@ -183,12 +189,13 @@ def test_lease_counts_from_before_the_heartbeat_was_sent(rows: Rows, monkeypatch
         lease,
         Settings(heartbeat_interval=0.01),
         device="cpu",
+        turn=lambda: MODEL.name,
         stats=stats,
         on_change=lambda: None,
         on_wanted=lambda wanted: None,
         on_crash=on_crash,
     )
-    heartbeat.start(MODEL)
+    heartbeat.start([MODEL])
     assert heartbeat.thread is not None
     heartbeat.thread.join(PATIENCE)
     assert [row.stats for row in rows.query("SELECT stats FROM workers")] == [{"heartbeat": "second"}]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from jobs.queries import claiming, reading
+from jobs.queries import claiming, reading, workers
 from jobs.queries.explaining import Wait, explain, read_model_queue
 from tests.support.rows import MODEL, Rows
 
@@ -69,6 +69,18 @@ def test_explanation_names_the_model_without_a_live_worker(rows: Rows) -> None:
     rows.execute("DELETE FROM workers")
     assert explained(rows, job_id) == Wait(
         "no_worker", "No live worker for demo.", {"model": "demo", "last_seen": None}
+    )
+
+
+def test_explanation_says_that_the_worker_serves_another_model_now(rows: Rows) -> None:
+    job_id, worker_id = rows.job(2), rows.worker()
+    rows.execute("INSERT INTO models (name, max_model_len, vocab_size) VALUES ('other', 1, 1)")
+    with rows.database.begin() as connection:
+        workers.turn_to(connection, worker_id, "other")
+    assert explained(rows, job_id) == Wait(
+        "other_model",
+        "Its worker serves other now, and demo when those lines are done or this model has waited long enough.",
+        {"model": "demo", "present": ["other"], "workers": 1},
     )
 
 

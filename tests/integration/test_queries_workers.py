@@ -8,12 +8,14 @@ import pytest
 
 from jobs.errors import LeaseLost
 from jobs.ids import new_id
-from jobs.queries import reading, workers
+from jobs.queries import fleet, live, reading, workers
+from jobs.queries.backlog import read_backlog
 from jobs.queries.claiming import claims_of
+from jobs.queries.demand import Demand, read_demand
 from jobs.queries.rescue import reap_worker
 from jobs.queries.workers import WorkerIdentity
 from jobs.requests import ModelLimits
-from tests.support.processes import await_condition
+from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows
 
 
@@ -34,6 +36,49 @@ def test_register_updates_the_limits_of_a_known_model(rows: Rows) -> None:
     (model,) = rows.query("SELECT max_model_len, vocab_size, updated_at > registered_at AS updated FROM models")
     assert tuple(model) == (4096, 32000, True)
     assert rows.states(job_id) == ["pending"]
+
+
+def test_worker_of_several_models_is_a_live_worker_of_each(rows: Rows) -> None:
+    identity = WorkerIdentity(new_id(), "host", 7, "cpu")
+    with rows.database.begin() as connection:
+        workers.register(connection, identity, MODEL, others=[ModelLimits("new", 64, 50)], lease=30)
+        served = {model.name: model.live_workers for model in reading.list_models(connection)}
+        waiting = {model.model: model.live_workers for model in read_backlog(connection).models}
+        assert served == waiting == {MODEL.name: 1, "new": 1}
+        assert live.find_models(connection, ["new"])["new"].is_served
+        assert live.only_live_model(connection) is None
+        workers.turn_to(connection, identity.id, "new")
+        worker = fleet.get_worker(connection, identity.id)
+    assert worker is not None
+    assert (worker.model, worker.models) == ("new", [MODEL.name, "new"])
+
+
+def test_demand_is_of_lines_that_a_claim_could_take(rows: Rows) -> None:
+    worker_id, other = rows.worker(), rows.worker()
+
+    def demand() -> Demand | None:
+        with rows.database.begin() as connection:
+            return read_demand(connection, worker_id, [MODEL.name, "new"]).get(MODEL.name)
+
+    assert demand() is None
+    job_id = rows.job(2)
+    rows.execute("UPDATE jobs SET in_progress_at = clock_timestamp() - interval '90 seconds' WHERE id = :id", id=job_id)
+    found = demand()
+    assert found is not None
+    assert 90 <= found.waiting < 90 + PATIENCE
+    assert (found.live_waiting, found.is_served) == (None, True)
+    rows.lapse(other)
+    rows.execute("UPDATE jobs SET is_live = true WHERE id = :id", id=job_id)
+    found = demand()
+    assert found is not None
+    assert found.live_waiting is not None
+    assert 90 <= found.live_waiting < 90 + PATIENCE
+    assert not found.is_served
+    rows.execute("UPDATE jobs SET paused_at = clock_timestamp() WHERE id = :id", id=job_id)
+    assert demand() is None
+    rows.execute("UPDATE jobs SET paused_at = NULL WHERE id = :id", id=job_id)
+    rows.claim(worker_id, limit=2)
+    assert demand() is None
 
 
 def test_heartbeat_renews_the_lease_by_the_clock_of_postgres(rows: Rows) -> None:

@@ -48,8 +48,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def worker(api: Api, api_rows: Rows, tokenizer: Tokenizer) -> Iterator[None]:
     api_rows.worker(lease=10 * PATIENCE)
-    server = TokenizerServer(api.settings, tokenizer=lambda: tokenizer)
-    server.start(MODEL)
+    server = TokenizerServer(api.settings, tokenizer=lambda model: tokenizer)
+    server.start([MODEL])
     yield
     server.close()
 
@@ -203,6 +203,6 @@ class TestAbsence:
             await_condition(lambda: client.llen(tokenizer_queue("demo")) == 1, "the first question")
             with pytest.raises(openai.InternalServerError, match="Too many texts"):
                 ask("/tokenize", model="demo", prompt="2")
-            with contextlib.closing(TokenizerServer(api.settings, tokenizer=lambda: tokenizer)) as server:
-                server.start(MODEL)
+            with contextlib.closing(TokenizerServer(api.settings, tokenizer=lambda model: tokenizer)) as server:
+                server.start([MODEL])
                 assert first.result(PATIENCE)["tokens"] == [1, 7]

@@ -1,7 +1,8 @@
 """A real worker process around a fake model: `python -m tests.support.fake_worker`.
 
 Everything is the product's own but the runner, which is a function of the token history. How slow it is, and which
-prompts kill, hang or break it, is decided here.
+prompts kill, hang or break it, is decided here. With `FAKE_LOAD_GATE` it serves two models in turn, of which the second
+loads only while the file of that name exists.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -19,10 +21,12 @@ from engine import Engine, EngineConfig
 from engine.batch import Batch
 from jobs.settings import Settings
 from tests.unit.engine.fake_runner import FakeRunner
+from worker.generation.engine_roster import ServedModel
 from worker.generation.engine_thread import EngineThread
 from worker.generation.service import run_worker
 
 MODEL = "fake"
+OTHER_MODEL = "other"
 VOCAB_SIZE = 50
 MAX_MODEL_LEN = 128
 POISON = 49  # a prompt with this token kills the process, as a bad kernel would
@@ -33,8 +37,10 @@ BREAK = 47  # one with this token breaks the runner for all
 class Runner(FakeRunner):
     """The fake model, at a speed that leaves time to interfere."""
 
-    def __init__(self, step_seconds: float) -> None:
+    def __init__(self, step_seconds: float, *, is_other: bool = False) -> None:
         super().__init__(num_blocks=1024, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN)
+        if is_other:
+            self._table = self._table.flip(0)
         self._table[:, [POISON, HANG, BREAK]] = -1e4  # only prompts bring them in
         self._step_seconds = step_seconds
         self._is_broken = False
@@ -53,11 +59,21 @@ class Runner(FakeRunner):
 
 
 def load() -> Engine:
-    step_seconds = float(os.environ.get("FAKE_STEP_SECONDS", "0"))
-    engine = Engine(Runner(step_seconds), None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
+    engine = engine_of(Runner(float(os.environ.get("FAKE_STEP_SECONDS", "0"))))
     if "FAKE_HANGING_TOKENIZER" in os.environ:
         engine.tokenizer = HangingTokenizer()  # type: ignore[assignment]
     return engine
+
+
+def load_other() -> Engine:
+    gate = Path(os.environ["FAKE_LOAD_GATE"])
+    while not gate.exists():
+        time.sleep(0.01)
+    return engine_of(Runner(0, is_other=True))
+
+
+def engine_of(runner: Runner) -> Engine:
+    return Engine(runner, None, EngineConfig(block_size=4, max_num_seqs=64, max_num_batched_tokens=512))
 
 
 class HangingTokenizer:
@@ -88,4 +104,7 @@ if __name__ == "__main__":
     logs.configure("info")
     if "FAKE_BROKEN_SUBMIT" in os.environ:
         break_submit(os.environ["FAKE_BROKEN_SUBMIT"])
-    sys.exit(run_worker(Settings(), load, model=MODEL, device="cpu"))
+    models = [ServedModel(MODEL, load)]
+    if "FAKE_LOAD_GATE" in os.environ:
+        models.append(ServedModel(OTHER_MODEL, load_other))
+    sys.exit(run_worker(Settings(), models, device="cpu"))

@@ -101,17 +101,22 @@ class Pipeline:
             )
 
     def submit(
-        self, prompts: Sequence[Sequence[int]], *, bodies: Mapping[int, bytes] | None = None, **params: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        model: str = MODEL,
+        bodies: Mapping[int, bytes] | None = None,
+        **params: Any,
     ) -> UUID:
         """A published job, without a notification. `bodies` are stored for some lines instead of what the API would."""
-        model = ModelLimits(MODEL, MAX_MODEL_LEN, VOCAB_SIZE)
+        limits = ModelLimits(model, MAX_MODEL_LEN, VOCAB_SIZE)
         defaults = Params(**{"max_tokens": 20, "temperature": 0, **params})
         lines = [
-            parse_request({"prompt": list(prompt)}, line, defaults, model) for line, prompt in enumerate(prompts, 1)
+            parse_request({"prompt": list(prompt)}, line, defaults, limits) for line, prompt in enumerate(prompts, 1)
         ]
         lines = [replace(line, body=(bodies or {}).get(line.line, line.body)) for line in lines]
         with self.database.begin() as connection:
-            job_id = submission.open_job(connection, self.tenant.id, JobOptions(model=MODEL))
+            job_id = submission.open_job(connection, self.tenant.id, JobOptions(model=model))
             assert submission.stage_lines(connection, job_id, lines)
             assert submission.publish(connection, job_id)
         return job_id

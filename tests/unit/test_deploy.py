@@ -45,7 +45,7 @@ def _existing() -> dict[str, set[str]]:
     found = Backlog([ModelBacklog("demo", 1, 2, 3, 4.0, 5.0, 6)], 7)
     backlog.register(BacklogCollector(found, _Notifier()))  # type: ignore[arg-type]
     worker = worker_metrics(STATS)
-    worker.observe_step(0.1)
+    worker.observe_step("org/name", 0.1)
     courier = CourierMetrics()
     courier.count_failed_turn("webhooks")
     return {

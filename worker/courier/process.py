@@ -120,6 +120,6 @@ def run_courier(settings: Settings) -> int:
         courier.nudge()
 
     try:
-        return run_solo(app, queue=COURIER_QUEUE, name="courier", end_within=END_WITHIN)
+        return run_solo(app, queues=[COURIER_QUEUE], name="courier", end_within=END_WITHIN)
     finally:
         courier.metrics_server.close()

@@ -14,9 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.database import brief
 from jobs.errors import LeaseLost
 from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, release
+from jobs.queries.demand import read_demand
 from jobs.queries.settling import ClaimToken
+from jobs.queries.workers import turn_to
 from jobs.settings import Settings
 from worker.generation.lease import Lease
+from worker.generation.turns import Turns
 from worker.generation.vital_thread import OnCrash, VitalThread
 
 logger = logging.getLogger(__name__)
@@ -25,7 +28,18 @@ MOST_UNWRITTEN = 10_000  # results; while Postgres takes no more of them, nothin
 
 
 class Consumer(Protocol):
-    """The side of the engine thread that the claim loop sees."""
+    """The side of the worker's engines that the claim loop sees."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The models that are served in turn."""
+
+    @property
+    def present(self) -> str | None:
+        """The model whose turn it is; None while it is being loaded."""
+
+    def switch_to(self, model: str) -> None:
+        """End the present model's turn, of which nothing runs any more, and begin another's. Returns at once."""
 
     def free_capacity(self) -> int:
         """How many more requests the engine wants queued now."""
@@ -46,7 +60,7 @@ class Consumer(Protocol):
 class ClaimLoop:
     """Claims from a thread of its own, so that tokenising and Postgres never hold up the engine.
 
-    `unwritten` tells which requests are finished and not written yet.
+    `unwritten` tells which requests are finished and not written yet. `turns` decides between several models.
     """
 
     def __init__(
@@ -55,16 +69,16 @@ class ClaimLoop:
         lease: Lease,
         settings: Settings,
         *,
-        model: str,
         consumer: Consumer,
+        turns: Turns | None = None,
         unwritten: Callable[[], Collection[ClaimToken]],
         on_crash: OnCrash,
     ) -> None:
         self._database = database
         self._lease = lease
         self._settings = settings
-        self._model = model
         self._consumer = consumer
+        self._turns = turns
         self._unwritten = unwritten
         self._wake = threading.Event()
         self._is_closing = False
@@ -160,7 +174,10 @@ class ClaimLoop:
                 self._on_drained = _no_news
                 on_drained()
             return 0
-        if worker_id is None or not self._lease.is_good or (self._runs_solo and not is_idle):
+        model = self._consumer.present
+        if worker_id is None or model is None or not self._lease.is_good or (self._runs_solo and not is_idle):
+            return 0
+        if self._turns is not None and not self._keeps_turn(self._turns, worker_id, model, is_idle=is_idle):
             return 0
         self._runs_solo = False
         writable = MOST_UNWRITTEN - len(self._unwritten())
@@ -168,7 +185,7 @@ class ClaimLoop:
         live_capacity = min(self._consumer.live_capacity(), self._settings.claim_limit, writable)
         if capacity <= 0 and live_capacity <= 0:
             return 0
-        claimed = self._take(worker_id, max(0, capacity), max(0, live_capacity), is_idle)
+        claimed = self._take(worker_id, model, max(0, capacity), max(0, live_capacity), is_idle)
         self._found_all = len(claimed.requests) < capacity and not claimed.is_cut
         if not claimed.requests:
             return 0
@@ -183,12 +200,25 @@ class ClaimLoop:
                 release(connection, [request.token for request in postponed])
         return len(claimed.requests)
 
-    def _take(self, worker_id: UUID, capacity: int, live_capacity: int, is_idle: bool) -> Claim:
+    def _keeps_turn(self, turns: Turns, worker_id: UUID, model: str, *, is_idle: bool) -> bool:
+        """Whether the present model's turn goes on. If not, no line of it is claimed, and an idle worker switches."""
+        with self._database.begin() as connection:
+            following = turns.following(model, read_demand(connection, worker_id, self._consumer.names))
+            if following is None:
+                return True
+            if is_idle:
+                turn_to(connection, worker_id, following)
+        if is_idle:
+            turns.end_turn(model)
+            self._consumer.switch_to(following)
+        return False
+
+    def _take(self, worker_id: UUID, model: str, capacity: int, live_capacity: int, is_idle: bool) -> Claim:
         with self._database.begin() as connection:
             return claim(
                 connection,
                 worker_id,
-                self._model,
+                model,
                 limit=capacity,
                 live_limit=live_capacity,
                 max_bytes=self._settings.claim_bytes,

@@ -52,8 +52,6 @@ class OnFatal(Protocol):
 class EngineCallbacks:
     """What the engine thread calls, on its own thread unless said otherwise."""
 
-    on_loaded: Callable[[ModelLimits], None]
-    """The model is loaded."""
     on_outcome: Callable[[Outcome], None]
     """A request ended; on the submitting thread where it was refused."""
     on_preparing: Callable[[], None]
@@ -64,6 +62,8 @@ class EngineCallbacks:
     """Requests finished, and none is left."""
     on_fatal: OnFatal
     """The last call."""
+    on_loaded: Callable[[ModelLimits], None] = lambda limits: None
+    """The model is loaded."""
     on_step: Callable[[float], None] = lambda seconds: None
     """A step ended, and took so many seconds."""
 
@@ -87,6 +87,8 @@ class EngineThread:
         self._model = model
         self._share_prefixes = share_prefixes
         self._engine: Engine | None = None
+        self.limits: ModelLimits | None = None
+        """The model's, once it is loaded."""
         self._preparer: PromptPreparer | None = None
         self._changed = threading.Condition()
         # Guarded by _changed: what other threads put in and read off.
@@ -199,7 +201,7 @@ class EngineThread:
         try:
             engine = self._engine = self._load()
             engine.on_compiled = self._wake
-            model = ModelLimits(self._model, engine.max_model_len, engine.vocab_size)
+            model = self.limits = ModelLimits(self._model, engine.max_model_len, engine.vocab_size)
             self._preparer = PromptPreparer(model, engine.tokenizer, on_progress=self._callbacks.on_preparing)
             self._publish_capacity(engine)
             self._callbacks.on_loaded(model)

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
@@ -35,7 +35,7 @@ class Heartbeat:
 
     A heartbeat that matches no row means that this worker was taken for dead: the worker registers anew under
     another id, and `on_change` lets the claim loop drop what the old one held. `on_wanted` is told, from this thread,
-    what an operator wants of the worker, once for each change.
+    what an operator wants of the worker, once for each change. `turn` tells which model's it is.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class Heartbeat:
         settings: Settings,
         *,
         device: str,
-        stats: Callable[[], dict[str, object]],
+        turn: Callable[[], str],
+        stats: Callable[[], Mapping[str, object]],
         on_change: Callable[[], None],
         on_wanted: Callable[[Wanted | None], None],
         on_crash: OnCrash,
@@ -54,6 +55,7 @@ class Heartbeat:
         self._lease = lease
         self._settings = settings
         self._device = device
+        self._turn = turn
         self._stats = stats
         self._on_change = on_change
         self._on_wanted = on_wanted
@@ -64,9 +66,9 @@ class Heartbeat:
         self._closing = threading.Event()
         self.thread: VitalThread | None = None
 
-    def start(self, model: ModelLimits) -> None:
-        """Register as a worker of `model`, as soon as Postgres answers, and keep the lease from then on."""
-        self.thread = VitalThread("heartbeat", lambda: self._run(model), self._on_crash)
+    def start(self, models: Sequence[ModelLimits]) -> None:
+        """Register as a worker of `models`, as soon as Postgres answers, and keep the lease from then on."""
+        self.thread = VitalThread("heartbeat", lambda: self._run(models), self._on_crash)
         self.thread.start()
 
     def stop_beating(self) -> None:
@@ -79,13 +81,13 @@ class Heartbeat:
         if self.thread is not None:
             self.thread.join(timeout=self._settings.lease)
 
-    def _run(self, model: ModelLimits) -> None:
+    def _run(self, models: Sequence[ModelLimits]) -> None:
         assert self.thread is not None
         while not self._closing.is_set():
             began = time.monotonic()
             self.thread.note_progress()
             try:
-                self._beat(model, began)
+                self._beat(models, began)
             except LeaseLost:
                 logger.warning("this worker was taken for dead; it registers anew")
                 self._lease.lose()
@@ -95,7 +97,7 @@ class Heartbeat:
             self.thread.note_waiting()
             self._closing.wait(max(0.0, self._settings.heartbeat_interval - (time.monotonic() - began)))
 
-    def _beat(self, model: ModelLimits, began: float) -> None:
+    def _beat(self, models: Sequence[ModelLimits], began: float) -> None:
         worker_id = self._lease.worker_id
         wanted = self._wanted
         with self._database.begin() as connection:
@@ -108,7 +110,8 @@ class Heartbeat:
             else:
                 worker_id = new_id()
                 identity = WorkerIdentity(worker_id, socket.gethostname(), os.getpid(), self._device)
-                workers.register(connection, identity, model, lease=self._settings.lease, wanted=wanted)
+                first, *others = sorted(models, key=lambda model: model.name != self._turn())
+                workers.register(connection, identity, first, others=others, lease=self._settings.lease, wanted=wanted)
         is_new = self._lease.worker_id != worker_id
         self._lease.take(worker_id, began)
         if is_new:

@@ -77,8 +77,8 @@ class _Open:
 class LiveAnswers:
     """Publishes the tokens and outcomes of live requests. `on_cancel` is told the job whose caller hung up."""
 
-    def __init__(self, settings: Settings, *, model: str, on_cancel: Callable[[UUID], None]) -> None:
-        self._model = model
+    def __init__(self, settings: Settings, *, models: Sequence[str], on_cancel: Callable[[UUID], None]) -> None:
+        self._models = models
         self._on_cancel = on_cancel
         self._open: dict[ClaimToken, _Open] = {}
         self._lock = threading.Lock()
@@ -213,7 +213,7 @@ class LiveAnswers:
         while not self._closing.is_set():
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
-                    channel.subscribe(cancel_channel(self._model))
+                    channel.subscribe(*(cancel_channel(model) for model in self._models))
                     while not self._closing.is_set():
                         message = channel.get_message(timeout=PAUSE)
                         if message is not None:

@@ -1,4 +1,4 @@
-"""A worker process: one engine, the threads around it, and the Celery worker that receives notifications.
+"""A worker process: its engines, the threads around them, and the Celery worker that receives notifications.
 
 Celery (main thread)  drain(job_id) ─▶ notify the claim loop
 claims                Postgres ─▶ tokens ─▶ engine's inbox ─▶ engine thread: step ─▶ outcomes
@@ -13,7 +13,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 from celery import bootsteps
 from celery.worker import state as celery_state
@@ -29,12 +30,14 @@ from jobs.settings import Settings
 from jobs.states import EndReason, Wanted
 from worker.app import make_app, run_solo
 from worker.generation.claim_loop import ClaimLoop
-from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks, EngineThread, LoadEngine
+from worker.generation.engine_roster import EngineRoster, ServedModel
+from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
 from worker.generation.live import LiveAnswers
 from worker.generation.metrics import WorkerMetrics
 from worker.generation.tokenizer_server import TokenizerServer
+from worker.generation.turns import Turns
 from worker.generation.vital_thread import VitalThread
 from worker.generation.writer import Writer
 from worker.metrics_server import MetricsServer
@@ -53,9 +56,10 @@ END_WITHIN = CLOSE_TIMEOUT + WRITE_TIMEOUT + 4.0
 class GenerationService:
     """The threads of a worker, and how they start and end together."""
 
-    def __init__(self, settings: Settings, load: LoadEngine, *, model: str, device: str) -> None:
+    def __init__(self, settings: Settings, models: Sequence[ServedModel], *, device: str) -> None:
+        names = [model.name for model in models]
         self._settings = settings
-        self._database = connect(settings, f"pagemill worker {model}")
+        self._database = connect(settings, f"pagemill worker {names[0]}")
         self._lease = Lease(fence_after=settings.fence_after)
         self._writer = Writer(
             self._database,
@@ -64,36 +68,42 @@ class GenerationService:
             on_crash=self._on_crash,
             on_all_written=lambda: self._claims.notify(),
         )
-        self._live = LiveAnswers(settings, model=model, on_cancel=lambda job_id: self._engine.abort_job(job_id))
-        metrics = WorkerMetrics(
-            model,
-            stats=lambda: self._engine.stats(),
+        self._live = LiveAnswers(settings, models=names, on_cancel=lambda job_id: self._engine.abort_job(job_id))
+        self._metrics = WorkerMetrics(
+            names,
+            stats=lambda: self._engine.stats_by_model(),
+            load_seconds=lambda: self._engine.load_seconds(),
+            loaded=lambda: self._engine.loaded(),
             unwritten=lambda: len(self._writer.unwritten()),
             is_ready=self._is_ready,
         )
-        self.metrics_server = MetricsServer(metrics.registry, self._is_ready)
-        self._engine = EngineThread(
-            load,
-            EngineCallbacks(
-                on_loaded=self._on_loaded,
+        self.metrics_server = MetricsServer(self._metrics.registry, self._is_ready)
+        self._engine = EngineRoster(
+            models,
+            lambda model: EngineCallbacks(
                 on_outcome=self._on_outcome,
                 on_preparing=lambda: self._claims.thread.note_progress(),
                 on_capacity=self._on_capacity,
                 on_idle=self._writer.flush_soon,
                 on_fatal=self._on_fatal,
-                on_step=metrics.observe_step,
+                on_step=partial(self._metrics.observe_step, model),
             ),
-            model=model,
+            on_ready=self._on_ready,
+            on_switched=self._on_switched,
+            on_crash=self._on_crash,
             share_prefixes=settings.share_prefixes,
             live=self._live,
+            kept_bytes=settings.kept_model_bytes,
         )
-        self._tokenizer = TokenizerServer(settings, tokenizer=lambda: self._engine.tokenizer)
+        self._tokenizer = TokenizerServer(settings, tokenizer=self._engine.tokenizer)
         self._claims = ClaimLoop(
             self._database,
             self._lease,
             settings,
-            model=model,
             consumer=self._engine,
+            turns=Turns(names, switch_after=settings.model_switch_after, cost=self._engine.switch_cost)
+            if len(names) > 1
+            else None,
             unwritten=self._writer.unwritten,
             on_crash=self._on_crash,
         )
@@ -102,6 +112,7 @@ class GenerationService:
             self._lease,
             settings,
             device=device,
+            turn=lambda: self._engine.turn,
             stats=self._engine.stats,
             on_change=self._claims.notify,
             on_wanted=self._on_wanted,
@@ -120,11 +131,11 @@ class GenerationService:
         return EXIT_OK if self._broken_at is None else EXIT_BROKEN
 
     def _is_ready(self) -> bool:
-        """Whether the model is loaded and this worker may claim and write."""
+        """Whether every model was loaded once and this worker may claim and write."""
         return self._lease.is_good
 
     def start(self) -> None:
-        """Begin to load the model, and return at once: Celery only stops what has started in full."""
+        """Begin to load the models, and return at once: Celery only stops what has started in full."""
         self._started = True
         self._writer.start()
         self._live.start()
@@ -170,11 +181,14 @@ class GenerationService:
         else:
             logger.info("signed off; %d requests went back", given_back)
 
-    def _on_loaded(self, model: ModelLimits) -> None:
-        logger.info("%s is loaded: context %d, vocabulary %d", model.name, model.max_model_len, model.vocab_size)
-        self._heartbeat.start(model)
+    def _on_ready(self, models: Sequence[ModelLimits]) -> None:
+        self._heartbeat.start(models)
         self._claims.start()
-        self._tokenizer.start(model)
+        self._tokenizer.start(models)
+
+    def _on_switched(self, model: str) -> None:
+        self._metrics.count_switch(model)
+        self._claims.notify()
 
     def _on_outcome(self, outcome: Outcome) -> None:
         # To the writer first: what its caller has seen is then on its way to Postgres.
@@ -263,12 +277,12 @@ class GenerationService:
                 os._exit(EXIT_BROKEN)
 
 
-def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str) -> int:
-    """Serve a model under the name `model` until a signal comes or the engine breaks. Returns the exit code.
+def run_worker(settings: Settings, models: Sequence[ServedModel], *, device: str) -> int:
+    """Serve a model, or several in turn, until a signal comes or an engine breaks. Returns the exit code.
 
     SIGTERM lets what runs finish for `settings.drain_deadline` seconds; SIGINT and SIGQUIT give it back at once.
     """
-    service = GenerationService(settings, load, model=model, device=device)
+    service = GenerationService(settings, models, device=device)
     if settings.metrics_port is not None:
         service.metrics_server.start(settings.metrics_host, settings.metrics_port)
 
@@ -291,8 +305,8 @@ def run_worker(settings: Settings, load: LoadEngine, *, model: str, device: str)
 
     code = run_solo(
         app,
-        queue=model_queue(model),
-        name=model,
+        queues=[model_queue(model.name) for model in models],
+        name=models[0].name,
         end_within=settings.drain_deadline + END_WITHIN,
         on_signal=service.stop_claiming,
     )

@@ -109,9 +109,10 @@ def _encode(tokenizer: CallersTokenizer, model: ModelLimits, line: Mapping[str, 
 class TokenizerServer:
     """Answers questions on a thread of its own, one at a time."""
 
-    def __init__(self, settings: Settings, *, tokenizer: Callable[[], CallersTokenizer | None]) -> None:
+    def __init__(self, settings: Settings, *, tokenizer: Callable[[str], CallersTokenizer | None]) -> None:
+        """`tokenizer` gives a model's; None where it has none."""
         self._tokenizer = tokenizer
-        self._model: ModelLimits | None = None
+        self._models: dict[str, ModelLimits] = {}  # by their queues
         self._closing = threading.Event()
         self._client: redis.Redis | None = None
         if settings.redis_url is not None:
@@ -122,9 +123,9 @@ class TokenizerServer:
             )
         self._thread = threading.Thread(target=self._serve, name="tokenizer", daemon=True)
 
-    def start(self, model: ModelLimits) -> None:
-        """Begin to take questions: the model is loaded."""
-        self._model = model
+    def start(self, models: Sequence[ModelLimits]) -> None:
+        """Begin to take questions about models, which were all loaded once."""
+        self._models = {tokenizer_queue(model.name): model for model in models}
         if self._client is not None:
             self._thread.start()
 
@@ -136,15 +137,14 @@ class TokenizerServer:
 
     def _serve(self) -> None:
         assert self._client is not None
-        assert self._model is not None
-        queue = tokenizer_queue(self._model.name)
+        queues = list(self._models)
         is_away = False
         while not self._closing.is_set():
             try:
-                taken = self._client.blpop([queue], timeout=LOOK)
+                taken = self._client.blpop(queues, timeout=LOOK)
                 is_away = False
                 if isinstance(taken, list | tuple):
-                    self._answer(self._client, self._model, taken[1])
+                    self._answer(self._client, self._models[_text(taken[0])], taken[1])
             except redis.RedisError as error:
                 if not is_away:
                     logger.warning("callers' texts are not tokenized here now: %s", type(error).__name__)
@@ -160,7 +160,7 @@ class TokenizerServer:
             return
         reply: dict[str, object]
         try:
-            reply = {"result": answer(self._tokenizer(), model, question)}
+            reply = {"result": answer(self._tokenizer(model.name), model, question)}
         except Refused as refused:
             reply = {"refused": refused.reply}
         except Exception as error:  # noqa: BLE001 - one question must not end this thread
@@ -171,3 +171,7 @@ class TokenizerServer:
         pipeline.rpush(key, orjson.dumps(reply))
         pipeline.expire(key, REPLY_EXPIRES)
         pipeline.execute()
+
+
+def _text(key: bytes | str) -> str:
+    return key.decode() if isinstance(key, bytes) else key

@@ -43,7 +43,14 @@ def serving(metrics: WorkerMetrics | CourierMetrics, *, is_ready: bool = True) -
 
 
 def worker_metrics(stats: dict[str, object]) -> WorkerMetrics:
-    return WorkerMetrics("org/name", stats=lambda: stats, unwritten=lambda: 9, is_ready=lambda: True)
+    return WorkerMetrics(
+        ["org/name"],
+        stats=lambda: {"org/name": stats} if stats else {},
+        load_seconds=lambda: {"org/name": 1.5} if stats else {},
+        loaded=lambda: ["org/name"] if stats else [],
+        unwritten=lambda: 9,
+        is_ready=lambda: True,
+    )
 
 
 def samples(client: httpx.Client) -> dict[str, float]:
@@ -59,7 +66,8 @@ def samples(client: httpx.Client) -> dict[str, float]:
 
 def test_worker_metrics_are_the_engine_s_counters() -> None:
     metrics = worker_metrics(STATS)
-    metrics.observe_step(0.02)
+    metrics.observe_step("org/name", 0.02)
+    metrics.count_switch("org/name")
     with serving(metrics) as client:
         read = samples(client)
     expected = {
@@ -80,6 +88,9 @@ def test_worker_metrics_are_the_engine_s_counters() -> None:
         "pagemill:engine_step_seconds_bucket 0.01": 0,
         "pagemill:engine_step_seconds_bucket 0.025": 1,
         "pagemill:worker_ready": 1,
+        "pagemill:model_loaded": 1,
+        "pagemill:model_load_seconds": 1.5,
+        "pagemill:model_switches_total": 1,
     }
     assert {name: read[name] for name in expected} == expected
     assert read["process_resident_memory_bytes"] > 0

@@ -112,7 +112,7 @@ function row(worker, now, put) {
     "tr",
     { key: worker.id },
     h("td", null, h("div", { class: "jobname" }, h("span", { class: leaves ? "wait" : "ok", title: worker.status }, stateIcon(leaves ? "waiting" : "completed"), h("span", { class: "sr" }, worker.status)), h("a", { class: "t", href: `/fleet/${worker.id}` }, worker.name), leaves && h("span", { class: "wait small" }, worker.status))),
-    h("td", { class: "small muted" }, worker.model),
+    h("td", { class: "small muted", title: worker.models.join(", ") }, worker.model, worker.models.length > 1 && ` (1 of ${worker.models.length})`),
     h("td", { class: "small muted" }, worker.device),
     h("td", { class: "num", "data-label": "run / wait" }, `${count(worker.running)} / ${count(worker.waiting)}`),
     h("td", { "data-label": "KV" }, kvBar(worker)),

@@ -44,7 +44,7 @@ function figures(worker, now) {
   return h(
     "dl",
     { class: "figures panel body" },
-    fact("Model", worker.model), fact("Device", worker.device),
+    fact("Model", worker.models.length > 1 ? `${worker.model}, in turn with ${worker.models.filter((model) => model !== worker.model).join(", ")}` : worker.model), fact("Device", worker.device),
     fact("Running / waiting", `${count(worker.running)} / ${count(worker.waiting)}`),
     fact("Seats", count(worker.seats)),
     fact("KV cache", kvBar(worker)),

@@ -20,6 +20,7 @@ from tests.support.processes import PATIENCE
 from worker.generation import heartbeat as heartbeat_module
 from worker.generation import service as service_module
 from worker.generation import writer as writer_module
+from worker.generation.engine_roster import ServedModel
 from worker.generation.service import EXIT_BROKEN, GenerationService
 
 WORKER = UUID(int=1)
@@ -43,7 +44,7 @@ def let_heartbeat_hang(
     service: GenerationService, monkeypatch: pytest.MonkeyPatch, hang: Callable[..., object]
 ) -> None:
     monkeypatch.setattr(heartbeat_module.workers, "heartbeat", hang)
-    service._heartbeat.start(ModelLimits("fake", max_model_len=8, vocab_size=8))
+    service._heartbeat.start([ModelLimits("fake", max_model_len=8, vocab_size=8)])
 
 
 @pytest.mark.parametrize(("name", "let_it_hang"), [("writer", let_writer_hang), ("heartbeat", let_heartbeat_hang)])
@@ -76,7 +77,7 @@ def service_without_a_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gene
     """A worker's threads, of which only the writer runs, with a lease and a database that answers to everything."""
     monkeypatch.setattr(service_module, "connect", lambda *_: MagicMock())
     settings = Settings(watchdog=0.3, heartbeat_interval=0.01)
-    service = GenerationService(settings, lambda: pytest.fail("loads"), model="fake", device="cpu")
+    service = GenerationService(settings, [ServedModel("fake", lambda: pytest.fail("loads"))], device="cpu")
     service._lease.take(WORKER, time.monotonic())
     service._writer.start()
     yield service
