@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -93,55 +93,64 @@ def read_overview(
     `limit` is a claim's, as `explaining` needs it; `queues` those of models that were read a moment ago.
     """
     avoid_scans(connection)
-    now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    now, jobs, lines_per_s, failed = _figures(connection, tenant_id)
+    nearest = _nearest_to_its_end(connection, tenant_id)
+    longest = _longest_without_a_line(connection, tenant_id)
+    found = reading.get_jobs(connection, [*nearest, *longest])
     return Overview(
-        _open_jobs(connection, tenant_id),
-        _lines_per_s(connection, tenant_id),
-        _next_done(connection, tenant_id, now),
-        _worst_wait(connection, tenant_id, limit, solo_after_deaths, queues or {}),
+        jobs,
+        lines_per_s,
+        _next_done(connection, [found[owned] for owned in nearest if owned in found], now),
+        _worst_wait(
+            connection, [found[owned] for owned in longest if owned in found], limit, solo_after_deaths, queues
+        ),
         _machine(connection),
-        _failed_today(connection, tenant_id),
+        failed,
     )
 
 
-def _open_jobs(connection: Connection, tenant_id: UUID | None) -> OpenJobs:
+def _figures(connection: Connection, tenant_id: UUID | None) -> tuple[datetime, OpenJobs, float, FailedToday]:
+    """Now, open jobs, lines a second over this minute and the one before, and what failed since midnight of UTC."""
     # Open jobs by their partial index; of each the newest result, by primary key, and whether a line runs, by the
-    # partial index of running requests.
+    # partial index of running requests. Lines by the index of minutes. The day is the first part of both primary keys;
+    # `settle` counts. All in one statement, because the feed asks each second.
     row = connection.execute(
         text(f"""
-            SELECT count(*) AS open, count(*) FILTER (WHERE r.settled_at IS NOT NULL) AS moving,
-                   count(*) FILTER (WHERE n.job_id IS NULL AND j.paused_at IS NULL) AS waiting,
-                   count(j.paused_at) AS paused
-            FROM jobs j
-            LEFT JOIN results r ON r.job_id = j.id AND r.seq = j.last_seq
-                AND r.settled_at > clock_timestamp() - make_interval(secs => :moving)
-            LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
-            WHERE {_OPEN}
-        """),
-        {"tenant_id": tenant_id, "moving": MOVING},
-    ).one()
-    return OpenJobs(row.open, row.moving, row.waiting, row.paused)
-
-
-def _lines_per_s(connection: Connection, tenant_id: UUID | None) -> float:
-    """Lines settled in this minute and the one before, by the time that these have lasted."""
-    # By the index of minutes.
-    return float(
-        connection.execute(
-            text("""
-                SELECT coalesce(sum(m.lines), 0)
-                       / (60 + extract(second FROM statement_timestamp()))
+            SELECT clock_timestamp() AS now, o.*, l.lines_per_s, d.lines, d.failed, k.kinds
+            FROM (
+                SELECT count(*) AS open, count(*) FILTER (WHERE r.settled_at IS NOT NULL) AS moving,
+                       count(*) FILTER (WHERE n.job_id IS NULL AND j.paused_at IS NULL) AS waiting,
+                       count(j.paused_at) AS paused
+                FROM jobs j
+                LEFT JOIN results r ON r.job_id = j.id AND r.seq = j.last_seq
+                    AND r.settled_at > clock_timestamp() - make_interval(secs => :moving)
+                LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
+                WHERE {_OPEN}
+            ) o CROSS JOIN (
+                SELECT coalesce(sum(m.lines), 0) / (60 + extract(second FROM statement_timestamp())) AS lines_per_s
                 FROM job_minutes m JOIN jobs j ON j.id = m.job_id
                 WHERE m.minute >= date_trunc('minute', statement_timestamp()) - interval '1 minute'
                   AND (CAST(:tenant_id AS uuid) IS NULL OR j.tenant_id = :tenant_id)
-            """),
-            {"tenant_id": tenant_id},
-        ).scalar_one()
+            ) l CROSS JOIN (
+                SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(failed), 0) AS failed
+                FROM tenant_days WHERE {_TODAY}
+            ) d CROSS JOIN (
+                SELECT count(DISTINCT fingerprint) AS kinds FROM tenant_failures WHERE {_TODAY}
+            ) k
+        """),
+        {"tenant_id": tenant_id, "moving": MOVING},
+    ).one()
+    lines, failed = int(row.lines), int(row.failed)
+    return (
+        row.now,
+        OpenJobs(row.open, row.moving, row.waiting, row.paused),
+        float(row.lines_per_s),
+        FailedToday(failed, row.kinds, failed / lines if lines else 0.0),
     )
 
 
-def _next_done(connection: Connection, tenant_id: UUID | None, now: datetime) -> NextDone | None:
-    """The job that ends first by its own page's estimate, among those that seem nearest to it."""
+def _nearest_to_its_end(connection: Connection, tenant_id: UUID | None) -> list[tuple[UUID, UUID]]:
+    """Jobs of which few seconds of work seem left, with their tenants first in each pair."""
     # Jobs that settled lines in the last ten minutes, by the index of minutes; the fewest seconds of work left first.
     rows = connection.execute(
         text(f"""
@@ -156,23 +165,21 @@ def _next_done(connection: Connection, tenant_id: UUID | None, now: datetime) ->
         """),
         {"tenant_id": tenant_id, "limit": NEXT_CANDIDATES},
     ).all()
-    jobs = reading.get_jobs(connection, [(row.tenant_id, row.id) for row in rows]).values()
+    return [(row.tenant_id, row.id) for row in rows]
+
+
+def _next_done(connection: Connection, jobs: Sequence[Job], now: datetime) -> NextDone | None:
+    """The job that ends first by its own page's estimate, among those that seem nearest to it."""
     paces = progress.read_paces(connection, jobs, now)
     estimates = [(job, paces[job.id].estimate) for job in jobs]
     ends = [NextDone(job, estimate.at) for job, estimate in estimates if estimate is not None]
     return min(ends, key=lambda end: end.at, default=None)
 
 
-def _worst_wait(
-    connection: Connection,
-    tenant_id: UUID | None,
-    limit: int,
-    solo_after_deaths: int,
-    queues: Mapping[str, ModelQueue],
-) -> WorstWait | None:
-    """The oldest job that has no running line and is not paused, and why."""
+def _longest_without_a_line(connection: Connection, tenant_id: UUID | None) -> list[tuple[UUID, UUID]]:
+    """The oldest job that has no running line and is not paused, behind its tenant; none where there is no such job."""
     # Jobs of models without a live worker first: nothing happens to them by itself.
-    row = connection.execute(
+    rows = connection.execute(
         text(f"""
             SELECT j.id, j.tenant_id
             FROM jobs j
@@ -184,13 +191,24 @@ def _worst_wait(
             LIMIT 1
         """),
         {"tenant_id": tenant_id},
-    ).one_or_none()
-    job = None if row is None else reading.get_job(connection, row.tenant_id, row.id)
-    if job is None:
+    ).all()
+    return [(row.tenant_id, row.id) for row in rows]
+
+
+def _worst_wait(
+    connection: Connection,
+    jobs: Sequence[Job],
+    limit: int,
+    solo_after_deaths: int,
+    queues: Mapping[str, ModelQueue] | None,
+) -> WorstWait | None:
+    """Why the job waits, if there is one."""
+    if not jobs:
         return None
-    queue = queues.get(job.model) or explaining.read_model_queue(
-        connection, job.model, limit=limit, solo_after_deaths=solo_after_deaths
-    )
+    (job,) = jobs
+    queue = None if queues is None else queues.get(job.model)
+    if queue is None:
+        queue = explaining.read_model_queue(connection, job.model, limit=limit, solo_after_deaths=solo_after_deaths)
     reason = explaining.explain(job, queue)
     return None if reason is None else WorstWait(job, reason)
 
@@ -224,18 +242,3 @@ def _machine(connection: Connection) -> Machine:
         {"seconds": IDLE_WITH_WORK},
     ).one()
     return Machine(row.live, row.seats, row.running, row.busy, row.tokens, row.is_idle_with_work)
-
-
-def _failed_today(connection: Connection, tenant_id: UUID | None) -> FailedToday:
-    """Since midnight of UTC."""
-    # The day is the first part of both primary keys; `settle` counts.
-    row = connection.execute(
-        text(f"""
-            SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(failed), 0) AS failed,
-                   (SELECT count(DISTINCT fingerprint) FROM tenant_failures WHERE {_TODAY}) AS kinds
-            FROM tenant_days WHERE {_TODAY}
-        """),
-        {"tenant_id": tenant_id},
-    ).one()
-    lines, failed = int(row.lines), int(row.failed)
-    return FailedToday(failed, row.kinds, failed / lines if lines else 0.0)
