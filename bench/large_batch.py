@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -47,13 +48,17 @@ KEPT_TABLES = ("requests", "bodies", "results")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommand's options."""
     parser.add_argument("--lines", type=int, default=LINES)
+    parser.add_argument("--threads", type=int, default=1, help="of the engine: in so small a model they only wait")
     parser.add_argument("--directory", type=Path, help="where the service's files go; else a temporary directory")
     parser.add_argument("--keep", action="store_true", help="write the result and its part of docs/benchmarks.md")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what the parsed options ask for. Returns the exit code."""
-    found = {"command": " ".join(["python -m bench", *sys.argv[1:]]), **measure(options.lines, options.directory)}
+    found = {
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        **measure(options.lines, options.threads, options.directory),
+    }
     print(table(found))
     if options.keep:
         record = save(NAME, found)
@@ -61,12 +66,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(lines: int, place: Path | None = None) -> dict[str, Any]:
+def measure(lines: int, threads: int, place: Path | None = None) -> dict[str, Any]:
     """What each phase took, what the service's files and tables take at the end, and the rate of each tenth."""
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-", dir=place) as directory, contextlib.ExitStack() as stack:
         file = Path(directory) / "batch.jsonl"
         size = _write(file, lines)
-        running = stack.enter_context(_service(Path(directory)))
+        running = stack.enter_context(_service(Path(directory), threads))
         pids = {name: running.pids()[name] for name in PROCESSES}
         client = stack.enter_context(
             httpx.Client(
@@ -104,6 +109,7 @@ def measure(lines: int, place: Path | None = None) -> dict[str, Any]:
         return {
             "model": DEMO,
             "lines": lines,
+            "engine_threads": threads,
             "file_bytes": size,
             "output_bytes": output.stat().st_size,
             "phases": {name: asdict(found) for name, found in usage.items()},
@@ -161,7 +167,8 @@ def section(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _service(directory: Path) -> Iterator[RunningStack]:
+def _service(directory: Path, threads: int) -> Iterator[RunningStack]:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # which the worker inherits
     from cli.stack import running_stack
     from jobs.settings import Settings
 
