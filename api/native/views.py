@@ -285,6 +285,7 @@ def result_summary(result: LineResult, length: int | None) -> ResultSummary:
 
 def line_object(job: Job, line: Line) -> LineObject:
     request: dict[str, Any] = orjson.loads(line.request)
+    request.pop("repeated", None)  # for the answer of a response: it says nothing that holds for the line
     claimed, settled = line.claimed_at, line.settled_at
     ran = None
     if claimed is not None and settled is not None and line.worker_id is not None:

@@ -9,13 +9,14 @@ from uuid import UUID
 
 import orjson
 
-from api.openai.requests import Endpoint, translate
+from api.openai.lines import Endpoint, read_request
+from api.openai.responses import ResponseShape
 from api.request_body import NumberedLine
 from jobs import strict_json
 from jobs.errors import InvalidInput, InvalidJson
 from jobs.queries.batches import OnError
 from jobs.queries.reading import StoredResult
-from jobs.requests import ModelLimits, Params, StagedLine, parse_request, refused_line
+from jobs.requests import ModelLimits, StagedLine, refused_line
 
 MAX_ERRORS = 1000  # that a failed batch lists
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
@@ -90,8 +91,8 @@ class LineReader:
         try:
             if body.get("stream"):
                 raise InvalidInput("a batch does not stream", param="stream")
-            request = translate(body, self.endpoint)
-            return parse_request(request | {"custom_id": custom_id}, line.number, Params(), self.model)
+            asked = read_request(body, self.endpoint, line.number, self.model, custom_id=custom_id)
+            return asked.with_repeated()
         except InvalidInput as error:
             if error.param == "custom_id":
                 raise LineError("invalid_custom_id", error.message, "custom_id") from None
@@ -123,6 +124,9 @@ def output_line(batch_id: UUID, result: StoredResult) -> tuple[bool, bytes]:
     """A line of a file of results, and whether it is an answer with status 200."""
     document = orjson.loads(result.body)
     response, error = document["response"], document["error"]
+    is_answered = response is not None and response["status_code"] == 200
+    if is_answered and result.request is not None:
+        response["body"] = _response(response["body"], orjson.loads(result.request)["repeated"])
     if error is not None:
         error = {"code": _ENDED.get(error["code"], error["code"]), "message": error["message"]}
     line = {
@@ -131,5 +135,10 @@ def output_line(batch_id: UUID, result: StoredResult) -> tuple[bool, bytes]:
         "response": response,
         "error": error,
     }
-    is_answered = response is not None and response["status_code"] == 200
     return is_answered, orjson.dumps(line) + b"\n"
+
+
+def _response(body: dict[str, Any], repeated: dict[str, Any]) -> dict[str, Any]:
+    """A stored chat completion as a response."""
+    name = body["id"].removeprefix("chatcmpl-")
+    return ResponseShape(name, body["model"], body["created"], "default", repeated).whole({1: body})

@@ -39,6 +39,7 @@ HOLD = 60.0  # seconds; renewed with each group
 RETRY = 10.0  # seconds until what failed is tried again
 AT_ONCE = 4  # batches, so that a small one does not wait for a large one
 PAGE_ROWS = 500  # results read at a time
+PAGE_ROWS_WITH_REQUESTS = 32  # a request may have the size of a line, a result has that of an answer
 FAILURES = (SQLAlchemyError, psycopg.Error, *STORE_ERRORS, PagemillError)
 
 
@@ -272,9 +273,12 @@ async def result_pages(services: Services, batch: Batch, *, is_output: bool) -> 
 async def _pages(services: Services, batch: Batch) -> AsyncIterator[list[StoredResult]]:
     """A batch's results as they are now; each page is a transaction of its own."""
     assert batch.job_id is not None
+    read, limit = reading.read_results, PAGE_ROWS
+    if batch.endpoint == "/v1/responses":
+        read, limit = reading.read_results_and_requests, PAGE_ROWS_WITH_REQUESTS
     after = 0
     while True:
-        results = await services.transaction(reading.read_results, batch.job_id, after=after, limit=PAGE_ROWS)
+        results = await services.transaction(read, batch.job_id, after=after, limit=limit)
         if not results:
             return
         after = results[-1].seq

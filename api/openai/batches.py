@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from api.deps import Caller, InjectedServices, Services
 from api.openai.documents import read_document
 from api.openai.files import MAX_SECONDS, MIN_SECONDS, find_file
+from api.openai.lines import ENDPOINTS
 from api.openai.objects import BatchList, BatchObject
 from api.openai.repeats import RequestAttempt
 from jobs.errors import BatchEnded, BatchMissing, FileMissing, InvalidInput
@@ -24,8 +25,6 @@ from jobs.states import JobState
 from jobs.strict_model import FewComplaints
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
-
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 
 
 class ExpiresAfter(FewComplaints):

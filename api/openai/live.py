@@ -1,11 +1,11 @@
-"""`/v1/chat/completions` and `/v1/completions`: answered by the workers that run batches, before all batches."""
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/responses`: answered by the workers of batches, before batches."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,34 +17,29 @@ from starlette.responses import Response, StreamingResponse
 
 from api.deps import Caller, InjectedServices, Services
 from api.http_protocol import end_of_input
+from api.openai.completions import CompletionShape
 from api.openai.documents import read_object
+from api.openai.lines import Endpoint, read_request
 from api.openai.live_hub import LiveAnswer, LiveHub, Message
 from api.openai.live_models import find_model
 from api.openai.repeats import Attempt, RequestAttempt
-from api.openai.requests import Endpoint, translate
-from api.openai.streams import AnswerRefused, StreamShape, add_usage, require_success, stream
+from api.openai.request_schemas import live_request
+from api.openai.responses import ResponseShape
+from api.openai.streams import AnswerRefused, AnswerShape, require_success, stream
 from api.schemas import JobObject
 from api.tasks import end_tasks
 from jobs.errors import InvalidInput, JobNotFound
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries import reading
 from jobs.queries.tenants import Tenant
-from jobs.requests import ModelLimits, Params, StagedLine, parse_request
+from jobs.requests import ModelLimits, StagedLine
 
 router = APIRouter(prefix="/v1", tags=["live"])
 
 MAX_PROMPTS = 256  # of one legacy completion
 TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 FIRST_WAIT = 5.0  # seconds that a stream's headers wait for its first message; clients give up after 600
-_SCHEMA: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
-    "responses": {
-        "200": {
-            "description": "OpenAI's completion object, or server-sent events.",
-            "content": {"application/json": {}},
-        }
-    },
-}
+QUEUED: dict[int | str, dict[str, Any]] = {202: {"model": JobObject, "description": "A job, with `background`."}}
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -57,7 +52,7 @@ def _hub(request: Request) -> LiveHub:
 Hub = Annotated[LiveHub, Depends(_hub)]
 
 
-@router.post("/chat/completions", openapi_extra=_SCHEMA)
+@router.post("/chat/completions", responses=QUEUED, openapi_extra=live_request("/v1/chat/completions"))
 async def chat_completions(
     request: Request, caller: Caller, services: InjectedServices, hub: Hub, attempt: RequestAttempt
 ) -> Response:
@@ -65,7 +60,7 @@ async def chat_completions(
     return await _answer(request, caller, services, hub, attempt, "/v1/chat/completions")
 
 
-@router.post("/completions", openapi_extra=_SCHEMA)
+@router.post("/completions", responses=QUEUED, openapi_extra=live_request("/v1/completions"))
 async def completions(
     request: Request, caller: Caller, services: InjectedServices, hub: Hub, attempt: RequestAttempt
 ) -> Response:
@@ -73,15 +68,23 @@ async def completions(
     return await _answer(request, caller, services, hub, attempt, "/v1/completions")
 
 
+@router.post("/responses", openapi_extra=live_request("/v1/responses"))
+async def responses(
+    request: Request, caller: Caller, services: InjectedServices, hub: Hub, attempt: RequestAttempt
+) -> Response:
+    """Answer a conversation, of which nothing is kept for a later request; with `stream` as server-sent events."""
+    return await _answer(request, caller, services, hub, attempt, "/v1/responses")
+
+
 async def _answer(
     request: Request, caller: Tenant, services: Services, hub: LiveHub, attempt: Attempt, endpoint: Endpoint
 ) -> Response:
     body, sha256 = await read_object(services, request)
-    is_flex, is_in_background = _tier(body)
+    is_flex, is_in_background = _tier(body, endpoint)
     found = await find_model(services, body.get("model"))
     model = found.limits
-    streams, options = _stream_options(body)
-    lines = await asyncio.to_thread(_lines, body, endpoint, model)
+    streams, options = _stream_options(body, endpoint)
+    lines, repeated = await asyncio.to_thread(_lines, body, endpoint, model)
     created = int(time.time())
     claim = attempt.claim(sha256)
     if is_in_background:
@@ -95,26 +98,33 @@ async def _answer(
             if is_flex
             else hub.answering(caller.id, found, lines, streams=streams, claim=claim)
         )
-        shape = StreamShape(
-            id=f"{'chatcmpl' if endpoint.startswith('/v1/chat') else 'cmpl'}-{answer.job_id.hex}",
-            model=model.name,
-            created=created,
-            fingerprint=_fingerprint(model),
-            is_chat=endpoint == "/v1/chat/completions",
-            n=body.get("n") or 1,
-            num_lines=len(lines),
-            wants_usage=bool(options.get("include_usage")),
-            wants_running_usage=bool(options.get("continuous_usage_stats")),
-            service_tier="flex" if is_flex else "default",
-        )
+        tier = "flex" if is_flex else "default"
+        shape: AnswerShape
+        if endpoint == "/v1/responses":
+            shape = ResponseShape(answer.job_id.hex, model.name, created, tier, repeated)
+        else:
+            is_chat = endpoint == "/v1/chat/completions"
+            shape = CompletionShape(
+                id=f"{'chatcmpl' if is_chat else 'cmpl'}-{answer.job_id.hex}",
+                model=model.name,
+                created=created,
+                fingerprint=_fingerprint(model),
+                is_chat=is_chat,
+                n=body.get("n") or 1,
+                num_lines=len(lines),
+                wants_usage=bool(options.get("include_usage")),
+                wants_running_usage=bool(options.get("continuous_usage_stats")),
+                service_tier=tier,
+            )
         if not streams:
             return await _whole(request, answer, shape)
         return await _streamed(request, answer, shape, stack)
 
 
-def _tier(body: dict[str, Any]) -> tuple[bool, bool]:
+def _tier(body: dict[str, Any], endpoint: Endpoint) -> tuple[bool, bool]:
     """Whether a request waits its turn among batches, and whether its caller comes back for the answer."""
-    tier, background = body.get("service_tier"), body.pop("background", None)
+    tier = body.get("service_tier")
+    background = None if endpoint == "/v1/responses" else body.pop("background", None)
     if tier is not None and tier not in TIERS:
         raise InvalidInput(f"one of {', '.join(TIERS)} is expected", param="service_tier")
     if background not in (None, True, False):
@@ -134,7 +144,7 @@ async def _accepted(services: Services, caller: Tenant, job_id: UUID) -> Respons
     )
 
 
-def _stream_options(body: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+def _stream_options(body: dict[str, Any], endpoint: Endpoint) -> tuple[bool, dict[str, Any]]:
     streams, options = body.get("stream"), body.get("stream_options")
     if streams not in (None, True, False):
         raise InvalidInput("true or false is expected", param="stream")
@@ -142,13 +152,18 @@ def _stream_options(body: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         return bool(streams), {}
     if not streams:
         raise InvalidInput("needs stream: true", param="stream_options")
-    known = {"include_usage", "continuous_usage_stats", "include_obfuscation"}
+    known = {"include_obfuscation"}
+    if endpoint != "/v1/responses":
+        known |= {"include_usage", "continuous_usage_stats"}
     if not isinstance(options, dict) or not options.keys() <= known:
-        raise InvalidInput("an object with include_usage is expected", param="stream_options")
+        raise InvalidInput(f"an object of {', '.join(sorted(known))} is expected", param="stream_options")
     return True, options
 
 
-def _lines(body: dict[str, Any], endpoint: Endpoint, model: ModelLimits) -> list[StagedLine]:
+def _lines(
+    body: dict[str, Any], endpoint: Endpoint, model: ModelLimits
+) -> tuple[Sequence[StagedLine], Mapping[str, Any]]:
+    """The lines of a request, and what its answer repeats of it."""
     prompts = body.get("prompt") if endpoint == "/v1/completions" else None
     bodies: Sequence[dict[str, Any]] = [body]
     # Several prompts are several lines: strings, or lists of token ids.
@@ -156,7 +171,8 @@ def _lines(body: dict[str, Any], endpoint: Endpoint, model: ModelLimits) -> list
         if len(prompts) > MAX_PROMPTS:
             raise InvalidInput(f"at most {MAX_PROMPTS} prompts are possible; send a batch", param="prompt")
         bodies = [{**body, "prompt": prompt} for prompt in prompts]
-    return [parse_request(translate(one, endpoint), number, Params(), model) for number, one in enumerate(bodies, 1)]
+    asked = [read_request(one, endpoint, number, model) for number, one in enumerate(bodies, 1)]
+    return [each.line for each in asked], asked[0].repeated
 
 
 def _fingerprint(model: ModelLimits) -> str:
@@ -165,8 +181,8 @@ def _fingerprint(model: ModelLimits) -> str:
     return f"fp_{hashlib.blake2b(known, digest_size=5).hexdigest()}"
 
 
-async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Response:
-    """All choices of all lines in one answer. A caller that hangs up ends it."""
+async def _whole(request: Request, answer: LiveAnswer, shape: AnswerShape) -> Response:
+    """All lines in one answer. A caller that hangs up ends it."""
     bodies: dict[int, dict[str, Any]] = {}
 
     async def collect() -> None:
@@ -188,24 +204,7 @@ async def _whole(request: Request, answer: LiveAnswer, shape: StreamShape) -> Re
         for task in (collecting, leaving):
             task.cancel()
         await asyncio.gather(collecting, leaving, return_exceptions=True)
-    choices: list[dict[str, Any]] = []
-    usage: dict[str, Any] = {}
-    for line in sorted(bodies):
-        choices += [{**choice, "index": len(choices) + place} for place, choice in enumerate(bodies[line]["choices"])]
-        add_usage(usage, bodies[line]["usage"])
-    return _json(
-        {
-            "id": shape.id,
-            "object": "chat.completion" if shape.is_chat else "text_completion",
-            "created": shape.created,
-            "model": shape.model,
-            "system_fingerprint": shape.fingerprint,
-            "service_tier": shape.service_tier,
-            "choices": choices,
-            "usage": usage,
-        },
-        200,
-    )
+    return _json(shape.whole(bodies), 200)
 
 
 async def _hung_up(request: Request) -> None:
@@ -220,7 +219,7 @@ async def _hung_up(request: Request) -> None:
         disconnected.cancel()
 
 
-async def _streamed(request: Request, answer: LiveAnswer, shape: StreamShape, stack: AsyncExitStack) -> Response:
+async def _streamed(request: Request, answer: LiveAnswer, shape: AnswerShape, stack: AsyncExitStack) -> Response:
     """A stream whose headers wait a moment for the first message, so that what a worker refuses has its status.
 
     It takes over what `stack` ends. A caller that hangs up ends it at any time.

@@ -279,3 +279,10 @@ _LEGACY: Mapping[str, _Take] = {
     "best_of": _best_of,
     "suffix": _suffix,
 }
+
+_OF_BOTH = _OUTER | _SAME | _IGNORED | _GUIDED.keys() | {"modalities", "stop", "top_k"}
+ACCEPTED: Mapping[Endpoint, frozenset[str]] = {
+    "/v1/chat/completions": _OF_BOTH | _CHAT.keys(),
+    "/v1/completions": _OF_BOTH | _LEGACY.keys(),
+}
+"""Fields that a body may have."""

@@ -54,12 +54,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """A settled line. `body` is the JSON object `{"response": …, "error": …}`."""
+    """A settled line. `body` is the JSON object `{"response": …, "error": …}`; `request`, where it was asked for, the
+    line as it was stored."""
 
     seq: int
     line: int
     custom_id: str
     body: bytes
+    request: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,22 @@ def read_results(connection: Connection, job_id: UUID, *, after: int, limit: int
         {"job_id": job_id, "after": after, "limit": limit},
     )
     return [StoredResult(row.seq, row.line, row.custom_id, row.body) for row in rows]
+
+
+def read_results_and_requests(connection: Connection, job_id: UUID, *, after: int, limit: int) -> list[StoredResult]:
+    """The same, with what was asked."""
+    # By primary key (job_id, seq); custom_id stands with the body.
+    rows = connection.execute(
+        text("""
+            SELECT r.seq, r.line, b.custom_id, r.body, b.body AS request
+            FROM results r JOIN bodies b USING (job_id, line)
+            WHERE r.job_id = :job_id AND r.seq > :after
+            ORDER BY r.seq
+            LIMIT :limit
+        """),
+        {"job_id": job_id, "after": after, "limit": limit},
+    )
+    return [StoredResult(row.seq, row.line, row.custom_id, row.body, row.request) for row in rows]
 
 
 def list_models(connection: Connection) -> list[ServedModel]:

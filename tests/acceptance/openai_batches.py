@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from openai.types import Batch
@@ -33,10 +33,14 @@ ASK: Any = {"model": DEMO, "messages": [{"role": "user", "content": "1 + 1 ="}],
 NAMED: Any = {"type": "function", "function": {"name": "add"}}
 
 
-def ended(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Batch:
-    """A batch of chats, at its end."""
+def ended(
+    client: openai.OpenAI,
+    lines: list[dict[str, Any]],
+    endpoint: Literal["/v1/chat/completions", "/v1/responses"] = "/v1/chat/completions",
+) -> Batch:
+    """A batch at its end."""
     file = client.files.create(file=("in.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
 
     def is_over() -> bool:
         nonlocal batch

@@ -14,6 +14,12 @@ let streamed = "";
 const stream = await client.completions.create({ ...greedy, prompt: "reverse stone =", stream: true });
 for await (const chunk of stream) streamed += chunk.choices[0].text;
 
+const asked = { model: "demo", input: "17 + 58 =", temperature: 0, max_output_tokens: 90 };
+const response = (await client.responses.create(asked)).output_text;
+let events = "";
+for await (const event of await client.responses.create({ ...asked, stream: true }))
+  if (event.type === "response.output_text.delta") events += event.delta;
+
 const lines = { a: "17 + 58 =", b: "reverse stone =" };
 const content = Object.entries(lines)
   .map(([custom_id, prompt]) =>
@@ -32,4 +38,4 @@ const output = await (await client.files.content(batch.output_file_id)).text();
 for (const line of output.trim().split("\n").map((text) => JSON.parse(text)).sort((x, y) => (x.custom_id < y.custom_id ? -1 : 1)))
   answers[line.custom_id] = line.response.body.choices[0].text;
 
-console.log(JSON.stringify({ models, text: whole.choices[0].text, streamed, status: batch.status, answers }));
+console.log(JSON.stringify({ models, text: whole.choices[0].text, streamed, response, events, status: batch.status, answers }));

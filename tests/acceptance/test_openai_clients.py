@@ -21,9 +21,12 @@ from cli.models import DEMO
 from cli.stack import RunningStack
 from demo.tasks import mixed_holdout
 from tests.acceptance.openai_batches import ADD, ASK, NAMED, NOW, ended, rows
+from tests.acceptance.openai_responses import TestResponses
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.proxies import Proxy
 from tests.support.receivers import receiver
+
+__all__ = ["TestResponses"]  # collected here, because it shares this module's stack
 
 GREEDY = {"model": DEMO, "temperature": 0, "max_tokens": 12}
 
@@ -404,6 +407,8 @@ def test_node_client_goes_the_same_way(stack: RunningStack, tmp_path: Path) -> N
         "models": ["demo"],
         "text": "75",
         "streamed": "enots",
+        "response": "75",
+        "events": "75",
         "status": "completed",
         "answers": {"a": "75", "b": "enots"},
     }

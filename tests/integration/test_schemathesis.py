@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from tests.support.api_server import running_api
 
 # Without a worker, live requests, questions to a tokenizer and tests of endpoints are 503 by design.
-NEEDS_WORKERS = "completions$|/test$|tokenize$|tokenizer_info$"
+NEEDS_WORKERS = "completions$|/responses$|/test$|tokenize$|tokenizer_info$"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 pytestmark = [

@@ -36,6 +36,7 @@ _OF_TEMPLATE = frozenset(
         "prompt",
         "messages",
         "live",
+        "repeated",
         "tools",
         "tool_choice",
         "parallel_tool_calls",
