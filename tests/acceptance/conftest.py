@@ -1,4 +1,4 @@
-"""The whole service with the demo model, as clients find it: one for each module of tests."""
+"""The whole service with the demo model, as clients find it: one for all that a process runs of these tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from tests.support.processes import PATIENCE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("stack") / "data",

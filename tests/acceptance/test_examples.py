@@ -8,25 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
-import pytest
 
-from cli.models import DEMO
-from cli.stack import RunningStack, running_stack
+from cli.stack import RunningStack
 from examples.extract_json import SCHEMA
-from jobs.settings import Settings
 from tests.support.paths import REPOSITORY
 from tests.support.processes import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("stack") / "data", port=0, webhook_allow_private=True)
-    with running_stack(settings, [DEMO]) as stack:
-        yield stack
 
 
 def run(stack: RunningStack, name: str, *arguments: str) -> str:

@@ -30,16 +30,30 @@ def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipe
         yield pipeline
 
 
-@pytest.fixture(scope="module")
-def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A pipeline with a worker that lives through the whole module."""
+@contextlib.contextmanager
+def serving(services: Services, directory: Path, **environment: str) -> Iterator[Pipeline]:
+    """A pipeline with a worker that lives through the whole block."""
     with (
         services.database() as url,
-        contextlib.closing(Pipeline(url, services.redis_database(), tmp_path_factory.mktemp("served"))) as pipeline,
-        pipeline.worker() as process,
+        contextlib.closing(Pipeline(url, services.redis_database(), directory)) as pipeline,
+        pipeline.worker(**environment) as process,
     ):
         yield pipeline
         assert process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    with serving(services, tmp_path_factory.mktemp("served")) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def slowly_served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """By a worker whose steps leave time to interfere."""
+    clocks = {"FAKE_STEP_SECONDS": "0.1", "PAGEMILL_HEARTBEAT_INTERVAL": "0.1"}
+    with serving(services, tmp_path_factory.mktemp("slowly"), **clocks) as pipeline:
+        yield pipeline
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -175,16 +189,14 @@ def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeli
     check(pipeline.database_url)
 
 
-def test_undrained_worker_claims_again(pipeline: Pipeline) -> None:
-    with pipeline.worker(FAKE_STEP_SECONDS="0.1", PAGEMILL_HEARTBEAT_INTERVAL="0.1") as process:
-        job_id = pipeline.submit(prompts(150), max_tokens=8)
-        await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
-        want(pipeline, Wanted.DRAIN)
-        log = pipeline.directory / "worker.log"
-        await_condition(lambda: "wants of this worker: drain" in log.read_text(), "the heartbeat that brings it")
-        want(pipeline, None)
-        assert pipeline.wait_for_end(job_id).completed == 150
-        assert process.poll() is None
+def test_undrained_worker_claims_again(slowly_served: Pipeline) -> None:
+    job_id = slowly_served.submit(prompts(150), max_tokens=8)
+    await_condition(lambda: "running" in slowly_served.states(job_id), "a claim")
+    want(slowly_served, Wanted.DRAIN)
+    log = slowly_served.directory / "worker.log"
+    await_condition(lambda: "wants of this worker: drain" in log.read_text(), "the heartbeat that brings it")
+    want(slowly_served, None)
+    assert slowly_served.wait_for_end(job_id).completed == 150
 
 
 def test_stopped_worker_gives_its_lines_back_at_once(pipeline: Pipeline) -> None:
@@ -217,22 +229,21 @@ def test_slow_end_of_a_worker_is_not_taken_for_a_hang(pipeline: Pipeline) -> Non
     check(pipeline.database_url)
 
 
-def test_cancelled_job_leaves_the_engine(pipeline: Pipeline) -> None:
-    with pipeline.worker(FAKE_STEP_SECONDS="0.1"):
-        cancelled = pipeline.submit(prompts(500))
-        pipeline.wait_for_results(cancelled, 1)
-        with pipeline.database.begin() as connection:
-            assert cancel_job(connection, pipeline.tenant.id, cancelled) == "cancelling"
-        while not pipeline.job(cancelled).is_terminal:
-            with pipeline.database.begin() as connection:
-                settle_open(connection, cancelled, limit=100)
-        job = pipeline.job(cancelled)
-        assert job.state == "cancelled"
-        assert job.completed + job.cancelled == 500
-        assert job.cancelled > 0
-        # The engine is free again for what comes next.
-        assert pipeline.wait_for_end(pipeline.submit(prompts(5))).completed == 5
-    check(pipeline.database_url)
+def test_cancelled_job_leaves_the_engine(slowly_served: Pipeline) -> None:
+    cancelled = slowly_served.submit(prompts(500))
+    slowly_served.wait_for_results(cancelled, 1)
+    with slowly_served.database.begin() as connection:
+        assert cancel_job(connection, slowly_served.tenant.id, cancelled) == "cancelling"
+    while not slowly_served.job(cancelled).is_terminal:
+        with slowly_served.database.begin() as connection:
+            settle_open(connection, cancelled, limit=100)
+    job = slowly_served.job(cancelled)
+    assert job.state == "cancelled"
+    assert job.completed + job.cancelled == 500
+    assert job.cancelled > 0
+    # The engine is free again for what comes next.
+    assert slowly_served.wait_for_end(slowly_served.submit(prompts(5))).completed == 5
+    check(slowly_served.database_url)
 
 
 def test_hundred_equal_messages_are_one_execution(served: Pipeline) -> None:
