@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,6 +27,16 @@ pytest_plugins = ["tests.support.database_fixtures"] if HAS_SERVICE else []
 # How long an example takes depends on what else uses the machine.
 hypothesis_settings.register_profile("pagemill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("pagemill")
+
+
+# The garbage collector takes a tenth of the time of all tests if it looks through their modules again and again, which
+# live to the end.
+gc.set_threshold(10_000)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
