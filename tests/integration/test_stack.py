@@ -59,9 +59,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def stack(settings: Settings, model: Path) -> Iterator[RunningStack]:
-    with running_stack(settings, [str(model)]) as stack:
-        yield stack
-        processes = family(stack.pids().values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # a worker as users have it, with a thread for each core
+        with running_stack(settings, [str(model)]) as stack:
+            yield stack
+            processes = family(stack.pids().values())
     await_gone(processes)
 
 
@@ -254,11 +256,16 @@ def test_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_is_named(tmp_path: Path, database_url: str, redis_url: str) -> None:
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
     result = subprocess.run(
-        [*command, "--model", str(tmp_path / "empty")], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+        [*command, "--model", str(tmp_path / "empty")],
+        cwd=REPOSITORY,
+        env={**os.environ, "PAGEMILL_DATABASE_URL": database_url, "PAGEMILL_REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert result.returncode == 1
     assert "worker ended with status" in result.stderr
