@@ -1,89 +1,126 @@
 """How long from nothing to the first token, and how much memory beside the weights: `python -m bench.startup`.
 
-gpt2-large from a checkpoint on disk, as a user's program would: a Python that starts, loads the model and generates one
-token. Precisions take turns, each turn a new process. The checkpoint lies in the system's file cache from the round
-before the first that counts on.
+gpt2-large from a checkpoint on disk and SmolLM2 from its GGUF file, as a user's program would: a Python that starts,
+loads the model and generates one token. Each case starts twice, with an empty cache of packed weights and with what the
+first start kept there. Cases take turns, each start a new process. The checkpoint lies in the system's file cache from
+the round before the first that counts on.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.models import model_directory
 from bench.report import save
+from cli.packaged_models import fetch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MODEL = "gpt2-large"
-PRECISIONS = ("float32", "int8")
 CACHE = Path(".bench")
+WEIGHT_CACHE = CACHE / "startup-weights"
 PROMPT = list(range(1_000, 1_008))
 KV_CACHE_BYTES = 256 << 20
 ROUNDS = 3
+STARTS = ("first", "second")
 
 
-def measure() -> dict[str, Any]:
-    """Seconds to the first token and bytes, by precision."""
-    directory = model_directory(MODEL, CACHE)
-    turns: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
-    for round_number in range(ROUNDS + 1):
-        for precision in PRECISIONS:
-            found = _turn(directory, precision)
-            if round_number:
-                turns[precision].append(found)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model in one precision."""
+
+    model: str
+    precision: str
+
+    @property
+    def path(self) -> Path:
+        return fetch("smollm2") if self.model == "smollm2" else model_directory(self.model, CACHE)
+
+
+CASES = tuple(Case(model, precision) for model in ("gpt2-large", "smollm2") for precision in ("float32", "int8"))
+
+
+def measure(cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> dict[str, Any]:
+    """By model, precision and start: seconds and seconds of CPU to the first token, and bytes."""
+    turns: dict[tuple[Case, str], list[dict[str, float]]] = {(case, start): [] for case in cases for start in STARTS}
+    for round_number in range(rounds + 1):
+        for case in cases:
+            shutil.rmtree(WEIGHT_CACHE, ignore_errors=True)
+            for start in STARTS:
+                found = _turn(case)
+                if round_number:
+                    turns[case, start].append(found)
+    shutil.rmtree(WEIGHT_CACHE, ignore_errors=True)
     return {
-        "model": MODEL,
         "kv_cache_bytes": KV_CACHE_BYTES,
-        "rounds": ROUNDS,
-        "seconds_to_first_token": {
-            precision: _spread([turn["seconds"] for turn in found]) for precision, found in turns.items()
-        },
-        "weight_bytes": {precision: found[0]["weights"] for precision, found in turns.items()},
-        "peak_bytes_beside_weights_and_kv_cache": {
-            precision: _spread([turn["peak"] - turn["weights"] - KV_CACHE_BYTES for turn in found])
-            for precision, found in turns.items()
-        },
+        "rounds": rounds,
+        "starts": [
+            {"model": case.model, "precision": case.precision, "start": start, **_summary(found)}
+            for (case, start), found in turns.items()
+        ],
     }
 
 
-def _turn(directory: Path, precision: str) -> dict[str, float]:
+def _summary(found: Sequence[dict[str, float]]) -> dict[str, Any]:
+    beside = [turn["peak"] - turn["weights"] - KV_CACHE_BYTES for turn in found]
+    return {
+        "seconds_to_first_token": _spread([turn["seconds"] for turn in found]),
+        "cpu_seconds_to_first_token": _spread([turn["cpu_seconds"] for turn in found]),
+        "weight_bytes": found[0]["weights"],
+        "peak_bytes_beside_weights_and_kv_cache": _spread(beside),
+    }
+
+
+def _turn(case: Case) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.startup", str(case.path), case.precision]
     began = time.perf_counter()
-    command = [sys.executable, "-m", "bench.startup", str(directory), precision]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         seconds = time.perf_counter() - began
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return {"seconds": seconds, **json.loads(line)}
+    found = {"seconds": seconds, **json.loads(line)}
+    print(f"  {case.model} {case.precision}: {found}", file=sys.stderr)
+    return found
 
 
-def _start(directory: Path, precision: str) -> None:
-    """What is measured: load, generate a token, say so."""
+def _start(path: Path, precision: str) -> None:
+    """What is measured: load, generate a token, say so. Packed weights are kept after that."""
     from engine import Engine, EngineConfig, SamplingParams
     from engine.execution.model_runner import ModelRunner
+    from engine.loading.weight_cache import finish_writes
 
     is_int8 = precision == "int8"
     config = EngineConfig(
         device="cpu",
-        dtype="bfloat16" if is_int8 else precision,  # bfloat16: as the checkpoint has it
+        dtype="bfloat16" if is_int8 and path.is_dir() else "float32",  # bfloat16: as the checkpoint has it
         quantization="int8" if is_int8 else None,
         cpu_kv_cache_bytes=KV_CACHE_BYTES,
+        weight_cache_bytes=2**40,
+        weight_cache_dir=WEIGHT_CACHE,
     )
-    engine = Engine.from_pretrained(directory, config)
+    engine = Engine.from_pretrained(path, config)
     engine.generate([PROMPT], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
     assert isinstance(engine.runner, ModelRunner)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-    print(json.dumps({"weights": weight_bytes(engine.runner.model), "peak": peak}), flush=True)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "weights": weight_bytes(engine.runner.model),
+        "peak": usage.ru_maxrss * 1024,  # KiB on Linux
+    }
+    print(json.dumps(found), flush=True)
+    finish_writes()
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -98,9 +135,7 @@ def _weights(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            yield module.weight.panels
-            if module.weight.scale is not None:
-                yield module.weight.scale
+            yield from module.parts.values()
 
 
 def _spread(found: list[float]) -> dict[str, float]:
