@@ -24,7 +24,7 @@ from bench.contender_process import ROOT, ContenderFailed, ContenderProcess
 from bench.conversions import converted
 from bench.environments import NotInstallable
 from bench.machine import computes_in
-from bench.models import model_directory
+from bench.models import end_tokens, model_directory
 from bench.usage import CpuTime, available_memory
 from bench.workload import Workload, WorkloadRequest
 
@@ -131,19 +131,21 @@ class Comparison:
         answer = process.ask({"generate": [asdict(request) for request in measured]}, self._limit)
         others = CpuTime.now(os.getpid()).others_since(before)
         _check(measured, answer["outputs"])
-        tokens, all_tokens = (sum(request.max_tokens for request in some) for some in (measured, requests))
+        asked, all_asked = (sum(request.max_tokens for request in some) for some in (measured, requests))
+        output_tokens = sum(output["num_tokens"] for output in answer["outputs"])
         turn = Turn(
             number,
-            answer["seconds"] * all_tokens / tokens,
+            answer["seconds"] * all_asked / asked,
             len(measured),
-            all_tokens,
+            round(output_tokens * all_asked / asked),
             load_seconds,
             process.peak_memory(),
             others,
         )
         entry.turns.append(turn)
         entry.outputs[number] = [output["token_ids"] for output in answer["outputs"]]
-        print(f"  {entry.name}: {all_tokens / turn.seconds:,.0f} tokens/s, {answer['seconds']:.1f} s", file=sys.stderr)
+        rate = turn.output_tokens / turn.seconds
+        print(f"  {entry.name}: {rate:,.0f} tokens/s, {answer['seconds']:.1f} s", file=sys.stderr)
         self._unseat(entry)
 
     def _started(self, entry: Entry) -> tuple[ContenderProcess, float]:
@@ -151,7 +153,8 @@ class Comparison:
             self._processes[entry.name][0].resume()
             return self._processes[entry.name]
         requests = self.workload.requests(0)
-        model = self._converted(entry, model_directory(self.workload.model, self._cache))
+        directory = model_directory(self.workload.model, self._cache)
+        model = self._converted(entry, directory)
         log = self._cache / "logs" / f"{self.workload.name}-{entry.name.replace(' ', '-')}.log"
         process = ContenderProcess(entry.contender, self._cache, log, self._threads)
         self._processes[entry.name] = process, 0.0
@@ -162,6 +165,7 @@ class Comparison:
             threads=self._threads,
             max_tokens=max(len(request.prompt) + request.max_tokens for request in requests),
             num_requests=len(requests),
+            eos_token_ids=end_tokens(directory),
         )
         began = time.perf_counter()
         started = process.ask({"start": asdict(setup) | {"model": str(setup.model)}}, START_TIMEOUT)
@@ -183,7 +187,10 @@ class Comparison:
 
 
 def measured_ceilings(workload: Workload, precisions: Sequence[str]) -> dict[str, Any]:
-    """What `python -m bench.ceilings` prints, measured now."""
+    """What `python -m bench.ceilings` prints, measured now. None where requests end as the model ends them, since how
+    much they compute depends on what is generated."""
+    if workload.stops_at_eos:
+        return {"precisions": {}}
     command = [sys.executable, "-m", "bench.ceilings", workload.name, *precisions]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = orjson.loads(done.stdout)
@@ -199,8 +206,9 @@ def _sample(requests: Sequence[WorkloadRequest], count: int | None) -> Sequence[
 
 def _check(requests: Sequence[WorkloadRequest], outputs: Sequence[dict[str, Any]]) -> None:
     """Everybody does all of the work, and no more."""
-    made = [output["num_tokens"] for output in outputs]
-    wanted = [request.max_tokens for request in requests]
-    if made != wanted:
-        wrong = next(place for place, pair in enumerate(zip(made, wanted, strict=False)) if pair[0] != pair[1])
-        raise ContenderFailed(f"request {wrong} brought {made[wrong]} tokens instead of {wanted[wrong]}")
+    if len(outputs) != len(requests):
+        raise ContenderFailed(f"{len(requests)} requests brought {len(outputs)} outputs")
+    for place, (request, output) in enumerate(zip(requests, outputs, strict=True)):
+        made, wanted = output["num_tokens"], request.max_tokens
+        if made > wanted or (made < wanted and not request.stops_at_eos):
+            raise ContenderFailed(f"request {place} brought {made} tokens instead of {wanted}")

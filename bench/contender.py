@@ -7,6 +7,7 @@ the standard library, and what it measures only when it starts.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Setup:
     """Of the longest request, prompt and output together."""
 
     num_requests: int
+    eos_token_ids: Sequence[int]
+    """What ends a request that stops there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,18 @@ class Output:
     """What one request brought."""
 
     num_tokens: int
+    """Without the end of sequence, where it stops there."""
+
     token_ids: Sequence[int] | None = None
     """None where the contender gives text only."""
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], request: WorkloadRequest, eos_token_ids: Sequence[int]) -> Output:
+        """Of what a contender generated: what was asked for counts, and the rest is what it wastes."""
+        ids = list(token_ids)[: request.max_tokens]
+        if request.stops_at_eos:
+            ids = list(itertools.takewhile(lambda token: token not in eos_token_ids, ids))
+        return cls(len(ids), ids)
 
 
 class WorkloadRunner(ABC):

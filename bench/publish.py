@@ -87,6 +87,7 @@ def _section(record: Record) -> str:
         f"{found['least_seconds']:.2f} s"
         for precision, found in record["ceilings"]["precisions"].items()
     )
+    ceilings = f"Measured ceilings: {ceilings}. " if ceilings else ""
     versions = {}
     for entry in record["entries"]:
         if not is_ours(entry["contender"]):
@@ -102,8 +103,7 @@ def _section(record: Record) -> str:
             "",
             f"![{record['title']}](../bench/results/{name}.svg)",
             "",
-            f"Measured ceilings: {ceilings}. Rivals: {', '.join(f'{key} {value}' for key, value in versions.items())}. "
-            f"{_noise(record)}",
+            f"{ceilings}Rivals: {', '.join(f'{key} {value}' for key, value in versions.items())}. {_noise(record)}",
         ]
     )
 

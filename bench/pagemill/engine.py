@@ -23,14 +23,20 @@ class _Engine(WorkloadRunner):
             quantization="int8" if is_int8 else None,
             cpu_kv_cache_bytes=KV_CACHE_BYTES,
         )
+        self._eos_token_ids = setup.eos_token_ids
         self._engine = Engine.from_pretrained(setup.model, config)
 
     def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from engine import SamplingParams
 
-        params = [SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=True) for one in requests]
+        params = [
+            SamplingParams(temperature=0, max_tokens=one.max_tokens, ignore_eos=not one.stops_at_eos)
+            for one in requests
+        ]
         results = self._engine.generate([one.prompt for one in requests], params)
-        return [Output(len(result.token_ids), list(result.token_ids)) for result in results]
+        return [
+            Output.of(result.token_ids, one, self._eos_token_ids) for result, one in zip(results, requests, strict=True)
+        ]
 
 
 CONTENDERS = (

@@ -56,7 +56,7 @@ class _Service(WorkloadRunner):
         with self._lines.open("w") as file:
             for place, request in enumerate(requests):
                 line = {"custom_id": str(place), "prompt": request.prompt, "max_tokens": request.max_tokens}
-                file.write(json.dumps(line | {"temperature": 0, "ignore_eos": True}) + "\n")
+                file.write(json.dumps(line | {"temperature": 0, "ignore_eos": not request.stops_at_eos}) + "\n")
         job = self._client.submit(self._lines, Submission(self._model))
         while job["status"] not in TERMINAL:
             job = self._client.job(job["id"], wait=PATIENCE)

@@ -23,6 +23,7 @@ class _CTranslate2(WorkloadRunner):
         self._generator: Any = ctranslate2.Generator(
             str(setup.model), device="cpu", compute_type=compute, intra_threads=setup.threads, inter_threads=1
         )
+        self._eos_token_ids = list(setup.eos_token_ids)
         self._tokens: list[str] = json.loads((setup.model / "vocabulary.json").read_text())
 
     def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
@@ -36,16 +37,14 @@ class _CTranslate2(WorkloadRunner):
             results = self._generator.generate_batch(
                 [[self._tokens[token] for token in requests[place].prompt] for place in places],
                 max_length=longest,
-                min_length=longest,
+                min_length=0 if requests[0].stops_at_eos else longest,
                 sampling_topk=1,
                 beam_size=1,
                 include_prompt_in_result=False,
-                end_token=[0],
+                end_token=self._eos_token_ids,
             )
             for place, result in zip(places, results, strict=True):
-                # Only what was asked for counts; the rest is what this rival wastes.
-                ids = list(result.sequences_ids[0])[: requests[place].max_tokens]
-                outputs[place] = Output(len(ids), ids)
+                outputs[place] = Output.of(result.sequences_ids[0], requests[place], self._eos_token_ids)
         return [outputs[place] for place in range(len(requests))]
 
 

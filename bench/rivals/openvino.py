@@ -34,6 +34,7 @@ class _OpenVino(WorkloadRunner):
         }
         self._pipeline: Any = genai.ContinuousBatchingPipeline(str(setup.model), scheduler, "CPU", options)
         self._next_id = 0
+        self._eos_token_ids = setup.eos_token_ids
 
     def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         # It looks for cached prefixes when a request is added: let the first one compute the shared prefix before.
@@ -46,8 +47,10 @@ class _OpenVino(WorkloadRunner):
                 self._pipeline.step()
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-        tokens = [list(handle.read_all()[0].generated_ids) for handle in handles]
-        return [Output(len(ids), ids) for ids in tokens]
+        return [
+            Output.of(handle.read_all()[0].generated_ids, request, self._eos_token_ids)
+            for handle, request in zip(handles, requests, strict=True)
+        ]
 
     def _add(self, request: WorkloadRequest) -> Any:
         import numpy as np
@@ -56,9 +59,11 @@ class _OpenVino(WorkloadRunner):
 
         config = genai.GenerationConfig()
         config.max_new_tokens = request.max_tokens
-        config.ignore_eos = True
+        config.ignore_eos = not request.stops_at_eos
         config.do_sample = False
-        config.eos_token_id = 0
+        config.eos_token_id = self._eos_token_ids[-1]
+        if request.stops_at_eos:
+            config.stop_token_ids = set(self._eos_token_ids)
         self._next_id += 1
         prompt = openvino.Tensor(np.array([request.prompt], dtype=np.int64))
         return self._pipeline.add_request(self._next_id, prompt, config)

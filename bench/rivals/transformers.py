@@ -26,6 +26,7 @@ class _Transformers(WorkloadRunner):
             setup.model, dtype=getattr(torch, setup.precision), attn_implementation="sdpa"
         )
         self._model.eval()
+        self._eos_token_ids = list(setup.eos_token_ids)
 
 
 class _Padded(_Transformers):
@@ -48,11 +49,10 @@ class _Padded(_Transformers):
             prompts[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
             mask[row, width - len(request.prompt) :] = 1
         longest = max(request.max_tokens for request in requests)
-        config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=0)
+        eos = self._eos_token_ids if requests[0].stops_at_eos else None
+        config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=eos, pad_token_id=0)
         generated = self._model.generate(prompts, attention_mask=mask, generation_config=config)[:, width:].tolist()
-        # Only what was asked for counts; the rest is what padding wastes.
-        tokens = [ids[: request.max_tokens] for ids, request in zip(generated, requests, strict=True)]
-        return [Output(len(ids), ids) for ids in tokens]
+        return [Output.of(ids, request, self._eos_token_ids) for ids, request in zip(generated, requests, strict=True)]
 
 
 class _OneByOne(_Padded):
@@ -70,7 +70,8 @@ class _Continuous(_Transformers):
 
         longest = max(request.max_tokens for request in requests)
         # An end of sequence that no token is.
-        generation = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        eos = self._eos_token_ids if requests[0].stops_at_eos else -1
+        generation = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=eos, pad_token_id=0)
         batching = ContinuousBatchingConfig(page_size=PAGE, num_blocks=self._num_blocks, max_batch_tokens=2048)
         tokens: dict[str, list[int]] = {}
         with self._model.continuous_batching_context_manager(
@@ -83,7 +84,9 @@ class _Continuous(_Transformers):
                     raise RuntimeError("no result came" if result is None else result.error)
                 if result.is_finished():
                     tokens[result.request_id] = list(result.generated_tokens)
-        return [Output(len(tokens[name]), tokens[name]) for name in names]
+        return [
+            Output.of(tokens[name], request, self._eos_token_ids) for name, request in zip(names, requests, strict=True)
+        ]
 
 
 _ENVIRONMENT = Environment("transformers", ("transformers==5.23.0", "torch==2.13.0", "numpy==2.4.6"))

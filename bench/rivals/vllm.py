@@ -24,18 +24,27 @@ class _Vllm(WorkloadRunner):
             max_num_seqs=max(128, setup.num_requests),
             seed=0,
         )
+        self._eos_token_ids = setup.eos_token_ids
 
     def generate(self, requests: Sequence[WorkloadRequest]) -> list[Output]:
         from vllm import SamplingParams
 
         params = [
-            SamplingParams(temperature=0, max_tokens=request.max_tokens, ignore_eos=True, detokenize=False)
+            SamplingParams(
+                temperature=0,
+                max_tokens=request.max_tokens,
+                ignore_eos=not request.stops_at_eos,
+                stop_token_ids=list(self._eos_token_ids) if request.stops_at_eos else None,
+                detokenize=False,
+            )
             for request in requests
         ]
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
         results = self._engine.generate(prompts, params, use_tqdm=False)
-        tokens = [list(result.outputs[0].token_ids) for result in results]
-        return [Output(len(ids), ids) for ids in tokens]
+        return [
+            Output.of(result.outputs[0].token_ids, request, self._eos_token_ids)
+            for result, request in zip(results, requests, strict=True)
+        ]
 
 
 def _variables(environment: Path, threads: int) -> dict[str, str]:
