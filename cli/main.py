@@ -70,6 +70,7 @@ def worker(
         list[str] | None, typer.Option(help="The name that clients ask for it by; for several models one each.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="all, or places such as 0,2: a worker for each GPU.")] = None,
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tensor-parallel-size", "-tp", min=1, help="Processes that share the model.")
     ] = None,
@@ -96,7 +97,7 @@ def worker(
         "block_size": block_size,
         "kv_cache_dtype": "float8_e4m3" if kv_cache_dtype in ("fp8", "fp8_e4m3") else kv_cache_dtype,
     }
-    raise typer.Exit(processes.worker(model or [], served_names=served_name or [], options=options))
+    raise typer.Exit(processes.worker(model or [], served_names=served_name or [], gpus=gpus, options=options))
 
 
 @app.command()

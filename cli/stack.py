@@ -12,19 +12,15 @@ import contextlib
 import errno
 import http.client
 import itertools
-import json
-import os
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import psycopg
-from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from cli import models
@@ -34,15 +30,12 @@ from cli.embedded import embedded_services
 from cli.first_key import ensure_first_key
 from cli.running import Running, require_not_running
 from cli.supervisor import Child, Supervisor
+from cli.worker_child import IMPORT_ROOT, child_environment, command_line, worker_child
 from jobs.database import sqlalchemy_url
-from jobs.queries import workers
 from jobs.settings import Settings
 from migrations.run import upgrade
 
-IMPORT_ROOT = Path(__file__).parent.parent
-MODEL_TIMEOUT = 3600.0  # seconds; a large model may have to be downloaded first
 STOP_MARGIN = 15.0  # seconds that a process has to end
-WORKER_STOP_MARGIN = 27.0  # the same for a worker, beyond the work that it may finish
 
 
 class CannotListen(RuntimeError):
@@ -121,54 +114,27 @@ def running_stack(
 def _children(settings: Settings, model_names: Sequence[str]) -> list[Child]:
     numbers = itertools.count()
 
-    def child(
-        name: str,
-        arguments: Sequence[str],
-        ready: Callable[[int], bool],
-        grace: float,
-        timeout: float,
-        may_end: bool = False,
-    ) -> Child:
+    def with_metrics_port() -> dict[str, str]:
         environment = child_environment(settings)
-        if settings.metrics_port and name != "api":
+        if settings.metrics_port:
             environment["PAGEMILL_METRICS_PORT"] = str(settings.metrics_port + next(numbers))
-        return Child(
-            name,
-            # `-m` looks into the working directory first: what a user keeps there is not ours to import.
-            [sys.executable, "-m", "cli", *arguments],
-            ready,
-            environment=environment,
-            directory=IMPORT_ROOT,
-            grace=grace,
-            ready_timeout=timeout,
-            may_end=may_end,
-        )
+        return environment
+
+    def child(name: str, ready: Callable[[int], bool], grace: float, environment: Mapping[str, str]) -> Child:
+        return Child(name, command_line(name), ready, environment=environment, directory=IMPORT_ROOT, grace=grace)
 
     assert settings.database_url is not None
     database = create_engine(sqlalchemy_url(settings.database_url), poolclass=NullPool)
     children = [
-        child("api", ["api"], _api_is_ready(settings), STOP_MARGIN + 5.0, 60.0),
+        child("api", _api_is_ready(settings), STOP_MARGIN + 5.0, child_environment(settings)),
         # Serving does not depend on the courier: all that it does is found in Postgres, however late it comes up.
-        child("courier", ["courier"], lambda pid: True, STOP_MARGIN, 60.0),
+        child("courier", lambda pid: True, STOP_MARGIN, with_metrics_port()),
     ]
     for number, in_turn in enumerate(model_names, start=1):
-        served = [argument for name in models.split(in_turn) for argument in _served(models.resolve(name))]
-        children.append(
-            child(
-                "worker" if number == 1 else f"worker-{number}",
-                ["worker", *served],
-                _worker_is_ready(database),
-                settings.drain_deadline + WORKER_STOP_MARGIN,
-                MODEL_TIMEOUT,
-                may_end=True,  # an operator drains or stops it
-            )
-        )
+        name = "worker" if number == 1 else f"worker-{number}"
+        sources = [models.resolve(model) for model in models.split(in_turn)]
+        children.append(worker_child(name, settings, sources, database, with_metrics_port()))
     return children
-
-
-def _served(source: models.ModelSource) -> list[str]:
-    location = str(Path(source.location).absolute()) if Path(source.location).exists() else source.location
-    return ["--model", location, "--served-name", source.served_name]
 
 
 def _api_is_ready(settings: Settings) -> Callable[[int], bool]:
@@ -183,37 +149,6 @@ def _api_is_ready(settings: Settings) -> Callable[[int], bool]:
             connection.close()
 
     return ready
-
-
-def _worker_is_ready(database: Engine) -> Callable[[int], bool]:
-    def ready(pid: int) -> bool:
-        try:
-            with database.connect() as connection:
-                return workers.is_live(connection, socket.gethostname(), pid)
-        except OperationalError:
-            return False
-
-    return ready
-
-
-def child_environment(settings: Settings) -> dict[str, str]:
-    """Our environment, with exactly these settings in it: what was set in the shell and what the caller changed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PAGEMILL_")}
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        if value is not None:
-            environment[f"PAGEMILL_{name.upper()}"] = _written(value)
-    return environment
-
-
-def _written(value: object) -> str:
-    match value:
-        case SecretStr():
-            return value.get_secret_value()
-        case bool() | tuple() | list():
-            return json.dumps(value)
-        case _:
-            return str(value)
 
 
 def _free_port(host: str, port: int) -> int:

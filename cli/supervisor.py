@@ -98,6 +98,7 @@ class _Life:
     deaths: int = 0  # in a row
     restart_at: float | None = None  # monotonic; set while it waits to be started again
     ending: bool = False
+    retired: bool = False  # it ended as it was asked to, and stays away
     kill_at: float | None = None  # monotonic; set while it has its grace
 
 
@@ -186,6 +187,10 @@ class Supervisor:
         """The present process of each child, by name. One that waits to be started again is missing."""
         lives = [life for group in list(self._groups) for life in list(group)]
         return {life.child.name: life.process.pid for life in lives if not life.exited.is_set()}
+
+    def all_ended(self) -> bool:
+        """Whether every child that was started has ended as it was asked to."""
+        return all(life.retired for group in list(self._groups) for life in list(group))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until a stop is requested (True) or `timeout` seconds are over (False)."""
@@ -359,6 +364,7 @@ class Supervisor:
     def _after_end(self, life: _Life, what: str) -> None:
         """A child that was ready has ended: start it again, unless it was asked to end."""
         if life.child.may_end and life.process.returncode == 0:
+            life.retired = True
             self._log.write(life.child.name, "[supervisor] ended as it was asked to, and is not started again")
         else:
             self._mend(life, what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,10 @@ def api() -> int:
 
 
 @reports_errors
-def worker(model_names: Sequence[str], *, served_names: Sequence[str], options: Mapping[str, object]) -> int:
-    """`served_names` are those of the models, in their order, where there are any.
+def worker(
+    model_names: Sequence[str], *, served_names: Sequence[str], gpus: str | None, options: Mapping[str, object]
+) -> int:
+    """`served_names` are those of the models, in their order, where there are any. `gpus`: a worker for each of them.
 
     `options` stand for settings of the same names; None leaves a setting as it is.
     """
@@ -58,7 +61,12 @@ def worker(model_names: Sequence[str], *, served_names: Sequence[str], options: 
     if served_names and len(served_names) != len(names):
         err.print(f"{len(names)} models, but {len(served_names)} times --served-name.", style="red")
         return 2
+    if len(set(served_names or names)) < len(names):
+        err.print("Two models have the same name: give each another with --served-name.", style="red")
+        return 2
     logs.configure(settings.log_level, settings.log_format)
+    if gpus is not None:
+        return _gpu_workers(settings, _sources(names, served_names), gpus)
 
     from cli.engines import engine_config, is_in_main_memory
     from engine import Engine
@@ -66,10 +74,7 @@ def worker(model_names: Sequence[str], *, served_names: Sequence[str], options: 
     from worker.generation.engine_roster import ServedModel
     from worker.generation.service import run_worker
 
-    sources = [models.resolve(*named) for named in itertools.zip_longest(names, served_names)]
-    if len({source.served_name for source in sources}) < len(sources):
-        err.print("Two models have the same name: give each another with --served-name.", style="red")
-        return 2
+    sources = _sources(names, served_names)
     try:
         config = engine_config(settings)
     except InvalidConfig as error:
@@ -84,7 +89,28 @@ def worker(model_names: Sequence[str], *, served_names: Sequence[str], options: 
         )
         for source in sources
     ]
-    return run_worker(settings, served, device=settings.device)
+    return run_worker(settings, served, device=_device_name(settings.device))
+
+
+def _sources(names: Sequence[str], served_names: Sequence[str]) -> list[models.ModelSource]:
+    return [models.resolve(*named) for named in itertools.zip_longest(names, served_names)]
+
+
+def _device_name(device: str) -> str:
+    """A device as people look at it: with the GPUs that this process may see, where they were chosen."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{device}:{chosen}" if device == "cuda" and chosen else device
+
+
+def _gpu_workers(settings: Settings, sources: Sequence[models.ModelSource], gpus: str) -> int:
+    from cli.gpu_workers import run_gpu_workers
+    from cli.gpus import NoSuchGpu
+
+    try:
+        return run_gpu_workers(settings, sources, gpus)
+    except NoSuchGpu as error:
+        err.print(str(error), style="red", markup=False)
+        return 2
 
 
 @reports_errors

@@ -11,7 +11,8 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from cli.main import app
-from cli.stack import STOP_MARGIN, WORKER_STOP_MARGIN
+from cli.stack import STOP_MARGIN
+from cli.worker_child import WORKER_STOP_MARGIN
 from jobs.settings import Settings
 from tests.support.paths import REPOSITORY
 from worker.courier import process as courier

@@ -118,7 +118,7 @@ def test_worker_without_torch_says_what_it_needs(unpacked: Path, tmp_path: Path)
         "sys.modules['torch'] = None\n"
         "from cli.commands import processes, terminal\n"
         "said = terminal.err.file = io.StringIO()\n"
-        "assert processes.worker(['demo'], served_names=[], options={}) == 1\n"
+        "assert processes.worker(['demo'], served_names=[], gpus=None, options={}) == 1\n"
         "assert \"'.[worker]'\" in said.getvalue(), said.getvalue()\n",
         unpacked,
         tmp_path,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.stack import _children, child_environment
+from cli.stack import _children
+from cli.worker_child import child_environment
 from jobs.settings import Settings
 
 
