@@ -89,6 +89,32 @@ def test_client_puts_reasoning_text_and_calls_together() -> None:
     }
 
 
+def test_reasoning_ends_before_the_message_begins() -> None:
+    events = read(streamed({"reasoning_content": "Let me."}, {"content": "Hi", "finish_reason": "stop"}), every_event)
+    assert [(event.type.removeprefix("response."), event.sequence_number) for event in events] == [
+        (kind, number)
+        for number, kind in enumerate(
+            [
+                "created",
+                "in_progress",
+                "output_item.added",
+                "content_part.added",
+                "reasoning_text.delta",
+                "reasoning_text.done",
+                "content_part.done",
+                "output_item.done",
+                "output_item.added",
+                "content_part.added",
+                "output_text.delta",
+                "output_text.done",
+                "content_part.done",
+                "output_item.done",
+                "completed",
+            ]
+        )
+    ]
+
+
 def test_whole_answer_is_that_of_its_stream() -> None:
     message = {"content": "Hi", "reasoning_content": "Let me.", "tool_calls": [CALL]}
     whole = shape().whole({1: answered(message, "tool_calls")})
@@ -178,6 +204,18 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "stri
                 ]
             },
             "input[0].name",
+        ),
+        (
+            {
+                "input": [
+                    {"role": "assistant", "content": "b"},
+                    {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+                    {"type": "function_call", "call_id": "2", "name": "!", "arguments": "{}"},
+                    {"type": "function_call_output", "call_id": "1", "output": "x"},
+                    {"type": "function_call_output", "call_id": "2", "output": "x"},
+                ]
+            },
+            "input[2].name",
         ),
         ({"input": [USER, {"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input[1].call_id"),
         ({"input": [USER, {"type": "function_call_output", "call_id": "1"}]}, "input[1].output"),
