@@ -23,6 +23,10 @@ TIE = 1e-3
 
 WORD = {"type": "string", "maxLength": 16}
 PHRASE = {"type": "string", "maxLength": 60}
+WORDS = {"type": "array", "items": WORD, "minItems": 1, "maxItems": 3}
+SMALL = {"type": "integer", "minimum": 0, "maximum": 59}
+PAIR = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Classify the review: Great phone, battery lasts two days.", {"sentiment": {"enum": ["positive", "negative"]}}),
@@ -31,11 +35,26 @@ TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"sentiment": {"enum": ["positive", "negative"]}, "reason": PHRASE},
     ),
     ("Ada Lovelace was born in London in 1815.", {"name": WORD, "city": WORD, "year": {"type": "integer"}}),
-    ("Name three primary colors.", {"colors": {"type": "array", "items": WORD, "minItems": 1, "maxItems": 3}}),
+    ("Name three primary colors.", {"colors": WORDS}),
     ("Is water wet?", {"answer": {"enum": ["yes", "no", "unknown"]}, "is_certain": {"type": "boolean"}}),
     ("Order: 2 apples and 3 pears.", {"apples": {"type": "integer"}, "pears": {"type": "integer"}}),
     ("Capital of France?", {"capital_city": {"const": "Paris"}, "country": {"properties": {"name": WORD}}}),
     ("Give a title for a story about rain.", {"title": PHRASE, "number_of_pages": {"type": "integer", "maximum": 999}}),
+    ("Is 7 a prime number?", {"number": {"type": "integer"}, "is_prime": {"type": "boolean"}}),
+    ("Mixed up: red, dog, blue, cat.", {"colors": WORDS, "animals": WORDS}),
+    ("The meeting is on Monday at 9:30.", {"day_of_week": {"enum": list(DAYS)}, "hour": SMALL, "minute": SMALL}),
+    ("Translate to French: good morning.", {"source_language": {"const": "English"}, "translated_text": PHRASE}),
+    ("Coffee 2.50, cake 4.25.", {"coffee_price": {"type": "number"}, "cake_price": {"type": "number"}}),
+    ("Dr. Smith sees Ann and Bob.", {"doctor": {"properties": {"last_name": WORD}}, "patients": WORDS}),
+    ("Rate the hotel: clean room, rude staff.", {"rating": {"enum": [1, 2, 3, 4, 5]}, "complaint": PHRASE}),
+    ("Is the user signed in? Nothing is known.", {"signed_in": {"type": ["boolean", "null"]}, "user_name": WORD}),
+    ("Which team won, Reds 3, Blues 1?", {"winner": {"enum": ["Reds", "Blues"]}, "score": PAIR}),
+    (
+        "Tag the article: New telescope sees oldest star.",
+        {"topic": WORD, "tags": WORDS, "is_news": {"type": "boolean"}},
+    ),
+    ("Mail: help@example.org, phone 555-0100.", {"e_mail_address": WORD, "phone_number": WORD}),
+    ("Plan a trip to Rome.", {"destination": {"properties": {"city": WORD, "country": WORD}}, "days": SMALL}),
 )
 
 
