@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 import psutil
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from bench.publish import write_section
 from bench.report import save
@@ -35,7 +35,7 @@ from cli.data_dir import DataDir
 from cli.embedded import embedded_services
 from cli.first_key import store_key
 from jobs import keys
-from jobs.database import connect
+from jobs.database import connect, connect_unpooled
 from jobs.ids import new_id, public_id
 from jobs.queries import submission, tenants, workers
 from jobs.queries.settling import ClaimToken, Outcome, settle
@@ -130,7 +130,10 @@ HALF_DONE = (
 
 
 def measure(streams: Sequence[int], seconds: float, lines: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="pagemill-bench-", ignore_cleanup_errors=True) as directory,
+        contextlib.ExitStack() as stack,
+    ):
         log = stack.enter_context(contextlib.closing(ChildLog(Path(directory) / "logs")))
         services = stack.enter_context(embedded_services(DataDir(Path(directory) / "data"), log, valkey=False))
         assert services.database_url is not None
@@ -140,7 +143,8 @@ def measure(streams: Sequence[int], seconds: float, lines: int) -> dict[str, Any
         store_key(settings, services.database_url, key, tenant="default", name="bench")
         database = connect(settings, "pagemill bench")
         stack.callback(database.dispose)
-        large, moving = _fill(database, lines)
+        with contextlib.closing(connect_unpooled(services.database_url, "pagemill bench").connect()) as connection:
+            large, moving = _fill(connection, lines)
         url, pid = stack.enter_context(_api(settings))
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(
@@ -160,9 +164,9 @@ def measure(streams: Sequence[int], seconds: float, lines: int) -> dict[str, Any
         }
 
 
-def _fill(database: Engine, lines: int) -> tuple[str, list[str]]:
-    """The ids of the large job and of those that move."""
-    with database.begin() as connection:
+def _fill(connection: Connection, lines: int) -> tuple[str, list[str]]:
+    """The ids of the large job and of those that move. Over a connection that waits for a million rows."""
+    with connection.begin():
         workers.register(connection, WorkerIdentity(new_id(), "bench", 0, "none"), MODEL, lease=3600)
         owner = tenants.ensure_tenant(connection, "default", keys.new_webhook_secret())
         for statement, count in ((END_JOBS, ENDED), (WAIT_JOBS, WAITING)):
@@ -173,12 +177,12 @@ def _fill(database: Engine, lines: int) -> tuple[str, list[str]]:
     moving = []
     for number in range(MOVING):
         staged = [StagedLine(line, str(line), 0, b'{"prompt":"1"}') for line in range(1, LINES_OF_MOVING + 1)]
-        with database.begin() as connection:
+        with connection.begin():
             job_id = submission.open_job(connection, owner.id, JobOptions(model=MODEL.name, name=f"moving {number}"))
             submission.stage_lines(connection, job_id, staged)
             submission.publish(connection, job_id)
         moving.append(public_id("job_", job_id))
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with connection.begin():
         connection.execute(text("ANALYZE"))
     return public_id("job_", large), moving
 

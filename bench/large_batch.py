@@ -68,7 +68,11 @@ def run(options: argparse.Namespace) -> int:
 
 def measure(lines: int, threads: int, place: Path | None = None) -> dict[str, Any]:
     """What each phase took, what the service's files and tables take at the end, and the rate of each tenth."""
-    with tempfile.TemporaryDirectory(prefix="pagemill-bench-", dir=place) as directory, contextlib.ExitStack() as stack:
+    with (
+        # What was measured is not given up for a log that is still written to.
+        tempfile.TemporaryDirectory(prefix="pagemill-bench-", dir=place, ignore_cleanup_errors=True) as directory,
+        contextlib.ExitStack() as stack,
+    ):
         file = Path(directory) / "batch.jsonl"
         size = _write(file, lines)
         running = stack.enter_context(_service(Path(directory), threads))
