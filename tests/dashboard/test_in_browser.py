@@ -75,8 +75,9 @@ def test_pasted_prompts_are_sent_and_watched_to_the_end(open_page: Open) -> None
         page.get_by_role("button", name="Send 3").click()
         page.wait_for_url("**/jobs/job_*")
         page.get_by_text("Nothing: every line has an answer").wait_for()
+        page.locator(".res .ans").nth(2).wait_for()
         assert sorted(page.locator(".res .ans").all_inner_texts()) == ["75", "adegnr", "enots"]
-        assert page.title().startswith("Completed · pasted")
+        await_condition(lambda: page.title().startswith("Completed · pasted"), "the title of an ended job")
 
 
 def test_wrong_line_of_a_file_is_named_before_anything_is_sent(open_page: Open) -> None:
@@ -128,6 +129,7 @@ def test_failures_are_one_row_a_kind_and_retry_runs_exactly_those(
     with open_page(f"/jobs/{with_failures['id']}") as page:
         page.locator(".badge", has_text="Completed with failures").wait_for()
         rows = page.locator(".fail-table tbody tr")
+        rows.first.wait_for()
         assert rows.count() == 1
         assert "invalid_grammar" in rows.first.inner_text()
         rows.first.get_by_role("button", name="Retry 4").click()

@@ -11,7 +11,7 @@ import torch
 from tests.parity.comparing import Reference, ragged_prompts, reference_greedy
 from tests.parity.tiny_models import TinyModel
 
-NUM_TOKENS = 32
+NUM_TOKENS = 24
 
 
 @dataclass(frozen=True)

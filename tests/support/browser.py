@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import PATIENCE
+
 AXE = "axe-core@4.10.3"
 DESKTOP = (1440, 900)
 PHONE = (390, 844)
@@ -72,7 +74,7 @@ def context(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, theme: s
     )
     try:
         made.grant_permissions(["clipboard-read", "clipboard-write"])
-        made.set_default_timeout(20_000)
+        made.set_default_timeout(1000 * PATIENCE)
         yield made
     finally:
         made.close()
