@@ -41,7 +41,7 @@ RUN printf '%s\n' \
       'extras = project["optional-dependencies"]' \
       'print(*project["dependencies"], *(line for extra in sys.argv[1:] for line in extras[extra]), sep="\n")' \
       >/requirements.py \
-    && python /requirements.py >/service.txt \
+    && python /requirements.py traces >/service.txt \
     && python /requirements.py worker >/worker.txt \
     && pip install -c constraints.txt -r /service.txt hatchling
 

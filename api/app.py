@@ -41,6 +41,7 @@ from api.notifier import Notifier
 from api.openai import batches, files, live, tokenizing, uploads, webhook_endpoints
 from api.openai.batch_runner import BatchRunner
 from api.openai.live_hub import LiveHub
+from api.request_spans import RequestSpans
 from api.routes import health, metrics, models
 from api.schemas import ErrorAnswer
 from api.session_cookie import Cookies
@@ -54,6 +55,7 @@ from jobs.keys import load_pepper
 from jobs.queries import explaining, reading, tenants
 from jobs.queries import live as live_queries
 from jobs.settings import Settings
+from jobs.tracing import start_tracer
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -89,6 +91,8 @@ ROUTERS = (
 
 def create_app(settings: Settings) -> FastAPI:
     """An application that serves from Postgres and notifies workers over Redis. Neither has to be up yet."""
+
+    spans = RequestSpans(start_tracer("api"))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -149,6 +153,7 @@ def create_app(settings: Settings) -> FastAPI:
             await upload_locks.close()
             await notifier.close()
             await transactions.close()
+            await asyncio.to_thread(spans.close)
 
     app = FastAPI(
         title="Pagemill",
@@ -160,7 +165,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     http_metrics = app.state.http_metrics = HttpMetrics()
-    app.add_middleware(RequestMiddleware, metrics=http_metrics)
+    app.add_middleware(RequestMiddleware, metrics=http_metrics, spans=spans)
     for router in ROUTERS:
         app.include_router(router)
     interface.install(app, jobs.SCHEMAS | message_batches.SCHEMAS)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import MESSAGES, unexpected
 from api.metrics import HttpMetrics
+from api.request_spans import RequestSpans
 from jobs.ids import new_id
 
 logger = logging.getLogger("pagemill.api")
@@ -28,15 +29,23 @@ def new_request_id() -> str:
 class RequestMiddleware:
     """ASGI middleware, outside of everything else."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, spans: RequestSpans) -> None:
         self._app = app
         self._metrics = metrics
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
+        with self._spans.around(scope, exchange.request_id) as answered:
+            try:
+                await self._answer(scope, exchange)
+            finally:
+                answered.route, answered.status = _route(scope), exchange.status
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         began = time.monotonic()
         # The path and never the query: submissions carry metadata there.
         what = f"{exchange.request_id} {scope['method']} {ascii(scope['path'])[1:-1]}"
@@ -52,8 +61,7 @@ class RequestMiddleware:
             # Else the answer stays incomplete; the server cuts the connection, and the caller sees that it is.
         finally:
             seconds = time.monotonic() - began
-            # The router leaves the route that took the request.
-            route = getattr(scope.get("route"), "path", None)
+            route = _route(scope)
             self._metrics.observe(scope["method"], route, exchange.status, seconds)
             logger.info(
                 "%s %s %.0f ms",
@@ -68,6 +76,12 @@ class RequestMiddleware:
                     "seconds": round(seconds, 4),
                 },
             )
+
+
+def _route(scope: Scope) -> str | None:
+    # The router leaves the route that took the request.
+    route: str | None = getattr(scope.get("route"), "path", None)
+    return route
 
 
 class _Exchange:

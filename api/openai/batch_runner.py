@@ -28,10 +28,11 @@ from api.tasks import end_tasks
 from jobs.errors import DuplicateCustomId, PagemillError, TooLarge
 from jobs.file_store import STORE_ERRORS, file_name
 from jobs.ids import BATCH_PREFIX, new_id, public_id
-from jobs.queries import batches, files, reading, submission
+from jobs.queries import batches, files, reading, submission, traces
 from jobs.queries.batches import Batch
 from jobs.queries.reading import StoredResult
 from jobs.requests import JobOptions, ModelLimits, StagedLine, refused_line
+from jobs.tracing import submitted_in
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,8 @@ class BatchRunner:
 
     def _open(self, connection: Connection, batch: Batch, model: ModelLimits) -> UUID:
         options = JobOptions(model=model.name, metadata=batch.metadata or {})
-        return submission.open_job(connection, batch.tenant_id, options)
+        with submitted_in(traces.batch_trace(connection, batch.id)):
+            return submission.open_job(connection, batch.tenant_id, options)
 
     def _publish(self, connection: Connection, batch: Batch, job_id: UUID, model: str) -> None:
         if not submission.publish(connection, job_id):

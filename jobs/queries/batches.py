@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Row, text
 from jobs.ids import new_id
 from jobs.queries import webhook_endpoints
 from jobs.states import TERMINAL_JOB_STATES, JobState
+from jobs.tracing import submitting_trace
 
 OnError = Literal["fail", "skip"]
 BatchStatus = Literal[
@@ -121,9 +122,9 @@ def create(
     created = connection.execute(
         text("""
             INSERT INTO batches (id, tenant_id, endpoint, input_file_id, completion_window, metadata, on_error,
-                                 output_seconds, expires_at)
+                                 output_seconds, traceparent, expires_at)
             SELECT :id, :tenant_id, :endpoint, f.id, :completion_window, CAST(:metadata AS jsonb), :on_error,
-                   :output_seconds, clock_timestamp() + make_interval(secs => :window_seconds)
+                   :output_seconds, :traceparent, clock_timestamp() + make_interval(secs => :window_seconds)
             FROM (SELECT id FROM files
                   WHERE id = :input_file_id AND tenant_id = :tenant_id AND deleted_at IS NULL
                   FOR SHARE) f
@@ -138,6 +139,7 @@ def create(
             "metadata": None if metadata is None else orjson.dumps(metadata).decode(),
             "on_error": on_error,
             "output_seconds": output_seconds,
+            "traceparent": submitting_trace(),
         },
     )
     return None if created.rowcount == 0 else get_batch(connection, tenant_id, batch_id)

@@ -49,13 +49,15 @@ class Claim:
     """The result of a claim.
 
     `is_solo`: the one request must run alone. `wants_idle`: such a request waits, and this worker is not idle yet.
-    `is_cut`: it ended at its limit of bytes, and more may be pending.
+    `is_cut`: it ended at its limit of bytes, and more may be pending. `first_of`: jobs of which nothing was taken
+    before.
     """
 
     requests: tuple[ClaimedRequest, ...]
     is_solo: bool = False
     wants_idle: bool = False
     is_cut: bool = False
+    first_of: Collection[UUID] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,14 @@ def claim(
     queue = read_queue(connection, model, solo_after_deaths)
     places = queue.places(limit, live_limit)
     taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
-    fresh = {candidate.job_id for candidate in queue.candidates if candidate.is_fresh and not candidate.is_live}
-    if first_claims := fresh.intersection(request.job_id for request in taken):
-        job_events.add_first_claims(connection, first_claims, worker_id)
+    fresh = {candidate.job_id: candidate for candidate in queue.candidates if candidate.is_fresh}
+    first_of = {request.job_id for request in taken if request.job_id in fresh}
+    if shown := [job_id for job_id in first_of if not fresh[job_id].is_live]:
+        job_events.add_first_claims(connection, shown, worker_id)
     if taken:
         waits.note_claim(connection, worker_id, model, Counter(request.job_id for request in taken))
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
-    return Claim(taken, is_cut=is_cut)
+    return Claim(taken, is_cut=is_cut, first_of=first_of)
 
 
 def share(

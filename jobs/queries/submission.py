@@ -14,6 +14,7 @@ from jobs.ids import new_id
 from jobs.queries.copy import copy_rows
 from jobs.queries.planner import force_index_scans
 from jobs.requests import MAX_JOB_NAME, JobOptions, ModelLimits, StagedLine, Webhook, window_seconds
+from jobs.tracing import submitting_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,11 @@ def open_job(
     connection.execute(
         text("""
             INSERT INTO jobs (id, tenant_id, state, model, priority, metadata, name, webhook_endpoint_id,
-                              webhook_events, completion_window, is_live, retry_of)
+                              webhook_events, completion_window, is_live, retry_of,
+                              traceparent)
             VALUES (:id, :tenant_id, 'validating', :model, :priority, CAST(:metadata AS jsonb), :name, :endpoint_id,
-                    CAST(:events AS text[]), :completion_window, :is_live, :retry_of)
+                    CAST(:events AS text[]), :completion_window, :is_live, :retry_of,
+                    :traceparent)
         """),
         {
             "id": job_id,
@@ -78,6 +81,7 @@ def open_job(
             "completion_window": window,
             "is_live": is_live,
             "retry_of": retry_of,
+            "traceparent": submitting_trace(),
         },
     )
     return job_id

@@ -40,6 +40,9 @@ class DueDelivery:
     detail: dict[str, Any] | None = None
     """Of a milestone: `request_counts` as they were, and perhaps `reason`."""
 
+    traceparent: str | None = None
+    """Of the request that made the job or the batch, where it was traced."""
+
     @property
     def is_test(self) -> bool:
         return self.job_id is None and self.batch_id is None
@@ -93,7 +96,8 @@ def take_due(
                        AS secrets,
                    e.id AS event_id, e.type AS event_type, e.created_at AS event_created_at,
                    e.detail, e.batch_id, j.id AS job_id, j.state AS job_state, j.model, j.metadata,
-                   j.total, j.completed, j.failed, j.cancelled, j.expired
+                   j.total, j.completed, j.failed, j.cancelled, j.expired,
+                   coalesce(j.traceparent, (SELECT b.traceparent FROM batches b WHERE b.id = e.batch_id)) AS traceparent
             FROM taken t
             JOIN events e ON e.id = t.event_id
             JOIN webhook_endpoints w ON w.id = t.endpoint_id

@@ -36,6 +36,7 @@ batches = Table(
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE")),  # NULL until the input is valid
     Column("output_file_id", Uuid),
     Column("error_file_id", Uuid),
+    Column("traceparent", Text),  # of the request that made it, where it was traced
     Column("holder", Uuid),  # the process that validates or finalizes it, until `held_until`
     Column("held_until", DateTime(timezone=True)),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),

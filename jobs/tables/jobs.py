@@ -45,6 +45,7 @@ jobs = Table(
     Column("webhook_endpoint_id", ForeignKey("webhook_endpoints.id")),
     Column("webhook_events", ARRAY(Text)),  # NULL: every event
     Column("completion_window", Integer),  # seconds; NULL: no deadline
+    Column("traceparent", Text),  # of the request that made it, where it was traced
     Column("open_params", LargeBinary),  # JSON, of lines to come; NULL once no more can be appended
     # Counters: open + completed + failed + cancelled + expired = total, at every moment.
     Column("total", Integer, nullable=False, server_default="0"),

@@ -90,8 +90,8 @@ def test_images_are_built_from_targets_that_exist() -> None:
         "worker-gpu": "worker-gpu",
     }
     libraries = DOCKERFILE.partition("AS libraries")[2].partition("FROM ")[0]
-    assert "pip install -c constraints.txt -r /service.txt hatchling\n" in libraries, "no extra, so no torch"
-    assert "python /requirements.py >/service.txt" in libraries
+    assert "pip install -c constraints.txt -r /service.txt hatchling\n" in libraries, "no extra with torch"
+    assert "python /requirements.py traces >/service.txt" in libraries
 
 
 def test_images_are_pinned_to_a_version() -> None:

@@ -159,6 +159,8 @@ def _post(delivery: DueDelivery, url: httpx.URL, backend: _PinnedBackend, tls: s
         "connection": "close",
         **signed_headers(delivery, body),
     }
+    if delivery.traceparent is not None:
+        headers["traceparent"] = delivery.traceparent
     if url.username or url.password:
         credentials = base64.b64encode(f"{url.username}:{url.password}".encode())
         headers["authorization"] = f"Basic {credentials.decode('ascii')}"

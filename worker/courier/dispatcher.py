@@ -7,6 +7,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpcore
@@ -22,6 +24,9 @@ from jobs.settings import Settings
 from worker.courier.addresses import AddressPolicy
 from worker.courier.delivery import WebhookResponse, attempt
 from worker.courier.metrics import CourierMetrics
+
+if TYPE_CHECKING:
+    from jobs.spans import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +50,14 @@ class Dispatcher:
         metrics: CourierMetrics,
         *,
         on_free: Callable[[], None],
+        tracer: Tracer | None = None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._policy = policy
         self._metrics = metrics
         self._on_free = on_free
+        self._tracer = tracer
         self._hold = settings.webhook_timeout + RECORD_MARGIN
         self._per_endpoint = max(1, settings.webhook_concurrency // ENDPOINT_SHARE)
         self._tls = httpcore.default_ssl_context()
@@ -89,7 +96,7 @@ class Dispatcher:
         began = time.monotonic()
         try:
             try:
-                answer = attempt(delivery, self._policy, timeout=self._settings.webhook_timeout, tls=self._tls)
+                answer = self._traced_attempt(delivery)
             except Exception:
                 logger.exception("event %s: the attempt itself failed", _name(delivery), extra=_ids(delivery))
                 answer = WebhookResponse(error="internal error of the courier")
@@ -101,6 +108,30 @@ class Dispatcher:
                 del self._under_way[delivery.id]
                 self._lock.notify_all()
             self._on_free()
+
+    def _traced_attempt(self, delivery: DueDelivery) -> WebhookResponse:
+        """Make an attempt. With a tracer it is a span, which the receiver hears of, in the trace of the submission."""
+        limits: dict[str, Any] = {"timeout": self._settings.webhook_timeout, "tls": self._tls}
+        if self._tracer is None:
+            return attempt(delivery, self._policy, **limits)
+        from jobs.spans import Kind
+
+        span = self._tracer.start(
+            "deliver webhook",
+            Kind.CLIENT,
+            parent=delivery.traceparent,
+            attributes={
+                **{f"pagemill.{name.replace('_', '.')}": value for name, value in _ids(delivery).items()},
+                "pagemill.event.type": delivery.event_type,
+                "pagemill.attempt": delivery.attempt,
+            },
+        )
+        answer = WebhookResponse(error="internal error of the courier")
+        try:
+            answer = attempt(replace(delivery, traceparent=span.traceparent), self._policy, **limits)
+        finally:
+            span.end({"http.response.status_code": answer.status or 0}, error=answer.error)
+        return answer
 
     def _record(self, delivery: DueDelivery, answer: WebhookResponse, milliseconds: int, until: float) -> None:
         while True:

@@ -15,6 +15,7 @@ from celery import Celery, bootsteps
 from jobs.database import connect
 from jobs.queues import COURIER_QUEUE, NUDGE_TASK
 from jobs.settings import Settings
+from jobs.tracing import start_tracer
 from worker.app import make_app, run_solo
 from worker.courier.addresses import AddressPolicy
 from worker.courier.dispatcher import Dispatcher
@@ -36,6 +37,7 @@ class Courier:
     def __init__(self, settings: Settings, app: Celery) -> None:
         database = connect(settings, "pagemill courier")
         metrics = CourierMetrics()
+        self._tracer = start_tracer("courier")
         self.metrics_server = MetricsServer(metrics.registry, self._is_ready)
         maintenance = Maintenance(database, settings, app, metrics)
         self._dispatcher = Dispatcher(
@@ -44,6 +46,7 @@ class Courier:
             AddressPolicy(allow_private=settings.webhook_allow_private),
             metrics,
             on_free=lambda: self._webhooks.wake(),
+            tracer=self._tracer,
         )
 
         def periodic(name: str, turn: Callable[[threading.Event], None], interval: float) -> Periodic:
@@ -91,6 +94,8 @@ class Courier:
         self._dispatcher.wait(STOP_GRACE)
         for timer in self._timers:
             timer.join(STOP_GRACE / len(self._timers))
+        if self._tracer is not None:
+            self._tracer.close()
 
 
 def run_courier(settings: Settings) -> int:

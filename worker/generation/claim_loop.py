@@ -16,8 +16,10 @@ from jobs.errors import LeaseLost
 from jobs.queries.claiming import Claim, ClaimedRequest, claim, claims_of, release
 from jobs.queries.demand import read_demand
 from jobs.queries.settling import ClaimToken
+from jobs.queries.traces import job_traces
 from jobs.queries.workers import turn_to
 from jobs.settings import Settings
+from worker.generation.claim_spans import ClaimSpans
 from worker.generation.lease import Lease
 from worker.generation.turns import Turns
 from worker.generation.vital_thread import OnCrash, VitalThread
@@ -73,12 +75,14 @@ class ClaimLoop:
         turns: Turns | None = None,
         unwritten: Callable[[], Collection[ClaimToken]],
         on_crash: OnCrash,
+        spans: ClaimSpans | None = None,
     ) -> None:
         self._database = database
         self._lease = lease
         self._settings = settings
         self._consumer = consumer
         self._turns = turns
+        self._spans = spans
         self._unwritten = unwritten
         self._wake = threading.Event()
         self._is_closing = False
@@ -152,6 +156,7 @@ class ClaimLoop:
         lost = [request for request in held if request.token not in claimed]
         if lost:
             self._consumer.abort(lost)
+            self._note_given_back(lost)
         # In this order: a request goes from the engine to the writer to Postgres, and leaves a place after it has
         # reached the next. What was settled since `claimed` was read stops at the fence of `release`.
         unseen = claimed.difference(request.token for request in self._consumer.held()).difference(self._unwritten())
@@ -192,12 +197,14 @@ class ClaimLoop:
         if self._is_closing:
             with self._database.begin() as connection:
                 release(connection, [request.token for request in claimed.requests])
+            self._note_given_back(claimed.requests)
             return 0
         self._runs_solo = claimed.is_solo
         postponed = self._consumer.submit(claimed.requests)
         if postponed:
             with self._database.begin() as connection:
                 release(connection, [request.token for request in postponed])
+            self._note_given_back(postponed)
         return len(claimed.requests)
 
     def _keeps_turn(self, turns: Turns, worker_id: UUID, model: str, *, is_idle: bool) -> bool:
@@ -215,7 +222,7 @@ class ClaimLoop:
 
     def _take(self, worker_id: UUID, model: str, capacity: int, live_capacity: int, is_idle: bool) -> Claim:
         with self._database.begin() as connection:
-            return claim(
+            claimed = claim(
                 connection,
                 worker_id,
                 model,
@@ -225,6 +232,16 @@ class ClaimLoop:
                 is_idle=is_idle,
                 solo_after_deaths=self._settings.solo_after_deaths,
             )
+            traces = {}
+            if self._spans is not None:
+                traces = job_traces(connection, {request.job_id for request in claimed.requests})
+        if self._spans is not None:
+            self._spans.begin(claimed, model, traces)
+        return claimed
+
+    def _note_given_back(self, requests: Sequence[ClaimedRequest]) -> None:
+        if self._spans is not None:
+            self._spans.give_back(requests)
 
 
 def _no_news() -> None:

@@ -28,8 +28,10 @@ from jobs.queues import DRAIN_TASK, model_queue
 from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from jobs.states import EndReason, Wanted
+from jobs.tracing import start_tracer
 from worker.app import make_app, run_solo
 from worker.generation.claim_loop import ClaimLoop
+from worker.generation.claim_spans import ClaimSpans
 from worker.generation.engine_roster import EngineRoster, ServedModel
 from worker.generation.engine_thread import CLOSE_TIMEOUT, EngineCallbacks
 from worker.generation.heartbeat import Heartbeat
@@ -58,6 +60,8 @@ class GenerationService:
 
     def __init__(self, settings: Settings, models: Sequence[ServedModel], *, device: str) -> None:
         names = [model.name for model in models]
+        tracer = start_tracer("worker")
+        self._spans = None if tracer is None else ClaimSpans(tracer)
         self._settings = settings
         self._database = connect(settings, f"pagemill worker {names[0]}")
         self._lease = Lease(fence_after=settings.fence_after)
@@ -105,6 +109,7 @@ class GenerationService:
             if len(names) > 1
             else None,
             unwritten=self._writer.unwritten,
+            spans=self._spans,
             on_crash=self._on_crash,
         )
         self._heartbeat = Heartbeat(
@@ -167,6 +172,8 @@ class GenerationService:
             self._tokenizer.close()
             self._heartbeat.close()
             self._sign_off()
+            if self._spans is not None:
+                self._spans.close()
             self._stopped.set()
 
     def _sign_off(self) -> None:
@@ -194,6 +201,8 @@ class GenerationService:
         # To the writer first: what its caller has seen is then on its way to Postgres.
         self._writer.put(outcome)
         self._live.finish(outcome)
+        if self._spans is not None:
+            self._spans.end(outcome)
 
     def _on_wanted(self, wanted: Wanted | None) -> None:
         """From the heartbeat: an operator drains this worker, stops it, or takes that back."""
