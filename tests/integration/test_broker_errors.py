@@ -57,8 +57,12 @@ class Listener:
 
         await_condition(said, f"{words!r} in the worker's log", PATIENCE)
 
+    def send(self, number: int, queue: str = QUEUE) -> None:
+        with contextlib.closing(make_app(Settings(redis_url=self.redis_url), "test")) as app:
+            app.send_task("note", args=[number], queue=queue)
+
     def await_message(self, number: int) -> None:
-        make_app(Settings(redis_url=self.redis_url), "test").send_task("note", args=[number], queue=QUEUE)
+        self.send(number)
         self.await_words(f"note {number}\n", 1)
         # Celery says at length that it cannot acknowledge a message, which is beside the point here.
         await_condition(lambda: self.valkey.hlen("unacked") == 0, "the message's acknowledgement")
@@ -140,7 +144,7 @@ def test_worker_survives_a_redis_without_memory(listener: Listener) -> None:
     """OOM answers only what takes memory, such as Celery's note of a message that it just got."""
     listener.await_message(301)
     outages, recoveries = (listener.log.read_text().count(words) for words in (OUTAGE, RECOVERY))
-    make_app(Settings(redis_url=listener.redis_url), "test").send_task("note", args=[302], queue="aside")
+    listener.send(302, "aside")
     [message] = listener.valkey.lrange("aside", 0, -1)
     with listener.valkey.pipeline(transaction=True) as transaction:
         transaction.lpush(QUEUE, message)
