@@ -9,9 +9,10 @@
 //
 // Few rows, as in decoding, take keys and values straight from the cache, several heads together: the heads of a
 // position lie side by side, and memory is fastest read in the order in which it lies. Many rows, as in a prompt, are a
-// matrix product of one head: the chunk is first copied, widened, keys turned on their side, into the second-level cache.
+// matrix product of one head: the chunk is first copied, widened, keys turned on their side, as panels of COLUMNS.
 //
-// What a row does not see is never read into its sums: another sequence's NaN stays there.
+// What a row does not see is never read into its sums: another sequence's NaN stays there. Chunks begin at multiples of
+// CHUNK, so that a row's sums do not depend on the unit that it is in.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -24,7 +25,10 @@ using namespace pagemill;
 namespace {
 
 constexpr int CHUNK = 64;       // positions
-constexpr int UNIT_ROWS = 48;   // or one token's of a KV head, if those are more
+// Rows of a unit, or one token's of a KV head, if those are more: as many as leave each thread some units to choose from,
+// because what a unit copies is copied once for all its rows.
+constexpr int LEAST_UNIT_ROWS = 48, MOST_UNIT_ROWS = 192;
+constexpr int UNITS_A_THREAD = 4;
 constexpr int DIRECT_ROWS = 4;  // up to so many rows of a KV head, nothing is copied
 constexpr int TOGETHER = 4;     // positions whose values are added in one go
 
@@ -53,12 +57,11 @@ struct Unit {
 INLINE int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
 
-// sums[rows][columns] (+)= left[rows][count] right[count][columns], in registers MAX_ROWS x COLUMNS at a time.
+// sums[rows][COLUMNS] (+)= left[rows][count] right[count][COLUMNS], in registers.
 struct Multiply {
     const float* left;
     int64_t left_stride;
     const float* right;
-    int64_t right_stride;
     int count;
     float* sums;
     int64_t sums_stride;
@@ -70,20 +73,21 @@ struct Multiply {
         if (is_first) total.clear();
         else total.get(sums, sums_stride);
         for (int k = 0; k < count; k++) {
-            const float* from = right + k * right_stride;
+            const float* from = right + k * COLUMNS;
             total.add(left + k, left_stride, load<Floats>(from), load<Floats>(from + W));
         }
         total.put(sums, sums_stride);
     }
 };
 
-INLINE void multiply(const float* left, int64_t left_stride, const float* right, int64_t right_stride, int count,
+// The same of many columns, which `right` has in panels: [panel][panel_rows][COLUMNS], of whose rows `count` are taken.
+INLINE void multiply(const float* left, int64_t left_stride, const float* right, int64_t panel_rows, int count,
                      float* sums, int64_t sums_stride, int rows, int64_t columns, bool is_first) {
     const Parts parts(rows);
     for (int64_t column = 0; column < columns; column += COLUMNS)
         for (int part = 0; part < parts.parts; part++) {
             const int begin = parts.begin(part);
-            Multiply each{left + begin * left_stride, left_stride, right + column, right_stride, count,
+            Multiply each{left + begin * left_stride, left_stride, right + column * panel_rows, count,
                           sums + begin * sums_stride + column, sums_stride, is_first};
             with_rows(parts.size(part), each);
         }
@@ -104,8 +108,19 @@ struct Attention {
           key_width(round_up(the.head_dim, W)),
           value_width(round_up(the.value_dim, COLUMNS)),
           is_even(the.head_dim % W == 0 && the.value_dim % COLUMNS == 0),
-          max_rows(int(group > UNIT_ROWS ? group : UNIT_ROWS / group * group)),
+          max_rows(int(unit_rows() / group * group)),
           scratch_floats(size_t(max_rows) * (key_width + CHUNK + value_width + 2) + size_t(CHUNK) * (key_width + value_width)) {}
+
+    int64_t unit_rows() const {
+        int64_t rows = MOST_UNIT_ROWS;
+        while (rows > LEAST_UNIT_ROWS && num_units(rows) < UNITS_A_THREAD * the.threads) rows /= 2;
+        return std::max(rows, group);
+    }
+    int64_t num_units(int64_t rows) const {
+        int64_t units = 0;
+        for (int64_t s = 0; s < the.sequences; s++) units += (the.query_lens[s] * group + rows - 1) / rows * the.kv_heads;
+        return units;
+    }
 
     void write_token(int64_t token) const {
         const int64_t slot = the.slots[token];
@@ -124,16 +139,16 @@ struct Attention {
     std::vector<Unit> units() const {
         const int64_t step = max_rows / group;
         int64_t num_direct = 0;
-        for (int64_t s = 0; s < the.sequences; s++) num_direct += the.query_lens[s] > 0 && is_direct((the.query_lens[s] - 1) % step + 1);
+        for (int64_t s = 0; s < the.sequences; s++) num_direct += is_direct(the.query_lens[s]);
         // As many heads together as still leave each thread some units to choose from.
         int64_t together = std::max<int64_t>(1, std::min(the.kv_heads, step));
         while (together > 1 && num_direct * ((the.kv_heads + together - 1) / together) < 2 * the.threads) together = (together + 1) / 2;
         std::vector<Unit> result;
         int64_t row = 0;
         for (int64_t s = 0; s < the.sequences; s++) {
+            const bool direct = is_direct(the.query_lens[s]);
             for (int64_t done = 0; done < the.query_lens[s]; done += step) {
                 const int64_t tokens = std::min(the.query_lens[s] - done, step);
-                const bool direct = is_direct(tokens);
                 const int64_t heads = direct ? std::min(together, max_rows / (tokens * group)) : 1;
                 for (int64_t head = 0; head < the.kv_heads; head += heads)
                     result.push_back({s, row + done, the.starts[s] + done, int32_t(tokens), int32_t(head),
@@ -168,9 +183,9 @@ struct Attention {
         }
         const int64_t end = unit.position + unit.tokens;
         const int64_t first = the.window && unit.position >= the.window ? unit.position - the.window + 1 : 0;
-        for (int64_t begin = first; begin < end; begin += CHUNK) {
+        for (int64_t begin = first / CHUNK * CHUNK; begin < end; begin += CHUNK) {
             const int count = int(end - begin < CHUNK ? end - begin : CHUNK);
-            locate(unit, begin, count, state);
+            locate(unit, begin, count, first, state);
             if (unit.is_direct) direct_scores(state, unit.kv_heads, head_rows, count);
             else copied_scores(state, rows, count);
             for (int i = 0; i < rows; i++) {
@@ -180,7 +195,7 @@ struct Attention {
                 soften(state, i, int(from < 0 ? 0 : from > count ? count : from), int(to < 0 ? 0 : to > count ? count : to), count);
             }
             if (unit.is_direct) direct_values(state, unit.kv_heads, head_rows, count);
-            else multiply(state.scores, CHUNK, state.values, value_width, count, state.sums, value_width, rows, value_width, false);
+            else multiply(state.scores, CHUNK, state.values, CHUNK, count, state.sums, value_width, rows, value_width, false);
         }
         give(unit, state, head_rows);
     }
@@ -199,16 +214,20 @@ struct Attention {
                 }
     }
 
-    void locate(const Unit& unit, int64_t begin, int count, State& state) const {
-        const int64_t* block = the.block_tables + unit.sequence * the.table_width + begin / the.block_size;
-        int64_t offset = begin % the.block_size;
-        for (int i = 0; i < count; i++) {
+    // Positions before `first`, which no row sees, become `first`: they may hold NaN, and 0 * NaN is not 0.
+    void locate(const Unit& unit, int64_t begin, int count, int64_t first, State& state) const {
+        const int unseen = int(first > begin ? first - begin : 0);
+        const int64_t* block = the.block_tables + unit.sequence * the.table_width + (begin + unseen) / the.block_size;
+        int64_t offset = (begin + unseen) % the.block_size;
+        for (int i = unseen; i < count; i++) {
             const int64_t slot = *block * the.block_size + offset;
             state.key_rows[i] = static_cast<const Element*>(the.key_cache) + (slot * the.kv_heads + unit.kv_head) * the.head_dim;
             state.value_rows[i] =
                 static_cast<const Element*>(the.value_cache) + (slot * the.kv_heads + unit.kv_head) * the.value_dim;
             if (++offset == the.block_size) offset = 0, block++;
         }
+        std::fill_n(state.key_rows, unseen, state.key_rows[unseen]);
+        std::fill_n(state.value_rows, unseen, state.value_rows[unseen]);
     }
 
     // Straight from the cache: a few positions at a time, all heads of these, then the next positions.
@@ -277,14 +296,15 @@ struct Attention {
     INLINE void copied_scores(State& state, int rows, int count) const {
         for (int c = 0; c < count; c++) {
             const Element* key = state.key_rows[c];
-            for (int64_t d = 0; d < the.head_dim; d++) state.keys[d * CHUNK + c] = widen(key[d]);
+            float* to = state.keys + c / COLUMNS * COLUMNS * the.head_dim + c % COLUMNS;
+            for (int64_t d = 0; d < the.head_dim; d++) to[d * COLUMNS] = widen(key[d]);
             const Element* value = state.value_rows[c];
-            float* to = state.values + c * value_width;
+            to = state.values + c * COLUMNS;
             int64_t d = 0;
-            for (; d + W <= the.value_dim; d += W) store(to + d, load_floats(value + d));
-            for (; d < the.value_dim; d++) to[d] = widen(value[d]);
+            for (; d + W <= the.value_dim; d += W) store(to + d / COLUMNS * COLUMNS * CHUNK + d % COLUMNS, load_floats(value + d));
+            for (; d < the.value_dim; d++) to[d / COLUMNS * COLUMNS * CHUNK + d % COLUMNS] = widen(value[d]);
         }
-        multiply(state.query, key_width, state.keys, CHUNK, int(the.head_dim), state.scores, CHUNK, rows,
+        multiply(state.query, key_width, state.keys, the.head_dim, int(the.head_dim), state.scores, CHUNK, rows,
                  round_up(count, COLUMNS), true);
     }
 

@@ -49,7 +49,7 @@ INLINE void store(Element* to, Vector vector) {
 
 INLINE Floats splat(float x) { return x - Floats{}; }
 
-INLINE Floats select(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
 // A NaN in x stays.
 INLINE Floats at_least(Floats x, Floats least) { return select(x < least, least, x); }

@@ -211,6 +211,25 @@ def test_cpp_attention_gives_the_same_bits_with_any_number_of_threads(dtype: tor
     assert torch.equal(found[2], found[0])
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_of_a_prompt_do_not_depend_on_the_company_it_is_in(window: int | None) -> None:
+    """The C++ kernel takes more rows together where there are more to choose from."""
+    attend = attend_in_cpp(cpu_library("native"))
+    others = 4 * torch.get_num_threads()  # enough for the largest units
+    step = make_step([150] + [0] * others, [200] + [64] * others, heads=3, kv_heads=1, head_dim=16)
+    in_company = attend(step, window=window)[:200]
+    alone = Step(
+        step.starts[:1],
+        step.query_lens[:1],
+        step.query[:200],
+        step.cache,
+        step.block_tables[:1],
+        step.keys[:1],
+        step.values[:1],
+    )
+    assert torch.equal(in_company, attend(alone, window=window))
+
+
 def test_nan_in_one_sequence_does_not_change_others(attend: Attend) -> None:
     step = make_step([50, 20, 7], [1, 1, 4])
     block = int(step.block_tables[0, 0])
