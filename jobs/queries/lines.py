@@ -117,17 +117,24 @@ def read_chunk(
 
 def read_line(connection: Connection, job_id: UUID, line: int) -> Line | None:
     """One line. None where the job has no such line."""
-    # Each table by its key; the worker that holds it now, or that held it at its end.
+    force_index_scans(connection)
+    # Each table by its key, as in a chunk; the worker that holds it now, or that held it at its end.
     row = connection.execute(
         text("""
             SELECT q.line, b.custom_id, b.body AS request, q.state, q.epoch, q.deaths, q.claimed_at,
                    coalesce(q.worker_id, r.worker_id) AS worker_id, w.host, w.device,
                    r.seq, r.body AS result, r.settled_at, r.fingerprint, r.is_truncated
-            FROM requests q
-            JOIN bodies b ON b.job_id = q.job_id AND b.line = q.line
-            LEFT JOIN results r ON r.job_id = q.job_id AND r.line = q.line
+            FROM (
+                SELECT * FROM requests WHERE job_id = :job_id AND line BETWEEN :line AND :line ORDER BY line LIMIT 1
+            ) q
+            CROSS JOIN LATERAL (
+                SELECT custom_id, body FROM bodies
+                WHERE job_id = :job_id AND line BETWEEN :line AND :line ORDER BY line LIMIT 1
+            ) b
+            LEFT JOIN LATERAL (
+                SELECT * FROM results WHERE job_id = :job_id AND line BETWEEN :line AND :line ORDER BY line LIMIT 1
+            ) r ON true
             LEFT JOIN workers w ON w.id = coalesce(q.worker_id, r.worker_id)
-            WHERE q.job_id = :job_id AND q.line = :line
         """),
         {"job_id": job_id, "line": line},
     ).one_or_none()

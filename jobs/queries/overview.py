@@ -122,8 +122,10 @@ def _figures(connection: Connection, tenant_id: UUID | None) -> tuple[datetime, 
                        count(*) FILTER (WHERE n.job_id IS NULL AND j.paused_at IS NULL) AS waiting,
                        count(j.paused_at) AS paused
                 FROM jobs j
-                LEFT JOIN results r ON r.job_id = j.id AND r.seq = j.last_seq
-                    AND r.settled_at > clock_timestamp() - make_interval(secs => :moving)
+                LEFT JOIN LATERAL (
+                    SELECT settled_at FROM results
+                    WHERE job_id = j.id AND seq BETWEEN j.last_seq AND j.last_seq ORDER BY seq LIMIT 1
+                ) r ON r.settled_at > clock_timestamp() - make_interval(secs => :moving)
                 LEFT JOIN (SELECT DISTINCT job_id FROM requests WHERE state = 'running' OFFSET 0) n ON n.job_id = j.id
                 WHERE {_OPEN}
             ) o CROSS JOIN (

@@ -69,12 +69,14 @@ READS: dict[str, Read] = {
 }
 
 
-@pytest.fixture(scope="module", params=["none", "of an empty table", "fresh"])
+@pytest.fixture(scope="module", params=["none", "of an empty table", "of one line", "fresh"])
 def kept(request: pytest.FixtureRequest, _rows: Rows) -> tuple[Rows, UUID, UUID]:
     """Rows with much that was kept and little that is new, under statistics of that kind; their tenant, a large job."""
     rows = _rows
     rows.clear()
-    if request.param == "of an empty table":
+    if request.param == "of one line":
+        rows.finish(rows.job(1))
+    if request.param in ("of an empty table", "of one line"):
         _analyze(rows)
     large = rows.job(1)
     tenant = rows.tenant().id
