@@ -23,9 +23,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run a real batch from REST to webhook on this machine, then stop everything; KEEP=1 goes on serving
 	@$(BIN)/python -m cli demo $(if $(KEEP),--keep)
 
-# Many tests wait for processes that they started: one more process than two cores have keeps these busy.
 test: $(READY)  ## the ordinary tests (10 to 15 minutes on two cores)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-faults: $(READY)  ## the slow tests that guard data: kills, outages, a full disk, wrong clocks (about a quarter of an hour)
 	$(BIN)/python -m pytest -m faults

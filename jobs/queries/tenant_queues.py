@@ -60,7 +60,7 @@ def read_queues(connection: Connection, tenant_id: UUID | None) -> list[QueuedMo
         text(f"""
             WITH held AS (
                 SELECT job_id, count(*) AS lines
-                FROM (SELECT job_id FROM requests WHERE state = 'running' OFFSET 0) r GROUP BY job_id
+                FROM (SELECT job_id FROM requests WHERE state = 'running' ORDER BY worker_id OFFSET 0) r GROUP BY job_id
             ), usual AS (
                 SELECT j.model, sum(m.prompt_tokens + m.completion_tokens)::double precision / greatest(sum(m.lines), 1)
                        AS tokens
