@@ -79,7 +79,7 @@ def test_jobs_and_webhooks_survive_random_kills_and_freezes(database_url: str, r
         frozen: set[subprocess.Popen[bytes]] = set()
         deaths = thaws = 0
         ends_at = time.monotonic() + CHAOS
-        while time.monotonic() < ends_at:
+        while time.monotonic() < ends_at or not deaths or not thaws:
             place = rng.randrange(WORKERS)
             process = workers[place]
             if process in frozen:
@@ -105,8 +105,6 @@ def test_jobs_and_webhooks_survive_random_kills_and_freezes(database_url: str, r
         for job_id in jobs:
             service.await_completion(client, job_id, work, timeout=300)
         assert [courier.poll() for courier in couriers] == [None, None]
-        assert deaths > 0
-        assert thaws > 0
         claims = check_claims(service)
         # The chaos was real: work was taken away and claimed again.
         assert claims > len(jobs) * LINES
