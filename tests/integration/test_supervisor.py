@@ -253,6 +253,8 @@ def test_child_log_labels_and_keeps_lines(tmp_path: Path) -> None:
         script = f"echo hello; printf 'bad byte \\377' >&2; touch {tmp_path}/said; exec sleep 600"
         supervisor.start(shell("api", script, ready=is_there(tmp_path / "said")))
         await_condition(lambda: "hello" in stream.getvalue(), "a line")
+    # What is no whole line is written when the child is gone.
+    await_condition(lambda: "bad byte �\n" in stream.getvalue(), "the rest")
     log.close()
     assert "\x1b[36mapi       | \x1b[0mhello\n" in stream.getvalue()
     assert (tmp_path / "logs" / "api.log").read_text() == "hello\nbad byte �\n"

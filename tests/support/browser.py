@@ -96,8 +96,8 @@ def page_of(context: Any, url: str) -> Iterator[Any]:
     try:
         yield page
         kept = [text for text in complaints if not any(part in text for part in page.allowed)]
-        assert kept == []
-        assert foreign == []
+        assert kept == [], kept
+        assert foreign == [], foreign
     finally:
         page.close()
 
