@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from uuid import UUID
 
@@ -12,8 +11,11 @@ from sqlalchemy import Connection, text
 from jobs import search
 from jobs.queries import fleet, lines, overview, reading, retention, searching, tenant_queues, throughput
 from jobs.queries.lines import Filter
+from tests.support.reads import analyze, rows_read
 from tests.support.rows import MODEL, Rows
 
+# That grow.
+TABLES = ("jobs", "requests", "bodies", "results", "job_minutes", "wait_minutes", "tenant_days", "tenant_failures")
 KEPT = 4_000  # rows of long ago in each table that is kept by time
 OPEN = 300  # jobs of a line each
 SHOWN = 50
@@ -77,7 +79,7 @@ def kept(request: pytest.FixtureRequest, _rows: Rows) -> tuple[Rows, UUID, UUID]
     if request.param == "of one line":
         rows.finish(rows.job(1))
     if request.param in ("of an empty table", "of one line"):
-        _analyze(rows)
+        analyze(rows)
     large = rows.job(1)
     tenant = rows.tenant().id
     rows.finish(large)
@@ -88,7 +90,7 @@ def kept(request: pytest.FixtureRequest, _rows: Rows) -> tuple[Rows, UUID, UUID]
         rows.job(4)
     rows.claim(rows.worker(), 2)
     if request.param == "fresh":
-        _analyze(rows)
+        analyze(rows)
     return rows, tenant, large
 
 
@@ -96,9 +98,9 @@ def kept(request: pytest.FixtureRequest, _rows: Rows) -> tuple[Rows, UUID, UUID]
 def test_rows_read_for_a_page_are_few_among_many_that_are_kept(kept: tuple[Rows, UUID, UUID], read: Read) -> None:
     rows, tenant, large = kept
     with rows.database.connect() as connection, connection.begin() as transaction:
-        before = _read(connection)
+        before = rows_read(connection, TABLES)
         read(connection, tenant, large)
-        found = _read(connection) - before
+        found = rows_read(connection, TABLES) - before
         transaction.rollback()
     assert all(number <= FEW for number in found.values()), found
 
@@ -109,28 +111,8 @@ def test_open_jobs_cost_a_claim_no_look_at_the_requests_of_each(rows: Rows) -> N
     worker_id = rows.worker()
     rows.claim(worker_id, 4)
     with rows.database.begin() as connection:
-        before = _read(connection)
+        before = rows_read(connection, TABLES)
         tenant_queues.read_queues(connection, None)
         overview.read_overview(connection, None, limit=64, solo_after_deaths=2)
-        found = _read(connection) - before
+        found = rows_read(connection, TABLES) - before
     assert found["requests by index"] + found["requests by scanning"] < OPEN / 4, found
-
-
-def _analyze(rows: Rows) -> None:
-    with rows.database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-
-
-def _read(connection: Connection) -> Counter[str]:
-    """Rows that this connection has read of the tables that grow, by how it came to them."""
-    found = connection.execute(
-        text(
-            "SELECT relname, seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname IN "
-            "('jobs', 'requests', 'bodies', 'results', 'job_minutes', 'wait_minutes', 'tenant_days', 'tenant_failures')"
-        )
-    )
-    counts: Counter[str] = Counter()
-    for row in found:
-        counts[f"{row.relname} by scanning"] = row.seq_tup_read
-        counts[f"{row.relname} by index"] = row.idx_tup_fetch or 0
-    return counts

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from jobs.queries.claiming import claim
 from jobs.queries.settling import settle
+from tests.support.reads import analyze, rows_read
 from tests.support.rows import MODEL, Rows, answered
 
+TABLES = ("requests", "bodies", "results")  # that grow
 LINES = 6_000
 LIMIT = 64
 ROUNDS = 8  # psycopg prepares a statement at its sixth use, and Postgres may then settle on another plan
@@ -24,61 +26,41 @@ LEFT_BEHIND = {"of one line": (1, 1), "of one job": (1, 3), "of small jobs": (20
 @pytest.mark.parametrize("statistics", ["none", "of an empty table", *LEFT_BEHIND, "of a shrunken table", "fresh"])
 def test_rows_read_by_claims_and_groups_are_bounded(rows: Rows, statistics: str, plans: str) -> None:
     if statistics == "of an empty table":
-        _analyze(rows)
+        analyze(rows)
     if statistics in LEFT_BEHIND:
         jobs, lines = LEFT_BEHIND[statistics]
         for _ in range(jobs):
             rows.job(lines, tenant="a")
-        _analyze(rows)
+        analyze(rows)
         rows.execute("TRUNCATE jobs CASCADE")
     if statistics == "of a shrunken table":
         # Three rows on the last of many pages.
         rows.job(LINES // 3)
         rows.clear_jobs()
         rows.job(3, tenant="a")
-        _analyze(rows)
+        analyze(rows)
     # Three tenants, and prefixes in an order of their own: what a sort of everything would have to sort.
     for tenant in "abc":
         rows.job(LINES // 3, tenant=tenant, prefixes=[line * 7919 % 1009 for line in range(LINES // 3)])
     if statistics == "fresh":
-        _analyze(rows)
+        analyze(rows)
     worker_id = rows.worker()
     with rows.database.connect() as connection:
         connection.execute(text(f"SET plan_cache_mode = {plans}"))
         connection.commit()
         for _ in range(ROUNDS):
             with connection.begin():
-                before = _read(connection)
+                before = rows_read(connection, TABLES)
                 claimed = claim(
                     connection, worker_id, MODEL.name, limit=LIMIT, is_idle=False, solo_after_deaths=2
                 ).requests
                 assert len(claimed) == LIMIT
-                _assert_bounded(_read(connection) - before)
+                _assert_bounded(rows_read(connection, TABLES) - before)
             with connection.begin():
-                before = _read(connection)
+                before = rows_read(connection, TABLES)
                 assert settle(connection, [answered(request) for request in claimed]).written == LIMIT
-                _assert_bounded(_read(connection) - before)
+                _assert_bounded(rows_read(connection, TABLES) - before)
     rows.check()
-
-
-def _analyze(rows: Rows) -> None:
-    with rows.database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-
-
-def _read(connection: Connection) -> Counter[str]:
-    """Rows that this connection has read of the tables that grow, by how it came to them."""
-    found = connection.execute(
-        text(
-            "SELECT relname, seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables "
-            "WHERE relname IN ('requests', 'bodies', 'results')"
-        )
-    )
-    counts: Counter[str] = Counter()
-    for row in found:
-        counts[f"{row.relname} by scanning"] = row.seq_tup_read
-        counts[f"{row.relname} by index"] = row.idx_tup_fetch or 0
-    return counts
 
 
 def _assert_bounded(read: Counter[str]) -> None:
