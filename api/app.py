@@ -23,6 +23,7 @@ from api.metrics import HttpMetrics
 from api.middleware import RequestMiddleware
 from api.native import (
     actions,
+    audit,
     bulk,
     deliveries,
     detail,
@@ -77,6 +78,7 @@ ROUTERS = (
     deliveries.router,
     models.router,
     keys.router,
+    audit.router,
     workers.router,
     overview.router,
     feed.router,

@@ -10,6 +10,7 @@ from sqlalchemy.pool import NullPool
 from jobs import keys
 from jobs.database import sqlalchemy_url
 from jobs.queries import tenants
+from jobs.queries.audit import COMMAND_LINE
 from jobs.roles import Role
 from jobs.settings import Settings
 
@@ -78,6 +79,8 @@ def store_key(
         secret = keys.new_webhook_secret()
         owner = tenants.ensure_tenant(connection, tenant, secret)
         digest = keys.digest(key, pepper)
-        added = tenants.add_key(connection, owner.id, name=name, role=role, hint=keys.hint(key), digest=digest)
+        added = tenants.add_key(
+            connection, owner.id, name=name, role=role, hint=keys.hint(key), digest=digest, by=COMMAND_LINE
+        )
         is_live = tenants.find_key(connection, digest) is not None
     return Stored(added is not None, is_live, secret if owner.webhook_secret == secret else None)

@@ -17,6 +17,7 @@ ENDPOINT_PREFIX = "we_"
 DELIVERY_PREFIX = "dlv_"
 KEY_PREFIX = "key_"
 WORKER_PREFIX = "worker_"
+AUDIT_PREFIX = "audit_"
 
 
 def new_id() -> UUID:

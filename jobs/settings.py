@@ -200,6 +200,9 @@ class Settings(BaseSettings):
         default=86400.0, gt=0, description="An open job to which nothing was appended for this long is collected."
     )
     retention: float = Field(default=30 * 86400.0, gt=0, description="Ended jobs are deleted after this long.")
+    audit_retention: float = Field(
+        default=90 * 86400.0, gt=0, description="Entries of the audit log are deleted after this long."
+    )
     webhook_poll_interval: float = Field(default=1.0, gt=0, description="Due webhook deliveries are looked for.")
     webhook_timeout: float = Field(default=15.0, gt=0, description="One delivery may take this long in all.")
     webhook_concurrency: int = Field(default=16, ge=1, description="Deliveries under way at once.")

@@ -14,7 +14,8 @@ from api.session_cookie import Session, require_own_page
 from jobs import keys
 from jobs.errors import InvalidInput, InvalidKey, TooManyWrongKeys
 from jobs.ids import KEY_PREFIX, public_id
-from jobs.queries import tenants
+from jobs.queries import audit, tenants
+from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.tenants import Principal
 from jobs.roles import Role
 from jobs.strict_model import StrictModel
@@ -60,7 +61,9 @@ async def log_in(request: Request, response: Response, services: InjectedService
     try:
         principal = await _principal(services, asked)
     except InvalidKey:
-        wrong_keys.note(address)
+        if wrong_keys.note(address):
+            stranger = Actor(None, None)
+            await services.quietly(audit.record, stranger, AuditAction.SESSION_BLOCKED, address, tenant_id=None)
         raise
     services.cookies.set(request, response, Session.begin(principal.key_id))
     return SessionObject.of(principal)

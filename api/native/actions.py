@@ -60,7 +60,7 @@ async def retry_job(
 async def pause_job(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
     """Start no further line of a job. Lines that run end as usual, and its completion window goes on."""
     job = await find_job(services, caller, job_id)
-    if not await services.transaction(changing.pause, job.tenant_id, job.id):
+    if not await services.transaction(changing.pause, job.tenant_id, job.id, by=caller.actor):
         raise JobNotFound(job_id)
     note_foreign(caller, job.tenant_id, job.id, "paused")
     return JobObject.of(await find_job(services, caller, job_id))
@@ -70,7 +70,7 @@ async def pause_job(job_id: str, caller: Caller, services: InjectedServices) -> 
 async def resume_job(job_id: str, caller: Caller, services: InjectedServices) -> JobObject:
     """Go on with a job that was paused."""
     job = await find_job(services, caller, job_id)
-    if not await services.transaction(changing.resume, job.tenant_id, job.id):
+    if not await services.transaction(changing.resume, job.tenant_id, job.id, by=caller.actor):
         raise JobNotFound(job_id)
     note_foreign(caller, job.tenant_id, job.id, "resumed")
     services.notifier.notify(job.model, job.id)
@@ -87,7 +87,7 @@ async def change_job(job_id: str, request: Request, caller: Caller, services: In
     if wanted.priority is not None:
         check_priority(wanted.priority, services.settings.max_priority)
     if not await services.transaction(
-        changing.change, job.tenant_id, job.id, priority=wanted.priority, name=wanted.name
+        changing.change, job.tenant_id, job.id, priority=wanted.priority, name=wanted.name, by=caller.actor
     ):
         raise JobNotFound(job_id)
     note_foreign(caller, job.tenant_id, job.id, "changed")

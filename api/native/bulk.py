@@ -6,6 +6,7 @@ survives every restart, and holds no connection while it waits.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
@@ -134,24 +135,25 @@ def _answer(wanted: Bulk, stake: Stake) -> BulkObject:
 async def _act(services: Services, caller: Principal, wanted: Bulk, target: Target, job_id: str) -> str:
     """Do it to one job, as its own route does. Returns the id of the job, or of the one that a retry made."""
     tenant, job = target.tenant_id, target.id
+    by = replace(caller.actor, is_bulk=True)
     match wanted.action:
         case Action.PAUSE:
-            await services.transaction(changing.pause, tenant, job)
+            await services.transaction(changing.pause, tenant, job, by=by)
             note_foreign(caller, tenant, job, "paused")
         case Action.RESUME:
-            await services.transaction(changing.resume, tenant, job)
+            await services.transaction(changing.resume, tenant, job, by=by)
             services.notifier.notify((await find_job(services, caller, job_id)).model, job)
             note_foreign(caller, tenant, job, "resumed")
         case Action.PRIORITY:
-            await services.transaction(changing.change, tenant, job, priority=wanted.priority, name=None)
+            await services.transaction(changing.change, tenant, job, priority=wanted.priority, name=None, by=by)
             note_foreign(caller, tenant, job, "changed")
         case Action.RETRY:
             parent = await find_job(services, caller, job_id)
-            made = await retry(services, caller, parent, Retry(state="failed"), None)
+            made = await retry(services, caller, parent, Retry(state="failed"), None, by=by)
             note_foreign(caller, tenant, job, "retried")
             return public_id(JOB_PREFIX, made.id)
         case Action.CANCEL:
-            await cancel_one(services, caller, tenant, job)
+            await cancel_one(services, caller, tenant, job, by=by)
         case Action.DELETE:
-            await delete_one(services, caller, tenant, job)
+            await delete_one(services, caller, tenant, job, by=by)
     return job_id

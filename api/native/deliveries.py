@@ -136,7 +136,7 @@ async def list_deliveries(
 async def replay(delivery_id: str, caller: Caller, services: InjectedServices) -> DeliveryObject:
     """Send an event once more, under the same `webhook-id`. Not to an endpoint that is disabled."""
     number = _parse(delivery_id)
-    if number is None or not await services.transaction(delivery_log.replay, caller.id, number):
+    if number is None or not await services.transaction(delivery_log.replay, caller.id, number, by=caller.actor):
         raise WebhookDeliveryMissing(delivery_id[:100])
     found = await services.transaction(delivery_log.list_deliveries, caller.id, after=None, limit=1, delivery_id=number)
     if not found:

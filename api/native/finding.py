@@ -35,14 +35,9 @@ async def find_job(services: Services, caller: Principal, job_id: str) -> Job:
     return job
 
 
-def is_foreign(caller: Principal, tenant_id: UUID) -> bool:
-    """Whether an operator acts on another tenant's job."""
-    return tenant_id != caller.id
-
-
 def note_foreign(caller: Principal, tenant_id: UUID, job_id: UUID, action: str) -> None:
     """Log what an operator did with another tenant's job, and with which key; nothing for the job's owner."""
-    if is_foreign(caller, tenant_id):
+    if caller.actor.is_foreign_to(tenant_id):
         logger.warning(
             "operator of %r, key %s (%s): %s %s of tenant %s",
             caller.name,

@@ -15,7 +15,7 @@ from api.deps import Caller, InjectedServices, Services
 from api.errors import UnsupportedMediaType
 from api.native import dry_runs, submissions
 from api.native.dry_runs import DryRun
-from api.native.finding import find_job, is_foreign, note_foreign, parse_job_id
+from api.native.finding import find_job, note_foreign, parse_job_id
 from api.native.views import JobList, JobRow, job_rows
 from api.parameters import IdempotencyKey
 from api.schemas import JobDeleted, JobObject
@@ -24,6 +24,7 @@ from jobs import search
 from jobs.errors import InvalidInput, JobNotDeletable
 from jobs.ids import JOB_PREFIX, parse_id, public_id
 from jobs.queries import open_jobs, progress, retention, searching, settling, tenants
+from jobs.queries.audit import Actor
 from jobs.queries.explaining import ModelQueue
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
@@ -225,27 +226,29 @@ async def delete(job_id: str, caller: Caller, services: InjectedServices) -> Job
 
     A job that still takes lines is forgotten, too.
     """
-    if await services.transaction(open_jobs.give_up, caller.id, parse_job_id(job_id)):
+    if await services.transaction(open_jobs.give_up, caller.id, parse_job_id(job_id), by=caller.actor):
         return JobDeleted(id=job_id)
     job = await find_job(services, caller, job_id)
     await delete_one(services, caller, job.tenant_id, job.id)
     return JobDeleted(id=job_id)
 
 
-async def cancel_one(services: Services, caller: Principal, tenant_id: UUID, job_id: UUID) -> None:
+async def cancel_one(
+    services: Services, caller: Principal, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None
+) -> None:
     """Stop a job of this tenant."""
-    state = await services.transaction(
-        settling.cancel_job, tenant_id, job_id, by_operator=is_foreign(caller, tenant_id)
-    )
+    state = await services.transaction(settling.cancel_job, tenant_id, job_id, by=by or caller.actor)
     if state == JobState.CANCELLING:
         note_foreign(caller, tenant_id, job_id, "cancelled")
         # The rest of a large job is the courier's.
         await services.transaction(settling.settle_open, job_id, limit=services.settings.sweep_chunk)
 
 
-async def delete_one(services: Services, caller: Principal, tenant_id: UUID, job_id: UUID) -> None:
+async def delete_one(
+    services: Services, caller: Principal, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None
+) -> None:
     """Forget a job of this tenant. Raises `JobNotDeletable` where it is not at its end."""
-    if not await services.transaction(retention.delete_job, tenant_id, job_id):
+    if not await services.transaction(retention.delete_job, tenant_id, job_id, by=by or caller.actor):
         shown = public_id(JOB_PREFIX, job_id)
         raise JobNotDeletable(shown, (await find_job(services, caller, shown)).state)
     note_foreign(caller, tenant_id, job_id, "deleted")

@@ -91,6 +91,7 @@ async def create_key(request: Request, caller: Caller, services: InjectedService
         role=asked.role,
         hint=keys.hint(key),
         digest=keys.digest(key, services.pepper),
+        by=caller.actor,
     )
     return KeyCreated(key=key, **KeyObject.of(created).model_dump())
 
@@ -104,5 +105,5 @@ async def revoke_key(key_id: str, caller: Caller, services: InjectedServices) ->
         raise KeyNotFound(key_id[:100])
     if not caller.role.covers(found.role):
         raise RoleTooNarrow(caller.role, f"it revokes no key of the role {found.role}")
-    revoked = await services.transaction(tenants.revoke_key_by_id, found.id)
+    revoked = await services.transaction(tenants.revoke_key_by_id, found.id, by=caller.actor)
     return KeyObject.of(revoked)

@@ -20,6 +20,7 @@ from api.submission import replay, reserved
 from jobs import fingerprints
 from jobs.errors import InvalidInput, ModelNotFound, NothingToRetry, SubmissionCollected
 from jobs.queries import reading, retrying, submission
+from jobs.queries.audit import Actor
 from jobs.queries.lines import Filter
 from jobs.queries.reading import Job
 from jobs.queries.tenants import Principal
@@ -72,7 +73,9 @@ class Retry(StrictModel):
         return [Filter(is_truncated=True) if state == "truncated" else Filter(state=state) for state in states]
 
 
-async def retry(services: Services, caller: Principal, parent: Job, wanted: Retry, key: str | None) -> Job:
+async def retry(
+    services: Services, caller: Principal, parent: Job, wanted: Retry, key: str | None, *, by: Actor | None = None
+) -> Job:
     """Make the child and publish it. Raises `NothingToRetry`, `PromptsGone`, and `InvalidInput` for parameters."""
     owner = replace(caller, id=parent.tenant_id)
     options = _options(parent, wanted)
@@ -98,7 +101,7 @@ async def retry(services: Services, caller: Principal, parent: Job, wanted: Retr
             if count == 0 or child is None:
                 raise NothingToRetry
             sha256 = None if reservation is None else fingerprint
-            job = await services.transaction(_publish, parent, child, count, sha256)
+            job = await services.transaction(_publish, parent, child, count, sha256, by or caller.actor)
         except BaseException:  # cancelled, too
             if child is not None:
                 await asyncio.shield(services.quietly(submission.abandon, child))
@@ -185,8 +188,8 @@ def _overridden(
     return staged
 
 
-def _publish(connection: Connection, parent: Job, child: UUID, count: int, body_sha256: bytes | None) -> Job:
-    retrying.bind(connection, parent.id, child, lines=count)
+def _publish(connection: Connection, parent: Job, child: UUID, count: int, body_sha256: bytes | None, by: Actor) -> Job:
+    retrying.bind(connection, parent.tenant_id, parent.id, child, lines=count, by=by)
     if not submission.publish(connection, child, body_sha256=body_sha256):
         raise SubmissionCollected
     job = reading.get_job(connection, parent.tenant_id, child)

@@ -174,7 +174,7 @@ async def stop(worker_id: str, operator: Operator, services: InjectedServices) -
 
 async def _want(services: Services, operator: Principal, worker_id: str, wanted: Wanted | None) -> WorkerObject:
     worker = await _find(services, worker_id)
-    if not await services.transaction(fleet.set_wanted, worker.id, wanted):
+    if not await services.transaction(fleet.set_wanted, worker.id, wanted, by=operator.actor):
         raise WorkerEnded(worker_id)
     return WorkerObject.of(await _find(services, worker_id))
 

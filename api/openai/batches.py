@@ -137,10 +137,12 @@ async def cancel_batch(batch_id: str, caller: Caller, services: InjectedServices
     batch = await _find(services, caller, batch_id)
     if batch.is_terminal:
         raise BatchEnded(batch_id, batch.status)
-    if batch.job_id is None and not await services.transaction(batches.cancel_validating, caller.id, batch.id):
+    if batch.job_id is None and not await services.transaction(
+        batches.cancel_validating, caller.id, batch.id, by=caller.actor
+    ):
         batch = await _find(services, caller, batch_id)  # it has a job by now, or has failed
     if batch.job_id is not None:
-        state = await services.transaction(settling.cancel_job, caller.id, batch.job_id)
+        state = await services.transaction(settling.cancel_job, caller.id, batch.job_id, by=caller.actor)
         if state == JobState.CANCELLING:
             # The rest of a large job is the courier's.
             await services.transaction(settling.settle_open, batch.job_id, limit=services.settings.sweep_chunk)

@@ -166,6 +166,7 @@ async def create_endpoint(request: Request, caller: Caller, services: InjectedSe
         url=asked.url,
         event_types=asked.event_types,
         secret=new_webhook_secret(),
+        by=caller.actor,
     )
     return _with_secret(endpoint)
 
@@ -210,6 +211,7 @@ async def update_endpoint(
         name=asked.name,
         url=asked.url,
         event_types=asked.event_types,
+        by=caller.actor,
     )
     return EndpointObject(**EndpointObject.fields_of(_require(endpoint, endpoint_id)))
 
@@ -218,7 +220,7 @@ async def update_endpoint(
 async def delete_endpoint(endpoint_id: str, caller: Caller, services: InjectedServices) -> EndpointDeleted:
     """Forget an endpoint, with its deliveries."""
     endpoint = await _find(services, caller, endpoint_id)
-    if not await services.transaction(webhook_endpoints.delete, caller.id, endpoint.id):
+    if not await services.transaction(webhook_endpoints.delete, caller.id, endpoint.id, by=caller.actor):
         raise WebhookEndpointMissing(endpoint_id)
     return EndpointDeleted(id=endpoint_id)
 
@@ -236,6 +238,7 @@ async def rotate_secret(
         found.id,
         secret=new_webhook_secret(),
         keeps_old=bool(asked.keep_old_secret_active_for_24_hours),
+        by=caller.actor,
     )
     return _with_secret(_require(endpoint, endpoint_id))
 

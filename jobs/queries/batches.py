@@ -18,8 +18,9 @@ from uuid import UUID
 import orjson
 from sqlalchemy import Connection, Row, text
 
-from jobs.ids import new_id
-from jobs.queries import webhook_endpoints
+from jobs.ids import BATCH_PREFIX, new_id, public_id
+from jobs.queries import audit, webhook_endpoints
+from jobs.queries.audit import Actor, AuditAction
 from jobs.states import TERMINAL_JOB_STATES, JobState
 from jobs.tracing import submitting_trace
 
@@ -200,7 +201,7 @@ def is_reading(connection: Connection, file_id: UUID) -> bool:
     return found
 
 
-def cancel_validating(connection: Connection, tenant_id: UUID, batch_id: UUID) -> bool:
+def cancel_validating(connection: Connection, tenant_id: UUID, batch_id: UUID, *, by: Actor | None = None) -> bool:
     """Cancel a batch that has no job yet. False where it has one, or is at its end."""
     # The guard is the one that `publish` has, so one of the two wins.
     cancelled = connection.execute(
@@ -214,6 +215,7 @@ def cancel_validating(connection: Connection, tenant_id: UUID, batch_id: UUID) -
     if cancelled.rowcount == 0:
         return False
     webhook_endpoints.announce_batch(connection, batch_id, "batch.cancelled")
+    audit.record(connection, by, AuditAction.BATCH_CANCELLED, public_id(BATCH_PREFIX, batch_id), tenant_id=tenant_id)
     return True
 
 

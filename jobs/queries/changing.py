@@ -8,24 +8,25 @@ from sqlalchemy import Connection, text
 
 from jobs.errors import JobNotOpen
 from jobs.ids import JOB_PREFIX, public_id
-from jobs.queries import job_events
+from jobs.queries import audit, job_events
+from jobs.queries.audit import Actor, AuditAction
 from jobs.states import JobState
 
 
-def pause(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+def pause(connection: Connection, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None) -> bool:
     """Let no claim choose the job from now on; what runs goes on. False if this tenant has no such job.
 
     The completion window goes on. A job that is paused stays as it is. Raises `JobNotOpen`.
     """
-    return _set_paused(connection, tenant_id, job_id, is_paused=True)
+    return _set_paused(connection, tenant_id, job_id, is_paused=True, by=by)
 
 
-def resume(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+def resume(connection: Connection, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None) -> bool:
     """The reverse of `pause`."""
-    return _set_paused(connection, tenant_id, job_id, is_paused=False)
+    return _set_paused(connection, tenant_id, job_id, is_paused=False, by=by)
 
 
-def _set_paused(connection: Connection, tenant_id: UUID, job_id: UUID, *, is_paused: bool) -> bool:
+def _set_paused(connection: Connection, tenant_id: UUID, job_id: UUID, *, is_paused: bool, by: Actor | None) -> bool:
     state = _lock(connection, tenant_id, job_id)
     if state is None:
         return False
@@ -41,10 +42,20 @@ def _set_paused(connection: Connection, tenant_id: UUID, job_id: UUID, *, is_pau
     )
     if changed.rowcount == 1:
         job_events.add(connection, job_id, "paused" if is_paused else "resumed")
+        action = AuditAction.JOB_PAUSED if is_paused else AuditAction.JOB_RESUMED
+        audit.record(connection, by, action, public_id(JOB_PREFIX, job_id), tenant_id=tenant_id)
     return True
 
 
-def change(connection: Connection, tenant_id: UUID, job_id: UUID, *, priority: int | None, name: str | None) -> bool:
+def change(
+    connection: Connection,
+    tenant_id: UUID,
+    job_id: UUID,
+    *,
+    priority: int | None,
+    name: str | None,
+    by: Actor | None = None,
+) -> bool:
     """Set what is given. False if this tenant has no such job. Raises `JobNotOpen` for a priority that comes too late.
 
     The next claim goes by the new priority; lines that run keep the old one.
@@ -54,12 +65,18 @@ def change(connection: Connection, tenant_id: UUID, job_id: UUID, *, priority: i
         return False
     # What it has now.
     before = connection.execute(text("SELECT priority, name FROM jobs WHERE id = :job_id"), {"job_id": job_id}).one()
+    changes: dict[str, object] = {}
     if priority is not None and priority != before.priority:
         if state != JobState.IN_PROGRESS:
             raise JobNotOpen(public_id(JOB_PREFIX, job_id), state)
         job_events.add(connection, job_id, "priority", {"from": before.priority, "to": priority})
+        changes["priority"] = priority
     if name is not None and name != before.name:
         job_events.add(connection, job_id, "renamed", {"from": before.name, "to": name})
+        changes["name"] = name
+    if changes:
+        target = public_id(JOB_PREFIX, job_id)
+        audit.record(connection, by, AuditAction.JOB_CHANGED, target, tenant_id=tenant_id, detail=changes)
     # Both at once; what is not given stays.
     connection.execute(
         text(

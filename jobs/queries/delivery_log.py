@@ -9,6 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from jobs.ids import DELIVERY_PREFIX, public_id
+from jobs.queries import audit
+from jobs.queries.audit import Actor, AuditAction
+
 DeliveryStatus = Literal["pending", "delivered", "given_up"]
 
 
@@ -110,20 +114,22 @@ def _attempts(connection: Connection, delivery_ids: list[int]) -> dict[int, list
     return found
 
 
-def replay(connection: Connection, tenant_id: UUID, delivery_id: int) -> bool:
+def replay(connection: Connection, tenant_id: UUID, delivery_id: int, *, by: Actor | None = None) -> bool:
     """Make a delivery due at once, also one that was delivered or given up. False where this tenant has none such.
 
     After the last attempt of the schedule it gets one more.
     """
     # An endpoint that is disabled stays so: its owner enables it first.
-    return (
-        connection.execute(
-            text("""
-                UPDATE deliveries d SET due_at = clock_timestamp(), delivered_at = NULL, given_up = false
-                FROM webhook_endpoints w
-                WHERE d.id = :id AND w.id = d.endpoint_id AND w.tenant_id = :tenant_id AND w.disabled_at IS NULL
-            """),
-            {"id": delivery_id, "tenant_id": tenant_id},
-        ).rowcount
-        == 1
+    replayed = connection.execute(
+        text("""
+            UPDATE deliveries d SET due_at = clock_timestamp(), delivered_at = NULL, given_up = false
+            FROM webhook_endpoints w
+            WHERE d.id = :id AND w.id = d.endpoint_id AND w.tenant_id = :tenant_id AND w.disabled_at IS NULL
+        """),
+        {"id": delivery_id, "tenant_id": tenant_id},
     )
+    if replayed.rowcount == 0:
+        return False
+    target = public_id(DELIVERY_PREFIX, UUID(int=delivery_id))
+    audit.record(connection, by, AuditAction.DELIVERY_REPLAYED, target, tenant_id=tenant_id)
+    return True

@@ -11,10 +11,20 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.ids import WORKER_PREFIX, public_id
+from jobs.queries import audit
+from jobs.queries.audit import Actor, AuditAction
 from jobs.states import EndReason, Wanted
 
 ENDED_SHOWN = 3600.0  # seconds that a worker is listed after its end
 SPARK_MINUTES = 60
+
+
+_WANTED = {
+    Wanted.DRAIN: AuditAction.WORKER_DRAINED,
+    Wanted.STOP: AuditAction.WORKER_STOPPED,
+    None: AuditAction.WORKER_UNDRAINED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +105,17 @@ def get_worker(connection: Connection, worker_id: UUID) -> FleetWorker | None:
     return None if row is None else _worker(row)
 
 
-def set_wanted(connection: Connection, worker_id: UUID, wanted: Wanted | None) -> bool:
+def set_wanted(connection: Connection, worker_id: UUID, wanted: Wanted | None, *, by: Actor | None = None) -> bool:
     """Ask something of a worker, or take back what was asked. False if it has ended."""
     # Its next heartbeat brings it there.
     asked = connection.execute(
         text("UPDATE workers SET wanted = :wanted WHERE id = :id AND ended_at IS NULL"),
         {"id": worker_id, "wanted": wanted},
     )
-    return asked.rowcount == 1
+    if asked.rowcount == 0:
+        return False
+    audit.record(connection, by, _WANTED[wanted], public_id(WORKER_PREFIX, worker_id), tenant_id=None)
+    return True
 
 
 def minutes(connection: Connection, worker_ids: Collection[UUID], *, most: int) -> dict[UUID, list[WorkerMinute]]:

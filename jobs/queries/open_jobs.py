@@ -14,7 +14,8 @@ from sqlalchemy import Connection, text
 
 from jobs.errors import DuplicateCustomId, InvalidInput, JobNotFound, TooManyOpenJobs
 from jobs.ids import JOB_PREFIX, public_id
-from jobs.queries import creations, submission
+from jobs.queries import audit, creations, submission
+from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.creations import Claim
 from jobs.requests import JobOptions, StagedLine
 
@@ -118,13 +119,14 @@ def finalize(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     return submission.publish(connection, job_id)
 
 
-def give_up(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+def give_up(connection: Connection, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None) -> bool:
     """Forget a job that takes lines, with those it has. False if the tenant has no such job."""
     try:
         _lock(connection, tenant_id, job_id)
     except JobNotFound:
         return False
     submission.abandon(connection, job_id)
+    audit.record(connection, by, AuditAction.JOB_DELETED, public_id(JOB_PREFIX, job_id), tenant_id=tenant_id)
     return True
 
 

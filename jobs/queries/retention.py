@@ -6,6 +6,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.ids import JOB_PREFIX, public_id
+from jobs.queries import audit
+from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.planner import avoid_scans
 
 
@@ -26,7 +29,7 @@ def waiting_jobs(connection: Connection, *, limit: int) -> list[tuple[UUID, str]
     return [(row.id, row.model) for row in rows]
 
 
-def delete_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+def delete_job(connection: Connection, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None) -> bool:
     """Hide a job at its end; `remove_deleted` removes its rows. False if there is none to hide."""
     # Only the owner's, and only a job that ended.
     hidden = connection.execute(
@@ -36,7 +39,10 @@ def delete_job(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
         """),
         {"job_id": job_id, "tenant_id": tenant_id},
     )
-    return hidden.rowcount == 1
+    if hidden.rowcount == 0:
+        return False
+    audit.record(connection, by, AuditAction.JOB_DELETED, public_id(JOB_PREFIX, job_id), tenant_id=tenant_id)
+    return True
 
 
 def collect_abandoned(connection: Connection, *, staging_timeout: float, open_job_expiry: float) -> int:

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, text
 
 from jobs.errors import PromptsGone
 from jobs.ids import JOB_PREFIX, public_id
-from jobs.queries import job_events
+from jobs.queries import audit, job_events
+from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.lines import Filter
 from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import lock_jobs
@@ -128,7 +129,7 @@ def read(connection: Connection, parent: UUID, lines: Sequence[int]) -> list[Sou
     return [found[line] for line in lines]
 
 
-def bind(connection: Connection, parent: UUID, child: UUID, *, lines: int) -> None:
+def bind(connection: Connection, tenant_id: UUID, parent: UUID, child: UUID, *, lines: int, by: Actor | None) -> None:
     """Tie a child that is about to be published to its parent; it has the parent's webhook unless it has its own."""
     lock_jobs(connection, [parent])
     connection.execute(
@@ -142,4 +143,7 @@ def bind(connection: Connection, parent: UUID, child: UUID, *, lines: int) -> No
         """),
         {"child": child, "parent": parent},
     )
-    job_events.add(connection, parent, "retried", {"job": public_id(JOB_PREFIX, child), "lines": lines})
+    detail = {"job": public_id(JOB_PREFIX, child), "lines": lines}
+    job_events.add(connection, parent, "retried", detail)
+    target = public_id(JOB_PREFIX, parent)
+    audit.record(connection, by, AuditAction.JOB_RETRIED, target, tenant_id=tenant_id, detail=detail)

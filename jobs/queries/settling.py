@@ -17,8 +17,9 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.fingerprints import Failure
-from jobs.ids import new_id
-from jobs.queries import failures, job_events
+from jobs.ids import JOB_PREFIX, new_id, public_id
+from jobs.queries import audit, failures, job_events
+from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.planner import force_index_scans
 from jobs.states import JobState, RequestState
 from jobs.tables.fleet import NO_WORKER
@@ -227,10 +228,10 @@ def _end_jobs(connection: Connection, job_ids: Sequence[UUID]) -> tuple[UUID, ..
     )
 
 
-def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID, *, by_operator: bool = False) -> JobState | None:
+def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID, *, by: Actor | None = None) -> JobState | None:
     """Ask a job to stop. Returns its state after that, None if this tenant has no such job.
 
-    `by_operator`: another tenant's operator asks, which the job's timeline tells its owner.
+    Where another tenant's operator asks, the job's timeline tells its owner.
 
     A job at its end stays as it is. Open requests are settled by `settle_open`, one chunk in each transaction.
     """
@@ -250,7 +251,8 @@ def cancel_job(connection: Connection, tenant_id: UUID, job_id: UUID, *, by_oper
         text("UPDATE jobs SET state = 'cancelling', cancelling_at = clock_timestamp() WHERE id = :job_id"),
         {"job_id": job_id},
     )
-    if by_operator:
+    audit.record(connection, by, AuditAction.JOB_CANCELLED, public_id(JOB_PREFIX, job_id), tenant_id=tenant_id)
+    if by is not None and by.is_foreign_to(tenant_id):
         job_events.add(connection, job_id, "cancelled_by_operator")
     return JobState.CANCELLING
 

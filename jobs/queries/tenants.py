@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,8 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from jobs.ids import new_id
+from jobs.ids import KEY_PREFIX, new_id, public_id
 from jobs.keys import new_webhook_secret
+from jobs.queries import audit
+from jobs.queries.audit import COMMAND_LINE, Actor, AuditAction
 from jobs.roles import Role
 
 
@@ -35,6 +37,11 @@ class Principal(Tenant):
     def scope(self) -> UUID | None:
         """The tenant whose rows this key sees, or None: those of all tenants."""
         return None if self.role is Role.OPERATOR else self.id
+
+    @property
+    def actor(self) -> Actor:
+        """Who the audit log says it was."""
+        return Actor(self.id, self.key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +94,14 @@ def list_weights(connection: Connection) -> list[TenantWeight]:
 def set_weight(connection: Connection, name: str, weight: int) -> bool:
     """Set a tenant's weight, from 1 to `jobs.tables.tenants.MAX_WEIGHT`. False if there is no such tenant."""
     # Counts from the next claim on.
-    changed = connection.execute(
-        text("UPDATE tenants SET weight = :weight WHERE name = :name"), {"name": name, "weight": weight}
-    )
-    return changed.rowcount == 1
+    tenant_id = connection.execute(
+        text("UPDATE tenants SET weight = :weight WHERE name = :name RETURNING id"), {"name": name, "weight": weight}
+    ).scalar()
+    if tenant_id is None:
+        return False
+    detail = {"weight": weight}
+    audit.record(connection, COMMAND_LINE, AuditAction.TENANT_WEIGHTED, name, tenant_id=tenant_id, detail=detail)
+    return True
 
 
 def add_key(
@@ -102,10 +113,11 @@ def add_key(
     digest: bytes,
     role: Role = Role.READ_WRITE,
     expires_at: datetime | None = None,
+    by: Actor | None = None,
 ) -> UUID | None:
     """Store a key's digest. Returns its id, or None if that very key exists already."""
     # The digest is unique: creating the operator's own first key again, at every start, does nothing.
-    return connection.execute(
+    key_id: UUID | None = connection.execute(
         text("""
             INSERT INTO api_keys (id, tenant_id, name, role, hint, digest, expires_at)
             VALUES (:id, :tenant_id, :name, :role, :hint, :digest, :expires_at)
@@ -122,6 +134,11 @@ def add_key(
             "expires_at": expires_at,
         },
     ).scalar()
+    if key_id is not None:
+        detail = {"name": name, "hint": hint, "role": role}
+        target = public_id(KEY_PREFIX, key_id)
+        audit.record(connection, by, AuditAction.KEY_CREATED, target, tenant_id=tenant_id, detail=detail)
+    return key_id
 
 
 # Revoked and expired keys match nothing.
@@ -213,22 +230,29 @@ def get_key(connection: Connection, tenant_id: UUID | None, key_id: UUID) -> Api
     return None if row is None else _api_key(row)
 
 
-def create_key(connection: Connection, tenant: str, *, name: str, role: Role, hint: str, digest: bytes) -> ApiKey:
+def create_key(
+    connection: Connection, tenant: str, *, name: str, role: Role, hint: str, digest: bytes, by: Actor
+) -> ApiKey:
     """Store a new key of a tenant, which is made, too."""
     owner = ensure_tenant(connection, tenant, new_webhook_secret())
-    key_id = add_key(connection, owner.id, name=name, role=role, hint=hint, digest=digest)
+    key_id = add_key(connection, owner.id, name=name, role=role, hint=hint, digest=digest, by=by)
     created = None if key_id is None else get_key(connection, owner.id, key_id)
     assert created is not None, "192 random bits came twice"
     return created
 
 
-def revoke_key_by_id(connection: Connection, key_id: UUID) -> ApiKey:
+# What the audit log says of a key that was revoked.
+_REVOKED = "RETURNING id, tenant_id, name, hint"
+
+
+def revoke_key_by_id(connection: Connection, key_id: UUID, *, by: Actor) -> ApiKey:
     """Revoke one key. One that was revoked before keeps its time."""
     # The first revocation counts.
-    connection.execute(
-        text("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = :id AND revoked_at IS NULL"),
+    rows = connection.execute(
+        text(f"UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = :id AND revoked_at IS NULL {_REVOKED}"),
         {"id": key_id},
     )
+    _record_revoked(connection, rows, by)
     revoked = get_key(connection, None, key_id)
     assert revoked is not None, "keys are never deleted"
     return revoked
@@ -237,13 +261,23 @@ def revoke_key_by_id(connection: Connection, key_id: UUID) -> ApiKey:
 def revoke_key(connection: Connection, beginning: str) -> int:
     """Revoke the keys whose hint `beginning` starts with: the hint, or more of the key. Returns how many were live."""
     # A key that was revoked before keeps its time.
-    return connection.execute(
-        text("""
+    rows = connection.execute(
+        text(f"""
             UPDATE api_keys SET revoked_at = clock_timestamp()
-            WHERE starts_with(:beginning, hint) AND revoked_at IS NULL
+            WHERE starts_with(:beginning, hint) AND revoked_at IS NULL {_REVOKED}
         """),
         {"beginning": beginning},
-    ).rowcount
+    )
+    return _record_revoked(connection, rows, COMMAND_LINE)
+
+
+def _record_revoked(connection: Connection, rows: Iterable[Row[Any]], by: Actor) -> int:
+    revoked = list(rows)
+    for key in revoked:
+        detail = {"name": key.name, "hint": key.hint}
+        target = public_id(KEY_PREFIX, key.id)
+        audit.record(connection, by, AuditAction.KEY_REVOKED, target, tenant_id=key.tenant_id, detail=detail)
+    return len(revoked)
 
 
 def add_login_code(connection: Connection, key_digest: bytes, code_digest: bytes, *, seconds: float) -> bool:

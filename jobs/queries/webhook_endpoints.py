@@ -5,7 +5,7 @@ A rotated secret may go on for a while: deliveries are signed with both until it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,8 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from jobs.ids import new_id
-from jobs.queries import milestones
+from jobs.ids import ENDPOINT_PREFIX, new_id, public_id
+from jobs.queries import audit, milestones
+from jobs.queries.audit import Actor, AuditAction
 
 EVENT_TYPES = (
     *("batch.completed", "batch.failed", "batch.expired", "batch.cancelled"),
@@ -43,7 +44,14 @@ def _endpoint(row: Row[Any] | None) -> Endpoint | None:
 
 
 def create(
-    connection: Connection, tenant_id: UUID, *, name: str, url: str, event_types: Sequence[str], secret: str
+    connection: Connection,
+    tenant_id: UUID,
+    *,
+    name: str,
+    url: str,
+    event_types: Sequence[str],
+    secret: str,
+    by: Actor | None = None,
 ) -> Endpoint:
     """An endpoint that gets the tenant's events of these types from now on."""
     # Several may have the same URL.
@@ -62,6 +70,7 @@ def create(
             "secret": secret,
         },
     ).one()
+    _record(connection, by, AuditAction.ENDPOINT_CREATED, tenant_id, row.id, {"name": name, "url": url})
     return Endpoint(**row._mapping)
 
 
@@ -105,67 +114,94 @@ def update(
     name: str | None,
     url: str | None,
     event_types: Sequence[str] | None,
+    by: Actor | None = None,
 ) -> Endpoint | None:
     """Change what is not None, and enable the endpoint again. None where there is no such endpoint."""
     # An endpoint that answered 410 is disabled until its owner says otherwise.
-    return _endpoint(
-        connection.execute(
-            text("""
-                UPDATE webhook_endpoints
-                SET name = coalesce(:name, name), url = coalesce(:url, url),
-                    event_types = coalesce(CAST(:event_types AS text[]), event_types),
-                    disabled_at = NULL, updated_at = clock_timestamp()
-                WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL
-                RETURNING id, name, url, event_types, secret, created_at, updated_at, disabled_at
-            """),
-            {
-                "id": endpoint_id,
-                "tenant_id": tenant_id,
-                "name": name,
-                "url": url,
-                "event_types": None if event_types is None else list(event_types),
-            },
-        ).one_or_none()
-    )
+    row = connection.execute(
+        text("""
+            UPDATE webhook_endpoints
+            SET name = coalesce(:name, name), url = coalesce(:url, url),
+                event_types = coalesce(CAST(:event_types AS text[]), event_types),
+                disabled_at = NULL, updated_at = clock_timestamp()
+            WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL
+            RETURNING id, name, url, event_types, secret, created_at, updated_at, disabled_at
+        """),
+        {
+            "id": endpoint_id,
+            "tenant_id": tenant_id,
+            "name": name,
+            "url": url,
+            "event_types": None if event_types is None else list(event_types),
+        },
+    ).one_or_none()
+    if row is not None:
+        given = {"name": name, "url": url, "event_types": None if event_types is None else " ".join(event_types)}
+        changes = {field: value for field, value in given.items() if value is not None}
+        _record(connection, by, AuditAction.ENDPOINT_CHANGED, tenant_id, endpoint_id, changes)
+    return _endpoint(row)
 
 
 def rotate_secret(
-    connection: Connection, tenant_id: UUID, endpoint_id: UUID, *, secret: str, keeps_old: bool
+    connection: Connection,
+    tenant_id: UUID,
+    endpoint_id: UUID,
+    *,
+    secret: str,
+    keeps_old: bool,
+    by: Actor | None = None,
 ) -> Endpoint | None:
     """Sign with a new secret; with the old one beside it for a day if `keeps_old`. None where there is none."""
     # One old secret at a time: a second rotation ends the first's.
-    return _endpoint(
-        connection.execute(
-            text("""
-                UPDATE webhook_endpoints
-                SET old_secret = CASE WHEN :keeps_old THEN secret END,
-                    old_secret_until = CASE WHEN :keeps_old
-                                            THEN clock_timestamp() + make_interval(secs => :seconds) END,
-                    secret = :secret, updated_at = clock_timestamp()
-                WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL
-                RETURNING id, name, url, event_types, secret, created_at, updated_at, disabled_at
-            """),
-            {
-                "id": endpoint_id,
-                "tenant_id": tenant_id,
-                "secret": secret,
-                "keeps_old": keeps_old,
-                "seconds": OLD_SECRET_SECONDS,
-            },
-        ).one_or_none()
-    )
+    row = connection.execute(
+        text("""
+            UPDATE webhook_endpoints
+            SET old_secret = CASE WHEN :keeps_old THEN secret END,
+                old_secret_until = CASE WHEN :keeps_old
+                                        THEN clock_timestamp() + make_interval(secs => :seconds) END,
+                secret = :secret, updated_at = clock_timestamp()
+            WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL
+            RETURNING id, name, url, event_types, secret, created_at, updated_at, disabled_at
+        """),
+        {
+            "id": endpoint_id,
+            "tenant_id": tenant_id,
+            "secret": secret,
+            "keeps_old": keeps_old,
+            "seconds": OLD_SECRET_SECONDS,
+        },
+    ).one_or_none()
+    if row is not None:
+        _record(connection, by, AuditAction.ENDPOINT_ROTATED, tenant_id, endpoint_id, {"name": row.name})
+    return _endpoint(row)
 
 
-def delete(connection: Connection, tenant_id: UUID, endpoint_id: UUID) -> bool:
+def delete(connection: Connection, tenant_id: UUID, endpoint_id: UUID, *, by: Actor | None = None) -> bool:
     """Forget an endpoint, with its deliveries and their log. False where there is none."""
     # Deliveries go with the row.
-    return (
-        connection.execute(
-            text("DELETE FROM webhook_endpoints WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL"),
-            {"id": endpoint_id, "tenant_id": tenant_id},
-        ).rowcount
-        == 1
-    )
+    row = connection.execute(
+        text("""
+            DELETE FROM webhook_endpoints WHERE id = :id AND tenant_id = :tenant_id AND event_types IS NOT NULL
+            RETURNING name, url
+        """),
+        {"id": endpoint_id, "tenant_id": tenant_id},
+    ).one_or_none()
+    if row is None:
+        return False
+    _record(connection, by, AuditAction.ENDPOINT_REMOVED, tenant_id, endpoint_id, {"name": row.name, "url": row.url})
+    return True
+
+
+def _record(
+    connection: Connection,
+    by: Actor | None,
+    action: AuditAction,
+    tenant_id: UUID,
+    endpoint_id: UUID,
+    detail: Mapping[str, object],
+) -> None:
+    target = public_id(ENDPOINT_PREFIX, endpoint_id)
+    audit.record(connection, by, action, target, tenant_id=tenant_id, detail=detail)
 
 
 def announce_batch(connection: Connection, batch_id: UUID, event_type: str) -> None:

@@ -1,9 +1,9 @@
 """The tables. Migrations make them (`make check` compares the two); `jobs.queries` is the only code that uses them."""
 
-from jobs.tables import files, fleet, jobs, tenants, webhooks
+from jobs.tables import audit, files, fleet, jobs, tenants, webhooks
 from jobs.tables.schema import metadata
 
-__all__ = ["files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
+__all__ = ["audit", "files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
 
 #   tenants ─┬─ api_keys ── login_codes         a link that logs a page in, once
 #            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
@@ -13,6 +13,7 @@ __all__ = ["files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
 #            ├─ webhook_endpoints ─────────────┘
 #            ├─ idempotency_keys
 #            ├─ creations                     what requests made that may be sent again
+#            ├─ audit                         who changed what
 #            ├─ batches ── files               of results; a batch has a job once its input is valid
 #            ├─ files                          contents lie in the file store, by id
 #            └─ uploads ── upload_parts        files that come in parts

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from jobs.queries import tenants
 from jobs.queries.retention import delete_job
 from jobs.settings import Settings
 from tests.support.rows import Rows
@@ -36,6 +37,18 @@ def test_delete_old_removes_workers_of_long_ago(rows: Rows) -> None:
     rows.execute(statement, age=WORKERS_KEPT - 60, id=lately)
     maintenance(rows).delete_old(threading.Event())
     assert {row.id for row in rows.query("SELECT id FROM workers")} == {lately, alive}
+
+
+def test_delete_old_removes_audit_entries_past_their_retention(rows: Rows) -> None:
+    name = rows.tenant().name
+    with rows.database.begin() as connection:
+        for weight in (1, 2):
+            assert tenants.set_weight(connection, name, weight)
+    rows.execute(
+        "UPDATE audit SET at = at - interval '1 hour' WHERE detail = CAST(:first AS jsonb)", first='{"weight": 1}'
+    )
+    maintenance(rows, audit_retention=1800.0).delete_old(threading.Event())
+    assert [row.detail for row in rows.query("SELECT detail FROM audit")] == [{"weight": 2}]
 
 
 def test_delete_old_reports_the_retries_that_end_with_a_deleted_job(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
 from jobs.queries import (
+    audit,
     batches,
     creations,
     explaining,
@@ -54,7 +55,7 @@ class Maintenance:
 
     rescue_stalled                  requests of workers whose lease is over wait again, or are given up
     settle_cancelled_and_expired    open requests of jobs that are cancelled or out of time are settled
-    delete_old                      cut uploads, jobs past their retention, rows of deleted jobs, old workers
+    delete_old                      cut uploads, jobs past their retention, rows of deleted jobs, old workers, audit
     announce_milestones             webhooks that subscribed hear how far jobs are, and which stand still
     notify_waiting                  workers of models with waiting requests may have missed a notification
     """
@@ -128,6 +129,7 @@ class Maintenance:
             batches.retire(connection, retention=self._settings.retention)
             creations.forget_expired(connection)
             webhook_endpoints.forget_tests(connection, retention=self._settings.retention)
+            audit.forget_old(connection, retention=self._settings.audit_retention)
         with self._database.begin() as connection:
             retention.forget_workers(connection, retention=WORKERS_KEPT)
             retention.forget_minutes(connection, retention=MINUTES_KEPT)
