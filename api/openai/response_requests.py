@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.openai.strict_schemas import in_strict_mode
 from jobs.errors import InvalidInput, UnsupportedContent
 
 Document = Mapping[str, Any]
@@ -93,6 +94,8 @@ class ResponseRequest:
     def of(cls, body: Document) -> ResponseRequest:
         """Raises `InvalidInput` that names the field. `model` and `stream` are left to the caller."""
         given = {name: value for name, value in body.items() if value is not None and name not in _OUTER}
+        if isinstance(given.get("tools"), list):
+            given["tools"] = [_strict_by_default(tool) for tool in given["tools"]]
         request = cls()
         request.chat["messages"] = request._messages(given)
         for name, value in given.items():
@@ -229,6 +232,14 @@ def _tools(tools: object) -> dict[str, Any]:
             raise InvalidInput("no such field, or not supported here", param=f"tools[{place}].{min(unknown)[:100]}")
         found.append({"type": "function", "function": function})
     return {"tools": found} if found else {}
+
+
+def _strict_by_default(tool: object) -> object:
+    """A function that leaves `strict` out is strict where its schema can be; what is no function stays as it is."""
+    if not isinstance(tool, dict) or tool.get("type") != "function" or tool.get("strict") is not None:
+        return tool
+    parameters = in_strict_mode(tool.get("parameters"))
+    return {**tool, "strict": False} if parameters is None else {**tool, "strict": True, "parameters": parameters}
 
 
 def _tool_choice(choice: object) -> dict[str, Any]:

@@ -5,7 +5,8 @@ response.created, .in_progress
     .output_item.added, .function_call_arguments.delta, .done, .output_item.done
 response.completed, .incomplete or .failed
 
-Items stand in the order of their first events. A message is open to the end, because text may follow a call.
+Items stand in the order of their first events, and one ends before the next begins. Text after a call begins another
+message.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class ResponseShape:
         if delta.get("content"):
             events += self._end("reasoning") + self._grow("message", delta["content"])
         for call in delta.get("tool_calls") or ():
-            events += self._end("reasoning") + self._call(call)
+            events += self._end("reasoning") + self._end("message") + self._call(call)
         return events
 
     def _add(self, item: dict[str, Any]) -> bytes:
@@ -157,7 +158,8 @@ class ResponseShape:
             part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
             return {"id": f"rs_{self.name}", "type": kind, "summary": [], "content": [part]}
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return {"id": f"msg_{self.name}", "type": kind, "role": "assistant", "content": [part]}
+        again = f"_{len(self._output)}" if any(item["type"] == kind for item in self._output) else ""
+        return {"id": f"msg_{self.name}{again}", "type": kind, "role": "assistant", "content": [part]}
 
     def _call(self, call: Mapping[str, Any]) -> bytes:
         place, function = len(self._output), call["function"]

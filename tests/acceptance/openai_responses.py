@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from openai.types.responses import Response, ResponseFunctionToolCall, ResponseOutputMessage
+from openai.types.responses import FunctionTool, Response, ResponseFunctionToolCall, ResponseOutputMessage
 from pydantic import BaseModel
 
 from cli.models import DEMO
@@ -113,6 +113,20 @@ class TestResponses:
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(input=[*asked, *whole.output], tools=[TOOL], **GREEDY)
         assert caught.value.param == "input[1]"
+
+    def test_call_of_a_function_without_strict_has_all_arguments(self, client: openai.OpenAI) -> None:
+        parameters = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"enum": [2]}}, "required": ["a"]}
+        tool: Any = {"type": "function", "name": "f", "parameters": parameters}
+        choice: Any = {"type": "function", "name": "f"}
+        made = client.responses.create(input="1 + 1 =", tools=[tool], tool_choice=choice, **GREEDY)
+        (call,), (shown,) = made.output, made.tools
+        assert isinstance(call, ResponseFunctionToolCall)
+        assert isinstance(shown, FunctionTool)
+        assert json.loads(call.arguments) == {"a": 1, "b": 2}
+        assert (shown.strict, shown.parameters) == (
+            True,
+            {**parameters, "required": ["a", "b"], "additionalProperties": False},
+        )
 
     def test_batch_of_responses_answers_with_responses(self, client: openai.OpenAI) -> None:
         bodies: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 import openai
+import orjson
 import pytest
 from openai.types.responses import Response
 
@@ -74,8 +75,9 @@ def test_client_puts_reasoning_text_and_calls_together() -> None:
         {"content": "i", "finish_reason": "tool_calls"},
     )
     made = read(events, final)
-    assert [item.type for item in made.output] == ["reasoning", "message", "function_call"]
-    assert [item.status for item in made.output] == ["completed"] * 3
+    assert [item.type for item in made.output] == ["reasoning", "message", "function_call", "message"]
+    assert [item.status for item in made.output] == ["completed"] * 4
+    assert len({item.id for item in made.output}) == 4
     assert made.output[0].content[0].text == "Let me."
     assert made.output_text == "Hi"
     assert made.output[1].content[0].logprobs[0].to_dict() == LOGPROB
@@ -113,6 +115,24 @@ def test_reasoning_ends_before_the_message_begins() -> None:
             ]
         )
     ]
+
+
+def test_item_of_a_stream_ends_before_the_next_begins() -> None:
+    events = read(
+        streamed(
+            {"reasoning_content": "Let me."},
+            {"content": "H"},
+            {"tool_calls": [CALL, CALL]},
+            {"content": "i", "finish_reason": "tool_calls"},
+        ),
+        every_event,
+    )
+    kinds = ("response.output_item.added", "response.output_item.done")
+    told = [(event.type, event.output_index) for event in events if event.type in kinds]
+    assert told == [(kind, place) for place in range(5) for kind in kinds]
+    # An item that has ended is as the whole response has it.
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done == events[-1].response.output
 
 
 def test_whole_answer_is_that_of_its_stream() -> None:
@@ -249,6 +269,49 @@ def test_wrong_field_has_its_name_in_the_request(asked: dict[str, Any], param: s
     with pytest.raises(InvalidInput) as caught:
         read_request({"model": "demo", **({} if asked == {} else {"input": "a"}), **asked}, "/v1/responses", 1, MODEL)
     assert caught.value.param == param
+
+
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "unit": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+    "required": ["x"],
+}
+STRICT_POINT = {**POINT, "required": ["x", "unit"], "additionalProperties": False}
+
+
+def tools_of(**function: Any) -> tuple[Any, Any]:
+    """Of a request with one tool: the tool as it is stored for the worker, and as the response shows it."""
+    tool = {"type": "function", "name": "f", **function}
+    asked = read_request({"input": "a", "tools": [tool]}, "/v1/responses", 1, MODEL)
+    (stored,), (shown,) = orjson.loads(asked.line.body)["tools"], asked.repeated["tools"]
+    return stored, shown
+
+
+@pytest.mark.parametrize("left_out", [{}, {"strict": None}])
+def test_function_without_strict_is_strict(left_out: dict[str, None]) -> None:
+    stored, shown = tools_of(parameters=POINT, **left_out)
+    assert stored == {"type": "function", "function": {"name": "f", "parameters": STRICT_POINT}, "strict": True}
+    assert shown == {"type": "function", "name": "f", "parameters": STRICT_POINT, "strict": True}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_function_that_says_whether_it_is_strict_keeps_its_schema(strict: bool) -> None:
+    stored, shown = tools_of(parameters=POINT, strict=strict)
+    assert stored["function"]["parameters"] == shown["parameters"] == POINT
+    assert stored.get("strict", False) is shown["strict"] is strict
+
+
+def test_function_whose_schema_has_no_strict_form_is_not_strict() -> None:
+    open_object = {"type": "object", "additionalProperties": {"type": "string"}}
+    stored, shown = tools_of(parameters=open_object)
+    assert stored == {"type": "function", "function": {"name": "f", "parameters": open_object}}
+    assert shown == {"type": "function", "name": "f", "parameters": open_object, "strict": False}
+
+
+def test_function_without_parameters_takes_none() -> None:
+    stored, _ = tools_of()
+    assert stored["strict"] is True
+    assert (stored["function"]["parameters"]["properties"], stored["function"]["parameters"]["required"]) == ({}, [])
 
 
 def test_what_means_nothing_here_is_accepted() -> None:
