@@ -253,13 +253,14 @@ class Engine:
 
     # What it is doing
 
-    def num_requests_wanted(self) -> int:
+    def num_requests_wanted(self, *, ahead: int = 0) -> int:
         """How many more typical requests the engine would like to have queued; 0 when it has enough.
 
         From the KV blocks that a forecast of the running requests leaves, by the lengths that requests turned out to
-        have, plus some to fill the places of those about to finish, minus what waits already.
+        have, plus some to fill the places of those about to finish, minus what waits already. `ahead`: sequences that
+        may finish before the caller can add more.
         """
-        return max(0, self.scheduler.free_capacity() - self._grammars.num_sequences)
+        return max(0, self.scheduler.free_capacity(ahead) - self._grammars.num_sequences)
 
     def running_request_ids(self) -> set[str]:
         """Requests with a sequence in the batch. May be called from any thread."""

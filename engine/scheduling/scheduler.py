@@ -222,23 +222,24 @@ class Scheduler:
         place = bisect.bisect_left(self.running, sequence.key, key=lambda s: s.key)
         del self.running[place]
 
-    def free_capacity(self) -> int:
+    def free_capacity(self, ahead: int = 0) -> int:
         """How many more typical sequences the queue could take in.
 
         What would fit into the batch now, by the forecast, and a quarter more, so that slots which come free
-        before the next call are filled at once; less what waits already.
+        before the next call are filled at once; less what waits already. Where `ahead` is more than the quarter it
+        takes its place, up to a whole batch.
         """
         free_slots = max(0, self.max_batch_slots - len(self.running))
-        if len(self.waiting) >= self._ahead(free_slots):
+        if len(self.waiting) >= self._target(free_slots, ahead):
             return 0
         typical = self.blocks.blocks_for(int(self.lengths.mean_prompt + self.lengths.mean_output) + 1)
         peak = AdmissionForecast(self.running, self.blocks, self.lengths).peak
         fitting = max(0 if self.running else 1, int(self.blocks.num_blocks - peak) // typical)
-        return max(0, self._ahead(min(free_slots, fitting)) - len(self.waiting))
+        return max(0, self._target(min(free_slots, fitting), ahead) - len(self.waiting))
 
-    def _ahead(self, joining: int) -> int:
-        """How many sequences should be queued when so many could join the batch."""
-        return joining + ceil_div(len(self.running) + joining, 4)
+    def _target(self, joining: int, ahead: int) -> int:
+        """How many sequences should be queued when so many could join the batch, and `ahead` more may follow them."""
+        return joining + max(ceil_div(len(self.running) + joining, 4), min(ahead, self.max_batch_slots))
 
     def check(self) -> None:
         """Audit queue, batch and blocks between steps; raises AssertionError."""

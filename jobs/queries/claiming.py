@@ -129,13 +129,14 @@ def claim(
     if suspect is not None:
         if not is_idle:
             return Claim((), wants_idle=True)
-        alone = _take(connection, worker_id, {suspect: 1}, deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
+        alone = _take(connection, worker_id, [(suspect, 1)], deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
         if alone:
-            waits.note_claim(connection, worker_id, model, {suspect: 1})
+            waits.note_claim(connection, worker_id, model, {suspect.job_id: 1})
             return Claim(alone, is_solo=True)
     queue = read_queue(connection, model, solo_after_deaths)
-    places = queue.places(limit, live_limit)
-    taken = _take(connection, worker_id, places, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
+    candidates = {candidate.job_id: candidate for candidate in queue.candidates}
+    chosen = [(candidates[job_id], places) for job_id, places in queue.places(limit, live_limit).items()]
+    taken = _take(connection, worker_id, chosen, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
     fresh = {candidate.job_id: candidate for candidate in queue.candidates if candidate.is_fresh}
     first_of = {request.job_id for request in taken if request.job_id in fresh}
     if shown := [job_id for job_id in first_of if not fresh[job_id].is_live]:
@@ -288,12 +289,12 @@ def _running_requests(connection: Connection) -> dict[UUID, tuple[UUID, int]]:
     return {row.job_id: (row.tenant_id, row.requests) for row in rows}
 
 
-def suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> UUID | None:
-    """A claimable job with a request that must run alone."""
+def suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> Candidate | None:
+    """A claimable job with a request that must run alone, which is what waits of it."""
     # `deaths > 0` selects the partial index of the few requests that saw a worker die.
-    suspect: UUID | None = connection.execute(
+    suspect = connection.execute(
         text("""
-            SELECT r.job_id
+            SELECT r.job_id, j.tenant_id, j.is_live
             FROM requests r JOIN jobs j ON j.id = r.job_id
             WHERE r.state = 'pending' AND r.deaths > 0 AND r.deaths >= :solo_after_deaths
               AND j.model = :model AND j.state = 'in_progress' AND j.ended_at IS NULL AND j.paused_at IS NULL
@@ -302,23 +303,23 @@ def suspect_job(connection: Connection, model: str, solo_after_deaths: int) -> U
             LIMIT 1
         """),
         {"model": model, "solo_after_deaths": solo_after_deaths},
-    ).scalar()
-    return suspect
+    ).one_or_none()
+    return None if suspect is None else Candidate(suspect.job_id, suspect.tenant_id, 1, suspect.is_live)
 
 
 def _take(
     connection: Connection,
     worker_id: UUID,
-    places: Mapping[UUID, int],
+    chosen: Sequence[tuple[Candidate, int]],
     *,
     deaths: tuple[int, int],
     max_bytes: int | None,
 ) -> tuple[ClaimedRequest, ...]:
-    """Claim up to `places[job_id]` requests of each job, in the order of `places`.
+    """Claim up to so many requests of each job, in the order of `chosen`.
 
     Their deaths are within `[deaths[0], deaths[1])`. The last one reaches `max_bytes`.
     """
-    if not places:
+    if not chosen:
         return ()
     # Lock rows in prefix order, so that prompts which begin alike meet in one engine, skipping rows that another claim
     # holds; read each body by its whole key (decision 0010 on `BETWEEN … LIMIT 1`); update those that begin before
@@ -352,23 +353,22 @@ def _take(
                                       claimed_at = statement_timestamp()
                 FROM measured m
                 WHERE r.ctid = m.row AND (CAST(:max_bytes AS bigint) IS NULL OR m.start < :max_bytes)
-                RETURNING r.job_id, r.line, r.epoch, r.prefix, m.turn, m.body
+                RETURNING m.turn, r.prefix, r.line, r.epoch, m.body
             )
-            SELECT t.job_id, t.line, t.epoch, j.tenant_id, t.body, j.is_live
-            FROM taken t JOIN jobs j ON j.id = t.job_id
-            ORDER BY t.turn, t.prefix, t.line
+            SELECT turn, line, epoch, body FROM taken ORDER BY turn, prefix, line
         """),
         {
             "worker_id": worker_id,
-            "job_ids": list(places),
-            "places": list(places.values()),
+            "job_ids": [job.job_id for job, _ in chosen],
+            "places": [places for _, places in chosen],
             "fewest": deaths[0],
             "most": deaths[1],
             "max_bytes": max_bytes,
         },
         execution_options=BINARY_RESULTS,
     )
-    return tuple(
-        ClaimedRequest(job_id, line, epoch, worker_id, tenant_id, body, is_live)
-        for job_id, line, epoch, tenant_id, body, is_live in rows
-    )
+    claimed = []
+    for turn, line, epoch, body in rows:
+        job, _ = chosen[turn - 1]
+        claimed.append(ClaimedRequest(job.job_id, line, epoch, worker_id, job.tenant_id, body, job.is_live))
+    return tuple(claimed)

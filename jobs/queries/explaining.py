@@ -77,7 +77,8 @@ def read_model_queue(connection: Connection, model: str, *, limit: int, solo_aft
         """),
         {"model": model},
     ).one()
-    suspect = claiming.suspect_job(connection, model, solo_after_deaths)
+    alone = claiming.suspect_job(connection, model, solo_after_deaths)
+    suspect = None if alone is None else alone.job_id
     queue = claiming.read_queue(connection, model, solo_after_deaths)
     places = queue.places(limit) if suspect is None else {suspect: 1}
     by_tenant: dict[UUID, list[Candidate]] = defaultdict(list)

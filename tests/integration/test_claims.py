@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from jobs.queries import settling
 from jobs.queries.claiming import ClaimedRequest
@@ -17,6 +18,7 @@ from jobs.queries.settling import ClaimToken
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows, answered
+from worker.generation import claim_loop as claim_loop_module
 from worker.generation import heartbeat as heartbeat_module
 from worker.generation import lease as lease_module
 from worker.generation import writer as writer_module
@@ -129,6 +131,50 @@ def test_requests_of_a_cancelled_job_are_aborted(rows: Rows) -> None:
     rows.settle_due()
     loop._reconcile_claims()
     assert [request.job_id for request in consumer.requests] == [kept, kept]
+
+
+def test_claims_are_reconciled_once_a_poll_and_after_news(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, times = 100.0, 0
+
+    def reconcile() -> None:
+        nonlocal times
+        times += 1
+
+    loop = claim_loop(rows, lease_of(rows.worker()), Consumer())
+    monkeypatch.setattr(claim_loop_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(loop, "_reconcile_claims", reconcile)
+    loop._reconcile_where_due()
+    loop._reconcile_where_due()
+    assert times == 1
+    loop.claim_again_if_more()
+    loop._reconcile_where_due()
+    assert times == 1
+    loop.notify()
+    loop._reconcile_where_due()
+    assert times == 2
+    now += 0.1  # more than the poll's interval
+    loop._reconcile_where_due()
+    assert times == 3
+
+
+def test_claims_are_reconciled_after_an_error(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its transaction may have been committed."""
+    monkeypatch.setattr(claim_loop_module, "time", SimpleNamespace(monotonic=lambda: 100.0))  # no other poll is due
+    job_id, worker_id = rows.job(2), rows.worker()
+    consumer = Consumer(10)
+    loop = claim_loop(rows, lease_of(worker_id), consumer)
+
+    def lose_the_answer() -> None:
+        if consumer.polls == 1:
+            rows.claim(worker_id)
+            raise OperationalError("COMMIT", {}, Exception("the connection is gone"))
+
+    consumer.on_poll = lose_the_answer
+    loop.start()
+    await_condition(lambda: len(consumer.requests) == 2, "another claim of what was given back")
+    loop.close()
+    assert {request.epoch for request in consumer.requests} == {2}
+    assert rows.states(job_id) == ["running"] * 2
 
 
 def test_claim_loop_adds_nothing_to_a_solo_request(rows: Rows) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 from uuid import UUID
@@ -88,6 +89,8 @@ class ClaimLoop:
         self._is_closing = False
         self._runs_solo = False
         self._found_all = False
+        self._must_reconcile = True
+        self._reconciled_at = 0.0  # monotonic
         self._on_drained: Callable[[], None] | None = None  # set while it pauses
         self.thread = VitalThread("claims", self._run, on_crash)
 
@@ -95,7 +98,8 @@ class ClaimLoop:
         self.thread.start()
 
     def notify(self) -> None:
-        """Claim now: there may be new work."""
+        """Look now: there may be new work, or what runs may be wanted no more."""
+        self._must_reconcile = True
         self._wake.set()
 
     def claim_again_if_more(self) -> None:
@@ -129,7 +133,7 @@ class ClaimLoop:
             self._wake.clear()
             self.thread.note_progress()
             try:
-                self._reconcile_claims()
+                self._reconcile_where_due()
                 self.thread.note_progress()
                 took = self._claim()
             except LeaseLost:
@@ -137,9 +141,19 @@ class ClaimLoop:
             except SQLAlchemyError as error:
                 logger.warning("no claim: %s", brief(error))
                 took = 0
+                self._must_reconcile = True
             self.thread.note_waiting()
             if took == 0:
                 self._wake.wait(self._settings.poll_interval)
+
+    def _reconcile_where_due(self) -> None:
+        """Once in a poll's time, so that no claim for an engine that takes many a second waits for it; and at once
+        after a notification or an error."""
+        now = time.monotonic()
+        if self._must_reconcile or now - self._reconciled_at >= self._settings.poll_interval:
+            self._must_reconcile = False
+            self._reconcile_claims()
+            self._reconciled_at = now
 
     def _reconcile_claims(self) -> None:
         """Make what this worker holds and what Postgres says it holds the same.

@@ -28,6 +28,7 @@ from worker.generation.answer_parts import AnswerParts, reasoning_tokens
 from worker.generation.live import LiveAnswers
 from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
+from worker.generation.turnover import Turnover
 
 if TYPE_CHECKING:
     from engine.tokenization.tokenizer import Tokenizer
@@ -90,6 +91,7 @@ class EngineThread:
         self.limits: ModelLimits | None = None
         """The model's, once it is loaded."""
         self._preparer: PromptPreparer | None = None
+        self._turnover = Turnover()
         self._changed = threading.Condition()
         # Guarded by _changed: what other threads put in and read off.
         self._inbox: list[PreparedRequest] = []
@@ -259,6 +261,7 @@ class EngineThread:
         finally:
             self._step_began = None
         self._callbacks.on_step(time.monotonic() - began)
+        self._turnover.count(sum(len(output.completions) for output in outputs))
         self._stream(engine)
         for output in outputs:
             with self._changed:
@@ -342,7 +345,7 @@ class EngineThread:
         )
 
     def _publish_capacity(self, engine: Engine) -> None:
-        capacity = engine.num_requests_wanted()
+        capacity = engine.num_requests_wanted(ahead=self._turnover.ahead)
         with self._changed:
             self._capacity = capacity
         if capacity > 0:

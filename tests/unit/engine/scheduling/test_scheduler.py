@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from types import FrameType
 
+import pytest
+
 from engine import Engine, EngineConfig, SamplingParams
 from tests.support.paths import REPOSITORY
 from tests.unit.engine.fake_runner import FakeRunner
@@ -146,6 +148,17 @@ class TestRoom:
         made.step()
         assert len(made.scheduler.running) == 8
         assert made.num_requests_wanted() == 0
+
+    @pytest.mark.parametrize(("ahead", "queued"), [(0, 2), (2, 2), (5, 5), (8, 8), (1000, 8)])
+    def test_full_engine_wants_a_quarter_or_what_ends_meanwhile_up_to_a_batch(self, ahead: int, queued: int) -> None:
+        made = engine(num_blocks=1000, seqs=8)
+        for number in range(8):
+            made.add(f"r{number}", [1], GREEDY)
+        made.step()
+        assert len(made.scheduler.running) == 8
+        assert made.num_requests_wanted(ahead=ahead) == queued
+        made.add("next", [1], GREEDY)
+        assert made.num_requests_wanted(ahead=ahead) == queued - 1
 
     def test_idle_engine_wants_requests_however_small_its_cache(self) -> None:
         assert engine(num_blocks=1).num_requests_wanted() > 0

@@ -95,3 +95,37 @@ def test_engine_thread_fails_one_request_alone_when_adding_it_raises() -> None:
     assert orjson.loads(outcomes[2].body)["response"]["body"]["error"]["message"].endswith(
         "could not be queued: thirteen"
     )
+
+
+def test_engine_thread_wants_more_queued_where_requests_end_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places of a whole batch change hands in less time than a claim takes."""
+    monkeypatch.setattr("worker.generation.turnover.WINDOW", 1000.0)  # as if all this ended within `AHEAD` seconds
+    monkeypatch.setattr("worker.generation.turnover.AHEAD", 1000.0)
+    num_outcomes = 0
+    loaded, idle = threading.Event(), threading.Event()
+
+    def on_outcome(outcome: Outcome) -> None:
+        nonlocal num_outcomes
+        num_outcomes += 1
+
+    callbacks = EngineCallbacks(
+        on_loaded=lambda model: loaded.set(),
+        on_outcome=on_outcome,
+        on_preparing=lambda: None,
+        on_capacity=lambda: None,
+        on_idle=idle.set,
+        on_fatal=lambda error, *, is_understood: None,
+    )
+    config = EngineConfig(block_size=4, max_num_seqs=8)
+    runner = FakeRunner(num_blocks=1000)
+    thread = EngineThread(lambda: Engine(runner, None, config), callbacks, model="m", share_prefixes=False)
+    thread.start()
+    assert loaded.wait(60)
+    # Of an engine at rest: all places, and a quarter.
+    assert thread.free_capacity() == 8 + 2
+    thread.submit([claimed(line, [1, 2]) for line in range(1, 21)])
+    assert idle.wait(60)
+    # Twenty ended meanwhile: all places, and as many again.
+    await_condition(lambda: thread.free_capacity() == 8 + 8, "the capacity after the last step")
+    thread.close()
+    assert num_outcomes == 20
