@@ -32,6 +32,7 @@ from bench.workload import Workload, workloads
 OTHERS = (
     "bench.submission",
     "bench.claiming",
+    "bench.starvation",
     "bench.wakeup",
     "bench.dashboards",
     "bench.waiting",

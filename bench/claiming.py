@@ -15,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -57,7 +57,9 @@ def measure(claims: int, limit: int) -> dict[str, Any]:
         upgrade(services.database_url)
         database = connect(Settings(database_url=services.database_url), "pagemill bench")
         stack.callback(database.dispose)
-        worker_id = _fill(database)
+        worker_id = _register(database)
+        body = b'{"prompt":"' + b"x" * (LINE_BYTES - 13) + b'"}'
+        stage_jobs(database, MODEL.name, WAITING, lambda choose: body)
         seconds = []
         before, began = CpuTime.now(os.getpid()), time.perf_counter()
         with database.connect() as connection:
@@ -79,26 +81,32 @@ def measure(claims: int, limit: int) -> dict[str, Any]:
     }
 
 
-def _fill(database: Engine) -> UUID:
-    """Jobs of several tenants, and a worker whose lease outlasts the measurement."""
+def _register(database: Engine) -> UUID:
+    """A worker whose lease outlasts the measurement."""
     worker = WorkerIdentity(new_id(), "bench", 0, "none")
     with database.begin() as connection:
         workers.register(connection, worker, MODEL, lease=3600)
-    prefixes = random.Random(0)
-    body = b'{"prompt":"' + b"x" * (LINE_BYTES - 13) + b'"}'
+    return worker.id
+
+
+def stage_jobs(database: Engine, model: str, lines: int, body: Callable[[random.Random], bytes]) -> None:
+    """A job of each of several tenants, with `lines` in all, whose prompts begin at random; published at the end."""
+    choose = random.Random(0)
+    jobs = []
     for number in range(TENANTS):
         with database.begin() as connection:
             owner = tenants.ensure_tenant(connection, f"tenant {number}", keys.new_webhook_secret())
-            job_id = submission.open_job(connection, owner.id, JobOptions(model=MODEL.name))
-        for first in range(1, WAITING // TENANTS + 1, GROUP):
-            lines = [
-                StagedLine(line, f"line-{line}", prefixes.getrandbits(63), body) for line in range(first, first + GROUP)
+            jobs.append(submission.open_job(connection, owner.id, JobOptions(model=model)))
+        for first in range(1, lines // TENANTS + 1, GROUP):
+            staged = [
+                StagedLine(line, f"line-{line}", choose.getrandbits(63), body(choose))
+                for line in range(first, min(first + GROUP, lines // TENANTS + 1))
             ]
             with database.begin() as connection:
-                submission.stage_lines(connection, job_id, lines)
-        with database.begin() as connection:
+                submission.stage_lines(connection, jobs[-1], staged)
+    with database.begin() as connection:
+        for job_id in jobs:
             submission.publish(connection, job_id)
-    return worker.id
 
 
 def _claim(connection: Connection, worker_id: UUID, limit: int) -> tuple[float, Sequence[ClaimedRequest]]:
