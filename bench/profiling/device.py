@@ -54,6 +54,9 @@ _FAMILIES = {
     "_arrange_kernel": ROUTING,
     "_sum_kernel": EXPERT_SUMS,
     "_sample_kernel": SAMPLING,
+    "_maxima_of_parts_kernel": SAMPLING,
+    "_masses_of_tiles_kernel": SAMPLING,
+    "_choose_from_parts_kernel": SAMPLING,
     TORCH_PRODUCT: PRODUCTS,
 }
 

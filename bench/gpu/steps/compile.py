@@ -12,8 +12,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import torch
+
 from bench.gpu.reporting import attempt, report, step_options
 from bench.models import save_config
+from kernels.sampling import argmax, sample
+from kernels.sampling_fallback import Filters
 
 MODELS = ("gpt2-large", "qwen3-0.6b", "llama-3.1-8b")
 BLOCK_SIZES = (16, 64)
@@ -26,7 +30,7 @@ def run_model(name: str, block_size: int, is_dry: bool) -> float:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pagemill-bench-") as directory:
         save_config(name, Path(directory))
-        cut_to_one_layer(Path(directory))
+        vocab_size = cut_to_one_layer(Path(directory))
         engine = Engine.from_pretrained(
             directory,
             EngineConfig(
@@ -51,11 +55,23 @@ def run_model(name: str, block_size: int, is_dry: bool) -> float:
             if output.error is not None:
                 raise RuntimeError(output.error)
     engine.close()
+    draw_for_many_rows(vocab_size, torch.device("cpu" if is_dry else "cuda"))
     return time.perf_counter() - began
 
 
-def cut_to_one_layer(directory: Path) -> None:
-    """Change a saved configuration: one layer, all widths as they are."""
+def draw_for_many_rows(vocab_size: int, device: torch.device) -> None:
+    """Tokens of rows that have a program each, as large batches have: other kernels than those of few rows."""
+    rows = 8 if device.type == "cpu" else 256
+    logits = torch.zeros(rows, vocab_size, dtype=torch.bfloat16, device=device)
+    ones, whole = torch.ones(rows, device=device), torch.arange(rows, device=device)
+    argmax(logits)
+    for filters in (Filters(0, top_p=False, min_p=False), Filters(50, top_p=True, min_p=False)):
+        top_k = whole * 0 + (filters.top_k or vocab_size)
+        sample(logits, ones, top_k, ones * 0.9, ones * 0, whole, whole, whole, filters=filters)
+
+
+def cut_to_one_layer(directory: Path) -> int:
+    """Change a saved configuration: one layer, all widths as they are. Returns the size of its vocabulary."""
     path = directory / "config.json"
     config = json.loads(path.read_text())
     layers = next(name for name in ("n_layer", "num_hidden_layers") if name in config)
@@ -63,6 +79,8 @@ def cut_to_one_layer(directory: Path) -> None:
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:1]
     path.write_text(json.dumps(config))
+    vocab_size: int = config["vocab_size"]
+    return vocab_size
 
 
 def main() -> None:

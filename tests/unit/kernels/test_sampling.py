@@ -8,10 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import sampling
+from kernels import sampling_rows
+from kernels.device import Device
+from kernels.launch import Launch
 from kernels.philox import uniform
 from kernels.sampling import argmax, sample
 from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE, TOO_LARGE, Filters
+from kernels.sampling_splits import parts_of_row, split_launches
 from tests.unit.kernels.references import sample_reference
 
 VOCAB = 5003
@@ -30,19 +33,22 @@ def parameters(rows: int, device: torch.device, **given: float) -> dict[str, Ten
     return made
 
 
-def both(logits: Tensor, given: dict[str, Tensor]) -> tuple[list[int], list[int]]:
+def reference(logits: Tensor, given: dict[str, Tensor]) -> list[int]:
     draws = uniform(given["seeds"], given["positions"], given["indices"])
     filters = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p")}
-    return sample(logits, **given, filters=ALL_FILTERS).tolist(), sample_reference(
-        logits, **filters, draws=draws
-    ).tolist()
+    tokens: list[int] = sample_reference(logits, **filters, draws=draws).tolist()
+    return tokens
+
+
+def both(logits: Tensor, given: dict[str, Tensor]) -> tuple[list[int], list[int]]:
+    return sample(logits, **given, filters=ALL_FILTERS).tolist(), reference(logits, given)
 
 
 @triton.jit
 def _uniform_kernel(seeds, positions, indices, out, ROWS: tl.constexpr):
     row = tl.arange(0, ROWS)
     seed, position, index = tl.load(seeds + row), tl.load(positions + row), tl.load(indices + row)
-    tl.store(out + row, sampling.uniform(seed, position, index))
+    tl.store(out + row, sampling_rows.uniform(seed, position, index))
 
 
 def test_triton_uniforms_are_the_bits_of_the_engine(device: torch.device) -> None:
@@ -165,3 +171,93 @@ def test_banned_tokens_are_never_drawn(device: torch.device) -> None:
     for filters in ({}, {"top_k": 20, "top_p": 0.99}):
         drawn = sample(logits, **parameters(2, device, **filters), filters=ALL_FILTERS)
         assert set(drawn.tolist()) <= {4001, 4002}
+
+
+def by_parts(logits: Tensor, given: dict[str, Tensor] | None, parts: int, *, filtered: bool | None = None) -> list[int]:
+    """Tokens by so many programs a row; greedy without parameters, else as where rows may be filtered."""
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    parameters = None if given is None else tuple(given.values())
+    if filtered is None:
+        filtered = given is not None
+    for launch in split_launches(logits, parameters, tokens, filtered=filtered, parts=parts):
+        launch.run()
+    chosen: list[int] = tokens.tolist()
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    # With four parts of three tiles the last has none; candidates that do not suffice are one kernel's affair.
+    [(name, 4) for name in FILTERS if name not in NOT_AMONG_CANDIDATES] + [("none", 2), ("all", 2), ("large-k", 2)],
+)
+def test_split_row_gets_the_token_of_its_reference(name: str, parts: int, device: torch.device) -> None:
+    rows = 1 if name in NOT_AMONG_CANDIDATES else 2
+    logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(3)).mul(3).to(device)
+    given = parameters(rows, device, **FILTERS[name])
+    assert by_parts(logits, given, parts) == reference(logits, given)
+
+
+def test_split_rows_are_drawn_from_by_their_own_parameters(device: torch.device) -> None:
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(4)).mul(2).to(device)
+    given = parameters(4, device)
+    given["temperature"] = torch.tensor([0.0, 1.0, 0.5, 1.0], device=device)
+    given["top_k"] = torch.tensor([VOCAB, 3, VOCAB, VOCAB], device=device)
+    given["top_p"] = torch.tensor([0.5, 1.0, 0.9, 1.0], device=device)
+    whole, expected = both(logits, given)
+    assert by_parts(logits, given, 4) == whole == expected
+
+
+def test_split_row_without_filters_is_drawn_from_in_every_tile(device: torch.device) -> None:
+    """Draws from the first tile to the last, which is not full."""
+    rows = 12
+    logits = torch.zeros(rows, VOCAB, device=device)
+    given = parameters(rows, device)
+    found = by_parts(logits, given, 2, filtered=False)
+    assert found == reference(logits, given)
+    assert {token // 2048 for token in found} == {0, 1, 2}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide")  # NumPy's, in the interpreter
+def test_split_rows_without_a_choice_are_reported(device: torch.device) -> None:
+    logits = torch.zeros(5, VOCAB, device=device)
+    logits[0, 4900] = float("nan")
+    logits[1, 2500] = float("inf")
+    logits[2] = float("-inf")
+    logits[3, 7] = 1e35
+    expected = [NOT_FINITE, NOT_FINITE, NONE_ALLOWED]
+    assert by_parts(logits, parameters(5, device, top_p=0.9, temperature=2e-5), 4)[:4] == [*expected, TOO_LARGE]
+    assert by_parts(logits, None, 4) == [*expected, 7, 0]
+
+
+def test_split_argmax_is_the_first_of_equals_in_any_part(device: torch.device) -> None:
+    logits = torch.full((3, VOCAB), -1.0, device=device)
+    logits[0, [4900, 2100, 3000]] = 1.0
+    logits[1, VOCAB - 1] = 1.0
+    logits[2, :2048] = float("-inf")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert by_parts(logits.to(dtype), None, 4) == [2100, VOCAB - 1, 2048]
+
+
+def test_rows_are_split_only_where_they_are_few_and_long() -> None:
+    hopper = Device("cuda", 90, num_sms=132)
+    assert [parts_of_row(rows, 151_936, hopper) for rows in (1, 16, 17, 33, 66, 132, 133, 4096)] == [
+        16, 16, 8, 8, 4, 2, 1, 1,
+    ]  # fmt: skip
+    assert [parts_of_row(1, vocab, hopper) for vocab in (1, 8192, 8193, 50_257)] == [1, 2, 2, 8]
+
+
+def test_sample_and_argmax_split_a_single_row(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, run = [], Launch.run
+
+    def noting(launch: Launch) -> None:
+        names.append(launch.kernel.fn.__name__)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", noting)
+    logits = torch.randn(1, 4 * 2048, generator=torch.Generator().manual_seed(5)).to(device)
+    given = parameters(1, device, top_k=logits.shape[1])
+    assert sample(logits, **given, filters=Filters(0, top_p=False, min_p=False)).tolist() == by_parts(logits, given, 4)
+    assert names[:3] == ["_maxima_of_parts_kernel", "_masses_of_tiles_kernel", "_choose_from_parts_kernel"]
+    names.clear()
+    assert argmax(logits).tolist() == [int(logits.argmax())]
+    assert names == ["_maxima_of_parts_kernel", "_choose_from_parts_kernel"]

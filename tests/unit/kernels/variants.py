@@ -21,7 +21,8 @@ from kernels.penalties import penalties_launch
 from kernels.quantized_matmul import KINDS, quantized_matmul_launch, quantized_weight
 from kernels.rms_norm import rms_norm_launch
 from kernels.rotary import rotate_launch
-from kernels.sampling import MAX_CANDIDATES, sample_launch
+from kernels.sampling_rows import MAX_CANDIDATES, sample_launch
+from kernels.sampling_splits import split_launches
 from tests.unit.kernels.attention_variants import (
     GPT_OSS,
     LLAMA,
@@ -45,17 +46,27 @@ def rotate(device: Device, interleaved: bool) -> Launch:
     return rotate_launch(heads, angles, angles, heads, interleaved=interleaved, target=device)
 
 
+def sampling(rows: int) -> tuple[Tensor, ...]:
+    """Parameters of so many rows."""
+    numbers, whole = empty(rows, dtype=torch.float32), longs(rows)
+    return numbers, whole, numbers, numbers, whole, whole, whole
+
+
 def sample(device: Device, dtype: torch.dtype, random: bool, filtered: bool) -> Launch:
     rows = 64
-    numbers, whole = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
     return sample_launch(
         empty(rows, 128256, dtype=dtype),
-        (numbers, whole, numbers, numbers, whole, whole, whole) if random else None,
+        sampling(rows) if random else None,
         (ints(rows, MAX_CANDIDATES), empty(rows, MAX_CANDIDATES, dtype=torch.float32)) if filtered else None,
         empty(rows, dtype=torch.int64),
         filtered=filtered,
         target=device,
     )
+
+
+def sample_split(device: Device, random: bool, filtered: bool, which: int) -> Launch:
+    logits, parameters = empty(4, 128256), sampling(4) if random else None
+    return split_launches(logits, parameters, longs(4), filtered=filtered, parts=8, target=device)[which]
 
 
 def norm(device: Device, size: int, kind: str, residual: bool) -> Launch:
@@ -280,6 +291,14 @@ def _launches(
     yield "sample, filtered", partial(sample, device, torch.float32, True, True)
     yield "sample", partial(sample, device, torch.float32, True, False)
     yield "greedy", partial(sample, device, torch.bfloat16, False, False)
+    split = partial(partial, sample_split, device)
+    yield "maxima of parts, filtered", split(True, True, 0)
+    yield "masses of tiles, filtered", split(True, True, 1)
+    yield "choose from parts, filtered", split(True, True, 2)
+    yield "masses of tiles", split(True, False, 1)
+    yield "choose from parts", split(True, False, 2)
+    yield "maxima of parts, greedy", split(False, False, 0)
+    yield "choose from parts, greedy", split(False, False, 1)
     for size in (768, 4096, 16384):
         yield f"RMS norm of {size}", partial(norm, device, size, "rms", False)
     yield "RMS norm of heads", partial(head_norm, device)

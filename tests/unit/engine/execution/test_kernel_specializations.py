@@ -127,10 +127,27 @@ def test_kernel_is_compiled_once_for_all_steps(name: str, launches: Launches, tm
     assert launches.compiled_again == {}
     assert num_modes[-1] == num_modes[0]
     assert num_modes[0]["paged_decode._decode_kernel"] == num_modes[0]["paged_prefill._prefill_kernel"] == 1
-    assert num_modes[0]["sampling._sample_kernel"] == len(MODES)
+    assert num_modes[0]["sampling_rows._sample_kernel"] == len(MODES)
     # Inputs with and without parameters of sampling, and these alone.
     assert num_modes[0]["decode_step._prepare_kernel"] == 3
     assert num_modes[0]["decode_step._advance_kernel"] == 1
+
+
+@torch.inference_mode()
+def test_split_sampling_is_compiled_once(launches: Launches) -> None:
+    """However many programs share a row: 8, 4 or 2 of the rows here, before a program has each for itself."""
+    for size in BATCH_SIZES:
+        state = torch.zeros(size, NUM_COLUMNS, dtype=torch.int64)
+        for mode in MODES:
+            sample_tokens(torch.empty(size, 40_000), state, torch.arange(size), mode, is_static=True)
+    assert launches.compiled_again == {}
+    modes = {name: len(found) for name, found in launches.keys.items() if name.startswith("sampling_splits.")}
+    assert modes == {
+        # Greedy and random rows begin alike.
+        "sampling_splits._maxima_of_parts_kernel": 2,
+        "sampling_splits._masses_of_tiles_kernel": 2,
+        "sampling_splits._choose_from_parts_kernel": 3,
+    }
 
 
 @torch.inference_mode()
