@@ -1,6 +1,6 @@
-"""Writing new keys and values into the paged KV cache, rotated by their positions on the way where the model says so.
+"""Writing new keys and values into the paged KV cache, normalized and rotated on the way where the model says so.
 
-    key_cache[slot_t] = quantize( rotate(key_t) )        value_cache[slot_t] = quantize( value_t )
+    key_cache[slot_t] = quantize( rotate(norm(key_t)) )        value_cache[slot_t] = quantize( value_t )
 
 T new tokens, KH key-value heads, N blocks of B positions; slot `block * B + offset` is one position (`LayerCache`).
 """
@@ -22,6 +22,7 @@ from kernels.device import Device, device_of
 from kernels.float8 import as_bits, power_of_two, quantize_reference, scale_exponent, to_e4m3
 from kernels.launch import Launch
 from kernels.paged_layout import LayerCache
+from kernels.rms_norm import HeadNorms
 from kernels.rotary import rotate_tile
 from kernels.triton_compat import tl, triton
 
@@ -38,7 +39,10 @@ def _write_kernel(
     slots,
     key_scales,
     value_scales,
+    query_norm,
+    key_norm,
     rotated,
+    eps,
     query_stride,
     query_head_stride,
     key_stride,
@@ -52,6 +56,8 @@ def _write_kernel(
     VALUE_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FLOAT8: tl.constexpr,
     HEADS: tl.constexpr,
@@ -72,9 +78,13 @@ def _write_kernel(
             dim,
             cos + token * angle_stride,
             sin + token * angle_stride,
+            query_norm,
+            eps,
             HEAD_DIM,
             ROTARY_DIM,
             INTERLEAVED,
+            HAS_NORMS,
+            OFFSET,
         )
         tl.store(
             rotated + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],
@@ -96,9 +106,13 @@ def _write_kernel(
             dim,
             cos + token * angle_stride,
             sin + token * angle_stride,
+            key_norm,
+            eps,
             HEAD_DIM,
             ROTARY_DIM,
             INTERLEAVED,
+            HAS_NORMS,
+            OFFSET,
         )
     else:
         k = tl.load(key + token * key_stride + head[:, None] * key_head_stride + dim[None, :], mask=is_key)
@@ -136,15 +150,16 @@ def rotate_and_write_kv(
     slots: Tensor,
     *,
     interleaved: bool = False,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
     """Rotate query `[T, H, D]` and key, write key and value; returns the rotated query, contiguous.
 
-    `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. One launch instead of a rotation's and a write's, and the
-    rotated key never passes through memory.
+    `cos` and `sin` are `[T, 1, R / 2]` or `[T, R / 2]`. With `norms` the heads are normalized first. One launch instead
+    of two norms', a rotation's and a write's, and what becomes of the key never passes through memory.
     """
     rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     write_launch(
-        key, value, cache, slots, query=query, rotated=rotated, cos=cos, sin=sin, interleaved=interleaved
+        key, value, cache, slots, query=query, rotated=rotated, cos=cos, sin=sin, interleaved=interleaved, norms=norms
     ).run()
     return rotated
 
@@ -160,9 +175,10 @@ def write_launch(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
+    norms: HeadNorms | None = None,
     target: Device | None = None,
 ) -> Launch:
-    """What the wrappers above run; without `query` nothing is rotated."""
+    """What the wrappers above run; without `query` nothing is rotated or normalized."""
     target = target or device_of(key.device)
     num_tokens, num_kv_heads, head_dim = key.shape
     value_dim = value.shape[2]
@@ -175,6 +191,7 @@ def write_launch(
         value_dim,
         rotary_dim,
         interleaved,
+        None if norms is None else float(norms.offset),
         cache.block_size,
         cache.is_float8,
         target.warp_size,
@@ -193,7 +210,10 @@ def write_launch(
             "slots": slots,
             "key_scales": cache.key_scales,
             "value_scales": cache.value_scales,
+            "query_norm": None if norms is None else norms.query,
+            "key_norm": None if norms is None else norms.key,
             "rotated": rotated,
+            "eps": 0.0 if norms is None else float(norms.eps),
             "query_stride": 0 if query is None else query.stride(0),
             "query_head_stride": 0 if query is None else query.stride(1),
             "key_stride": key.stride(0),
@@ -215,6 +235,7 @@ def _constants(
     value_dim: int,
     rotary_dim: int,
     interleaved: bool,
+    norm_offset: float | None,
     block_size: int,
     is_float8: bool,
     warp_size: int,
@@ -228,6 +249,8 @@ def _constants(
         "VALUE_DIM": value_dim,
         "ROTARY_DIM": rotary_dim,
         "INTERLEAVED": interleaved,
+        "HAS_NORMS": norm_offset is not None,
+        "OFFSET": norm_offset or 0.0,
         "BLOCK_SIZE": block_size,
         "FLOAT8": is_float8,
         "HEADS": triton.next_power_of_2(num_heads),

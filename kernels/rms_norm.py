@@ -10,6 +10,7 @@ single heads (`[T, H, D]`, which may be a slice of a projection) take many short
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -59,6 +60,25 @@ def _rms_norm_kernel(
     scale = tl.rsqrt(tl.sum(h * h, 1) / SIZE + eps)
     w = tl.load(weight + column, mask=column < SIZE, other=0.0).to(tl.float32) + OFFSET
     tl.store(out + flat, h * scale[:, None] * w[None, :], mask=inside)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Norms of single heads: of queries, and of keys."""
+
+    query: Tensor
+    """The weight, `[D]`."""
+
+    key: Tensor
+    eps: float
+    offset: float = 0.0
+
+    def apply(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Of query `[T, H, D]` and key `[T, KH, D]`."""
+        return (
+            rms_norm(query, self.query, self.eps, offset=self.offset),
+            rms_norm(key, self.key, self.eps, offset=self.offset),
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:

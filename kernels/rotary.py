@@ -29,13 +29,18 @@ def rotate_tile(
     dim,
     cos,
     sin,
+    weight,
+    eps,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
     """One token's heads, rotated, as float32 `[heads, dims]`. `heads` points to the token, `cos`, `sin` to its angles.
 
-    Each dimension is loaded with its partner: the second load finds the first's lines in the cache.
+    Each dimension is loaded with its partner: the second load finds the first's lines in the cache. With HAS_NORM heads
+    are normalized first, as `rms_norm.py` does, and rounded as there.
     """
     HALF: tl.constexpr = ROTARY_DIM // 2
     rotates = dim < ROTARY_DIM
@@ -50,6 +55,12 @@ def rotate_tile(
     rows = heads + head[:, None] * head_stride
     own = tl.load(rows + dim[None, :], mask=is_head[:, None] & (dim < HEAD_DIM)[None, :], other=0.0).to(tl.float32)
     other = tl.load(rows + partner[None, :], mask=is_head[:, None] & rotates[None, :], other=0.0).to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(own * own, 1) / HEAD_DIM + eps)[:, None]
+        own_weight = tl.load(weight + dim, mask=dim < HEAD_DIM, other=0.0).to(tl.float32) + OFFSET
+        other_weight = tl.load(weight + partner, mask=rotates, other=0.0).to(tl.float32) + OFFSET
+        own = (own * scale * own_weight[None, :]).to(heads.dtype.element_ty).to(tl.float32)
+        other = (other * scale * other_weight[None, :]).to(heads.dtype.element_ty).to(tl.float32)
     c = tl.load(cos + angle, mask=rotates, other=1.0).to(tl.float32)
     s = tl.load(sin + angle, mask=rotates, other=0.0).to(tl.float32)
     return own * c[None, :] + other * tl.where(is_first, -s, s)[None, :]
@@ -82,9 +93,13 @@ def _rotate_kernel(
         dim,
         cos + token * angle_stride,
         sin + token * angle_stride,
+        None,
+        0.0,
         HEAD_DIM,
         ROTARY_DIM,
         INTERLEAVED,
+        False,
+        0.0,
     )
     tl.store(
         out + (token * NUM_HEADS + head[:, None]) * HEAD_DIM + dim[None, :],

@@ -48,6 +48,7 @@ from engine.engine import Engine
 from engine.execution.model_runner import ModelRunner
 from engine.linears.packed import PackedLinear
 from engine.linears.quantized import QuantizedLinear
+from kernels.rms_norm import HeadNorms
 
 LOOP = "loop"
 SCHEDULER = "scheduler"
@@ -344,10 +345,11 @@ class _WatchedTurning(_WatchedAttention, RotaryAttention):
         sin: Tensor,
         *,
         interleaved: bool,
+        norms: HeadNorms | None,
     ) -> Tensor:
         step = self._step
         assert isinstance(step, RotaryAttention)
         with self._watch.running(ATTENTION) as part:
-            result = step.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+            result = step.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved, norms=norms)
         self._count(part, layer, query, key, value)
         return result

@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.attention.kv_cache import KVCache
 from engine.attention.layer import AttentionLayer
 from kernels.paged_layout import AttentionMetadata
+from kernels.rms_norm import HeadNorms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,12 @@ class RotaryAttention(ABC):
         sin: Tensor,
         *,
         interleaved: bool,
+        norms: HeadNorms | None,
     ) -> Tensor:
-        """As the call, of query and key rotated by angles `[T, 1, R / 2]`: the rotated key goes into the cache only."""
+        """As the call, of query and key rotated by angles `[T, 1, R / 2]`: the rotated key goes into the cache only.
+
+        With `norms`, query and key are those before the norms of their heads.
+        """
 
 
 class AttentionBackend(Protocol):

@@ -29,6 +29,7 @@ from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
 from kernels.paged_layout import AttentionMetadata, StepSequences
 from kernels.paged_prefill import PrefillPlan, paged_prefill, plan_prefill, prefill_tiles
 from kernels.prefix_groups import LEAST_SHARED, PrefixGroups, find_shared_prefixes
+from kernels.rms_norm import HeadNorms
 
 _MAX_HEAD_DIM = 256
 # Block numbers in a row of a table that is sent, or a multiple: 64 bytes.
@@ -167,10 +168,11 @@ class _TritonStep(RotaryAttention):
         sin: Tensor,
         *,
         interleaved: bool,
+        norms: HeadNorms | None,
     ) -> Tensor:
         query, key, value = (_rows(heads) for heads in (query, key, value))
         cache, slots = self._cache.layers[layer.index], self._layout.slots
-        rotated = rotate_and_write_kv(query, key, value, cos, sin, cache, slots, interleaved=interleaved)
+        rotated = rotate_and_write_kv(query, key, value, cos, sin, cache, slots, interleaved=interleaved, norms=norms)
         return self._attend(layer, rotated, None)
 
     def _attend(self, layer: AttentionLayer, query: Tensor, sinks: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from engine.attention import AttentionLayer
 from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
-from engine.models.layers import Activated
+from engine.models.layers import Activated, LayerNorm
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
 from engine.models.shard import HeadShards, Shard, shard, shard_heads
 from engine.models.stack import StackDecoder, StackNames
@@ -38,7 +38,7 @@ class Falcon(StackDecoder):
         super().__init__(
             (config.vocab_size, config.hidden_size),
             [_Layer(config, index, group) for index in range(config.num_hidden_layers)],
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon),
+            LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon),
             max_positions=stretched_positions(config.rope_parameters, config.max_position_embeddings),
             tied=config.tie_word_embeddings,
             rotary=Rotary(config.rope_parameters, config.head_dim, config.max_position_embeddings),
@@ -62,11 +62,9 @@ class _Layer(nn.Module):
         self.attention = AttentionLayer(index, heads, kv_heads, dim, dim, dim**-0.5)
         self._is_parallel = is_new or config.parallel_attn
         self._has_two_norms = is_new and config.num_ln_in_parallel_attn != 1
-        self.norm_1 = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.norm_1 = LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.norm_2 = (
-            nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
-            if self._has_two_norms or not self._is_parallel
-            else None
+            LayerNorm(hidden, eps=config.layer_norm_epsilon) if self._has_two_norms or not self._is_parallel else None
         )
         self.qkv = nn.Linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.bias)
         self.out = nn.Linear(heads * dim, hidden, bias=config.bias)
@@ -74,20 +72,24 @@ class _Layer(nn.Module):
         self.down = nn.Linear(inner, hidden, bias=config.bias)
 
     def forward(
-        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
-    ) -> Tensor:
-        normed = self.norm_1(hidden)
+        self,
+        inputs: TokenInputs,
+        hidden: Tensor,
+        update: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attention: StepAttention,
+    ) -> tuple[Tensor, Tensor]:
+        hidden, normed = self.norm_1.after_adding(hidden, update)
         attended = self._attend(normed, cos, sin, attention)
         if self._is_last:
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
         attended = self.out(attended)
-        if not self._is_parallel:
-            hidden = hidden + self._group.all_reduce(attended)
         if self.norm_2 is not None:
-            normed = self.norm_2(hidden)
+            update = None if self._is_parallel else self._group.all_reduce(attended)
+            hidden, normed = self.norm_2.after_adding(hidden, update)
         mlp = self.down(self.up(normed))
-        result: Tensor = hidden + self._group.all_reduce(mlp + attended if self._is_parallel else mlp)
-        return result
+        return hidden, self._group.all_reduce(mlp + attended if self._is_parallel else mlp)
 
     def _attend(self, normed: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention) -> Tensor:
         kv_heads, dim = self.attention.num_kv_heads, self.attention.head_dim

@@ -20,7 +20,7 @@ from engine.attention import AttentionLayer
 from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
-from engine.models.layers import GatedMLP, OffsetRMSNorm
+from engine.models.layers import GatedMLP, OffsetRMSNorm, head_norms
 from engine.models.rotary import LENGTH_DEPENDENT, Rotary, rotate_and_attend
 from engine.models.shard import shard_heads
 from engine.models.stack import StackDecoder, StackNames
@@ -71,11 +71,14 @@ class Gemma(StackDecoder):
         # Rounded to the model's type, as it was in training.
         return embedded * torch.tensor(self._scale, dtype=embedded.dtype, device="cpu")
 
-    def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
+    def _run_layers(
+        self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention
+    ) -> tuple[Tensor, Tensor | None]:
         angles = {kind: self.rotaries[kind](inputs, hidden.dtype) for kind in self._kinds}
+        update: Tensor | None = None
         for layer in self.layers:
-            hidden = layer(inputs, hidden, *angles[cast(str, layer.kind)], attention)
-        return hidden
+            hidden, update = layer(inputs, hidden, update, *angles[cast(str, layer.kind)], attention)
+        return hidden, update
 
 
 class _Layer(nn.Module):
@@ -109,19 +112,25 @@ class _Layer(nn.Module):
         self.norm_4 = OffsetRMSNorm(hidden, eps=eps)
 
     def forward(
-        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
-    ) -> Tensor:
+        self,
+        inputs: TokenInputs,
+        hidden: Tensor,
+        update: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attention: StepAttention,
+    ) -> tuple[Tensor, Tensor]:
+        hidden, normed = self.norm_1.after_adding(hidden, update)
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
-        qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
+        qkv = self.qkv(normed).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
         query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        attended = rotate_and_attend(attention, self.attention, (query, key), value, cos, sin)
+        norms = head_norms(self.query_norm, self.key_norm)
+        attended = rotate_and_attend(attention, self.attention, (query, key), value, cos, sin, norms=norms)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
-        hidden = hidden + self.norm_2(self._group.all_reduce(self.out(attended.flatten(1))))
-        result: Tensor = hidden + self.norm_4(self.mlp(self.norm_3(hidden)))
-        return result
+        update = self.norm_2(self._group.all_reduce(self.out(attended.flatten(1))))
+        hidden, normed = self.norm_3.after_adding(hidden, update)
+        return hidden, self.norm_4(self.mlp(normed))
 
     def add_weights(self, weights: Weights, name: str) -> None:
         dim = self.attention.head_dim

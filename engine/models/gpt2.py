@@ -28,7 +28,7 @@ class GPT2(StackDecoder):
         super().__init__(
             (config.vocab_size, config.n_embd),
             [_Layer(config, index, group) for index in range(config.n_layer)],
-            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
             max_positions=config.n_positions,
             tied=config.tie_word_embeddings,
             position_embedding=nn.Embedding(config.n_positions, config.n_embd),
@@ -40,10 +40,13 @@ class GPT2(StackDecoder):
         embedded: Tensor = super()._embed(inputs) + self.position_embedding(inputs.positions)
         return embedded
 
-    def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
+    def _run_layers(
+        self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention
+    ) -> tuple[Tensor, Tensor | None]:
+        update: Tensor | None = None
         for layer in self.layers:
-            hidden = layer(inputs, hidden, attention)
-        return hidden
+            hidden, update = layer(inputs, hidden, update, attention)
+        return hidden, update
 
 
 class _Layer(nn.Module):
@@ -60,22 +63,24 @@ class _Layer(nn.Module):
         self.attention = AttentionLayer(index, heads, heads, head_dim, head_dim, scale)
         self._inner = shard(config.n_inner if config.n_inner is not None else 4 * hidden, group)
         inner = self._inner.length
-        self.norm_1 = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.norm_1 = LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.qkv = nn.Linear(hidden, 3 * heads * head_dim)
         self.out = nn.Linear(heads * head_dim, hidden)
         self.norm_2 = LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
 
-    def forward(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
-        heads = self.qkv(self.norm_1(hidden)).view(len(hidden), 3, self.attention.num_heads, self.attention.head_dim)
+    def forward(
+        self, inputs: TokenInputs, hidden: Tensor, update: Tensor | None, attention: StepAttention
+    ) -> tuple[Tensor, Tensor]:
+        hidden, normed = self.norm_1.after_adding(hidden, update)
+        heads = self.qkv(normed).view(len(hidden), 3, self.attention.num_heads, self.attention.head_dim)
         query, key, value = heads.unbind(1)
         attended = attention(self.attention, query, key, value)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self._group.all_reduce(self.out(attended.flatten(1))))
-        result: Tensor = hidden + self._group.all_reduce(self.down(self.up(normed)))
-        return result
+        return hidden, self._group.all_reduce(self.down(self.up(normed)))
 
     def add_weights(self, weights: Weights, name: str) -> None:
         # The checkpoint's `Conv1D` layers hold their weights [in, out].

@@ -13,7 +13,7 @@ from engine.attention import AttentionLayer
 from engine.device.collectives import ALONE, Group
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs, Weights
-from engine.models.layers import Activated
+from engine.models.layers import Activated, LayerNorm
 from engine.models.rotary import Rotary, rotate_and_attend
 from engine.models.shard import shard, shard_heads
 from engine.models.stack import StackDecoder, StackNames
@@ -32,7 +32,7 @@ class GPTJ(StackDecoder):
         super().__init__(
             (config.vocab_size, config.n_embd),
             [_Layer(config, index, group) for index in range(config.n_layer)],
-            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
             max_positions=config.n_positions,
             tied=config.tie_word_embeddings,
             rotary=Rotary({"rope_theta": 10_000.0}, config.rotary_dim, config.n_positions),
@@ -51,17 +51,23 @@ class _Layer(nn.Module):
         self._inner = shard(config.n_inner if config.n_inner is not None else 4 * hidden, group)
         heads, inner = self._heads.length, self._inner.length
         self.attention = AttentionLayer(index, heads, heads, head_dim, head_dim, head_dim**-0.5)
-        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_epsilon)
+        self.norm = LayerNorm(hidden, eps=config.layer_norm_epsilon)
         self.qkv = nn.Linear(hidden, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, hidden, bias=False)
         self.up = Activated(nn.Linear(hidden, inner), config.activation_function)
         self.down = nn.Linear(inner, hidden)
 
     def forward(
-        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
-    ) -> Tensor:
+        self,
+        inputs: TokenInputs,
+        hidden: Tensor,
+        update: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attention: StepAttention,
+    ) -> tuple[Tensor, Tensor]:
+        hidden, normed = self.norm.after_adding(hidden, update)
         heads = self.attention.num_heads
-        normed = self.norm(hidden)
         qkv = self.qkv(normed).view(len(hidden), 3 * heads, self.attention.head_dim)
         unrotated = (qkv[:, : 2 * heads],)
         attended = rotate_and_attend(
@@ -70,8 +76,7 @@ class _Layer(nn.Module):
         if self._is_last:
             hidden, normed, attended = (inputs.select(rows) for rows in (hidden, normed, attended))
         hidden = hidden + self._group.all_reduce(self.out(attended.flatten(1)))
-        result: Tensor = hidden + self._group.all_reduce(self.down(self.up(normed)))
-        return result
+        return hidden, self._group.all_reduce(self.down(self.up(normed)))
 
     def add_weights(self, weights: Weights, name: str) -> None:
         weights.add_linear(f"{name}.ln_1", self.norm)

@@ -13,8 +13,8 @@ from engine.errors import UnsupportedModel
 from engine.models.decoder import Weights
 from engine.models.shard import Shard, shard
 from kernels.gated_activation import FUNCTIONS, gated_activation
-from kernels.layer_norm import add_layer_norm
-from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.layer_norm import add_layer_norm, layer_norm
+from kernels.rms_norm import HeadNorms, add_rms_norm, rms_norm
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -78,35 +78,50 @@ class Stack(nn.ModuleList, Generic[Layer]):
 class RMSNorm(nn.Module):
     """RMS norm over the last dimension; it can take the addition before it along."""
 
-    _offset = 0.0
+    offset = 0.0
     """Added to the weight."""
 
     def __init__(self, size: int, *, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
-        self._eps = eps
+        self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Of `[T, size]`, or of single heads `[T, H, size]`."""
-        return rms_norm(hidden, self.weight, self._eps, offset=self._offset)
+        return rms_norm(hidden, self.weight, self.eps, offset=self.offset)
 
-    def after_adding(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden + update`, `[T, size]`, and the norm of it."""
-        normed, hidden = add_rms_norm(update, hidden, self.weight, self._eps, offset=self._offset)
+    def after_adding(self, hidden: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`hidden + update`, `[T, size]`, and the norm of it; before the first layer there is no update."""
+        if update is None:
+            return hidden, self(hidden)
+        normed, hidden = add_rms_norm(update, hidden, self.weight, self.eps, offset=self.offset)
         return hidden, normed
+
+
+def head_norms(query: RMSNorm | None, key: RMSNorm | None) -> HeadNorms | None:
+    """The norms of single heads as one value, where a layer has them; of the same epsilon."""
+    if query is None or key is None:
+        return None
+    return HeadNorms(query.weight, key.weight, query.eps, query.offset)
 
 
 class OffsetRMSNorm(RMSNorm):
     """RMS norm that scales by 1 + weight, in float32 throughout."""
 
-    _offset = 1.0
+    offset = 1.0
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the last dimension, which can take the addition before it along."""
 
-    def after_adding(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden + update`, `[T, size]`, and the norm of it."""
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Of `[T, size]`."""
+        return layer_norm(hidden, self.weight, self.bias, self.eps)
+
+    def after_adding(self, hidden: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`hidden + update`, `[T, size]`, and the norm of it; before the first layer there is no update."""
+        if update is None:
+            return hidden, self(hidden)
         normed, hidden = add_layer_norm(update, hidden, self.weight, self.bias, self.eps)
         return hidden, normed
 

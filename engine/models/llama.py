@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer
 from engine.device.collectives import ALONE, Group
 from engine.models.decoder import TokenInputs, Weights
-from engine.models.layers import GatedMLP, RMSNorm
+from engine.models.layers import GatedMLP, RMSNorm, head_norms
 from engine.models.moe import ExpertNames, SparseMLP
 from engine.models.rotary import Rotary, rotate_and_attend, stretched_positions
 from engine.models.shard import Shard, shard_heads
@@ -114,21 +114,24 @@ class _Layer(nn.Module):
         )
 
     def forward(
-        self, inputs: TokenInputs, hidden: Tensor, cos: Tensor, sin: Tensor, attention: StepAttention
-    ) -> Tensor:
+        self,
+        inputs: TokenInputs,
+        hidden: Tensor,
+        update: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attention: StepAttention,
+    ) -> tuple[Tensor, Tensor]:
+        hidden, normed = self.norm_1.after_adding(hidden, update)
         heads, kv_heads = self.attention.num_heads, self.attention.num_kv_heads
-        qkv = self.qkv(self.norm_1(hidden)).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
-        unrotated: tuple[Tensor] | tuple[Tensor, Tensor]
-        if self.query_norm is None or self.key_norm is None:
-            unrotated = (qkv[:, : heads + kv_heads],)
-        else:
-            unrotated = (self.query_norm(qkv[:, :heads]), self.key_norm(qkv[:, heads : heads + kv_heads]))
-        attended = rotate_and_attend(attention, self.attention, unrotated, qkv[:, heads + kv_heads :], cos, sin)
+        qkv = self.qkv(normed).view(len(hidden), heads + 2 * kv_heads, self.attention.head_dim)
+        query_and_key, value = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        norms = head_norms(self.query_norm, self.key_norm)
+        attended = rotate_and_attend(attention, self.attention, (query_and_key,), value, cos, sin, norms=norms)
         if self._is_last:
             hidden, attended = inputs.select(hidden), inputs.select(attended)
         hidden, normed = self.norm_2.after_adding(hidden, self._group.all_reduce(self.out(attended.flatten(1))))
-        result: Tensor = hidden + self.mlp(normed)
-        return result
+        return hidden, self.mlp(normed)
 
     def add_weights(self, weights: Weights, name: str) -> None:
         family, dim = self._family, self.attention.head_dim

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from engine.attention import AttentionLayer, RotaryAttention, StepAttention
 from engine.errors import UnsupportedModel
 from engine.models.decoder import TokenInputs
+from kernels.rms_norm import HeadNorms
 from kernels.rotary import rotate
 
 Rope = Mapping[str, Any]
@@ -188,15 +189,19 @@ def rotate_and_attend(
     sin: Tensor,
     *,
     interleaved: bool = False,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
-    """Turn queries and keys, and attend; in one with the write to the cache where the attention can.
+    """Turn queries and keys, after their norms if there are any, and attend; in one with the write to the cache where
+    the attention can.
 
     `unrotated` is queries and keys side by side, `[T, H + KH, D]`, which turn as one, or both by themselves. With
     `interleaved` neighbours turn together, as in `kernels.rotary`. Returns `[T, H, Dv]`.
     """
     if isinstance(attention, RotaryAttention):
         query, key = _apart(unrotated, layer)
-        return attention.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved)
+        return attention.rotate_and_attend(layer, query, key, value, cos, sin, interleaved=interleaved, norms=norms)
+    if norms is not None:
+        unrotated = norms.apply(*_apart(unrotated, layer))
     rotated = tuple(rotate(heads, cos, sin, interleaved=interleaved) for heads in unrotated)
     query, key = _apart(rotated, layer)
     return attention(layer, query, key, value)

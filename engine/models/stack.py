@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.device.collectives import ALONE, Group
 from engine.models.decoder import NativeDecoder, TokenInputs, Weights
-from engine.models.layers import Stack
+from engine.models.layers import LayerNorm, RMSNorm, Stack
 from engine.models.rotary import Rotary
 from engine.models.shard import shard_vocabulary
 
@@ -55,7 +55,7 @@ class StackDecoder(NativeDecoder):
         self,
         embedding: tuple[int, int],
         layers: Sequence[nn.Module],
-        norm: nn.Module,
+        norm: LayerNorm | RMSNorm,
         *,
         max_positions: int,
         tied: bool,
@@ -85,8 +85,8 @@ class StackDecoder(NativeDecoder):
         self.attention_layers = [layer.attention for layer in self._stack()]
 
     def forward(self, inputs: TokenInputs, attention: StepAttention) -> Tensor:
-        hidden = self._run_layers(inputs, self._embed(inputs), attention)
-        return self._group.all_gather(self.head(self.norm(hidden)), self.vocab_size)
+        _, normed = self.norm.after_adding(*self._run_layers(inputs, self._embed(inputs), attention))
+        return self._group.all_gather(self.head(normed), self.vocab_size)
 
     def rope_length(self, num_prompt: int, num_tokens: int) -> int:
         return 0 if self.rotary is None else self.rotary.rope_length(num_prompt, num_tokens)
@@ -119,13 +119,19 @@ class StackDecoder(NativeDecoder):
         held = rows.clamp(0, self._tokens.length - 1)
         return self._group.all_reduce(self.embedding(held).masked_fill((rows != held)[:, None], 0.0))
 
-    def _run_layers(self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention) -> Tensor:
-        """The last layer's output, `[R, hidden]`."""
+    def _run_layers(
+        self, inputs: TokenInputs, hidden: Tensor, attention: StepAttention
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[R, hidden]` each: what the last layer was given, and what it adds to that.
+
+        A layer leaves its last addition to the next norm, because that takes it along in one pass.
+        """
         assert self.rotary is not None
         cos, sin = self.rotary(inputs, hidden.dtype)
+        update: Tensor | None = None
         for layer in self.layers:
-            hidden = layer(inputs, hidden, cos, sin, attention)
-        return hidden
+            hidden, update = layer(inputs, hidden, update, cos, sin, attention)
+        return hidden, update
 
     def _stack(self) -> list[StackLayer]:
         return [cast(StackLayer, layer) for layer in self.layers]

@@ -14,6 +14,7 @@ from kernels.paged_decode import DecodePlan, decode_launches, plan_launch
 from kernels.paged_layout import LayerCache, Scoring, StepSequences
 from kernels.paged_prefill import PrefillPlan, prefill_launch, prefill_plan_launch, prefill_tiles
 from kernels.prefix_groups import PrefixGroups, find_launch
+from kernels.rms_norm import HeadNorms
 from kernels.shared_prefix import attend_shared_launch, prefix_groups
 
 META = torch.device("meta")
@@ -182,9 +183,10 @@ def plan_blocks(heads: Heads, device: Device) -> Launch:
     return prefill_plan_launch(prefill_plan(heads, device), ints(65), 512)
 
 
-def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) -> Launch:
+def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False, normalizes: bool = False) -> Launch:
     query = empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype)
     angles = empty(64, 1, heads.head_dim // 2, dtype=heads.dtype)
+    weight = empty(heads.head_dim, dtype=heads.dtype)
     return write_launch(
         empty(64, heads.num_kv_heads, heads.head_dim, dtype=heads.dtype),
         empty(64, heads.num_kv_heads, heads.value_dim, dtype=heads.dtype),
@@ -195,5 +197,6 @@ def write(heads: Heads, device: Device, turns: bool, interleaved: bool = False) 
         cos=angles if turns else None,
         sin=angles if turns else None,
         interleaved=interleaved,
+        norms=HeadNorms(weight, weight, 1e-6) if normalizes else None,
         target=device,
     )

@@ -13,6 +13,7 @@ from kernels.float8 import dequantize_reference
 from kernels.kv_write import write_kv_reference
 from kernels.paged_attention import paged_attention_reference, plan_tiles
 from kernels.paged_layout import LayerCache, Scoring, StepSequences
+from kernels.rms_norm import HeadNorms
 from kernels.sampling_fallback import NONE_ALLOWED, NOT_FINITE
 
 
@@ -109,8 +110,12 @@ def rotate_and_write_kv_reference(
     slots: Tensor,
     *,
     interleaved: bool = False,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
     """`rotate_and_write_kv`."""
+    if norms is not None:
+        query = rms_norm_reference(query, norms.query, norms.eps, offset=norms.offset)
+        key = rms_norm_reference(key, norms.key, norms.eps, offset=norms.offset)
     key = rotate_reference(key, cos, sin, interleaved=interleaved)
     write_kv_reference(key, value, cache, slots)
     return rotate_reference(query, cos, sin, interleaved=interleaved)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.float8 import LARGEST, as_bits, dequantize_reference, quantize_reference
 from kernels.kv_write import rotate_and_write_kv, write_kv, write_kv_reference
 from kernels.paged_layout import LayerCache
+from kernels.rms_norm import HeadNorms
 from kernels.rotary import rotate
 from tests.unit.kernels.references import rotate_and_write_kv_reference, rotate_reference
 
@@ -143,6 +144,37 @@ def test_rotated_keys_are_written_to_their_slots(interleaved: bool, float8: bool
         torch.testing.assert_close(keys_of(found), keys_of(expected), rtol=1 / 8, atol=1 / 512, equal_nan=True)
     else:
         torch.testing.assert_close(found.tensors, expected.tensors, equal_nan=True)
+
+
+@pytest.mark.parametrize("float8", [False, True], ids=["plain", "float8"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_are_normalized_before_they_are_rotated(
+    dtype: torch.dtype, interleaved: bool, float8: bool, device: torch.device
+) -> None:
+    """Heads of 33, of which 10 turn: the norm is over all of them, and each has its weight."""
+    fused = (torch.randn(4, 11, 33, device=device) * 5).to(dtype)
+    query, key, value = fused[:, :5], fused[:, 5:8], fused[:, 8:]
+    angles = torch.randn(4, 1, 5, device=device)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.tensor([3, 30, 12, 13], device=device)
+    for offset in (0.0, 1.0):
+        norms = HeadNorms(*(torch.randn(2, 33, device=device) + 1).to(dtype), 1e-6, offset)
+        found, expected = (poisoned(33, 33, dtype, device, float8=float8) for _ in range(2))
+        turned = rotate_and_write_kv(query, key, value, cos, sin, found, slots, interleaved=interleaved, norms=norms)
+        reference = rotate_and_write_kv_reference(
+            query, key, value, cos, sin, expected, slots, interleaved=interleaved, norms=norms
+        )
+        # A head's norm may round to the neighbour, and what is turned with it.
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}[dtype]
+        torch.testing.assert_close(turned, reference, rtol=tolerance, atol=8 * tolerance)
+        if float8:
+            same(values_of(found), values_of(expected))
+            torch.testing.assert_close(keys_of(found), keys_of(expected), rtol=1 / 8, atol=1 / 8, equal_nan=True)
+        else:
+            torch.testing.assert_close(
+                found.tensors, expected.tensors, rtol=tolerance, atol=8 * tolerance, equal_nan=True
+            )
 
 
 def test_padding_tokens_are_rotated_but_not_written(device: torch.device) -> None:

@@ -313,5 +313,7 @@ def _launches(
     yield "log-probabilities", log_probabilities
     yield "penalties", penalties
     yield "turn and write, interleaved", partial(write, LLAMA, device, True, True)
+    for heads in (LLAMA, Heads(4, 1, 256, 256), Heads(16, 8, block_size=64, kv_dtype=torch.float8_e4m3fn)):
+        yield f"normalize, turn and write {heads.name}", partial(write, heads, device, True, normalizes=True)
     for interleaved in (False, True):
         yield f"turn {'interleaved' if interleaved else 'halves'}", partial(rotate, device, interleaved)
