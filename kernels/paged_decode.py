@@ -13,15 +13,17 @@ Sinks add `exp(sink[h])` to the softmax's denominator; a sliding window of w lea
 #     plan      tile:  TILE positions of one sequence
 #               chunk: as many tiles as make about the wanted number of items
 #               item:  one split of one sequence, at most a chunk long;  number of items <= sequences + wanted items
-#     decode    one program an item and KV head, on a grid of that upper bound; those beyond the last item end at once
-#     combine   joins the splits of sequences that have more than one
+#     decode    one program an item and KV head (or several heads: `heads_of_program`), on a grid of that upper bound;
+#               those beyond the last item end at once
+#     join      the last of a sequence's splits to arrive joins all of them, head by head; where neighbours share a
+#               prefix (`shared_prefix.py`), a launch of its own joins their splits with what the group shares
 #
 # The plan is made on the device, from lengths on the device, once for all layers that share window and KV heads: no
 # length is read on the CPU, and a CUDA graph captured once serves any lengths.
 #
 # A sequence counts as a decode if it has exactly one new token (`query_starts[s + 1] - query_starts[s] == 1`); others
-# are left to `paged_prefill`, in the same buffers. A decode of length 0 is padding: its row becomes zeros and no key is
-# read.
+# are left to `paged_prefill`, in the same buffers. A decode of length 0 is padding: it has one item without a tile, its
+# row becomes zeros, and no key is read.
 
 from __future__ import annotations
 
@@ -46,6 +48,8 @@ _PLAN_BLOCK = 1024
 # seldom full, is a small part of the time. Bounded for a multiprocessor: partial results cost reading and writing.
 _WAVES = 8
 _PROGRAMS_PER_SM = (16, 32)
+# Waves that are left at least where programs take several heads.
+_LEAST_WAVES = 16
 # No split has fewer tiles: partial results, a tile's worth of work each, stay a small part of the reading.
 _MIN_TILES = 4
 # Bytes of shared memory that a program takes besides its tiles of keys and values: exchanges between warps, and what
@@ -88,6 +92,8 @@ def _plan_kernel(
         sequence = base + lanes
         tiles = _tiles_of(seq_lens, query_starts, shared, sequence, num_sequences, TILE, WINDOW, MEMBERS)
         splits = (tiles + chunk - 1) // chunk
+        if MEMBERS == 0:
+            splits = tl.maximum(splits, _is_padding(seq_lens, query_starts, sequence, num_sequences).to(tl.int32))
         first = count + tl.cumsum(splits, 0) - splits
         all_splits = splits
         if MEMBERS:
@@ -127,6 +133,66 @@ def _tiles_of(
     return tl.where(end - start == 1, tiles, 0)
 
 
+@triton.jit
+def _is_padding(seq_lens, query_starts, sequence, num_sequences):
+    """Which sequences are decodes of length 0."""
+    inside = sequence < num_sequences
+    start = tl.load(query_starts + sequence, mask=inside, other=0)
+    end = tl.load(query_starts + sequence + 1, mask=inside, other=0)
+    return (end - start == 1) & (tl.load(seq_lens + sequence, mask=inside, other=1) == 0)
+
+
+@triton.jit
+def _join_splits(
+    partial,
+    partial_lse,
+    sinks,
+    head,
+    item,
+    splits,
+    own_splits,
+    group_place,
+    NUM_HEADS: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+):
+    """One head's attention `[VALUE_DIMS]` from the partial results of its splits, which lie from `item` on; with
+    MEMBERS those after `own_splits` are its group's and lie from `group_place` on."""
+    lane = tl.arange(0, BLOCK)
+    value_dim = tl.arange(0, VALUE_DIMS)
+    highest = float("-inf")
+    total = 0.0
+    acc = tl.full([VALUE_DIMS], 0.0, tl.float32)
+    for base in range(0, splits, BLOCK):
+        is_split = base + lane < splits
+        place = item + base + lane
+        if MEMBERS:
+            place = tl.where(base + lane < own_splits, place, group_place + base + lane - own_splits)
+        place = place * NUM_HEADS + head
+        lse = tl.load(partial_lse + place, mask=is_split, other=float("-inf"))
+        part = tl.load(
+            partial + place[:, None] * VALUE_DIM + value_dim[None, :],
+            mask=is_split[:, None] & (value_dim < VALUE_DIM)[None, :],
+            other=0.0,
+        )
+        higher = tl.maximum(highest, tl.max(lse, 0))
+        shrink = tl.exp2(highest - higher)
+        weights = tl.exp2(lse - higher)
+        total = total * shrink + tl.sum(weights, 0)
+        acc = acc * shrink + tl.sum(part * weights[:, None], 0)
+        highest = higher
+    if HAS_SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+        higher = tl.maximum(highest, sink)
+        shrink = tl.exp2(highest - higher)
+        total = total * shrink + tl.exp2(sink - higher)
+        acc *= shrink
+    return acc / total
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
     query,
@@ -144,6 +210,7 @@ def _decode_kernel(
     value_scales,
     partial,
     partial_lse,
+    arrivals,
     shared,
     out,
     scale,
@@ -167,11 +234,12 @@ def _decode_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
+    JOIN_BLOCK: tl.constexpr,
+    HEADS_EACH: tl.constexpr,
     MEMBERS: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    kv_head = tl.program_id(0)
     item = tl.program_id(1)
     if item >= tl.load(num_items):
         return
@@ -183,18 +251,11 @@ def _decode_kernel(
 
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     member = tl.arange(0, ROWS)
-    head = kv_head * GROUP + member
     is_head = member < GROUP
     dim = tl.arange(0, DIMS)
     value_dim = tl.arange(0, VALUE_DIMS)
-    q = tl.load(
-        query + row * query_stride + head[:, None] * query_head_stride + dim[None, :],
-        mask=is_head[:, None] & (dim < HEAD_DIM)[None, :],
-        other=0.0,
-    )
-    if UPCAST:
-        q = q.to(tl.float32)
-
+    lane = tl.arange(0, TILE)
+    table = block_tables + sequence.to(tl.int64) * table_stride
     first_tile = tl.maximum(length - WINDOW, 0) // TILE if WINDOW else 0
     own_splits = splits
     if MEMBERS:
@@ -206,76 +267,114 @@ def _decode_kernel(
     begin = first_tile + tiles * split // own_splits
     end = first_tile + tiles * (split + 1) // own_splits
 
-    highest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.full([ROWS], 0.0, tl.float32)
-    acc = tl.full([ROWS, VALUE_DIMS], 0.0, tl.float32)
-    table = block_tables + sequence.to(tl.int64) * table_stride
-    lane = tl.arange(0, TILE)
-    for tile in range(begin, end):
-        position = tile * TILE + lane
-        # What lies outside may never have been written, and a weight of 0 times NaN would be NaN.
-        inside = position < length
-        if WINDOW:
-            inside &= position >= length - WINDOW
-        if BLOCK_SIZE % TILE == 0:
-            # The tile lies in one block: one number is read, and its rows follow each other.
-            block = tl.load(table + tile * TILE // BLOCK_SIZE).to(tl.int64)
-            slot = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + lane
-        else:
-            block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-            slot = block * BLOCK_SIZE + position % BLOCK_SIZE
-        place = slot * NUM_KV_HEADS + kv_head
-        k = tl.load(
-            key_cache + place[:, None] * HEAD_DIM + dim[None, :],
-            mask=inside[:, None] & (dim < HEAD_DIM)[None, :],
-            other=0,
+    for place_of_head in range(HEADS_EACH):
+        kv_head = tl.program_id(0) * HEADS_EACH + place_of_head
+        head = kv_head * GROUP + member
+        q = tl.load(
+            query + row * query_stride + head[:, None] * query_head_stride + dim[None, :],
+            mask=is_head[:, None] & (dim < HEAD_DIM)[None, :],
+            other=0.0,
         )
-        v = tl.load(
-            value_cache + place[:, None] * VALUE_DIM + value_dim[None, :],
-            mask=inside[:, None] & (value_dim < VALUE_DIM)[None, :],
-            other=0,
-        )
-        if FLOAT8:
-            scale_place = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
-            key_scale = power_of_two(tl.load(key_scales + scale_place, mask=inside, other=0))
-            value_scale = power_of_two(tl.load(value_scales + scale_place, mask=inside, other=0))
-            k = from_e4m3(k, NATIVE_FLOAT8)
-            v = from_e4m3(v, NATIVE_FLOAT8)
-            if SCALES_VALUES:
-                v = v.to(tl.float32) * value_scale[:, None]
-        k = k.to(q.dtype)
-        v = v.to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if FLOAT8:
-            scores *= key_scale[None, :]
-        if HAS_SOFT_CAP:
-            # tanh by its definition, off by 1e-7 at most; 2 / e^80 is nothing already.
-            scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
-        scores = tl.where(inside[None, :], scores * LOG2_E, float("-inf"))
-        # Every tile holds a position that counts, so the maximum is a number.
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        if FLOAT8 and not SCALES_VALUES:
-            weights *= value_scale[None, :]
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        highest = higher
-
-    is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
-    if splits == 1:
-        if HAS_SINKS:
-            sink = tl.load(sinks + head, mask=is_head, other=float("-inf")).to(tl.float32) * LOG2_E
-            higher = tl.maximum(highest, sink)
+        if UPCAST:
+            q = q.to(tl.float32)
+        highest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.full([ROWS], 0.0, tl.float32)
+        acc = tl.full([ROWS, VALUE_DIMS], 0.0, tl.float32)
+        for tile in range(begin, end):
+            position = tile * TILE + lane
+            # What lies outside may never have been written, and a weight of 0 times NaN would be NaN.
+            inside = position < length
+            if WINDOW:
+                inside &= position >= length - WINDOW
+            if BLOCK_SIZE % TILE == 0:
+                # The tile lies in one block: one number is read, and its rows follow each other.
+                block = tl.load(table + tile * TILE // BLOCK_SIZE).to(tl.int64)
+                slot = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + lane
+            else:
+                block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+                slot = block * BLOCK_SIZE + position % BLOCK_SIZE
+            place = slot * NUM_KV_HEADS + kv_head
+            k = tl.load(
+                key_cache + place[:, None] * HEAD_DIM + dim[None, :],
+                mask=inside[:, None] & (dim < HEAD_DIM)[None, :],
+                other=0,
+            )
+            v = tl.load(
+                value_cache + place[:, None] * VALUE_DIM + value_dim[None, :],
+                mask=inside[:, None] & (value_dim < VALUE_DIM)[None, :],
+                other=0,
+            )
+            if FLOAT8:
+                scale_place = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
+                key_scale = power_of_two(tl.load(key_scales + scale_place, mask=inside, other=0))
+                value_scale = power_of_two(tl.load(value_scales + scale_place, mask=inside, other=0))
+                k = from_e4m3(k, NATIVE_FLOAT8)
+                v = from_e4m3(v, NATIVE_FLOAT8)
+                if SCALES_VALUES:
+                    v = v.to(tl.float32) * value_scale[:, None]
+            k = k.to(q.dtype)
+            v = v.to(q.dtype)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if FLOAT8:
+                scores *= key_scale[None, :]
+            if HAS_SOFT_CAP:
+                # tanh by its definition, off by 1e-7 at most; 2 / e^80 is nothing already.
+                scores = soft_cap * (1.0 - 2.0 / (tl.exp(tl.minimum(scores * (2.0 / soft_cap), 80.0)) + 1.0))
+            scores = tl.where(inside[None, :], scores * LOG2_E, float("-inf"))
+            # Every tile holds a position that counts, so the maximum is a number.
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
             shrink = tl.exp2(highest - higher)
-            total = total * shrink + tl.exp2(sink - higher)
-            acc *= shrink[:, None]
-        place = (row * NUM_HEADS + head) * VALUE_DIM
-        tl.store(out + place[:, None] + value_dim[None, :], acc / total[:, None], mask=is_value)
-    else:
-        place = item.to(tl.int64) * NUM_HEADS + head
-        tl.store(partial + place[:, None] * VALUE_DIM + value_dim[None, :], acc / total[:, None], mask=is_value)
-        tl.store(partial_lse + place, highest + tl.log2(total), mask=is_head)
+            total = total * shrink + tl.sum(weights, 1)
+            if FLOAT8 and not SCALES_VALUES:
+                weights *= value_scale[None, :]
+            acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+            highest = higher
+
+        is_value = is_head[:, None] & (value_dim < VALUE_DIM)[None, :]
+        # Padding has no tile: its row becomes zeros.
+        total = tl.where(length > 0, total, 1.0)
+        if splits == 1:
+            if HAS_SINKS:
+                sink = tl.load(sinks + head, mask=is_head, other=float("-inf")).to(tl.float32) * LOG2_E
+                higher = tl.maximum(highest, sink)
+                shrink = tl.exp2(highest - higher)
+                total = total * shrink + tl.exp2(sink - higher)
+                acc *= shrink[:, None]
+            place = (row * NUM_HEADS + head) * VALUE_DIM
+            tl.store(out + place[:, None] + value_dim[None, :], acc / total[:, None], mask=is_value)
+        else:
+            place = item.to(tl.int64) * NUM_HEADS + head
+            tl.store(partial + place[:, None] * VALUE_DIM + value_dim[None, :], acc / total[:, None], mask=is_value)
+            tl.store(partial_lse + place, highest + tl.log2(total), mask=is_head)
+            if MEMBERS == 0:
+                # All threads of a program have stored before it counts as arrived, and the last to arrive reads what
+                # all programs before it have stored.
+                tl.debug_barrier()
+                arrival = arrivals + sequence.to(tl.int64) * NUM_KV_HEADS + kv_head
+                if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == splits - 1:
+                    # The next layer counts from zero.
+                    tl.store(arrival, 0)
+                    first_item = (item - split).to(tl.int64)
+                    for of_group in range(0, GROUP):
+                        joined = _join_splits(
+                            partial,
+                            partial_lse,
+                            sinks,
+                            kv_head * GROUP + of_group,
+                            first_item,
+                            splits,
+                            splits,
+                            first_item,
+                            NUM_HEADS,
+                            VALUE_DIM,
+                            HAS_SINKS,
+                            JOIN_BLOCK,
+                            VALUE_DIMS,
+                            0,
+                        )
+                        joined_row = out + (row * NUM_HEADS + kv_head * GROUP + of_group) * VALUE_DIM
+                        tl.store(joined_row + value_dim, joined, mask=value_dim < VALUE_DIM)
 
 
 @triton.jit(do_not_specialize=["heads_each", "first_place"])
@@ -300,6 +399,7 @@ def _combine_splits_kernel(
     MAX_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    """Joins the splits of a sequence with those of the prefix that its group shares."""
     sequence = tl.program_id(0)
     splits = tl.load(num_splits + sequence)
     if splits == 1:
@@ -317,40 +417,25 @@ def _combine_splits_kernel(
         return
 
     item = tl.load(first_item + sequence).to(tl.int64)
-    lane = tl.arange(0, BLOCK)
-    own_splits = splits
-    if MEMBERS:
-        own_splits -= shared_chunks(tl.load(shared + sequence // MEMBERS), MAX_CHUNKS, CHUNK)
+    own_splits = splits - shared_chunks(tl.load(shared + sequence // MEMBERS), MAX_CHUNKS, CHUNK)
     for head in range(first_head, tl.minimum(first_head + heads_each, NUM_HEADS)):
-        highest = float("-inf")
-        total = 0.0
-        acc = tl.full([VALUE_DIMS], 0.0, tl.float32)
-        for base in range(0, splits, BLOCK):
-            is_split = base + lane < splits
-            part_place = item + base + lane
-            if MEMBERS:
-                of_group = first_place + sequence.to(tl.int64) * MAX_CHUNKS + base + lane - own_splits
-                part_place = tl.where(base + lane < own_splits, part_place, of_group)
-            place = part_place * NUM_HEADS + head
-            lse = tl.load(partial_lse + place, mask=is_split, other=float("-inf"))
-            part = tl.load(
-                partial + place[:, None] * VALUE_DIM + value_dim[None, :],
-                mask=is_split[:, None] & is_value[None, :],
-                other=0.0,
-            )
-            higher = tl.maximum(highest, tl.max(lse, 0))
-            shrink = tl.exp2(highest - higher)
-            weights = tl.exp2(lse - higher)
-            total = total * shrink + tl.sum(weights, 0)
-            acc = acc * shrink + tl.sum(part * weights[:, None], 0)
-            highest = higher
-        if HAS_SINKS:
-            sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
-            higher = tl.maximum(highest, sink)
-            shrink = tl.exp2(highest - higher)
-            total = total * shrink + tl.exp2(sink - higher)
-            acc *= shrink
-        tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + value_dim, acc / total, mask=is_value)
+        joined = _join_splits(
+            partial,
+            partial_lse,
+            sinks,
+            head,
+            item,
+            splits,
+            own_splits,
+            first_place + sequence.to(tl.int64) * MAX_CHUNKS,
+            NUM_HEADS,
+            VALUE_DIM,
+            HAS_SINKS,
+            BLOCK,
+            VALUE_DIMS,
+            MEMBERS,
+        )
+        tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + value_dim, joined, mask=is_value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +489,19 @@ def programs_per_sm(head_dim: int, value_dim: int, kv_dtype: torch.dtype, device
     return min(most, max(least, _WAVES * programs_at_a_time(head_dim, value_dim, kv_dtype, device)))
 
 
+def heads_of_program(num_sequences: int, num_heads: int, num_kv_heads: int, at_a_time: int) -> int:
+    """KV heads that a decode program takes, one after the other: 1, 2 or 4.
+
+    Where each query head has keys of its own there are as many programs as heads and sequences, each of little work.
+    As long as many waves of them are left, where `at_a_time` run at a time, several heads share what a program reads of
+    its item before any key. From shapes alone, as a graph needs it; not yet tuned on a GPU.
+    """
+    if num_heads != num_kv_heads:
+        return 1
+    most = max(1, num_sequences * num_kv_heads // (_LEAST_WAVES * at_a_time))
+    return max(each for each in (1, 2, 4) if num_kv_heads % each == 0 and each <= most)
+
+
 @cached
 def padded(dim: int) -> int:
     """The power of two that a tile has for `dim` numbers; matrix products need 16."""
@@ -436,6 +534,9 @@ class DecodePlan:
 
     partial_lse: Tensor
     """float32, I * H: their log2 of the sum of exponentials."""
+
+    arrivals: Tensor
+    """`[S * KH]`: how many splits of a sequence and KV head have been computed; zeros between launches."""
 
     groups: PrefixGroups | None = None
     """Neighbours that share a prefix: their partial results lie behind the items'. None: nothing is shared."""
@@ -490,6 +591,7 @@ class DecodePlan:
             first_item=ints(max_sequences),
             partial=torch.empty(partials * num_heads * value_dim, dtype=torch.float32, device=device),
             partial_lse=torch.empty(partials * num_heads, dtype=torch.float32, device=device),
+            arrivals=ints(max_sequences * num_kv_heads),
             groups=groups,
         )
 
@@ -558,8 +660,8 @@ def decode_launches(
     scoring: Scoring,
     *,
     target: Device | None = None,
-) -> tuple[Launch, Launch]:
-    """What `paged_decode` runs: the splits, and what joins them."""
+) -> tuple[Launch, ...]:
+    """What `paged_decode` runs; with a plan that has groups, another launch joins their splits."""
     if plan.window != scoring.window:
         raise ValueError(f"the plan was made for a window of {plan.window}, not {scoring.window}")
     target = target or device_of(query.device)
@@ -577,12 +679,11 @@ def decode_launches(
         "shared": plan.groups and plan.groups.positions,
         "out": out,
     }
-    heads_each = 1
-    while num_sequences * ceil_div(num_heads, heads_each) > _JOIN_PROGRAMS and heads_each < num_heads:
-        heads_each *= 2
+    at_a_time = target.num_sms * programs_at_a_time(head_dim, value_dim, cache.keys.dtype, target)
+    heads_each = heads_of_program(num_sequences, num_heads, num_kv_heads, at_a_time)
     decode = Launch(
         _decode_kernel,
-        (num_kv_heads, num_sequences + plan.target_splits),
+        (num_kv_heads // heads_each, num_sequences + plan.target_splits),
         shared
         | {
             "query": query,
@@ -592,6 +693,7 @@ def decode_launches(
             "item_sequence": plan.item_sequence,
             "item_split": plan.item_split,
             "num_items": plan.num_items,
+            "arrivals": plan.arrivals,
             "key_scales": cache.key_scales,
             "value_scales": cache.value_scales,
             "scale": float(scoring.scale),
@@ -615,17 +717,23 @@ def decode_launches(
             plan.tile,
             padded(num_heads // num_kv_heads),
         )
+        | {"JOIN_BLOCK": _JOIN_BLOCK, "HEADS_EACH": heads_each}
         | _group_constants(plan.groups),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
-    reduce = Launch(
+    if plan.groups is None:
+        return (decode,)
+    heads_joined = 1
+    while num_sequences * ceil_div(num_heads, heads_joined) > _JOIN_PROGRAMS and heads_joined < num_heads:
+        heads_joined *= 2
+    join = Launch(
         _combine_splits_kernel,
-        (num_sequences, ceil_div(num_heads, heads_each)),
-        shared | {"first_item": plan.first_item, "heads_each": heads_each, "first_place": plan.max_items},
+        (num_sequences, ceil_div(num_heads, heads_joined)),
+        shared | {"first_item": plan.first_item, "heads_each": heads_joined, "first_place": plan.max_items},
         _combine_constants(num_heads, value_dim, scoring.sinks is not None) | _group_constants(plan.groups),
     )
-    return decode, reduce
+    return decode, join
 
 
 def _group_constants(groups: PrefixGroups | None) -> dict[str, int]:

@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -19,7 +18,6 @@ from bench.gpu.steps.paged_inputs import GPT2_LARGE, QWEN3, TINY, Heads, PagedIn
 from bench.gpu.timing import Stopwatch, input_sets
 from bench.profiling.peaks import DevicePeaks, LimitSizes, measure_limits
 from kernels.device import device_of
-from kernels.launch import Launch
 from kernels.paged_decode import DecodePlan, decode_launches, plan_decode
 from kernels.paged_layout import Scoring
 
@@ -58,8 +56,8 @@ class Bench:
         self.stopwatch = Stopwatch(device, repeats)
         self.num_sms = device_of(device).num_sms
 
-    def launches(self, heads: Heads, inputs: PagedInputs, variant: Variant) -> Callable[[], None]:
-        """A layer's launches over a plan that is made here, once."""
+    def launch(self, heads: Heads, inputs: PagedInputs, variant: Variant) -> Callable[[], None]:
+        """A layer's launch over a plan that is made here, once."""
         plan = DecodePlan.allocate(
             len(inputs.sequences.seq_lens),
             num_heads=heads.num_heads,
@@ -73,11 +71,8 @@ class Bench:
         )
         plan_decode(plan, inputs.sequences.seq_lens, inputs.sequences.query_starts)
         out = torch.empty_like(inputs.query)
-        decode, join = decode_launches(
-            inputs.query, inputs.cache, inputs.sequences, plan, out, Scoring(heads.dim**-0.5)
-        )
-        decode = replace(decode, num_warps=variant.num_warps, num_stages=variant.num_stages)
-        return partial(_run, (decode, join))
+        (decode,) = decode_launches(inputs.query, inputs.cache, inputs.sequences, plan, out, Scoring(heads.dim**-0.5))
+        return replace(decode, num_warps=variant.num_warps, num_stages=variant.num_stages).run
 
     def batch(self, heads: Heads, title: str, lengths: Sequence[int], block_size: int, ways: Sequence[Variant]) -> None:
         """Report each variant of a batch as a detail, then the best."""
@@ -91,7 +86,7 @@ class Bench:
         for variant in ways:
             what = f"{heads.name} b{block_size}, {title}: {variant}"
             with attempt(what, is_detail=True):
-                seconds = self.stopwatch.time([self.launches(heads, inputs, variant) for inputs in sets])
+                seconds = self.stopwatch.time([self.launch(heads, inputs, variant) for inputs in sets])
                 found[variant] = seconds
                 share = moved / seconds / self.limits.bytes_per_second
                 report(what, seconds=seconds, share=share, limit="copy", is_detail=True)
@@ -106,15 +101,10 @@ class Bench:
         if self.device.type != "cuda":
             return
         with ThreadPoolExecutor(16) as pool:
-            for done in [pool.submit(self.launches(heads, inputs, variant)) for variant in ways]:
+            for done in [pool.submit(self.launch(heads, inputs, variant)) for variant in ways]:
                 with attempt("compile", is_detail=True):
                     done.result()
         torch.cuda.synchronize()
-
-
-def _run(launches: Sequence[Launch]) -> None:
-    for launch in launches:
-        launch.run()
 
 
 def main() -> None:

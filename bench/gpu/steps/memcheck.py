@@ -33,7 +33,7 @@ def program(*, is_dry: bool) -> None:
         lengths = [1, 17, 33] if is_dry else [1, 63, 65, 700, 1025, 16]
         inputs = PagedInputs.random(heads, lengths, block_size, device=device, dtype=dtype)
         bench = Bench(device, dtype, DevicePeaks(1.0, 1.0), 1)
-        bench.launches(heads, inputs, Variant(2 if is_dry else 3, 4, 4))()
+        bench.launch(heads, inputs, Variant(2 if is_dry else 3, 4, 4))()
         new = 19 if is_dry else 129
         prompts = PagedInputs.random(heads, [new] * 2, block_size, new=new, device=device, dtype=dtype)
         our_work(heads, prompts, None)()

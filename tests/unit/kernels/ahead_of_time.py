@@ -48,8 +48,8 @@ class Compiled:
     binary_size: int
     seconds: float
     resources: dict[str, int]
-    """Bytes of shared memory a program; for NVIDIA also registers a thread, bytes of stack (spills), and how many tiles
-    the least deep of its pipelined loads has in shared memory."""
+    """Bytes of shared memory a program; for NVIDIA also registers a thread, bytes of stack (spills), how many tiles the
+    least deep of its pipelined loads has in shared memory, and, where there are any, ordered atomics."""
 
 
 def compile_launch(variant: Variant) -> Compiled:
@@ -77,12 +77,29 @@ def resources_of(compiled: Any) -> dict[str, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", told)
     assert found is not None, told
     depths = [int(depth) for depth in re.findall(r"local_alloc : \(\) -> !ttg.memdesc<(\d+)x", compiled.asm["ttgir"])]
-    return {
+    resources = {
         "registers": int(found[1]),
         "stack": int(found[2]),
         "shared": compiled.metadata.shared,
         "buffers": min(depths, default=0),
     }
+    atomics = ordered_atomics(compiled.asm["ptx"])
+    return resources | ({"ordered_atomics": atomics} if atomics else {})
+
+
+def ordered_atomics(ptx: str) -> int:
+    """How many atomics acquire and release for the whole device; raises `AssertionError` for one without a barrier
+    between it and the stores before it, which other threads of the program may not have done yet."""
+    count, is_pending = 0, False
+    for line in ptx.splitlines():
+        if "st.global" in line:
+            is_pending = True
+        elif "bar.sync" in line:
+            is_pending = False
+        elif "atom." in line and ".acq_rel" in line and ".gpu" in line:
+            assert not is_pending, line
+            count += 1
+    return count
 
 
 def read_record() -> dict[str, Any]:

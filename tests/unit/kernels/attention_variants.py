@@ -130,13 +130,13 @@ def decode_plan(heads: Heads, device: Device, *, shares: bool = False) -> Decode
     )
 
 
-def decode(heads: Heads, device: Device, which: int, *, shares: bool = False) -> Launch:
+def decode(heads: Heads, device: Device, which: int, *, shares: bool = False, rows: int = 64) -> Launch:
     return decode_launches(
-        empty(64, heads.num_heads, heads.head_dim, dtype=heads.dtype),
+        empty(rows, heads.num_heads, heads.head_dim, dtype=heads.dtype),
         cache(heads),
-        sequences(),
+        StepSequences(ints(rows, 512), ints(rows), ints(rows + 1)),
         decode_plan(heads, device, shares=shares),
-        empty(64, heads.num_heads, heads.value_dim, dtype=heads.dtype),
+        empty(rows, heads.num_heads, heads.value_dim, dtype=heads.dtype),
         scoring(heads),
         target=device,
     )[which]

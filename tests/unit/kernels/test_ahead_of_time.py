@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import REPOSITORY
-from tests.unit.kernels.ahead_of_time import DEVICES, read_record
+from tests.unit.kernels.ahead_of_time import DEVICES, ordered_atomics, read_record
 from tests.unit.kernels.fingerprint import fingerprint
 from tests.unit.kernels.variants import recorded_variants
 
@@ -91,12 +91,31 @@ def test_recorded_attention_of_half_precision_has_two_tiles_in_flight() -> None:
     assert {name for name in shallow if "float32" not in name and "x256" not in name} == set()
 
 
+def test_recorded_decodes_count_arrivals_in_order() -> None:
+    """Splits are joined by the last of their programs, which has to see what the others have stored."""
+    decodes = {name for name in RECORDED if name.startswith("decode ") and not name.endswith("gfx942")}
+    assert len(decodes) >= 20
+    assert {name: RECORDED[name].get("ordered_atomics") for name in decodes} == dict.fromkeys(decodes, 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_ordered"), [(("st.global", "bar.sync"), True), (("bar.sync", "st.global"), False)]
+)
+def test_atomic_without_a_barrier_after_the_stores_is_refused(lines: tuple[str, ...], is_ordered: bool) -> None:
+    ptx = "\n".join([*(f"\t@%p1 {line}.b32 x;" for line in lines), "\t@%p1 atom.global.gpu.acq_rel.add.s32 %r1;"])
+    if is_ordered:
+        assert ordered_atomics(ptx) == 1
+    else:
+        with pytest.raises(AssertionError):
+            ordered_atomics(ptx)
+
+
 @pytest.mark.timeout(600)
 def test_kernels_compile_to_what_is_recorded(tmp_path: Path) -> None:
     """A few launches; all of them in the slow test."""
     if version("triton") != read_record()["triton"]:
         pytest.skip(f"the record was made with triton {read_record()['triton']}")
-    names = ["decode gpt2-large, blocks of 64", *(f"add and layer norm, {device}" for device in DEVICES)]
+    names = ["decode gpt2-large, blocks of 64, sm_90", *(f"add and layer norm, {device}" for device in DEVICES)]
     found = compile_in_another_process(tmp_path, *names)
     assert len(found) == len(names)
     assert found == resources(set(found))

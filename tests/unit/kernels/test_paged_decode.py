@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.paged_decode import DecodePlan, paged_decode, plan_decode
+from kernels import paged_decode as paged_decode_module
+from kernels.paged_decode import DecodePlan, heads_of_program, paged_decode, plan_decode
 from kernels.paged_layout import Scoring
 from tests.unit.kernels.paged_steps import TOLERANCE, PagedStep, make_step
 from tests.unit.kernels.references import paged_decode_reference
@@ -121,6 +122,47 @@ def test_decode_gives_the_same_when_long_sequences_are_split(length: int, device
     check(step, target_splits=8)
 
 
+@pytest.mark.parametrize("each", [2, 4])
+def test_decode_equals_dense_attention_where_a_program_takes_several_heads(
+    each: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_decode_module, "heads_of_program", lambda *_: each)
+    check(make_step(LENGTHS, [1] * 5, device=device, heads=4, kv_heads=4, head_dim=16))
+    step = make_step([131, 7], [1, 1], device=device, heads=4, kv_heads=4, head_dim=16)
+    check(step, target_splits=8, sinks=torch.tensor([0.5, -3.0, 4.0, 1.0], device=device))
+
+
+def test_programs_take_several_heads_only_where_many_waves_are_left() -> None:
+    at_a_time = 132 * 6
+    gpt2_large = [heads_of_program(sequences, 20, 20, at_a_time) for sequences in (50, 1024, 2048, 4096, 100_000)]
+    assert gpt2_large == [1, 1, 2, 4, 4]
+    # Heads that share keys have enough to do; three heads cannot be paired.
+    assert heads_of_program(100_000, 32, 8, at_a_time) == heads_of_program(100_000, 3, 3, at_a_time) == 1
+
+
+def test_splits_are_counted_anew_by_each_layer(device: torch.device) -> None:
+    """Whichever split of a sequence comes last joins them: two layers follow one plan."""
+    step = make_step([131, 2, 0, 70], [1] * 4, device=device, heads=4, kv_heads=2, head_dim=16)
+    plan = DecodePlan.allocate(
+        4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        value_dim=16,
+        kv_dtype=torch.float32,
+        window=None,
+        device=device,
+        target_splits=8,
+    )
+    plan_decode(plan, step.sequences.seq_lens, step.sequences.query_starts)
+    assert plan.num_splits.tolist()[:4] == [3, 1, 1, 2]
+    for _ in range(2):
+        out = step.poisoned_out()
+        paged_decode(step.query, step.cache, step.sequences, plan, out, Scoring(0.2))
+        torch.testing.assert_close(out, expected(step), atol=1e-5, rtol=1e-5)
+        assert not plan.arrivals.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_decode_equals_dense_attention_with_float8_caches(dtype: torch.dtype, device: torch.device) -> None:
     check(make_step([37, 4], [1, 1], device=device, heads=4, kv_heads=2, head_dim=24, dtype=dtype, float8=True))
@@ -153,7 +195,9 @@ def test_decode_plan_covers_every_tile_once(device: torch.device) -> None:
         splits = plan.num_splits[:7].tolist()
         items = list(zip(plan.item_sequence.tolist(), plan.item_split.tolist(), strict=True))[: int(plan.num_items)]
         assert items == [(sequence, split) for sequence, count in enumerate(splits) for split in range(count)]
-        assert [count > 0 for count in splits] == [False, True, True, True, True, True, False]
+        # Padding has an item without tiles; what is no decode has none.
+        assert splits[0] == 1
+        assert [count > 0 for count in splits] == [True, True, True, True, True, True, False]
         assert len(items) <= 7 + wanted
         tiles = [-(-length // plan.tile) for length in lengths.tolist()]
         longest = max(-(-tile // max(1, count)) for tile, count in zip(tiles, splits, strict=True))

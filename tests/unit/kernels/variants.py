@@ -132,6 +132,9 @@ class Mixture:
         return " ".join(parts)
 
 
+MANY_HEADS = "gpt2-large, blocks of 64"
+"""Whose programs take several heads where rows are many."""
+
 QWEN3_MOE = Mixture(64)
 MIXTURES = (
     QWEN3_MOE,
@@ -252,6 +255,8 @@ def recorded_variants(devices: Mapping[str, Device]) -> Iterator[Variant]:
         yield Variant(f"prefill {name}", "sm_90", partial(prefill, heads, devices["sm_90"]))
         for what, make in _sharing(heads, devices["sm_90"]):
             yield Variant(f"{what} {name}", "sm_90", make)
+    heads = MODEL_HEADS[MANY_HEADS]
+    yield Variant(f"decode {MANY_HEADS}, 4,096 rows", "sm_90", partial(decode, heads, devices["sm_90"], 0, rows=4096))
     for device_name, device in devices.items():
         if device_name != "sm_90":
             for name, make in _launches(device, (GPT_OSS,), (QWEN3_MOE,), QUANTIZED):
@@ -274,7 +279,6 @@ def _launches(
 ) -> Iterator[tuple[str, Callable[[], Launch]]]:
     for heads in shapes:
         yield f"decode {heads.name}", partial(decode, heads, device, 0)
-        yield f"join decodes {heads.name}", partial(decode, heads, device, 1)
         yield f"plan decodes {heads.name}", partial(plan, heads, device)
         yield f"prefill {heads.name}", partial(prefill, heads, device)
         yield f"plan prefills {heads.name}", partial(plan_blocks, heads, device)

@@ -23,7 +23,7 @@ from tests.parity.tiny_models import NATIVE
 
 _ALLOCATIONS = {"empty", "empty_like", "new_empty"}
 
-_WITH_HEADS_TURNED = ["_write_kernel", "_decode_kernel", "_combine_splits_kernel", "product"]
+_WITH_HEADS_TURNED = ["_write_kernel", "_decode_kernel", "product"]
 
 LAYERS = {
     "llama": [*_WITH_HEADS_TURNED, "_rms_norm_kernel", "product", "_gated_activation_kernel", "product"],
