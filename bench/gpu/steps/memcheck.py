@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import torch
+from torch import Tensor
 
 from bench.gpu.reporting import report, skip, step_options
 from bench.gpu.steps.decode import Bench, Variant
@@ -24,8 +25,6 @@ PROGRAM = "program"
 def program(*, is_dry: bool) -> None:
     """One launch of each kernel, with lengths that fill no tile and no block."""
     from kernels.kv_write import write_kv
-    from kernels.sampling import argmax, sample
-    from kernels.sampling_fallback import Filters
 
     device = torch.device("cpu" if is_dry else "cuda")
     dtype, heads = (torch.float32, TINY) if is_dry else (torch.bfloat16, QWEN3)
@@ -41,8 +40,19 @@ def program(*, is_dry: bool) -> None:
         slots = torch.tensor([last, 0, last - 1], device=device)
         key, value = (torch.randn(3, heads.num_kv_heads, heads.dim, dtype=dtype, device=device) for _ in range(2))
         write_kv(key, value, inputs.cache, slots)
-    rows, vocabulary = 3, 50 if is_dry else 151_937
-    logits = torch.randn(rows, vocabulary, dtype=dtype, device=device)
+    # Rows that several programs share, and rows that have one each.
+    for rows in (3,) if is_dry else (3, 300):
+        _choose_tokens(torch.randn(rows, 50 if is_dry else 151_937, dtype=dtype, device=device))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _choose_tokens(logits: Tensor) -> None:
+    """Greedy, drawn and filtered."""
+    from kernels.sampling import argmax, sample
+    from kernels.sampling_fallback import Filters
+
+    rows, device = len(logits), logits.device
     argmax(logits)
     for filtered in (False, True):
         reals = {name: torch.full((rows,), 0.9, device=device) for name in ("temperature", "top_p", "min_p")}
@@ -51,8 +61,6 @@ def program(*, is_dry: bool) -> None:
             logits, reals["temperature"], whole + 20, reals["top_p"], reals["min_p"] * 0.01, whole, whole, whole,
             filters=Filters(top_k=64 if filtered else 0, top_p=filtered, min_p=filtered),
         )  # fmt: skip
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
