@@ -6,10 +6,13 @@ back later as a 500, or as a document that another reader understands differentl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from typing import Any, NoReturn
+
+import orjson
 
 from jobs.errors import InvalidJson
 
@@ -85,6 +88,9 @@ def _refuse_many() -> NoReturn:
 
 
 def _refuse_lone_surrogates(document: Any) -> None:
+    with contextlib.suppress(TypeError):  # of a lone surrogate, but of an integer beyond 64 bits as well
+        orjson.dumps(document)
+        return
     try:
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -75,6 +75,7 @@ def test_parse_agrees_with_json_on_text_that_looks_like_it(text: str) -> None:
         (b'"\\ud800"', "the lone surrogate U+D800"),
         (b'{"\\uDFFF":1}', "the lone surrogate U+DFFF"),
         (b'"\\ude00\\ud83d"', "the lone surrogate U+DE00"),
+        (b'[18446744073709551616,"\\ud800"]', "the lone surrogate U+D800"),
     ],
 )
 def test_refusal_says_what_is_wrong(raw: bytes, what: str) -> None:
@@ -83,6 +84,7 @@ def test_refusal_says_what_is_wrong(raw: bytes, what: str) -> None:
 
 def test_parse_accepts_unusual_json() -> None:
     assert parse(b'"\\ud83d\\ude00"', max_depth=DEPTH) == "\U0001f600"
+    assert parse(b'[18446744073709551616,"\\ud83d\\ude00"]', max_depth=DEPTH) == [2**64, "\U0001f600"]
     assert parse(b'"\\u0000"', max_depth=DEPTH) == "\0"
     assert parse(b'"\\\\ud800"', max_depth=DEPTH) == "\\ud800"
     assert parse('"\u2028"'.encode(), max_depth=DEPTH) == "\u2028"
