@@ -102,7 +102,9 @@ def test_wrong_line_of_a_file_is_named_before_anything_is_sent(open_page: Open) 
 
 
 def test_running_job_shows_progress_pauses_and_goes_on(open_page: Open, api: httpx.Client) -> None:
-    job_id = sent(api, [f"{number % 90 + 10} + 7 =" for number in range(2500)], name="long one")
+    # Over a million tokens: the job is still open when it is cancelled, however slow the browser is.
+    endless = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
+    job_id = sent(api, [f"{number % 90 + 10} + 7 =" for number in range(6000)], name="long one", params=endless)
     with open_page(f"/jobs/{job_id}") as page:
         page.locator(".badge", has_text="Running").wait_for()
         done = page.locator(".hero .legend b").first
