@@ -23,6 +23,8 @@ from tests.support.processes import PATIENCE, await_condition
 from tests.support.services import Services
 from worker.app import make_app
 
+GATE = "gate"
+
 
 @pytest.fixture
 def pipeline(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Pipeline]:
@@ -50,9 +52,12 @@ def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def slowly_served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """By a worker whose steps leave time to interfere."""
+    """By a worker whose steps leave time to interfere, and are taken only while its gate is there."""
+    directory = tmp_path_factory.mktemp("slowly")
+    gate = directory / GATE
+    gate.touch()
     clocks = {"FAKE_STEP_SECONDS": "0.1", "PAGEMILL_HEARTBEAT_INTERVAL": "0.1"}
-    with serving(services, tmp_path_factory.mktemp("slowly"), **clocks) as pipeline:
+    with serving(services, directory, FAKE_STEP_GATE=str(gate), **clocks) as pipeline:
         yield pipeline
 
 
@@ -175,11 +180,20 @@ def ended_worker(pipeline: Pipeline) -> FleetWorker:
     return worker
 
 
-def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeline: Pipeline) -> None:
-    with pipeline.worker(FAKE_STEP_SECONDS="0.03", PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
-        job_id = pipeline.submit(prompts(500))
+def await_wish(pipeline: Pipeline, wish: str) -> None:
+    """Wait for the heartbeat that brings what is wanted."""
+    log = pipeline.directory / "worker.log"
+    await_condition(lambda: f"wants of this worker: {wish}" in log.read_text(), "the heartbeat that brings it")
+
+
+def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeline: Pipeline, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with pipeline.worker(FAKE_STEP_GATE=str(gate), PAGEMILL_HEARTBEAT_INTERVAL="0.2") as process:
+        job_id = pipeline.submit(prompts(1000))
         await_condition(lambda: "running" in pipeline.states(job_id), "a claim")
         want(pipeline, Wanted.DRAIN)
+        await_wish(pipeline, "drain")
+        gate.touch()
         assert process.wait(timeout=PATIENCE) == 0
     states = pipeline.states(job_id)
     assert set(states) == {"completed", "pending"}
@@ -190,13 +204,19 @@ def test_drained_worker_claims_nothing_more_writes_what_it_holds_and_ends(pipeli
 
 
 def test_undrained_worker_claims_again(slowly_served: Pipeline) -> None:
-    job_id = slowly_served.submit(prompts(150), max_tokens=8)
-    await_condition(lambda: "running" in slowly_served.states(job_id), "a claim")
-    want(slowly_served, Wanted.DRAIN)
-    log = slowly_served.directory / "worker.log"
-    await_condition(lambda: "wants of this worker: drain" in log.read_text(), "the heartbeat that brings it")
-    want(slowly_served, None)
-    assert slowly_served.wait_for_end(job_id).completed == 150
+    gate = slowly_served.directory / GATE
+    gate.unlink()
+    try:
+        job_id = slowly_served.submit(prompts(1000), max_tokens=2)
+        await_condition(lambda: "running" in slowly_served.states(job_id), "a claim")
+        want(slowly_served, Wanted.DRAIN)
+        await_wish(slowly_served, "drain")
+        assert "pending" in slowly_served.states(job_id)
+        want(slowly_served, None)
+        await_wish(slowly_served, "to go on")
+    finally:
+        gate.touch()
+    assert slowly_served.wait_for_end(job_id).completed == 1000
 
 
 def test_stopped_worker_gives_its_lines_back_at_once(pipeline: Pipeline) -> None:

@@ -1,8 +1,8 @@
 """A real worker process around a fake model: `python -m tests.support.fake_worker`.
 
 Everything is the product's own but the runner, which is a function of the token history. How slow it is, and which
-prompts kill, hang or break it, is decided here. With `FAKE_LOAD_GATE` it serves two models in turn, of which the second
-loads only while the file of that name exists.
+prompts kill, hang or break it, is decided here. With `FAKE_STEP_GATE` its engine steps only while the file of that name
+exists. With `FAKE_LOAD_GATE` it serves two models in turn, of which the second loads only while that file exists.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Runner(FakeRunner):
         self._is_broken = False
 
     def run(self, batch: Batch) -> torch.Tensor:
+        await_gate("FAKE_STEP_GATE")
         time.sleep(self._step_seconds)
         tokens = {token for entry in batch.entries for token in entry.token_ids}
         if POISON in tokens:
@@ -66,10 +67,14 @@ def load() -> Engine:
 
 
 def load_other() -> Engine:
-    gate = Path(os.environ["FAKE_LOAD_GATE"])
-    while not gate.exists():
-        time.sleep(0.01)
+    await_gate("FAKE_LOAD_GATE")
     return engine_of(Runner(0, is_other=True))
+
+
+def await_gate(name: str) -> None:
+    gate = os.environ.get(name)
+    while gate is not None and not Path(gate).exists():
+        time.sleep(0.01)
 
 
 def engine_of(runner: Runner) -> Engine:
