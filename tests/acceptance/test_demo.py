@@ -17,6 +17,7 @@ from kernels.cpu.library import library
 from tests.support.paths import REPOSITORY
 
 
+@pytest.mark.slow
 def test_demo_without_the_real_model_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     cache = tmp_path / ".cache" / "pagemill"
     cache.mkdir(mode=0o700, parents=True)

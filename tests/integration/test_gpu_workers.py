@@ -64,6 +64,8 @@ def await_start(pipeline: Pipeline) -> None:
     await_condition(lambda: "every worker serves" in log.read_text(), "the start of all workers")
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_each_gpu_has_a_worker_and_one_that_dies_is_started_again_alone(pipeline: Pipeline) -> None:
     with supervised(pipeline, "0,2") as supervisor:
         await_start(pipeline)
