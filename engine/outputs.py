@@ -54,6 +54,21 @@ class CompletionProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """Seconds that a request spent in each phase, one after the other; together they are its time in the engine.
+
+    `prefill` ends with the first token, `decode` with the last; what it was preempted is in neither.
+    """
+
+    grammar: float = 0.0
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    preempted: float = 0.0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """A finished request. With `n` of 1 the shortcuts say all; `completions` holds all `n`, in order."""
 
@@ -71,6 +86,9 @@ class RequestOutput:
 
     error_code: ErrorCode | None = None
     """Which kind of error, where it came up after `add`."""
+
+    timing: RequestTiming | None = None
+    """None where it failed before it was queued."""
 
     @classmethod
     def failed(cls, request_id: str, prompt_token_ids: Sequence[int], error: str) -> RequestOutput:

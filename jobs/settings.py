@@ -172,6 +172,7 @@ class Settings(BaseSettings):
         default=20.0, gt=0, description="A worker writes nothing later than this after its last good heartbeat began."
     )
     write_interval: float = Field(default=0.2, gt=0, description="Finished requests wait so long for others that run.")
+    line_timing: bool = Field(default=True, description="Keep where each line's time went, some 10 bytes a line.")
     claim_limit: int = Field(default=512, ge=1, description="Requests in one claim at most.")
     claim_bytes: int = Field(default=64 * MIB, ge=1, description="A claim ends with the prompt that reaches this size.")
     drain_deadline: float = Field(

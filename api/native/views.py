@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -14,8 +15,10 @@ from api.native import previews
 from api.schemas import JobObject, job_fields
 from jobs import estimates, fingerprints
 from jobs.ids import EVENT_PREFIX, JOB_PREFIX, public_id
+from jobs.line_timing import StoredTiming
 from jobs.queries import progress
 from jobs.queries.explaining import ModelQueue, Wait, explain
+from jobs.queries.line_events import LineEvent, NotedEvent
 from jobs.queries.lines import Line, LineResult
 from jobs.queries.reading import Job
 
@@ -116,21 +119,34 @@ class ResultSummary(BaseModel):
 
 
 class Claim(BaseModel):
-    """The newest claim of a line. `number` counts its claims, `deaths` those that ended with their worker."""
+    """A claim of a line. `number` counts its claims, `deaths` those up to it that ended with their worker."""
 
     number: int
     deaths: int
-    at: int | None
+    at: int | None = Field(description="null for earlier ones")
     worker: str | None
     host: str | None
     device: str | None
+    is_alone: bool = Field(description="nothing else ran beside it, because workers had died of the line")
+    end: Literal["lost", "given_back"] | None = Field(description="why it brought no result")
+    ended_at: int | None
 
 
 class LineTiming(BaseModel):
-    """Milliseconds: from the job's start to the newest claim, and from that to the result."""
+    """Milliseconds: from the job's start to the newest claim, from that to the result, and where those went.
+
+    The parts of `ran_ms` follow each other; null where they were not kept.
+    """
 
     waited_ms: int | None
     ran_ms: int | None
+    engine_ms: int | None = Field(default=None, description="tokenized, and queued in the engine")
+    grammar_ms: int | None = Field(default=None, description="its grammar was compiled")
+    prefill_ms: int | None = Field(default=None, description="its prompt was read, until the first token")
+    decode_ms: int | None = Field(default=None, description="until its last token")
+    preempted_ms: int | None = Field(default=None, description="out of the batch, to be computed again")
+    write_ms: int | None = Field(default=None, description="until its result was on the way to Postgres")
+    preemptions: int | None = None
 
 
 class LineObject(BaseModel):
@@ -290,19 +306,6 @@ def line_object(job: Job, line: Line) -> LineObject:
     ran = None
     if claimed is not None and settled is not None and line.worker_id is not None:
         ran = _milliseconds(claimed, settled)
-    claims = []
-    if line.epoch > 0:
-        worker = None if line.worker_id is None else str(line.worker_id)
-        claims.append(
-            Claim(
-                number=line.epoch,
-                deaths=line.deaths,
-                at=None if claimed is None else _unix(claimed),
-                worker=worker,
-                host=line.host,
-                device=line.device,
-            )
-        )
     return LineObject(
         job=public_id(JOB_PREFIX, job.id),
         line=line.line,
@@ -319,12 +322,51 @@ def line_object(job: Job, line: Line) -> LineObject:
         sent_at=_unix(job.in_progress_at),
         claimed_at=None if claimed is None else _unix(claimed),
         settled_at=None if settled is None else _unix(settled),
-        claims=claims,
+        claims=_claims(line),
         timing=LineTiming(
             waited_ms=None if claimed is None else _milliseconds(job.in_progress_at, claimed),
             ran_ms=ran,
+            **_phases(line),
         ),
     )
+
+
+def _phases(line: Line) -> dict[str, int]:
+    timing = StoredTiming.read(line.timing)
+    if timing is None:
+        return {}
+    return {name if name == "preemptions" else f"{name}_ms": number for name, number in asdict(timing).items()}
+
+
+def _claims(line: Line) -> list[Claim]:
+    """Those of which something is noted, and the newest, in their order."""
+    if line.epoch == 0:
+        return []
+    noted: dict[int, list[NotedEvent]] = {line.epoch: []}
+    for event in line.events:
+        noted.setdefault(event.epoch, []).append(event)
+    deaths = 0
+    claims = []
+    for number, events in sorted(noted.items()):
+        end = next((event for event in events if event.kind is not LineEvent.ALONE), None)
+        deaths += end is not None and end.kind is LineEvent.LOST
+        is_newest = number == line.epoch
+        # Of a claim that was released the row of the line knows no worker any more.
+        worker = line if is_newest and line.worker_id is not None else next(iter(events), line)
+        claims.append(
+            Claim(
+                number=number,
+                deaths=line.deaths if is_newest else deaths,
+                at=_unix(line.claimed_at) if is_newest and line.claimed_at is not None else None,
+                worker=None if worker.worker_id is None else str(worker.worker_id),
+                host=worker.host,
+                device=worker.device,
+                is_alone=any(event.kind is LineEvent.ALONE for event in events),
+                end=None if end is None else "lost" if end.kind is LineEvent.LOST else "given_back",
+                ended_at=None if end is None else _unix(end.at),
+            )
+        )
+    return claims
 
 
 def timeline(job: Job, events: list[progress.JobEvent]) -> list[TimelineEntry]:

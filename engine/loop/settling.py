@@ -92,6 +92,8 @@ class Settler:
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
         """Take a token into the output, which may end with it."""
+        if not sequence.request.clock.has_token:
+            sequence.request.clock.sampled()
         sequence.token_ids.append(token_id)
         sequence.sampling.advance(token_id)
         self._check_stop(sequence)
@@ -123,6 +125,8 @@ class Settler:
             return 0
         tokens = list(itertools.takewhile(lambda token: token >= 0, sampled))
         # Only a stop string can end it before the last token: the device checked the other conditions.
+        if tokens and not sequence.request.clock.has_token:
+            sequence.request.clock.sampled()
         size = len(tokens) if sequence.stop_scanner is None else 1
         num_taken = 0
         while num_taken < len(tokens) and not sequence.finished:

@@ -89,6 +89,7 @@ class GrammarQueue:
             if request not in self._waiting:
                 continue
             self.discard(request)
+            request.clock.compiled()
             assert request.grammar is not None
             error = request.grammar.exception()
             if error is None:

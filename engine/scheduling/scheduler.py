@@ -162,6 +162,7 @@ class Scheduler:
                 sequence.request.cached_tokens = sequence.num_computed_tokens
         sequence.batch_slot, sequence.admission_id = self._free_batch_slots.pop(), next(self._admission_ids)
         sequence.status = Status.RUNNING
+        sequence.request.clock.admitted()
         bisect.insort(self.running, sequence, key=lambda s: s.key)
 
     def _schedule(self, sequence: Sequence, num_tokens: int, step: ScheduledStep, budget: StepBudget) -> None:
@@ -200,6 +201,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence, step: ScheduledStep | None = None) -> None:
         """Take a running sequence's blocks and queue it again where it was; its tokens stay."""
         self._leave(sequence)
+        sequence.request.clock.preempted()
         sequence.status = Status.WAITING
         self.waiting.push(sequence)
         self.num_preemptions += 1
@@ -211,6 +213,7 @@ class Scheduler:
         status = sequence.status
         if status is Status.RUNNING:
             self._leave(sequence)
+            sequence.request.clock.left()
         sequence.status = Status.FINISHED
         if status is Status.WAITING:
             self.waiting.discard(sequence)

@@ -10,6 +10,7 @@ from engine.outputs import Completion, CompletionProgress, ErrorCode, FinishReas
 from engine.sampling.state import SamplingState, decodes_on_device
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_manager import BlockTable
+from engine.scheduling.request_clock import RequestClock
 from engine.tokenization.stop_strings import StopScanner
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class Request:
 
     __slots__ = (
         "cached_tokens",
+        "clock",
         "error",
         "error_code",
         "grammar",
@@ -193,6 +195,7 @@ class Request:
         self.salt = salt
         self.sequences: list[Sequence] = []
         self.cached_tokens = 0
+        self.clock = RequestClock()
         self.prompt_logprobs: list[TokenLogprobs] = []
         """Of the prompt's tokens from the second on, as far as they are known. The first sequence collects them."""
         self.error: str | None = None
@@ -225,4 +228,5 @@ class Request:
             cached_tokens=self.cached_tokens,
             error=self.error,
             error_code=self.error_code,
+            timing=self.clock.timing(),
         )

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, text
 
 from jobs.database import BINARY_RESULTS
 from jobs.errors import LeaseLost
-from jobs.queries import job_events, waits
+from jobs.queries import job_events, line_events, waits
+from jobs.queries.line_events import LineEvent
 from jobs.queries.planner import force_index_scans
 from jobs.queries.settling import ClaimToken, lock_jobs
 
@@ -132,6 +133,7 @@ def claim(
         alone = _take(connection, worker_id, [(suspect, 1)], deaths=(solo_after_deaths, MANY_DEATHS), max_bytes=None)
         if alone:
             waits.note_claim(connection, worker_id, model, {suspect.job_id: 1})
+            line_events.note_alone(connection, alone[0].token)
             return Claim(alone, is_solo=True)
     queue = read_queue(connection, model, solo_after_deaths)
     candidates = {candidate.job_id: candidate for candidate in queue.candidates}
@@ -211,23 +213,29 @@ def release(connection: Connection, claims: Collection[ClaimToken]) -> int:
     force_index_scans(connection)
     lock_jobs(connection, {claim.job_id for claim in claims})
     # The fence of `settle`, by the row's place (docs/decisions/0010): a row claimed anew since then does not match.
-    return connection.execute(
-        text("""
-            UPDATE requests r SET state = 'pending', worker_id = NULL
-            FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]),
-                        CAST(:holders AS uuid[])) AS c (job_id, line, epoch, holder)
-            CROSS JOIN LATERAL (
-                SELECT q.ctid AS row FROM requests q WHERE q.job_id = c.job_id AND q.line = c.line OFFSET 0
-            ) found
-            WHERE r.ctid = found.row AND r.epoch = c.epoch AND r.worker_id = c.holder AND r.state = 'running'
+    released: int = connection.execute(
+        text(f"""
+            WITH freed AS (
+                UPDATE requests r SET state = 'pending', worker_id = NULL
+                FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]),
+                            CAST(:holders AS uuid[])) AS c (job_id, line, epoch, holder)
+                CROSS JOIN LATERAL (
+                    SELECT q.ctid AS row FROM requests q WHERE q.job_id = c.job_id AND q.line = c.line OFFSET 0
+                ) found
+                WHERE r.ctid = found.row AND r.epoch = c.epoch AND r.worker_id = c.holder AND r.state = 'running'
+                RETURNING r.job_id, r.line, r.epoch, c.holder AS worker_id
+            ), noted AS ({line_events.NOTE_FREED})
+            SELECT count(*) FROM freed
         """),
         {
+            "event": LineEvent.GIVEN_BACK,
             "job_ids": [claim.job_id for claim in claims],
             "lines": [claim.line for claim in claims],
             "epochs": [claim.epoch for claim in claims],
             "holders": [claim.holder for claim in claims],
         },
-    ).rowcount
+    ).scalar_one()
+    return released
 
 
 def read_queue(connection: Connection, model: str, solo_after_deaths: int) -> Queue:

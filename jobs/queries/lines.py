@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from jobs.queries import line_events
+from jobs.queries.line_events import NotedEvent
 from jobs.queries.planner import force_index_scans
+from jobs.states import RequestState
 
 MOST_LOOKED_AT = 20_000  # results that one page looks at for those without a failure, among which no index tells
 
@@ -72,6 +76,9 @@ class Line:
     settled_at: datetime | None
     fingerprint: int | None
     is_truncated: bool | None
+    timing: bytes | None
+    events: Sequence[NotedEvent] = ()
+    """What was out of order in its claims, in their order."""
 
 
 def read_chunk(
@@ -123,7 +130,7 @@ def read_line(connection: Connection, job_id: UUID, line: int) -> Line | None:
         text("""
             SELECT q.line, b.custom_id, b.body AS request, q.state, q.epoch, q.deaths, q.claimed_at,
                    coalesce(q.worker_id, r.worker_id) AS worker_id, w.host, w.device,
-                   r.seq, r.body AS result, r.settled_at, r.fingerprint, r.is_truncated
+                   r.seq, r.body AS result, r.settled_at, r.fingerprint, r.is_truncated, r.timing
             FROM (
                 SELECT * FROM requests WHERE job_id = :job_id AND line BETWEEN :line AND :line ORDER BY line LIMIT 1
             ) q
@@ -138,4 +145,8 @@ def read_line(connection: Connection, job_id: UUID, line: int) -> Line | None:
         """),
         {"job_id": job_id, "line": line},
     ).one_or_none()
-    return None if row is None else Line(**row._mapping)
+    if row is None:
+        return None
+    # A first claim that runs, or brought the result, has none.
+    is_first = row.epoch == 0 or (row.epoch == 1 and row.state != RequestState.PENDING)
+    return Line(**row._mapping, events=() if is_first else line_events.read_events(connection, job_id, line))

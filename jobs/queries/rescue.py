@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from jobs.fingerprints import Failure
-from jobs.queries import job_events
+from jobs.queries import job_events, line_events
+from jobs.queries.line_events import LineEvent
 from jobs.queries.settling import ClaimToken, Outcome, error_body, lock_jobs, settle
 from jobs.states import EndReason, RequestState
 
@@ -68,29 +69,38 @@ def release_dead_worker(
     job_events.add_lost_worker(connection, worker_id)
     freed = 0
     if suspects is not None:
-        # Release the requests that are above suspicion, without counting a death.
+        # Release the requests that are above suspicion, without counting a death, and note that of each line.
         freed = connection.execute(
-            text("""
-                UPDATE requests r SET state = 'pending', worker_id = NULL
-                WHERE worker_id = :worker_id AND state = 'running' AND NOT EXISTS (
-                    SELECT FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[])) AS s (job_id, line)
-                    WHERE s.job_id = r.job_id AND s.line = r.line
-                )
+            text(f"""
+                WITH freed AS (
+                    UPDATE requests r SET state = 'pending', worker_id = NULL
+                    WHERE worker_id = :worker_id AND state = 'running' AND NOT EXISTS (
+                        SELECT FROM unnest(CAST(:job_ids AS uuid[]), CAST(:lines AS int[])) AS s (job_id, line)
+                        WHERE s.job_id = r.job_id AND s.line = r.line
+                    )
+                    RETURNING job_id, line, epoch, CAST(:worker_id AS uuid) AS worker_id
+                ), noted AS ({line_events.NOTE_FREED})
+                SELECT count(*) FROM freed
             """),
             {
+                "event": LineEvent.GIVEN_BACK,
                 "worker_id": worker_id,
                 "job_ids": [suspect.job_id for suspect in suspects],
                 "lines": [suspect.line for suspect in suspects],
             },
-        ).rowcount
+        ).scalar_one()
     # Release the suspects that may try again.
     freed += connection.execute(
-        text("""
-            UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1
-            WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths
+        text(f"""
+            WITH freed AS (
+                UPDATE requests SET state = 'pending', worker_id = NULL, deaths = deaths + 1
+                WHERE worker_id = :worker_id AND state = 'running' AND deaths + 1 < :max_deaths
+                RETURNING job_id, line, epoch, CAST(:worker_id AS uuid) AS worker_id
+            ), noted AS ({line_events.NOTE_FREED})
+            SELECT count(*) FROM freed
         """),
-        {"worker_id": worker_id, "max_deaths": max_deaths},
-    ).rowcount
+        {"event": LineEvent.LOST, "worker_id": worker_id, "max_deaths": max_deaths},
+    ).scalar_one()
     # The rest reached `max_deaths`.
     rows = connection.execute(
         text("SELECT job_id, line, epoch FROM requests WHERE worker_id = :worker_id AND state = 'running'"),

@@ -104,10 +104,15 @@ def remove_deleted(connection: Connection, *, limit: int) -> bool:
                 DELETE FROM results
                 WHERE ctid = ANY(ARRAY(SELECT ctid FROM results WHERE job_id = :job_id LIMIT :limit))
                 RETURNING 1
+            ), removed_line_events AS (
+                DELETE FROM line_events
+                WHERE ctid = ANY(ARRAY(SELECT ctid FROM line_events WHERE job_id = :job_id LIMIT :limit))
+                RETURNING 1
             )
             SELECT (SELECT count(*) FROM removed_requests)
                  + (SELECT count(*) FROM removed_bodies)
                  + (SELECT count(*) FROM removed_results)
+                 + (SELECT count(*) FROM removed_line_events)
         """),
         {"job_id": job_id, "limit": limit},
     ).scalar_one()

@@ -8,6 +8,7 @@ as open. `settle` is the last thing that its transaction does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from sqlalchemy import Connection, text
 
 from jobs.fingerprints import Failure
 from jobs.ids import JOB_PREFIX, new_id, public_id
+from jobs.line_timing import LineTiming
 from jobs.queries import audit, failures, job_events
 from jobs.queries.audit import Actor, AuditAction
 from jobs.queries.planner import force_index_scans
@@ -40,7 +42,7 @@ class Outcome:
 
     The fence: it is written only where the request is still open, and its epoch and holder are those of `token`.
     `body` is the JSON object `{"response": …, "error": …}`. `is_truncated`: `max_tokens` cut it. `failure` is what a
-    failed line is grouped by.
+    failed line is grouped by. `timing`: where its time went, where that is kept.
     """
 
     token: ClaimToken
@@ -51,6 +53,7 @@ class Outcome:
     completion_tokens: int = 0
     is_truncated: bool = False
     failure: Failure | None = None
+    timing: LineTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
         return Settled(0, ())
     force_index_scans(connection)
     job_ids = lock_jobs(connection, {outcome.token.job_id for outcome in outcomes})
+    now = time.monotonic()
     # Fence the requests by their rows' places (decision 0010), insert the results of those that passed, and advance
     # seq, counters, and the minute and day of each job that has more than one caller's line, in one statement so that
     # nothing comes between.
@@ -77,9 +81,9 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                     CAST(:job_ids AS uuid[]), CAST(:lines AS int[]), CAST(:epochs AS int[]), CAST(:holders AS uuid[]),
                     CAST(:states AS text[]), CAST(:bodies AS bytea[]), CAST(:prompt_tokens AS bigint[]),
                     CAST(:cached_tokens AS bigint[]), CAST(:completion_tokens AS bigint[]),
-                    CAST(:fingerprints AS bigint[]), CAST(:truncated AS boolean[])
+                    CAST(:fingerprints AS bigint[]), CAST(:truncated AS boolean[]), CAST(:timings AS bytea[])
                 ) AS o (job_id, line, epoch, holder, state, body, prompt_tokens, cached_tokens, completion_tokens,
-                        fingerprint, is_truncated)
+                        fingerprint, is_truncated, timing)
             ), fenced AS (
                 UPDATE requests r SET state = o.state, worker_id = NULL
                 FROM outcome o CROSS JOIN LATERAL (
@@ -93,8 +97,9 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
                        j.last_seq + row_number() OVER (PARTITION BY f.job_id ORDER BY f.line) AS seq
                 FROM fenced f JOIN jobs j ON j.id = f.job_id
             ), inserted AS (
-                INSERT INTO results (job_id, seq, line, state, body, settled_at, worker_id, fingerprint, is_truncated)
-                SELECT job_id, seq, line, state, body, statement_timestamp(), holder, fingerprint, is_truncated
+                INSERT INTO results (job_id, seq, line, state, body, settled_at, worker_id, fingerprint, is_truncated,
+                                     timing)
+                SELECT job_id, seq, line, state, body, statement_timestamp(), holder, fingerprint, is_truncated, timing
                 FROM numbered
             ), counted AS (
                 SELECT job_id, is_live, count(*) AS written,
@@ -158,6 +163,7 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "completion_tokens": [outcome.completion_tokens for outcome in outcomes],
             "fingerprints": [outcome.failure and outcome.failure.fingerprint for outcome in outcomes],
             "truncated": [outcome.is_truncated for outcome in outcomes],
+            "timings": [outcome.timing and outcome.timing.stored(now) for outcome in outcomes],
             "no_worker": NO_WORKER,
         },
     ).one()

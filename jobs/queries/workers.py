@@ -10,6 +10,8 @@ import orjson
 from sqlalchemy import Connection, text
 
 from jobs.errors import LeaseLost
+from jobs.queries import line_events
+from jobs.queries.line_events import LineEvent
 from jobs.queries.rescue import lock_held_jobs
 from jobs.requests import ModelLimits
 from jobs.states import EndReason, Wanted
@@ -129,11 +131,17 @@ def end(connection: Connection, worker_id: UUID) -> int:
     # Lock the worker as a reaper does, so that the two never release the same requests.
     connection.execute(text("SELECT 1 FROM workers WHERE id = :id FOR UPDATE"), {"id": worker_id})
     lock_held_jobs(connection, worker_id)
-    # Release what it holds.
-    released = connection.execute(
-        text("UPDATE requests SET state = 'pending', worker_id = NULL WHERE worker_id = :id AND state = 'running'"),
-        {"id": worker_id},
-    ).rowcount
+    # Release what it holds, and note that of each line.
+    released: int = connection.execute(
+        text(f"""
+            WITH freed AS (
+                UPDATE requests SET state = 'pending', worker_id = NULL WHERE worker_id = :id AND state = 'running'
+                RETURNING job_id, line, epoch, CAST(:id AS uuid) AS worker_id
+            ), noted AS ({line_events.NOTE_FREED})
+            SELECT count(*) FROM freed
+        """),
+        {"id": worker_id, "event": LineEvent.GIVEN_BACK},
+    ).scalar_one()
     # A row that a reaper ended before keeps its time.
     connection.execute(
         text("""

@@ -8,6 +8,7 @@ __all__ = ["audit", "files", "fleet", "jobs", "metadata", "tenants", "webhooks"]
 #   tenants ─┬─ api_keys ── login_codes         a link that logs a page in, once
 #            ├─ jobs ─┬─ requests ── bodies        one row for each line, key (job_id, line)
 #            │        ├─ results                   one row for each settled line, key (job_id, seq)
+#            │        ├─ line_events               claims that were lost, given back or ran alone
 #            │        ├─ job_minutes, failure_groups, job_events      its progress, written as it happens
 #            │        └─ events ── deliveries ─┐    each with its delivery_attempts
 #            ├─ webhook_endpoints ─────────────┘

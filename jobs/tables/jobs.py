@@ -119,11 +119,25 @@ results = Table(
     Column("worker_id", Uuid),  # that held it at its end
     Column("fingerprint", BigInteger),  # of a failed line's kind; `jobs.fingerprints`
     Column("is_truncated", Boolean, nullable=False, server_default=text("false")),  # cut by max_tokens
+    Column("timing", LargeBinary),  # where its time went; `jobs.line_timing`
     UniqueConstraint("job_id", "line"),  # no line is answered twice
     CheckConstraint(state_in(TERMINAL_REQUEST_STATES), name="state"),
     Index("ix_results_fingerprint", "job_id", "fingerprint", "seq", postgresql_where=text("fingerprint IS NOT NULL")),
     Index("ix_results_without_answer", "job_id", "state", "seq", postgresql_where=text("state <> 'completed'")),
     Index("ix_results_truncated", "job_id", "seq", postgresql_where=text("is_truncated")),
+)
+
+# What was out of order in the first claims of a line; a good line has none. No foreign key, as above.
+line_events = Table(
+    "line_events",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),  # of the claim
+    Column("kind", Text, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("worker_id", Uuid, nullable=False),
+    CheckConstraint("kind IN ('lost', 'given_back', 'alone')", name="kind"),
 )
 
 job_minutes = Table(

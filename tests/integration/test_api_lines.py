@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
 from jobs.fingerprints import Failure, public
+from jobs.line_timing import LineTiming
 from jobs.queries import lines
+from jobs.queries.claiming import ClaimedRequest, release
 from jobs.queries.settling import settle
 from jobs.settings import Settings
 from tests.support.api_server import Api, error_of, running_api
-from tests.support.rows import MODEL, Rows
+from tests.support.rows import MODEL, Rows, answered
 from worker.generation.responses import Answer, Choice, completed, refused
 
 TEXT = 'Grüße, "Welt"\n=1+1'
@@ -159,6 +164,59 @@ def test_lines_of_another_tenant_are_unknown(api: Api, job: str) -> None:
     with api.client_of("another") as stranger:
         for path in ("lines/2", "results?state=failed", "results?preview=9"):
             assert error_of(stranger.get(f"/v1/jobs/{job}/{path}"), 404)["code"] == "job_not_found"
+
+
+def settle_what_waits(rows: Rows) -> None:
+    """What a test before left is not claimed by the next one."""
+    rows.settle(rows.claim(rows.worker()).requests)
+
+
+def test_line_says_where_its_time_went(api: Api, job: str, api_rows: Rows) -> None:
+    settle_what_waits(api_rows)
+    sent = api.client.post("/v1/jobs", json={"model": "demo", "prompts": ["x", "y"]}).json()["id"]
+    timed, untimed = sorted(api_rows.claim(api_rows.worker()).requests, key=lambda request: request.line)
+    timing = LineTiming(0.5, 0.25, 1.0, 2.0, 0.125, 3, ended=time.monotonic() - 60)
+    with api_rows.database.begin() as connection:
+        settle(connection, [replace(answered(timed), timing=timing), answered(untimed)])
+    first, second = (api.client.get(f"/v1/jobs/{sent}/lines/{line}").json()["timing"] for line in (1, 2))
+    parts = {"engine_ms": 500, "grammar_ms": 250, "prefill_ms": 1000, "decode_ms": 2000, "preempted_ms": 125}
+    assert {name: first[name] for name in parts} == parts
+    assert first["preemptions"] == 3
+    assert first["write_ms"] >= 60_000
+    assert {name: second[name] for name in first if name not in ("waited_ms", "ran_ms")} == dict.fromkeys(
+        [*parts, "write_ms", "preemptions"]
+    )
+
+
+def test_earlier_claims_say_how_they_ended(api: Api, job: str, api_rows: Rows) -> None:
+    settle_what_waits(api_rows)
+    sent = api.client.post("/v1/jobs", json={"model": "demo", "prompts": ["x"]}).json()["id"]
+    held: list[UUID] = []
+
+    def claimed() -> ClaimedRequest:
+        held.append(api_rows.worker())
+        (request,) = api_rows.claim(held[-1]).requests
+        return request
+
+    def claims() -> list[tuple[object, ...]]:
+        shown = api.client.get(f"/v1/jobs/{sent}/lines/1").json()["claims"]
+        for claim, worker_id in zip(shown, held, strict=True):
+            assert (claim["worker"], claim["host"]) == (str(worker_id), "test")
+            assert (claim["ended_at"] is None) == (claim["end"] is None)
+        return [(claim["number"], claim["deaths"], claim["end"], claim["is_alone"]) for claim in shown]
+
+    with api_rows.database.begin() as connection:
+        assert release(connection, [claimed().token]) == 1
+    assert claims() == [(1, 0, "given_back", False)]
+    for _ in range(2):
+        claimed()
+        api_rows.lapse(held[-1])
+        assert api_rows.reap() is not None
+    last = claimed()
+    expected = [(1, 0, "given_back", False), (2, 1, "lost", False), (3, 2, "lost", False), (4, 2, None, True)]
+    assert claims() == expected
+    api_rows.settle([last])
+    assert claims() == expected
 
 
 def test_claim_after_a_death_is_counted(api: Api, job: str, api_rows: Rows) -> None:

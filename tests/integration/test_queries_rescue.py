@@ -79,6 +79,9 @@ def test_deaths_are_counted_for_suspects_only(rows: Rows) -> None:
         assert release_dead_worker(connection, worker_id, max_deaths=3, suspects=suspects).freed == 4
     deaths = rows.query("SELECT state, deaths FROM requests ORDER BY line")
     assert [(row.state, row.deaths) for row in deaths] == [("pending", n) for n in (0, 1, 1, 0)]
+    events = rows.query("SELECT line, epoch, kind, worker_id FROM line_events ORDER BY line")
+    kinds = ("given_back", "lost", "lost", "given_back")
+    assert [tuple(row) for row in events] == [(line, 1, kind, worker_id) for line, kind in enumerate(kinds, 1)]
     rows.check()
 
 

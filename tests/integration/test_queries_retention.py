@@ -8,7 +8,7 @@ from jobs.queries import reading, retention, submission
 from jobs.requests import StagedLine
 from tests.support.rows import MODEL, Rows
 
-TABLES = ("jobs", "requests", "bodies", "results", "events", "deliveries", "idempotency_keys")
+TABLES = ("jobs", "requests", "bodies", "results", "line_events", "events", "deliveries", "idempotency_keys")
 
 
 def test_upload_is_collected_when_it_stores_nothing(rows: Rows) -> None:
@@ -49,6 +49,9 @@ def test_deleted_job_is_hidden_at_once_and_removed_in_chunks(rows: Rows) -> None
     gone, kept = rows.job(10, webhook="https://receiver.example"), rows.job(2)
     rows.finish(gone)
     rows.finish(kept)
+    rows.execute(
+        "INSERT INTO line_events SELECT job_id, line, epoch, 'lost', clock_timestamp(), gen_random_uuid() FROM requests"
+    )
     tenant_id = rows.tenant().id
     with rows.database.begin() as connection:
         assert retention.delete_job(connection, tenant_id, gone)

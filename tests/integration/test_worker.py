@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from jobs.line_timing import StoredTiming
 from jobs.queries import fleet
 from jobs.queries.fleet import FleetWorker
 from jobs.queries.settling import cancel_job, settle_open
@@ -81,6 +82,19 @@ def test_worker_runs_a_whole_job(served: Pipeline) -> None:
     assert job.completion_tokens == sum(
         result["response"]["body"]["usage"]["completion_tokens"] for result in results.values()
     )
+    with served.database.connect() as connection:
+        rows = connection.execute(
+            text("""
+                SELECT s.timing, 1000 * EXTRACT(epoch FROM s.settled_at - r.claimed_at) AS ran
+                FROM results s JOIN requests r USING (job_id, line) WHERE s.job_id = :id
+            """),
+            {"id": job.id},
+        ).all()
+    for row in rows:
+        timing = StoredTiming.read(row.timing)
+        assert timing is not None
+        phases = (timing.engine, timing.grammar, timing.prefill, timing.decode, timing.preempted, timing.write)
+        assert sum(phases) <= float(row.ran) + len(phases)  # each is rounded
     check(served.database_url)
 
 

@@ -50,7 +50,7 @@ class Rows:
         """Leave tenants, keys and models as they are."""
         with self.database.begin() as connection:
             # Quicker than TRUNCATE where rows are few.
-            for table in ("jobs", "requests", "bodies", "results", "tenant_days", "tenant_failures"):
+            for table in ("jobs", "requests", "bodies", "results", "line_events", "tenant_days", "tenant_failures"):
                 connection.execute(text(f"DELETE FROM {table}"))
 
     def check(self) -> None:

@@ -71,6 +71,7 @@ class EngineRoster:
         on_switched: Callable[[str], None],
         on_crash: OnCrash,
         share_prefixes: bool,
+        times_lines: bool = True,
         live: LiveAnswers | None = None,
         kept_bytes: int | None = None,
     ) -> None:
@@ -82,6 +83,7 @@ class EngineRoster:
         self._on_ready = on_ready
         self._on_switched = on_switched
         self._share_prefixes = share_prefixes
+        self._times_lines = times_lines
         self._live = live
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
@@ -263,6 +265,7 @@ class EngineRoster:
             replace(callbacks, on_loaded=lambda limits: self._load_ended.put(True), on_fatal=on_fatal),
             model=name,
             share_prefixes=self._share_prefixes,
+            times_lines=self._times_lines,
             live=self._live,
         )
         with self._lock:

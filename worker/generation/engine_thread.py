@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
@@ -25,6 +25,7 @@ from jobs.queries.settling import ClaimToken, Outcome
 from jobs.requests import ModelLimits
 from worker.generation import responses
 from worker.generation.answer_parts import AnswerParts, reasoning_tokens
+from worker.generation.line_timing import line_timing
 from worker.generation.live import LiveAnswers
 from worker.generation.logprobs import openai_logprobs
 from worker.generation.prompts import PreparedRequest, PromptPreparer
@@ -79,14 +80,16 @@ class EngineThread:
         *,
         model: str,
         share_prefixes: bool,
+        times_lines: bool = True,
         live: LiveAnswers | None = None,
     ) -> None:
-        """`live` is told of the progress of requests whose callers wait."""
+        """`live` is told of the progress of requests whose callers wait. `times_lines`: see `line_timing.py`."""
         self._load = load
         self._live = live
         self._callbacks = callbacks
         self._model = model
         self._share_prefixes = share_prefixes
+        self._times_lines = times_lines
         self._engine: Engine | None = None
         self.limits: ModelLimits | None = None
         """The model's, once it is loaded."""
@@ -267,7 +270,7 @@ class EngineThread:
             with self._changed:
                 prepared = self._held.get(output.request_id)
             if prepared is not None and output.finish_reason != "abort":
-                self._settle(output.request_id, self._outcome(prepared, output))
+                self._settle(output.request_id, self._timed(prepared, output, self._outcome(prepared, output)))
         if outputs and not self._held:
             self._callbacks.on_idle()
 
@@ -300,6 +303,11 @@ class EngineThread:
         with self._changed:
             self._held.pop(name, None)
             self._changed.notify_all()
+
+    def _timed(self, prepared: PreparedRequest, output: RequestOutput, outcome: Outcome) -> Outcome:
+        if output.timing is None or not self._times_lines:
+            return outcome
+        return replace(outcome, timing=line_timing(output.timing, taken_at=prepared.taken_at, ended=time.monotonic()))
 
     def _outcome(self, prepared: PreparedRequest, output: RequestOutput) -> Outcome:
         if output.error is not None and output.error_code == "invalid_grammar":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -77,6 +78,9 @@ class PreparedRequest:
     form: AnswerForm = PLAIN
     """What its answers are taken apart into."""
 
+    taken_at: float = 0.0
+    """When its preparation began, by `time.monotonic`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -109,6 +113,7 @@ class PromptPreparer:
 
     def prepare(self, requests: Sequence[ClaimedRequest]) -> Preparation:
         """Never raises for one request's sake: what cannot be prepared is refused, in the order of `requests`."""
+        taken_at = time.monotonic()
         bodies = [_parsed(request.body) for request in requests]
         result = Preparation()
         forms: dict[int, AnswerForm] = {}
@@ -141,7 +146,7 @@ class PromptPreparer:
                 message = f"this worker cannot prepare the request: {kind}"
                 result.refused.append(responses.broken(request, message))
             else:
-                result.prepared.append(PreparedRequest(request, token_ids, params, "messages" in body, form))
+                result.prepared.append(PreparedRequest(request, token_ids, params, "messages" in body, form, taken_at))
         return result
 
     def _tokens(

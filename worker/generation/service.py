@@ -96,6 +96,7 @@ class GenerationService:
             on_switched=self._on_switched,
             on_crash=self._on_crash,
             share_prefixes=settings.share_prefixes,
+            times_lines=settings.line_timing,
             live=self._live,
             kept_bytes=settings.kept_model_bytes,
         )

@@ -143,6 +143,7 @@ function content(page, number, now, run) {
   return [
     h("p", { class: "outcome" }, outcome(line, now)),
     line.claims.length > 0 && line.claims.at(-1).number > 1 && h("p", { class: "hint" }, `Claimed ${line.claims.at(-1).number} times${deaths ? `; ${plural(deaths, "worker")} ended while it ran there` : ""}.`),
+    earlierClaims(line),
     h(
       "div",
       { class: "pair" },
@@ -154,6 +155,31 @@ function content(page, number, now, run) {
   ];
 }
 
+const ENDS = { lost: "lost", given_back: "given back" };
+
+/** The claims of which something is noted: those that brought no result, and one that ran alone. */
+function earlierClaims(line) {
+  const noted = line.claims.filter((claim) => claim.end || claim.is_alone);
+  if (!noted.length) return null;
+  return h(
+    "section",
+    { class: "panel", "aria-label": "Earlier claims" },
+    h("header", null, h("h2", null, "Earlier claims")),
+    h("ol", { class: "body steps small" }, noted.map((claim) =>
+      h(
+        "li",
+        { key: claim.number, class: claim.end === "lost" ? "fail" : "" },
+        `claim ${claim.number}: `,
+        h("a", { class: "link", href: workerPage(claim.worker) }, claim.host ?? shortId(claim.worker)),
+        claim.is_alone && ", ran alone",
+        claim.end && `, ${ENDS[claim.end]} at ${time(claim.ended_at, { seconds: true })}`,
+      ),
+    )),
+  );
+}
+
+const workerPage = (worker) => `/fleet/worker_${worker.replaceAll("-", "")}`;
+
 const section = (name, notes, button, body) =>
   h("section", { class: "panel", "aria-label": name }, h("header", null, h("h2", null, name), h("span", { class: "muted small" }, notes.filter(Boolean).join(", ")), h("span", { class: "sp" }), button), h("div", { class: "body" }, body));
 
@@ -163,7 +189,7 @@ function facts(line) {
   return Object.entries(all)
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([name, value]) => {
-      if (name === "worker") return [h("dt", null, name), h("dd", null, h("a", { class: "link", href: `/fleet/worker_${value.replaceAll("-", "")}` }, claim.host ?? value))];
+      if (name === "worker") return [h("dt", null, name), h("dd", null, h("a", { class: "link", href: workerPage(value) }, claim.host ?? value))];
       const text = typeof value === "object" ? JSON.stringify(value) : String(value);
       return [h("dt", null, name), h("dd", { title: text }, text)];
     });

@@ -1,10 +1,17 @@
-// Where a line's time went, as one bar: until a worker took it, and from then until its answer was stored.
+// Where a line's time went, as one bar: until a worker took it, and its phases from then until its answer was stored.
 import { duration, percent, plural } from "../format.js";
 import { h } from "./render.js";
 
-const KINDS = [
-  ["waited_ms", "w", "q", "waited"],
-  ["ran_ms", "g", "g", "ran"],
+// Names of `timing`, the bar's fill, the key's, and the word for it.
+const WAITED = ["waited_ms", "w", "q", "waited"];
+const RAN = ["ran_ms", "g", "g", "ran"];
+const PHASES = [
+  ["engine_ms", "s", "s", "engine"],
+  ["grammar_ms", "s", "s", "grammar"],
+  ["prefill_ms", "p", "p", "prefill"],
+  ["decode_ms", "g", "g", "decode"],
+  ["preempted_ms", "o", "o", "preempted"],
+  ["write_ms", "w", "q", "write"],
 ];
 
 /**
@@ -13,7 +20,9 @@ const KINDS = [
  */
 export function phases(line, tokens, { href = null, label }) {
   const link = href && h("a", { class: "btn sm", href }, "Open line");
-  const shown = KINDS.map(([name, fill, key, text]) => ({ name, fill, key, text, ms: line?.timing?.[name] ?? 0 })).filter((phase) => phase.ms > 0);
+  const timing = line?.timing ?? {};
+  const kinds = [WAITED, ...((timing.engine_ms ?? null) === null ? [RAN] : PHASES)];
+  const shown = kinds.map(([name, fill, key, text]) => ({ name, fill, key, text, ms: timing[name] ?? 0 })).filter((phase) => phase.ms > 0);
   if (!shown.length) return h("div", { class: "phases" }, h("span", null, line ? "It was not timed." : " "), link);
   const all = shown.reduce((sum, phase) => sum + phase.ms, 0);
   let x = 0;
@@ -23,7 +32,10 @@ export function phases(line, tokens, { href = null, label }) {
     x += width;
     return rect;
   });
-  const note = (phase) => (phase.name !== "ran_ms" ? "" : [tokens.completion_tokens && plural(tokens.completion_tokens, "token"), tokens.cached_tokens && `${percent(tokens.cached_tokens, tokens.prompt_tokens)} of the prompt cached`].filter(Boolean).join(", "));
+  const generated = tokens.completion_tokens && plural(tokens.completion_tokens, "token");
+  const cached = tokens.cached_tokens && `${percent(tokens.cached_tokens, tokens.prompt_tokens)} of the prompt cached`;
+  const notes = { ran_ms: [generated, cached], prefill_ms: [cached], decode_ms: [generated], preempted_ms: [timing.preemptions > 1 && `${timing.preemptions} times`] };
+  const note = (phase) => (notes[phase.name] ?? []).filter(Boolean).join(", ");
   return h(
     "div",
     { class: "phases" },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from uuid import UUID
 
 import orjson
@@ -129,3 +130,40 @@ def test_engine_thread_wants_more_queued_where_requests_end_fast(monkeypatch: py
     await_condition(lambda: thread.free_capacity() == 8 + 8, "the capacity after the last step")
     thread.close()
     assert num_outcomes == 20
+
+
+@pytest.mark.parametrize("times_lines", [True, False])
+def test_outcome_has_the_phases_of_its_line_where_they_are_wanted(times_lines: bool) -> None:
+    outcomes: list[Outcome] = []
+    loaded = threading.Event()
+    callbacks = EngineCallbacks(
+        on_loaded=lambda model: loaded.set(),
+        on_outcome=outcomes.append,
+        on_preparing=lambda: None,
+        on_capacity=lambda: None,
+        on_idle=lambda: None,
+        on_fatal=lambda error, *, is_understood: None,
+    )
+    thread = EngineThread(
+        lambda: Engine(FakeRunner(), None, EngineConfig(block_size=4)),
+        callbacks,
+        model="m",
+        share_prefixes=False,
+        times_lines=times_lines,
+    )
+    thread.start()
+    assert loaded.wait(60)
+    began = time.monotonic()
+    thread.submit([claimed(1, [1, 2])])
+    await_condition(lambda: len(outcomes) == 1, "an outcome")
+    took = time.monotonic() - began
+    thread.close()
+    timing = outcomes[0].timing
+    if not times_lines:
+        assert timing is None
+        return
+    assert timing is not None
+    phases = (timing.engine, timing.grammar, timing.prefill, timing.decode, timing.preempted)
+    assert began <= timing.ended <= began + took
+    assert 0 < sum(phases) <= took
+    assert min(phases) >= 0
