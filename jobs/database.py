@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExecutionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -25,6 +26,18 @@ CANCEL_TIMEOUT = 0.5  # seconds for a cancel request to reach the server
 POOL_TIMEOUT = 10  # seconds
 # Execution options of a statement whose rows come as Postgres keeps them and not as text: bytea in half the bytes.
 BINARY_RESULTS = {"binary_results": True}
+
+
+class ByteaArray(list[bytes | None]):
+    """An array of bytea as a parameter, which goes to Postgres as it is.
+
+    Of a plain list psycopg makes text, two characters a byte, and escapes each value: of 500 bytes that takes 36 µs,
+    most of what a group of results costs its worker.
+    """
+
+
+psycopg.adapters.register_dumper(ByteaArray, ListBinaryDumper)
+
 # A peer that went away without a word is noticed before a worker's lease ends.
 TCP_OPTIONS = {
     "keepalives_idle": 5,

@@ -17,6 +17,7 @@ from uuid import UUID
 import orjson
 from sqlalchemy import Connection, text
 
+from jobs.database import ByteaArray
 from jobs.fingerprints import Failure
 from jobs.ids import JOB_PREFIX, new_id, public_id
 from jobs.line_timing import LineTiming
@@ -157,13 +158,15 @@ def settle(connection: Connection, outcomes: Sequence[Outcome]) -> Settled:
             "epochs": [outcome.token.epoch for outcome in outcomes],
             "holders": [outcome.token.holder for outcome in outcomes],
             "states": [str(outcome.state) for outcome in outcomes],
-            "bodies": [outcome.body for outcome in outcomes],
+            "bodies": ByteaArray(outcome.body for outcome in outcomes),
             "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
             "cached_tokens": [outcome.cached_tokens for outcome in outcomes],
             "completion_tokens": [outcome.completion_tokens for outcome in outcomes],
             "fingerprints": [outcome.failure and outcome.failure.fingerprint for outcome in outcomes],
             "truncated": [outcome.is_truncated for outcome in outcomes],
-            "timings": [outcome.timing and outcome.timing.stored(now) for outcome in outcomes],
+            "timings": ByteaArray(
+                None if outcome.timing is None else outcome.timing.stored(now) for outcome in outcomes
+            ),
             "no_worker": NO_WORKER,
         },
     ).one()

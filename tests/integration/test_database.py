@@ -13,10 +13,13 @@ from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import Format
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from jobs.database import (
+    ByteaArray,
     Limits,
     UnsupportedDatabase,
     connect,
@@ -209,3 +212,16 @@ def startup_parameters(listener: socket.socket) -> dict[str, str]:
                 words = message[4:].rstrip(b"\0").decode().split("\0")
                 return dict(zip(words[::2], words[1::2], strict=True))
             connection.sendall(b"N")
+
+
+@pytest.mark.parametrize("values", [[bytes(range(256)), b"", None, b"\\x"], [None, None], []])
+def test_array_of_bytes_comes_as_it_was(database_url: str, values: list[bytes | None]) -> None:
+    with connect_unpooled(database_url, "test").connect() as connection:
+        statement = text("SELECT CAST(:values AS bytea[])")
+        assert connection.execute(statement, {"values": ByteaArray(values)}).scalar() == values
+
+
+def test_array_of_bytes_is_sent_in_binary() -> None:
+    transformer = Transformer()
+    transformer.dump_sequence([ByteaArray([b"\0" * 500])], [PyFormat.AUTO])
+    assert transformer.formats == [Format.BINARY]
