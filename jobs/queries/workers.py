@@ -79,9 +79,26 @@ def register(
     )
 
 
-def turn_to(connection: Connection, worker_id: UUID, model: str) -> None:
-    """Note which of its models a worker runs from now on. Others then leave that model's lines to it."""
-    connection.execute(text("UPDATE workers SET model = :model WHERE id = :id"), {"id": worker_id, "model": model})
+def turn_to(connection: Connection, worker_id: UUID, model: str, *, beside_others: bool) -> bool:
+    """Note which of its models a worker runs from now on. Others then leave that model's lines to it.
+
+    Without `beside_others` it changes nothing, and returns False, where another live worker runs that model by now: of
+    several idle workers that turn to one model at once, one does.
+    """
+    # Who turns to the same model waits here, and then sees what the other one did.
+    connection.execute(text("SELECT 1 FROM models WHERE name = :model FOR NO KEY UPDATE"), {"model": model})
+    # The guard is `is_served` of `demand.read_demand`.
+    turned = connection.execute(
+        text("""
+            UPDATE workers SET model = :model
+            WHERE id = :id AND (:beside_others OR NOT EXISTS (
+                SELECT FROM workers w
+                WHERE w.model = :model AND w.id <> :id AND w.ended_at IS NULL AND w.lease_expires_at > clock_timestamp()
+            ))
+        """),
+        {"id": worker_id, "model": model, "beside_others": beside_others},
+    )
+    return turned.rowcount == 1
 
 
 def heartbeat(connection: Connection, worker_id: UUID, *, lease: float, stats: Mapping[str, object]) -> Wanted | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from uuid import UUID
@@ -12,9 +13,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from jobs.queries import settling
+from jobs.ids import new_id
+from jobs.queries import settling, workers
 from jobs.queries.claiming import ClaimedRequest
+from jobs.queries.demand import Demand
 from jobs.queries.settling import ClaimToken
+from jobs.queries.workers import WorkerIdentity
+from jobs.requests import ModelLimits
 from jobs.settings import Settings
 from tests.support.processes import PATIENCE, await_condition
 from tests.support.rows import MODEL, Rows, answered
@@ -25,6 +30,7 @@ from worker.generation import writer as writer_module
 from worker.generation.claim_loop import MOST_UNWRITTEN, ClaimLoop
 from worker.generation.heartbeat import Heartbeat
 from worker.generation.lease import Lease
+from worker.generation.turns import Turns
 from worker.generation.writer import Writer
 
 
@@ -73,13 +79,16 @@ def lease_of(worker_id: UUID) -> Lease:
     return lease
 
 
-def claim_loop(rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collection[ClaimToken] = ()) -> ClaimLoop:
+def claim_loop(
+    rows: Rows, lease: Lease, consumer: Consumer, unwritten: Collection[ClaimToken] = (), turns: Turns | None = None
+) -> ClaimLoop:
     settings = Settings(poll_interval=0.05)
     return ClaimLoop(
         rows.database,
         lease,
         settings,
         consumer=consumer,
+        turns=turns,
         unwritten=lambda: unwritten,
         on_crash=on_crash,
     )
@@ -109,6 +118,38 @@ def test_claim_loop_pauses_when_too_many_results_are_unwritten(rows: Rows) -> No
     unwritten.pop()
     await_condition(lambda: len(consumer.requests) == 2, "claims of one at a time, as there is place")
     loop.close()
+
+
+class BothAtOnce(Turns):
+    """Lets no worker turn before both have looked at what waits."""
+
+    def __init__(self, both: threading.Barrier) -> None:
+        super().__init__([MODEL.name, "other"], switch_after=60, cost=lambda model: 2.0)
+        self._both = both
+
+    def following(self, present: str, demands: Mapping[str, Demand]) -> str | None:
+        found = super().following(present, demands)
+        self._both.wait(PATIENCE)
+        return found
+
+
+def test_of_two_idle_workers_that_look_at_once_one_turns_to_a_model(rows: Rows) -> None:
+    other = ModelLimits("other", 128, 100)
+    job_id = rows.job(2)
+    consumers, both = [], threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        looks = []
+        for number in range(2):
+            worker = WorkerIdentity(new_id(), host="test", pid=number, device="cpu")
+            with rows.database.begin() as connection:
+                workers.register(connection, worker, MODEL, others=[other], lease=60)
+            consumers.append(Consumer(10, names=(MODEL.name, "other")))
+            rows.execute("UPDATE jobs SET model = 'other' WHERE id = :id", id=job_id)
+            loop = claim_loop(rows, lease_of(worker.id), consumers[-1], turns=BothAtOnce(both))
+            looks.append(pool.submit(loop._claim))
+        assert [look.result() for look in looks] == [0, 0]
+    assert sorted(consumer.switches for consumer in consumers) == [[], ["other"]]
+    assert sorted(row.model for row in rows.query("SELECT model FROM workers")) == [MODEL.name, "other"]
 
 
 def test_suspect_is_claimed_only_when_everything_is_written(rows: Rows) -> None:

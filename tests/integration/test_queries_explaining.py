@@ -76,7 +76,7 @@ def test_explanation_says_that_the_worker_serves_another_model_now(rows: Rows) -
     job_id, worker_id = rows.job(2), rows.worker()
     rows.execute("INSERT INTO models (name, max_model_len, vocab_size) VALUES ('other', 1, 1)")
     with rows.database.begin() as connection:
-        workers.turn_to(connection, worker_id, "other")
+        assert workers.turn_to(connection, worker_id, "other", beside_others=False)
     assert explained(rows, job_id) == Wait(
         "other_model",
         "Its worker serves other now, and demo when those lines are done or this model has waited long enough.",

@@ -47,7 +47,7 @@ def test_worker_of_several_models_is_a_live_worker_of_each(rows: Rows) -> None:
         assert served == waiting == {MODEL.name: 1, "new": 1}
         assert live.find_models(connection, ["new"])["new"].is_served
         assert live.only_live_model(connection) is None
-        workers.turn_to(connection, identity.id, "new")
+        assert workers.turn_to(connection, identity.id, "new", beside_others=False)
         worker = fleet.get_worker(connection, identity.id)
     assert worker is not None
     assert (worker.model, worker.models) == ("new", [MODEL.name, "new"])

@@ -224,14 +224,18 @@ class ClaimLoop:
     def _keeps_turn(self, turns: Turns, worker_id: UUID, model: str, *, is_idle: bool) -> bool:
         """Whether the present model's turn goes on. If not, no line of it is claimed, and an idle worker switches."""
         with self._database.begin() as connection:
-            following = turns.following(model, read_demand(connection, worker_id, self._consumer.names))
+            demands = read_demand(connection, worker_id, self._consumer.names)
+            following = turns.following(model, demands)
             if following is None:
                 return True
-            if is_idle:
-                turn_to(connection, worker_id, following)
-        if is_idle:
+            if not is_idle:
+                return False
+            turned = turn_to(connection, worker_id, following, beside_others=demands[following].is_served)
+        if turned:
             turns.end_turn(model)
             self._consumer.switch_to(following)
+        else:
+            self.notify()  # another worker was quicker: what it leaves is looked at now
         return False
 
     def _take(self, worker_id: UUID, model: str, capacity: int, live_capacity: int, is_idle: bool) -> Claim:
