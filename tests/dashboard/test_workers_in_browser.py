@@ -24,6 +24,7 @@ from tests.dashboard.service_calls import Open
 from tests.support import browser as browsers
 from tests.support.api_server import Api, new_key, running_api
 from tests.support.browser import needs_browser
+from tests.support.processes import await_condition
 from tests.support.rows import MODEL, Rows, rows_in
 from tests.support.services import Services
 from worker.generation.responses import Answer, Choice, completed
@@ -147,15 +148,19 @@ def test_worker_is_drained_and_taken_back_by_its_buttons(open_page: Open, rows: 
     assert beat(rows, worker_id) is None
     with open_page("/fleet") as page:
         row = page.locator("tbody tr", has_text="gpu-2")
-        row.get_by_role("button", name="Drain").click()
+        drain, undrain = (
+            row.get_by_role("button", name=f"{word} gpu-2-7", exact=True) for word in ("Drain", "Undrain")
+        )
+        drain.click()
         page.locator(".toast", has_text="claims nothing more and ends when it is empty").wait_for()
         row.get_by_text("draining", exact=True).last.wait_for()
         assert beat(rows, worker_id) is Wanted.DRAIN
-        row.get_by_role("button", name="Undrain").click()
+        undrain.click()
         page.locator(".toast", has_text="claims lines again").wait_for()
         assert beat(rows, worker_id) is None
-        row.get_by_role("button", name="Drain").click()
-        row.get_by_role("button", name="Undrain").wait_for()
+        drain.click()
+        # The page says so before the service does.
+        await_condition(lambda: beat(rows, worker_id) is Wanted.DRAIN, "the wish")
         with rows.database.begin() as connection:
             end(connection, worker_id)
         page.locator("tr.lost", has_text="gpu-2").get_by_text("stopped").wait_for()
