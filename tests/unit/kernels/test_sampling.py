@@ -208,9 +208,10 @@ def test_split_rows_are_drawn_from_by_their_own_parameters(device: torch.device)
 
 
 def test_split_row_without_filters_is_drawn_from_in_every_tile(device: torch.device) -> None:
-    """Draws from the first tile to the last, which is not full."""
-    rows = 12
+    """Three tiles of different mass, of which the last is not full."""
+    rows = 8
     logits = torch.zeros(rows, VOCAB, device=device)
+    logits[:, 2048:] = 1.0
     given = parameters(rows, device)
     found = by_parts(logits, given, 2, filtered=False)
     assert found == reference(logits, given)

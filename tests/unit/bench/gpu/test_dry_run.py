@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.gpu.reporting import reports
-from bench.gpu.steps import STEPS
+from bench.gpu.steps import STEPS, engine
 from tests.support.gpu_machine import gpu_machine_environment
 from tests.support.paths import REPOSITORY
 
@@ -69,6 +69,13 @@ def test_steps_report_with_the_packages_of_a_gpu_machine(tmp_path: Path) -> None
     assert any(what.startswith("best of tiny") for what in said)
     assert any("usual stages" in what for what in said)
     assert "pagemill: profile" in said
+
+
+def test_test_that_the_engine_step_runs_dry_exists() -> None:
+    """The whole dry run is slow: a test that was renamed shows here."""
+    for chosen in engine.DRY:
+        file, name = chosen.split("::")
+        assert f"def {name}(" in (REPOSITORY / file).read_text()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ Launches are noted instead of run, and Triton's own binder says what each would 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
@@ -27,6 +28,7 @@ from kernels import dispatch
 from kernels.device import interprets
 from kernels.launch import Launch
 from kernels.sampling_fallback import Filters
+from kernels.sampling_splits import split_launches
 from tests.parity.tiny_models import NATIVE
 
 BATCH_SIZES = (1, 2, 3, 4, 5, 8, 15, 16, 17, 33)
@@ -133,16 +135,15 @@ def test_kernel_is_compiled_once_for_all_steps(name: str, launches: Launches, tm
     assert num_modes[0]["decode_step._advance_kernel"] == 1
 
 
-@torch.inference_mode()
-def test_split_sampling_is_compiled_once(launches: Launches) -> None:
-    """However many programs share a row: 8, 4 or 2 of the rows here, before a program has each for itself."""
-    for size in BATCH_SIZES:
-        state = torch.zeros(size, NUM_COLUMNS, dtype=torch.int64)
-        for mode in MODES:
-            sample_tokens(torch.empty(size, 40_000), state, torch.arange(size), mode, is_static=True)
+def test_split_sampling_is_compiled_once_for_all_numbers_of_parts(launches: Launches) -> None:
+    for rows, parts in itertools.product(BATCH_SIZES, (2, 4, 8, 16)):
+        real, whole = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+        parameters = (real, whole, real, real, whole, whole, whole)
+        for given, filtered in ((None, False), (parameters, False), (parameters, True)):
+            for launch in split_launches(torch.empty(rows, 1003), given, whole, filtered=filtered, parts=parts):
+                launches.note(launch)
     assert launches.compiled_again == {}
-    modes = {name: len(found) for name, found in launches.keys.items() if name.startswith("sampling_splits.")}
-    assert modes == {
+    assert {name: len(modes) for name, modes in launches.keys.items()} == {
         # Greedy and random rows begin alike.
         "sampling_splits._maxima_of_parts_kernel": 2,
         "sampling_splits._masses_of_tiles_kernel": 2,
