@@ -81,7 +81,7 @@ class JobCounts(BaseModel):
 class InlineJob(JobOptions):
     """An inline submission."""
 
-    prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)] | PromptLine], Field(min_length=1)]
 
 
 _INLINE = InlineJob.model_json_schema(ref_template="#/components/schemas/{model}")

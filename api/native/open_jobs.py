@@ -40,7 +40,7 @@ JSON, NDJSON = "application/json", "application/x-ndjson"
 class Lines(StrictModel):
     """Prompts to append, as in a submission."""
 
-    prompts: Annotated[list[str | PromptLine], Field(min_length=1)]
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)] | PromptLine], Field(min_length=1)]
 
 
 _LINES: dict[str, Any] = json_body(Lines)

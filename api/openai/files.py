@@ -33,7 +33,7 @@ from jobs.queries.tenants import Tenant
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 FORM_OVERHEAD = 1024 * 1024  # bytes of a form beside its file
-PURPOSES = ("batch", "user_data", "evals", "assistants", "fine-tune", "vision", "batch_output")
+PURPOSES = ("batch", "user_data", "evals", "assistants", "fine-tune", "vision")
 MAX_FILENAME_BYTES = 512
 MIN_SECONDS, MAX_SECONDS = 3600, 2_592_000
 GZIP_LEVEL = 1  # text shrinks by four fifths at a tenth of the time that level 9 takes
@@ -130,8 +130,8 @@ def _form_fields(form: Form) -> tuple[str, int | None]:
 
 def checked_purpose(purpose: str | None) -> str:
     """One of the known purposes. Raises `InvalidInput`."""
-    if purpose not in PURPOSES or purpose == "batch_output":
-        known = ", ".join(name for name in PURPOSES if name != "batch_output")
+    if purpose not in PURPOSES:
+        known = ", ".join(PURPOSES)
         raise InvalidInput(f"one of {known} is expected", param="purpose")
     return purpose
 

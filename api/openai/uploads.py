@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request
@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
 from api.deps import Caller, InjectedServices, Services
-from api.openai.documents import read_document
-from api.openai.files import FORM_OVERHEAD, MAX_SECONDS, MIN_SECONDS, checked_purpose, cut_filename
+from api.openai.documents import json_body, read_document
+from api.openai.files import FORM_OVERHEAD, MAX_SECONDS, MIN_SECONDS, PURPOSES, checked_purpose, cut_filename
 from api.openai.multipart import read_form
 from api.openai.objects import UploadObject, UploadPart
 from api.openai.repeats import RequestAttempt
@@ -47,7 +47,7 @@ class CreateUpload(_Body):
     bytes: Annotated[int, Field(ge=0)]
     filename: Annotated[str, Field(min_length=1, max_length=1024)]
     mime_type: Annotated[str, Field(max_length=255)]
-    purpose: str
+    purpose: Annotated[str, Field(json_schema_extra={"enum": list(PURPOSES)})]
     expires_after: ExpiresAfter | None = None
 
 
@@ -56,7 +56,22 @@ class CompleteUpload(_Body):
     md5: str | None = None
 
 
-@router.post("")
+def _upload_body() -> dict[str, Any]:
+    body = json_body(CreateUpload)
+    schema = body["requestBody"]["content"]["application/json"]["schema"]
+    schema["properties"]["expires_after"] = {"anyOf": [ExpiresAfter.model_json_schema(), {"type": "null"}]}
+    return body
+
+
+_PART_FORM = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "format": "binary"}},
+}
+PART_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _PART_FORM}}}}
+
+
+@router.post("", openapi_extra=_upload_body())
 async def create_upload(
     request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
 ) -> UploadObject:
@@ -95,7 +110,7 @@ async def create_upload(
         return UploadObject.of(upload, await _file_of(services, caller, upload))
 
 
-@router.post("/{upload_id}/parts")
+@router.post("/{upload_id}/parts", openapi_extra=PART_BODY)
 async def add_part(
     upload_id: str, request: Request, caller: Caller, services: InjectedServices, attempt: RequestAttempt
 ) -> UploadPart:
@@ -151,7 +166,7 @@ async def _drop(services: Services, part_id: UUID) -> None:
         await services.files.delete(part_name(part_id))
 
 
-@router.post("/{upload_id}/complete")
+@router.post("/{upload_id}/complete", openapi_extra=json_body(CompleteUpload))
 async def complete_upload(upload_id: str, request: Request, caller: Caller, services: InjectedServices) -> UploadObject:
     """Put the parts together, in the order of `part_ids`. A repeated call answers with what the first one made."""
     settings = services.settings

@@ -30,7 +30,11 @@ LOOK = 0.1  # seconds between two looks at a test's delivery
 COURIER_SECONDS = 5.0  # beyond an attempt's own limit, in which a courier begins it
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=patterns.PRINTABLE)]
-_Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+_Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2048),
+    Field(json_schema_extra={"pattern": patterns.HTTP_URL}),  # `Webhook` says what else a URL must be
+]
 _EventType = Literal[
     "batch.completed",
     "batch.failed",

@@ -140,11 +140,12 @@ def claim(
     chosen = [(candidates[job_id], places) for job_id, places in queue.places(limit, live_limit).items()]
     taken = _take(connection, worker_id, chosen, deaths=(0, solo_after_deaths), max_bytes=max_bytes)
     fresh = {candidate.job_id: candidate for candidate in queue.candidates if candidate.is_fresh}
-    first_of = {request.job_id for request in taken if request.job_id in fresh}
+    by_job = Counter(request.job_id for request in taken)
+    first_of = by_job.keys() & fresh.keys()
     if shown := [job_id for job_id in first_of if not fresh[job_id].is_live]:
         job_events.add_first_claims(connection, shown, worker_id)
     if taken:
-        waits.note_claim(connection, worker_id, model, Counter(request.job_id for request in taken))
+        waits.note_claim(connection, worker_id, model, by_job)
     is_cut = max_bytes is not None and sum(len(request.body) for request in taken) >= max_bytes
     return Claim(taken, is_cut=is_cut, first_of=first_of)
 
@@ -374,7 +375,7 @@ def _take(
             "max_bytes": max_bytes,
         },
         execution_options=BINARY_RESULTS,
-    )
+    ).all()
     claimed = []
     for turn, line, epoch, body in rows:
         job, _ = chosen[turn - 1]

@@ -58,3 +58,13 @@ def test_fields_of_a_live_request_are_those_that_are_taken(document: dict[str, A
     assert not is_known(endpoint, "nonsense")
     assert is_known(endpoint, "temperature")
     assert "temperature" in body["properties"]
+
+
+def test_only_commands_that_take_nothing_document_no_body(document: dict[str, Any]) -> None:
+    commands = {
+        path.rpartition("/")[2]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if method in ("post", "patch") and "requestBody" not in operation
+    }
+    assert commands == {"cancel", "drain", "finalize", "pause", "replay", "resume", "stop", "undrain"}
