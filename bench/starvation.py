@@ -44,8 +44,8 @@ from worker.generation.engine_roster import ServedModel
 from worker.generation.service import GenerationService
 
 MODEL = ModelLimits("tiny", 256, 16_000)
-PROMPT_TOKENS = 32
-CASES = {1: 12_000, 8: 8_000, 64: 2_500}  # tokens of each answer, and requests that are measured
+PROMPT_TOKENS = 4
+CASES = {1: 16_000, 8: 4_000, 64: 1_500}  # tokens of each answer, and requests that are measured
 BEHIND = 4_000  # requests beyond those that are measured
 PATIENCE = 600.0  # seconds for a case
 

@@ -230,7 +230,7 @@ class Scheduler:
 
         What would fit into the batch now, by the forecast, and a quarter more, so that slots which come free
         before the next call are filled at once; less what waits already. Where `ahead` is more than the quarter it
-        takes its place, up to a whole batch.
+        takes its place.
         """
         free_slots = max(0, self.max_batch_slots - len(self.running))
         if len(self.waiting) >= self._target(free_slots, ahead):
@@ -242,7 +242,7 @@ class Scheduler:
 
     def _target(self, joining: int, ahead: int) -> int:
         """How many sequences should be queued when so many could join the batch, and `ahead` more may follow them."""
-        return joining + max(ceil_div(len(self.running) + joining, 4), min(ahead, self.max_batch_slots))
+        return joining + max(ceil_div(len(self.running) + joining, 4), ahead)
 
     def check(self) -> None:
         """Audit queue, batch and blocks between steps; raises AssertionError."""

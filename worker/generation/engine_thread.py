@@ -238,6 +238,8 @@ class EngineThread:
             inbox, self._inbox = self._inbox, []
             self._capacity -= len(inbox)  # an estimate until the engine is asked again, after the step
             aborts, self._aborts = self._aborts, []
+        if inbox and not engine.has_unfinished:
+            self._turnover.begin()
         for prepared in inbox:
             request = prepared.request
             try:

@@ -149,8 +149,8 @@ class TestRoom:
         assert len(made.scheduler.running) == 8
         assert made.num_requests_wanted() == 0
 
-    @pytest.mark.parametrize(("ahead", "queued"), [(0, 2), (2, 2), (5, 5), (8, 8), (1000, 8)])
-    def test_full_engine_wants_a_quarter_or_what_ends_meanwhile_up_to_a_batch(self, ahead: int, queued: int) -> None:
+    @pytest.mark.parametrize(("ahead", "queued"), [(0, 2), (2, 2), (5, 5), (100, 100)])
+    def test_full_engine_wants_a_quarter_or_what_ends_meanwhile(self, ahead: int, queued: int) -> None:
         made = engine(num_blocks=1000, seqs=8)
         for number in range(8):
             made.add(f"r{number}", [1], GREEDY)

@@ -126,8 +126,8 @@ def test_engine_thread_wants_more_queued_where_requests_end_fast(monkeypatch: py
     assert thread.free_capacity() == 8 + 2
     thread.submit([claimed(line, [1, 2]) for line in range(1, 21)])
     assert idle.wait(60)
-    # Twenty ended meanwhile: all places, and as many again.
-    await_condition(lambda: thread.free_capacity() == 8 + 8, "the capacity after the last step")
+    # Twenty ended meanwhile: all places, and as many.
+    await_condition(lambda: thread.free_capacity() == 8 + 20, "the capacity after the last step")
     thread.close()
     assert num_outcomes == 20
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from worker.generation.turnover import AHEAD, WINDOW, Turnover
 
 
@@ -15,19 +17,25 @@ class Clock:
         return self.now
 
 
-def test_turnover_is_what_ends_in_a_second_of_the_window() -> None:
-    clock = Clock()
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.parametrize("seconds", [0.5 * WINDOW, WINDOW, 5 * WINDOW])
+def test_turnover_is_what_ends_in_a_second(clock: Clock, seconds: float) -> None:
     turnover = Turnover(clock)
     assert turnover.ahead == 0
-    for _ in range(100):
+    turnover.begin()
+    for _ in range(round(seconds / 0.1)):
+        clock.now += 0.1
         turnover.count(30)
-        clock.now += WINDOW / 101
-    assert turnover.ahead == int(100 * 30 * AHEAD / WINDOW)
+    assert turnover.ahead == pytest.approx(300 * AHEAD, rel=0.02)
 
 
-def test_turnover_forgets_what_ended_before_the_window() -> None:
-    clock = Clock()
+def test_turnover_forgets_what_ended_before_the_window(clock: Clock) -> None:
     turnover = Turnover(clock)
+    clock.now += WINDOW
     turnover.count(500)
     clock.now += WINDOW - 0.1
     assert turnover.ahead == int(500 * AHEAD / WINDOW)
@@ -35,10 +43,29 @@ def test_turnover_forgets_what_ended_before_the_window() -> None:
     assert turnover.ahead == 0
 
 
-def test_batch_that_ends_at_once_counts_by_its_share_of_the_window() -> None:
+def test_batch_that_ends_at_once_counts_by_its_share_of_the_window(clock: Clock) -> None:
     """A long job's requests, all of the same length, must not have a whole batch queued behind them for its time."""
-    clock = Clock()
     turnover = Turnover(clock)
+    turnover.begin()
     clock.now += 6 * WINDOW
     turnover.count(256)
     assert turnover.ahead <= 256 / 4
+
+
+def test_first_ends_after_a_rest_count_from_the_rest_on(clock: Clock) -> None:
+    turnover = Turnover(clock)
+    turnover.count(100)
+    clock.now += 2 * AHEAD
+    turnover.begin()
+    clock.now += 0.1
+    turnover.count(256)
+    assert turnover.ahead == 256
+
+
+def test_wait_for_a_claim_is_no_rest(clock: Clock) -> None:
+    turnover = Turnover(clock)
+    for _ in range(round(WINDOW / 0.1) - 1):
+        clock.now += 0.1
+        turnover.count(30)
+        turnover.begin()
+    assert turnover.ahead == pytest.approx(300 * AHEAD, rel=0.02)
