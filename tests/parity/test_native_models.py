@@ -62,10 +62,11 @@ def test_last_layer_computes_only_the_last_tokens_of_prompts(model: TinyModel, s
     assert isinstance(layers, torch.nn.ModuleList)
     rows: list[list[int]] = [[] for _ in layers]
     for index, layer in enumerate(layers):
-        layer.register_forward_hook(lambda _, __, output, index=index: rows[index].append(len(output)))
+        # Its input, with attention added, and what else it adds.
+        layer.register_forward_hook(lambda _, __, output, index=index: rows[index].extend(map(len, output)))
     tried.generate(it.prompts, greedy(1))
-    assert [sum(counts) for counts in rows[:-1]] == [sum(map(len, it.prompts))] * (len(layers) - 1)
-    assert sum(rows[-1]) == len(it.prompts)
+    assert [sum(counts) for counts in rows[:-1]] == [2 * sum(map(len, it.prompts))] * (len(layers) - 1)
+    assert sum(rows[-1]) == 2 * len(it.prompts)
 
 
 @every_model
