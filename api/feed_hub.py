@@ -134,7 +134,7 @@ class Feed:
         loop = asyncio.get_running_loop()
         began = self._tick
         sent = self._tick_of(last)
-        stream = _Stream(replace(interest, search=None), interest.search, session, is_gone)
+        stream = _Stream(self._shared_interest(replace(interest, search=None)), interest.search, session, is_gone)
         own = [] if interest.search is None else [("search", interest.search)]
         yield b"retry: 3000\n" + event("hello", {"version": version}) + b"\n"
         if last is not None and sent < 0:
@@ -163,6 +163,10 @@ class Feed:
         """End every stream: the server stops."""
         self._is_closed = True
         self._wake()
+
+    def _shared_interest(self, shown: Interest) -> Interest:
+        """The object of another stream that shows the same: two that are one compare without a look at their jobs."""
+        return next((stream.shown for stream in self._streams if stream.shown == shown), shown)
 
     def _tick_of(self, event_id: str | None) -> int:
         """The tick that an id names; -1 where it is none of this process's."""

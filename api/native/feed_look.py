@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -10,13 +11,14 @@ import orjson
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from api.feed_items import Found, Key, Wanted, event
+from api.feed_items import Found, Key, Scope, Wanted, event
 from api.native import views
 from api.native.overview import OverviewObject, QueueObject
 from api.native.workers import WorkerObject
 from jobs.ids import JOB_PREFIX, public_id
 from jobs.queries import explaining, fleet, overview, progress, reading, searching, tenant_queues, tenants
 from jobs.queries.explaining import ModelQueue
+from jobs.queries.progress import Pace
 from jobs.queries.reading import Job
 
 NEW_COUNTED = 100
@@ -25,13 +27,18 @@ NEW_COUNTED = 100
 def look(connection: Connection, wanted: Wanted, *, limit: int, solo_after_deaths: int) -> dict[Key, Found]:
     """All of it, in one transaction. `limit` is a claim's, as `explaining` needs it."""
     found: dict[Key, Found] = {}
-    queues: dict[str, ModelQueue] = {}
-    found.update(_jobs(connection, wanted, queues, limit=limit, solo_after_deaths=solo_after_deaths))
-    for scope in wanted.overviews:
-        seen = overview.read_overview(
-            connection, scope, limit=limit, solo_after_deaths=solo_after_deaths, queues=queues
-        )
+    figures = {scope: overview.read_figures(connection, scope) for scope in wanted.overviews}
+    asked = {*wanted.jobs, *wanted.opened}
+    known = _known(
+        connection,
+        {job_id for _, job_id in asked}.union(*map(overview.candidates, figures.values())),
+        limit=limit,
+        solo_after_deaths=solo_after_deaths,
+    )
+    for scope, counted in figures.items():
+        seen = overview.overview_of(counted, known.jobs, known.queues, known.paces)
         found["overview", scope] = _overview(OverviewObject.of(seen))
+    found.update(_jobs(connection, wanted, asked, known))
     for scope in wanted.queues:
         queue = QueueObject.of(tenant_queues.read_queues(connection, scope))
         found["queue", scope] = _alone("queue", queue.model_dump(mode="json"))
@@ -49,36 +56,47 @@ def look(connection: Connection, wanted: Wanted, *, limit: int, solo_after_death
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Jobs, and of the open ones the queues of their models and their paces."""
+
+    jobs: Mapping[UUID, Job]
+    queues: Mapping[str, ModelQueue]
+    paces: Mapping[UUID, Pace]
+
+
+def _known(connection: Connection, job_ids: Collection[UUID], *, limit: int, solo_after_deaths: int) -> _Known:
+    jobs = reading.find_jobs(connection, job_ids) if job_ids else []
+    opened = [job for job in jobs if not job.is_terminal]
+    queues = explaining.read_model_queues(
+        connection, {job.model for job in opened}, limit=limit, solo_after_deaths=solo_after_deaths
+    )
+    now = max((queue.now for queue in queues.values()), default=None)
+    paces = {} if now is None else progress.read_paces(connection, opened, now)
+    return _Known({job.id: job for job in jobs}, queues, paces)
+
+
 def _alone(name: str, data: Any) -> Found:
     message = event(name, data)
     return Found(message, message)
 
 
 def _jobs(
-    connection: Connection, wanted: Wanted, queues: dict[str, ModelQueue], *, limit: int, solo_after_deaths: int
+    connection: Connection, wanted: Wanted, asked: Collection[tuple[Scope, UUID]], known: _Known
 ) -> Iterator[tuple[Key, Found]]:
-    """Messages of jobs. The queues that are read for them are put into `queues`."""
-    asked = {*wanted.jobs, *wanted.opened}
-    if not asked:
-        return
-    jobs = reading.find_jobs(connection, {job_id for _, job_id in asked})
-    opened = [job for job in jobs if not job.is_terminal]
-    queues |= explaining.read_model_queues(
-        connection, {job.model for job in opened}, limit=limit, solo_after_deaths=solo_after_deaths
-    )
-    now = max((queue.now for queue in queues.values()), default=None)
-    paces = {} if now is None else progress.read_paces(connection, opened, now)
-    rows = views.job_rows(jobs, tenants.names(connection, [job.tenant_id for job in jobs]), queues, paces)
-    by_id = {job.id: (job, _row(row)) for job, row in zip(jobs, rows, strict=True)}
+    shown = [known.jobs[job_id] for job_id in {job_id for _, job_id in asked} if job_id in known.jobs]
+    names = tenants.names(connection, [job.tenant_id for job in shown]) if shown else {}
+    rows = dict(zip((job.id for job in shown), views.job_rows(shown, names, known.queues, known.paces), strict=True))
+    messages = {job_id: _row(row) for job_id, row in rows.items()}
     parts: dict[UUID, dict[str, Found]] = {}
     for scope, job_id in asked:
-        if job_id not in by_id:
+        if job_id not in messages:
             yield ("job", scope, job_id), _alone("gone", {"id": public_id(JOB_PREFIX, job_id)})
             continue
-        job, row = by_id[job_id]
+        job = known.jobs[job_id]
         if scope is not None and job.tenant_id != scope:
             continue
-        yield ("job", scope, job_id), row
+        yield ("job", scope, job_id), messages[job_id]
         if (scope, job_id) in wanted.opened:
             if job_id not in parts:
                 parts[job_id] = _parts(connection, job)

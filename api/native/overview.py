@@ -68,12 +68,11 @@ class OverviewObject(BaseModel):
 
     @classmethod
     def of(cls, found: Overview) -> OverviewObject:
-        done, worst, machine = found.next_done, found.worst_wait, found.machine
+        done, worst, figures = found.next_done, found.worst_wait, found.figures
+        jobs, machine, failed = figures.jobs, figures.machine, figures.failed_today
         return cls(
-            jobs=OpenJobs(
-                open=found.jobs.open, moving=found.jobs.moving, waiting=found.jobs.waiting, paused=found.jobs.paused
-            ),
-            lines_per_s=round(found.lines_per_s, 3),
+            jobs=OpenJobs(open=jobs.open, moving=jobs.moving, waiting=jobs.waiting, paused=jobs.paused),
+            lines_per_s=round(figures.lines_per_s, 3),
             next_done=None
             if done is None
             else NextDone(job=public_id(JOB_PREFIX, done.job.id), name=done.job.name, at=int(done.at.timestamp())),
@@ -90,11 +89,7 @@ class OverviewObject(BaseModel):
             tokens_per_s=round(machine.tokens_per_s, 2),
             workers=LiveWorkers(live=machine.live, seats=machine.seats, running=machine.running),
             idle_with_work=machine.is_idle_with_work,
-            failed_today=FailedToday(
-                lines=found.failed_today.lines,
-                kinds=found.failed_today.kinds,
-                share=round(found.failed_today.share, 6),
-            ),
+            failed_today=FailedToday(lines=failed.lines, kinds=failed.kinds, share=round(failed.share, 6)),
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -90,44 +91,47 @@ def read_pace(connection: Connection, job: Job, now: datetime) -> Pace:
 
 
 def read_paces(connection: Connection, jobs: Collection[Job], now: datetime) -> dict[UUID, Pace]:
-    """The same for several jobs, by two queries."""
-    # By the key the newest minutes of each: this one, the job's first, and those that count.
+    """The same for several jobs, by one query."""
+    if not jobs:
+        return {}
+    # By their keys the first claim of each, and its newest minutes: this one, the job's first, and those that count. As
+    # numbers, because the feed reads those of each job on a screen each second.
     rows = connection.execute(
         text("""
-            SELECT m.job_id, m.minute, m.lines
-            FROM unnest(CAST(:job_ids AS uuid[])) AS j (id) CROSS JOIN LATERAL (
-                SELECT job_id, minute, lines FROM job_minutes WHERE job_id = j.id ORDER BY minute DESC LIMIT :limit
+            SELECT j.id, e.at AS started_at, m.minutes, m.lines
+            FROM unnest(CAST(:job_ids AS uuid[])) AS j (id)
+            LEFT JOIN job_events e ON e.job_id = j.id AND e.number = :first
+            CROSS JOIN LATERAL (
+                SELECT array_agg((extract(epoch FROM n.minute) / 60)::int) AS minutes, array_agg(n.lines) AS lines
+                FROM (
+                    SELECT minute, lines FROM job_minutes WHERE job_id = j.id ORDER BY minute DESC LIMIT :limit
+                ) n
             ) m
         """),
-        {"job_ids": [job.id for job in jobs], "limit": max(MINUTES, SPARK_MINUTES) + 2},
+        {"job_ids": [job.id for job in jobs], "first": FIRST_CLAIM, "limit": max(MINUTES, SPARK_MINUTES) + 2},
     )
-    minutes: dict[UUID, list[tuple[datetime, int]]] = {job.id: [] for job in jobs}
-    for row in rows:
-        minutes[row.job_id].append((row.minute, row.lines))
-    # First claims, by the key.
-    claims = connection.execute(
-        text("SELECT job_id, at FROM job_events WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND number = :first"),
-        {"job_ids": list(minutes), "first": FIRST_CLAIM},
-    )
-    started = {row.job_id: row.at for row in claims}
-    return {job.id: _pace(job, now, started.get(job.id, job.in_progress_at), minutes[job.id]) for job in jobs}
+    found = {row.id: (row.started_at, dict(zip(row.minutes or (), row.lines or (), strict=True))) for row in rows}
+    return {job.id: _pace(job, now, found[job.id][0] or job.in_progress_at, found[job.id][1]) for job in jobs}
 
 
-def _pace(job: Job, now: datetime, started_at: datetime, minutes: Sequence[tuple[datetime, int]]) -> Pace:
-    """`minutes` are the newest with work, newest first."""
-    this_minute = now.replace(second=0, microsecond=0)
-    since = max(this_minute - timedelta(minutes=1), started_at)
-    lines = sum(lines for minute, lines in minutes if minute >= since.replace(second=0, microsecond=0))
-    rate = lines / max(1.0, (now - since).total_seconds())
+def _pace(job: Job, now: datetime, started_at: datetime, lines: Mapping[int, int]) -> Pace:
+    """`lines` are those of the newest minutes with work, newest first; minutes are counted since 1970."""
+    this_minute, first_minute = _minute(now), _minute(started_at)
+    since = max(now.replace(second=0, microsecond=0) - timedelta(minutes=1), started_at)
+    settled = sum(lines.get(minute, 0) for minute in range(_minute(since), this_minute + 1))
+    rate = settled / max(1.0, (now - since).total_seconds())
     found = None
     if job.state == JobState.IN_PROGRESS and job.paused_at is None:
-        counted = minutes[: MINUTES + 2]
+        counted = [
+            (datetime.fromtimestamp(60 * minute, UTC), lines[minute]) for minute in itertools.islice(lines, MINUTES + 2)
+        ]
         found = estimate(now=now, started_at=started_at, settled=job.last_seq, left=job.open, minutes=counted)
-    life = int((this_minute - started_at.replace(second=0, microsecond=0)).total_seconds() // 60)
-    by_minute = dict(minutes)
-    shown = range(min(SPARK_MINUTES, life), 0, -1)
-    spark = [round(by_minute.get(this_minute - timedelta(minutes=ago), 0) / 60, 3) for ago in shown]
-    return Pace(rate, found, spark)
+    shown = range(min(SPARK_MINUTES, this_minute - first_minute), 0, -1)
+    return Pace(rate, found, [round(lines.get(this_minute - ago, 0) / 60, 3) for ago in shown])
+
+
+def _minute(moment: datetime) -> int:
+    return int(moment.timestamp()) // 60
 
 
 def read_points(connection: Connection, job_id: UUID) -> list[Point]:

@@ -10,8 +10,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from api import feed_hub
+from api.feed_items import Wanted
+from api.native import feed_look
 from jobs.ids import public_id
 from jobs.roles import Role
 from jobs.settings import Settings
@@ -215,3 +218,24 @@ def test_stop_of_the_service_ends_its_streams(api_settings: Settings) -> None:
         stopping.server.should_exit = True
         stream.await_event("bye")
         assert stream.next()[0] == "end"
+
+
+def test_look_takes_as_few_statements_for_many_jobs_as_for_one(api_rows: Rows) -> None:
+    worker_id, tenant_id = api_rows.worker(), api_rows.tenant().id
+    job_ids = [api_rows.job(2) for _ in range(12)]
+    api_rows.settle(api_rows.claim(worker_id, limit=18).requests)
+
+    def statements(shown: list[UUID]) -> list[str]:
+        wanted = Wanted(jobs=[(tenant_id, job_id) for job_id in shown], overviews=[tenant_id])
+        taken: list[str] = []
+        with api_rows.database.begin() as connection:
+            event.listen(
+                connection, "before_cursor_execute", lambda c, cursor, statement, *rest: taken.append(statement)
+            )
+            found = feed_look.look(connection, wanted, limit=64, solo_after_deaths=2)
+        assert len(found) == 1 + len(shown)
+        return taken
+
+    one = statements(job_ids[:1])
+    assert statements(job_ids) == one
+    assert len(one) <= 10
