@@ -126,6 +126,8 @@ def test_end_releases_requests_without_counting_a_death(rows: Rows) -> None:
         assert workers.end(connection, worker_id) == 0
     assert rows.states(job_id) == ["pending", "pending", "pending", "running", "pending"]
     assert {row.deaths for row in rows.query("SELECT deaths FROM requests")} == {0}
+    events = rows.query("SELECT line, kind, worker_id FROM line_events ORDER BY line")
+    assert [tuple(event) for event in events] == [(line, "given_back", worker_id) for line in (1, 2, 3)]
     rows.check()
 
 
