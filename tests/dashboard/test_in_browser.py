@@ -286,13 +286,14 @@ def test_webhook_endpoint_is_made_tested_changed_and_removed(open_page: Open, ap
 
 
 def test_failed_webhook_shows_its_attempts_and_is_replayed(open_page: Open, api: httpx.Client) -> None:
-    with receiver((500, {}), (204, {})) as hook:
+    retry_later = {"retry-after": "3600"}  # by itself it would soon be delivered
+    with receiver((503, retry_later), (204, {})) as hook:
         job_id = sent(api, ["1 + 1 ="], webhook={"url": hook.url})
         with open_page(f"/jobs/{job_id}") as page:
             panel = page.get_by_role("region", name="Webhooks")
-            panel.get_by_text("pending · job.completed · 500 · 1 attempt").wait_for()
+            panel.get_by_text("pending · job.completed · 503 · 1 attempt").wait_for()
             panel.get_by_text("attempts", exact=True).click()
-            panel.get_by_text("the receiver answered 500").wait_for()
+            panel.get_by_text("the receiver answered 503").wait_for()
             panel.get_by_role("button", name="Replay").click()
             panel.get_by_text("delivered · job.completed · 204 · 2 attempts").wait_for()
 
