@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.dashboard.assets import load_assets, trimmed
+from api.dashboard.assets import load_assets, trimmed, without_spaces
 from api.dashboard.routes import PAGES
 from jobs.settings import Settings
 from tests.support.api_server import anonymous, error_of, served
@@ -122,6 +122,14 @@ def test_comments_and_indentation_are_not_sent_and_lines_stay() -> None:
         text = path.read_text()
         assert trimmed(text).count("\n") == text.count("\n")
         assert all(line.count("`") % 2 == 0 for line in text.split("\n")), f"{path.name}: a literal spans lines"
+
+
+def test_spaces_of_css_are_not_sent_where_they_mean_nothing() -> None:
+    source = 'a > b :hover { margin: 0 1px; content: attr(x) " "; }\n@media (width > 9px) { i { top: 0 } }'
+    assert without_spaces(source) == 'a > b :hover{margin:0 1px;content:attr(x) " ";}\n@media (width > 9px){i{top:0}}'
+    for path in STATIC.rglob("*.css"):
+        texts = re.findall('"[^"]*"', path.read_text())
+        assert [text for text in texts if without_spaces(text) != text] == []
 
 
 def test_no_file_names_another_origin() -> None:
