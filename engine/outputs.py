@@ -87,8 +87,8 @@ class RequestOutput:
     error_code: ErrorCode | None = None
     """Which kind of error, where it came up after `add`."""
 
-    timing: RequestTiming | None = None
-    """None where it failed before it was queued."""
+    timing: RequestTiming | None = field(default=None, compare=False)
+    """None where it failed before it was queued. Outputs that differ in this alone are equal."""
 
     @classmethod
     def failed(cls, request_id: str, prompt_token_ids: Sequence[int], error: str) -> RequestOutput:
