@@ -6,6 +6,7 @@ without it take turns; a ratio is that of two turns of one round.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -67,4 +68,5 @@ def _spread(found: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     save("determinism", measure())

@@ -8,6 +8,7 @@ the round before the first that counts on.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import shutil
@@ -143,7 +144,9 @@ def _spread(found: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if arguments := sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("start", nargs="*", help=argparse.SUPPRESS)  # a checkpoint and a precision: one start
+    if arguments := parser.parse_args().start:
         _start(Path(arguments[0]), arguments[1])
     else:
         save("startup", measure())

@@ -7,6 +7,7 @@ chooses knows nothing at first. Decodes: tokens a second of one engine, by how m
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import tempfile
@@ -144,4 +145,5 @@ def _spread(found: Sequence[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     save("step_sizes", measure())

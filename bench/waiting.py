@@ -6,6 +6,7 @@ step should take as long in each case. One thread, since it is the host's part t
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -76,4 +77,5 @@ def _steps(engine: Engine) -> list[float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     save("waiting", measure())
