@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.models import model_directory
 from bench.report import save
+from bench.usage import peak_memory
 from cli.packaged_models import fetch
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def _start(path: Path, precision: str) -> None:
     found = {
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "weights": weight_bytes(engine.runner.model),
-        "peak": usage.ru_maxrss * 1024,  # KiB on Linux
+        "peak": peak_memory([os.getpid()]),  # `ru_maxrss` is at least that of the process that started this one
     }
     print(json.dumps(found), flush=True)
     finish_writes()
